@@ -1,0 +1,101 @@
+"""The `adclick` command. Subcommands are named as strings and loaded when called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from infra.console import GLOBAL_OPTIONS
+from infra.errors import AdclickError
+
+# name → (module:object, one line of help). The order is the one of the help page.
+COMMANDS = {
+    "up": ("infra.commands:up", "Start Kafka, Redis, ClickHouse and the workers."),
+    "down": ("infra.commands:down", "Stop what `up --detach` started."),
+    "status": ("infra.commands:status", "Processes, lag, watermark, overload level."),
+    "config": ("infra.commands:config", "The effective settings and where each came from."),
+    "demo": ("query.demo:demo", "Show on a private stack that every answer is exact."),
+    "generate": ("ingest.synthetic.command:generate", "Write synthetic events, and the truth about them."),
+    "replay": ("ingest.replay:replay", "Send events from files to Kafka."),
+    "query": ("query.command:query", "Ask the router; without --campaign, run it."),
+    "reconcile": ("batch.command:reconcile", "Recompute days exactly from the archive."),
+    "dead-letters": ("ingest.dead_letters:dead_letters", "Look at rejected events, and send them again."),
+    "ingest": ("ingest.worker:ingest", "Run one ingest worker."),
+    "archive": ("ingest.archive:archive", "Run one archive worker."),
+    "stream": ("stream.worker:stream", "Run one stream worker."),
+}
+
+
+class LazyGroup(click.Group):
+    """Knows its commands by name; imports one only when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name][0].split(":")
+        found: click.Command = getattr(importlib.import_module(module), name)
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            if near:
+                error.message += f" Did you mean {near[0]}?"
+            raise
+
+
+@click.group(cls=LazyGroup, params=list(GLOBAL_OPTIONS), context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="adclick")
+def cli(**_options: Any) -> None:
+    """Billing-grade ad-click aggregation: exact minute, hour and day numbers, seconds after the click.
+
+    \b
+    Examples:
+      adclick up --detach
+      adclick generate --events 100000 --out events.ndjson --truth truth.ndjson
+      adclick replay events.ndjson --shift-to-now
+      adclick query --campaign 7 --start -24h --end now --granularity hour
+      adclick down
+    """
+
+
+def main() -> None:
+    """Entry point: errors become one line and an exit code."""
+    verbose = any(a in ("-v", "--verbose") for a in sys.argv[1:])
+    try:
+        code = cli.main(standalone_mode=False, prog_name="adclick")
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except AdclickError as error:
+        if verbose:
+            raise
+        click.echo(f"adclick: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""The one place that reads the wall clock; pure code takes `now_ms` as an argument."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+
+MINUTE_MS = 60_000
+HOUR_MS = 3_600_000
+DAY_MS = 86_400_000
+
+
+def now_ms() -> int:
+    """Epoch milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def iso(ms: int) -> str:
+    """RFC 3339 in UTC, with milliseconds only where there are some."""
+    moment = dt.datetime.fromtimestamp(ms // 1000, dt.UTC)
+    if ms % 1000:
+        return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{ms % 1000:03d}Z"
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+

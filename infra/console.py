@@ -1,0 +1,119 @@
+"""What every command shares: the global options, settings, output, progress and the shape of errors.
+
+Data goes to standard output, everything else to standard error; no colour or bars when not on a terminal.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from infra.settings import Resolved, Settings
+
+GLOBAL_OPTIONS = [
+    click.Option(["--dir", "directory"], metavar="DIR", help="Folder of an embedded stack.  [default: .adclick]"),
+    click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."),
+    click.Option(["-v", "--verbose"], is_flag=True, help="Tell more; show tracebacks."),
+    click.Option(["-q", "--quiet"], is_flag=True, help="Tell less."),
+]
+
+
+class App:
+    """The state of one invocation, given to every command as its first argument."""
+
+    def __init__(self, directory: str | None, as_json: bool, verbose: bool, quiet: bool) -> None:
+        self.directory, self.json, self.verbose, self.quiet = directory, as_json, verbose, quiet
+
+    @functools.cached_property
+    def resolved(self) -> Resolved:
+        """Settings with their origins."""
+        from infra.settings import resolve
+
+        return resolve(self.directory)
+
+    @property
+    def settings(self) -> Settings:
+        """The effective settings."""
+        return self.resolved.settings
+
+    @property
+    def folder(self) -> Path:
+        """The embedded stack's folder, there or not."""
+        return self.resolved.directory
+
+    def say(self, text: str) -> None:
+        """A line for the person, on standard error."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def data(self, value: Any) -> None:
+        """A value as JSON, on standard output."""
+        click.echo(json.dumps(value, indent=2, default=str))
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Rows as a table on standard output: with rules on a terminal, plain columns elsewhere."""
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
+        terminal = sys.stdout.isatty()
+        table = Table(box=box.SIMPLE if terminal else None, header_style="bold" if terminal else "", pad_edge=False)
+        for name in columns:
+            table.add_column(name, no_wrap=True)
+        for row in rows:
+            table.add_row(*("" if v is None else str(v) for v in row))
+        Console(width=None if terminal else 240, no_color=not terminal, highlight=False).print(table)
+
+    def progress(self, label: str, total: int) -> Any:
+        """A rich progress bar (a context manager) with rate and remaining time; silent when not on a terminal."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import ProgressColumn, Task
+        from rich.text import Text
+
+        class Rate(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                return Text(f"{task.speed or 0:,.0f}/s")
+
+        console = Console(stderr=True)
+        bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(),
+            console=console, disable=self.quiet or not sys.stderr.isatty(),
+        )  # fmt: skip
+        bar.add_task(label, total=total)
+        return bar
+
+
+class Command(click.Command):
+    """A command that also takes the global options, before or after its name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        taken = {name for p in self.params for name in p.opts}
+        self.params += [o for o in GLOBAL_OPTIONS if not taken.intersection(o.opts)]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Merge the options given before the name with those after it."""
+        before = ctx.find_root().params
+        merged = {o.name: ctx.params.pop(o.name, None) or before.get(o.name) for o in GLOBAL_OPTIONS if o.name}
+        ctx.params["app"] = App(merged["directory"], bool(merged["as_json"]), bool(merged["verbose"]), bool(merged["quiet"]))
+        return super().invoke(ctx)
+
+
+def command(name: str, example: str, **kwargs: Any) -> Callable[[Callable[..., Any]], Command]:
+    """Declare a command whose help ends with an example."""
+
+    def wrap(function: Callable[..., Any]) -> Command:
+        epilog = "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.splitlines())
+        made = click.command(name, cls=Command, epilog=epilog, **kwargs)(function)
+        assert isinstance(made, Command)
+        return made
+
+    return wrap

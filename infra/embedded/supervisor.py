@@ -1,0 +1,255 @@
+"""One process that starts the stack, restarts what dies, and stops it all in order.
+
+Children die with the supervisor, however it ends (PR_SET_PDEATHSIG); a lock on the folder keeps a second
+supervisor out. Everything else about a running stack is read from files, see `state`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from infra import logs, topics
+from infra.clickhouse.client import ClickHouse, migrate
+from infra.embedded import servers
+from infra.embedded.servers import Command
+from infra.embedded.state import Folder
+from infra.errors import AdclickError, UserError
+from infra.settings import Settings
+
+BACKOFF_FIRST_S = 0.5
+BACKOFF_CAP_S = 15.0
+STEADY_S = 30.0
+READY_TIMEOUT_S = 90.0
+# Workers hand over at once; backends may have to write. Together below 15 s.
+WORKER_GRACE_S = 5.0
+BACKEND_GRACE_S = 8.0
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@dataclass
+class Child:
+    """A process that ought to run."""
+
+    command: Command
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    restart_at: float = 0.0
+    failures: int = 0
+
+
+class Supervisor:
+    """Runs one stack in one folder, in the foreground."""
+
+    def __init__(self, folder: Folder, *, ingest_workers: int, stream_workers: int, overrides: dict[str, str]) -> None:
+        self._folder = folder
+        self._counts = {"ingest": ingest_workers, "archive": 1, "stream": stream_workers, "query": 1}
+        self._overrides = overrides
+        self._children: dict[str, Child] = {}
+        self._stopping = False
+        self._log = logs.get("supervisor")
+        self._lock: Any = None
+
+    def run(self, on_ready: Callable[[dict[str, str]], None]) -> None:
+        """Start everything, call `on_ready` with the endpoints, then watch until a signal. Raises UserError."""
+        self._take_folder()
+        previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            endpoints = self._start()
+            if endpoints is not None:
+                self._folder.write_endpoints(endpoints)
+                self._folder.mark_ready()
+                on_ready(endpoints)
+                self._watch()
+        finally:
+            self._stop()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def _take_folder(self) -> None:
+        try:
+            self._folder.make()
+            self._lock = open(self._folder.run / "lock", "w")  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"{self._folder.path} cannot be written: {error.strerror}", hint="choose another --dir") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"a stack is already running in {self._folder.path}", hint="adclick down stops it") from None
+        os.set_inheritable(self._lock.fileno(), False)
+        self._folder.forget_pids()
+        self._folder.write_pid("supervisor", os.getpid())
+
+    # -- start ----------------------------------------------------------------------------------------------
+
+    def _start(self) -> dict[str, str] | None:
+        state = self._folder.state()
+        taken: set[int] = set()
+        wanted = {"kafka": 9092, "controller": 9093, "redis": 6379, "clickhouse": 8123, "http": 8080}
+        ports = {n: servers.free_port(state.get("ports", {}).get(n, p), taken) for n, p in wanted.items()}
+        for name, size in (("api_key", 24), ("user_secret", 24), ("clickhouse_password", 18)):
+            state.setdefault(name, secrets.token_urlsafe(size))
+        state["ports"] = ports
+        state.setdefault("first_up_ms", time.time_ns() // 1_000_000)
+        self._folder.write_state(state)
+        path, home = self._folder.path, servers.LOOPBACK
+        endpoints = {
+            "kafka": f"{home}:{ports['kafka']}",
+            "redis": f"redis://{home}:{ports['redis']}/0",
+            "clickhouse": f"http://adclick:{state['clickhouse_password']}@{home}:{ports['clickhouse']}",
+            "http": f"http://{home}:{ports['http']}",
+            "api_key": state["api_key"],
+            "archive": str((path / "archive").resolve()),
+        }
+        self._launch(servers.redis(path / "redis", ports["redis"]))
+        self._launch(servers.clickhouse(path / "clickhouse", self._folder.logs, ports["clickhouse"], state["clickhouse_password"]))
+        self._launch(servers.kafka(path / "kafka", ports["kafka"], ports["controller"]))
+        ping = f"http://{home}:{ports['clickhouse']}/ping"
+        if not (
+            self._wait("redis", lambda: servers.redis_ready(endpoints["redis"]))
+            and self._wait("clickhouse", lambda: servers.http_ready(ping))
+            and self._wait("kafka", lambda: servers.kafka_ready(endpoints["kafka"]))
+        ):
+            return None
+        env = {f"ADCLICK_{k.upper()}": v for k, v in (self._overrides | endpoints).items()}
+        env |= {"ADCLICK_USER_SECRET": state["user_secret"], "ADCLICK_DIR": str(path.resolve())}
+        settings = Settings(**(self._overrides | endpoints))
+        topics.ensure(settings)
+        migrate(ClickHouse(settings.clickhouse, settings.database))
+        for kind, count in self._counts.items():
+            for number in range(count):
+                argv = [sys.executable, "-m", "infra", kind]
+                name = f"{kind}-{number}"
+                self._launch(Command(name, argv, Path.cwd(), env | {"ADCLICK_WORKER": name}))
+        probe = "readyz" if self._counts["stream"] and self._counts["ingest"] else "healthz"
+        if not self._wait("query-0", lambda: servers.http_ready(f"{endpoints['http']}/{probe}")):
+            return None
+        return endpoints
+
+    def _launch(self, command: Command) -> None:
+        child = self._children.setdefault(command.name, Child(command))
+        log_file = self._folder.open_log(command.name)
+        with log_file:
+            child.process = subprocess.Popen(
+                command.argv,
+                cwd=command.cwd,
+                env=os.environ | command.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=log_file,
+                # A signal from the terminal reaches the supervisor alone, which stops the others in order.
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        child.started_at = time.monotonic()
+        self._folder.write_pid(command.name, child.process.pid)
+
+    def _wait(self, name: str, ready: Callable[[], bool]) -> bool:
+        """True once ready, False when asked to stop. Raises AdclickError with the end of the log otherwise."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while not self._stopping:
+            if ready():
+                return True
+            child = self._children[name]
+            ended = child.process is not None and child.process.poll() is not None
+            if name in ("kafka", "redis", "clickhouse") and ended:
+                raise AdclickError(f"{name} did not start: {self._folder.log_tail(name)}", hint=f"see {self._folder.log(name)}")
+            if time.monotonic() > deadline:
+                raise AdclickError(f"{name} was not ready after {READY_TIMEOUT_S:.0f} s", hint=f"see {self._folder.log(name)}")
+            self._revive()
+            time.sleep(0.05)
+        return False
+
+    # -- watch ----------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while not self._stopping:
+            self._revive()
+            time.sleep(0.1)
+
+    def _revive(self) -> None:
+        """Restart what died, each after a pause that doubles, with full jitter, up to a cap."""
+        now = time.monotonic()
+        for name, child in self._children.items():
+            if child.process is None:
+                if now >= child.restart_at:
+                    self._launch(child.command)
+                continue
+            code = child.process.poll()
+            if code is None:
+                continue
+            if now - child.started_at > STEADY_S:
+                child.failures = 0
+            ceiling = min(BACKOFF_CAP_S, BACKOFF_FIRST_S * 2**child.failures)
+            pause = ceiling * (0.5 + random.random() / 2) if child.failures else random.random() * BACKOFF_FIRST_S
+            child.failures += 1
+            child.process, child.restart_at = None, now + pause
+            self._folder.remove_pid(name)
+            self._log.warning("process ended", name=name, code=code, restart_in_s=round(pause, 2))
+
+    # -- stop -----------------------------------------------------------------------------------------------
+
+    def _stop(self) -> None:
+        """Workers first, so that they can hand over; then the backends."""
+        backends = [c for n, c in self._children.items() if n in ("kafka", "redis", "clickhouse")]
+        workers = [c for n, c in self._children.items() if n not in ("kafka", "redis", "clickhouse")]
+        for group, grace in ((workers, WORKER_GRACE_S), (backends, BACKEND_GRACE_S)):
+            running = [c for c in group if c.process is not None and c.process.poll() is None]
+            for child in running:
+                assert child.process is not None
+                child.process.terminate()
+            deadline = time.monotonic() + grace
+            for child in running:
+                assert child.process is not None
+                try:
+                    child.process.wait(max(0.05, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    self._log.warning("killed: it did not stop in time", name=child.command.name)
+                    child.process.kill()
+                    child.process.wait()
+        self._folder.forget_pids()
+
+
+def detach(folder: Folder, argv: list[str]) -> dict[str, str]:
+    """Start a supervisor in the background and wait until it is ready; returns the endpoints."""
+    folder.make()
+    if folder.supervisor_pid() is not None:
+        raise UserError(f"a stack is already running in {folder.path}", hint="adclick down stops it")
+    folder.unmark_ready()
+    with folder.open_log("supervisor") as log_file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "infra", *argv],
+            stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True,
+        )  # fmt: skip
+    try:
+        while not folder.ready():
+            if process.poll() is not None:
+                raise AdclickError(folder.log_tail("supervisor") or "the supervisor ended", hint=f"see {folder.log('supervisor')}")
+            time.sleep(0.05)
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
+    endpoints: dict[str, str] = json.loads((folder.path / "endpoints.json").read_text())
+    return endpoints

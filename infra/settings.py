@@ -1,0 +1,157 @@
+"""Settings, resolved once into a frozen object that says where each value came from.
+
+Order, strongest first: the folder named by `--dir`, `ADCLICK_…` in the environment, the TOML file that
+`ADCLICK_CONFIG` names, the embedded stack in `.adclick`, the defaults below.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from infra.errors import UserError
+
+DEFAULT_DIR = ".adclick"
+ENDPOINTS_FILE = "endpoints.json"
+_PASSWORD_IN_URL = re.compile(r"(://[^:/@]*:)[^@]*@")
+
+
+class Settings(BaseSettings):
+    """What a process may be told. Durations carry their unit in the name."""
+
+    model_config = SettingsConfigDict(env_prefix="ADCLICK_", frozen=True, extra="ignore")
+
+    kafka: str = Field("127.0.0.1:9092", description="Kafka's bootstrap address")
+    redis: str = Field("redis://127.0.0.1:6379/0", description="Redis URL")
+    clickhouse: str = Field("http://127.0.0.1:8123", description="ClickHouse HTTP URL, with user and password")
+    archive: str = Field("archive", description="folder of the Parquet archive")
+    http: str = Field("http://127.0.0.1:8080", description="address the query router listens on")
+    api_key: SecretStr = Field(SecretStr(""), description="the key that /v1 asks for")
+    user_secret: SecretStr = Field(SecretStr("adclick"), description="secret that user ids are hashed with")
+    namespace: str = Field("", description="prefix of topics, Redis keys and the database", pattern=r"^[a-z0-9_]*$")
+    currency: str = Field("USD", pattern=r"^[A-Z]{3}$", description="currency of every amount")
+    reconcile_at: str = Field("03:00", description="UTC time of the nightly reconciliation, or off")
+    shed: Literal["on", "off"] = Field("off", description="drop impressions when hopelessly behind")
+
+    event_partitions: int = Field(4, ge=1, le=512, description="partitions of ad-events and ad-archive")
+    block_partitions: int = Field(4, ge=1, le=512, description="partitions of ad-blocks and what follows it")
+
+    dedup_horizon_s: int = Field(3600, ge=60, description="copies within this much log time are caught")
+    ingest_batch: int = Field(30_000, ge=1, le=200_000, description="messages an ingest transaction takes at most")
+    ingest_linger_ms: int = Field(150, ge=1, description="how long an ingest batch waits to fill")
+    flush_ms: int = Field(1000, ge=50, description="how often the stream flushes partial windows")
+    heartbeat_ms: int = Field(1000, ge=100, description="how often idle ingest workers send heartbeats")
+    silent_after_ms: int = Field(10_000, ge=500, description="a partition at its end this long is silent")
+    archive_flush_ms: int = Field(5_000, ge=100, description="how long archived rows may wait for their file")
+    hot_hours: int = Field(24, ge=2, description="hours of minutes that Redis holds")
+    warm_days: int = Field(30, ge=2, description="days of hours that ClickHouse holds")
+    spark_memory: str = Field("2g", description="heap of the Spark driver")
+
+    @field_validator("reconcile_at")
+    @classmethod
+    def _time_of_day(cls, value: str) -> str:
+        if value != "off" and not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", value):
+            raise ValueError("must be HH:MM or off")
+        return value
+
+    @property
+    def key_prefix(self) -> str:
+        """What every Redis key of this installation begins with."""
+        return f"adclick{self.namespace}:"
+
+    @property
+    def database(self) -> str:
+        """The ClickHouse database of this installation."""
+        return f"adclick{self.namespace}"
+
+    def topic(self, name: str) -> str:
+        """The real name of one of the topics in `infra.topics`."""
+        return f"{self.namespace}{name}"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings together with the origin of each: `default`, a file, a variable."""
+
+    settings: Settings
+    origins: dict[str, str]
+    directory: Path
+
+    def masked(self) -> dict[str, tuple[str, str]]:
+        """name → (printable value with secrets masked, origin)."""
+        shown: dict[str, tuple[str, str]] = {}
+        for name in Settings.model_fields:
+            value = getattr(self.settings, name)
+            if isinstance(value, SecretStr):
+                text = "********" if value.get_secret_value() else ""
+            else:
+                text = _PASSWORD_IN_URL.sub(r"\1********@", str(value))
+            shown[name] = (text, self.origins.get(name, "default"))
+        return shown
+
+
+def read_endpoints(directory: Path) -> dict[str, Any]:
+    """The addresses that `up` wrote into the folder; empty when there are none."""
+    try:
+        found = json.loads((directory / ENDPOINTS_FILE).read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory / ENDPOINTS_FILE} cannot be read: {error}") from error
+    return {k: v for k, v in found.items() if k in Settings.model_fields}
+
+
+def resolve(directory: str | None = None) -> Resolved:
+    """Settle all settings. `directory` is the value of `--dir`, None when it was not given.
+
+    Raises UserError, naming the setting, when one is wrong.
+    """
+    folder = Path(directory or os.environ.get("ADCLICK_DIR") or DEFAULT_DIR)
+    endpoints = read_endpoints(folder)
+    layers: list[tuple[str, dict[str, Any]]] = []
+    environment = {k: v for k, v in EnvSettingsSource(Settings)().items() if k in Settings.model_fields}
+    if directory is not None:
+        layers.append((str(folder / ENDPOINTS_FILE), endpoints))
+    layers.append(("environment", environment))
+    config = os.environ.get("ADCLICK_CONFIG")
+    if config:
+        layers.append((config, _read_toml(Path(config))))
+    if directory is None:
+        layers.append((str(folder / ENDPOINTS_FILE), endpoints))
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, layer in layers:
+        for name, value in layer.items():
+            if name not in values:
+                values[name] = value
+                origins[name] = f"ADCLICK_{name.upper()}" if origin == "environment" else origin
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "?"
+        raise UserError(
+            f"setting {name} is wrong: {first['msg']} (it is {first.get('input')!r}, from {origins.get(name, 'default')})"
+        ) from error
+    return Resolved(settings, origins, folder)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        found = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"ADCLICK_CONFIG names {path}, which does not exist") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    unknown = sorted(set(found) - set(Settings.model_fields))
+    if unknown:
+        raise UserError(f"{path}: no such setting: {unknown[0]}", hint="adclick config lists them")
+    return found

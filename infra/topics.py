@@ -1,0 +1,76 @@
+"""The topics of an installation: names, partition counts and how long each keeps what.
+
+`ensure` is idempotent. A partition count is fixed when a topic is made: keys map to partitions, and both
+dedup and fencing rest on that, so a mismatch is refused with the steps that change it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infra.errors import UserError
+from infra.kafka import Admin
+from infra.settings import Settings
+
+EVENTS = "ad-events"
+DEAD_LETTERS = "ad-events-dead"
+BLOCKS = "ad-blocks"
+ARCHIVE = "ad-archive"
+MINUTES = "ad-minutes"
+HOURS = "ad-hours"
+MINUTE_STATE = "ad-minute-state"
+HOUR_STATE = "ad-hour-state"
+DAY_STATE = "ad-day-state"
+
+INGEST_GROUP = "adclick-ingest"
+ARCHIVE_GROUP = "adclick-archive"
+
+MIB = 1 << 20
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One topic as it should be."""
+
+    name: str
+    partitions: int
+    config: dict[str, str]
+
+
+def wanted(settings: Settings) -> list[Topic]:
+    """Every topic of the installation."""
+    # The rebuild of lost dedup ids reads three horizons back; a week also covers a pipeline down for days.
+    week = {"retention.ms": str(max(7 * DAY_MS, 3000 * settings.dedup_horizon_s))}
+    state = {"cleanup.policy": "compact", "max.message.bytes": str(4 * MIB), "segment.ms": str(DAY_MS // 4)}
+    internal = {**week, "max.message.bytes": str(4 * MIB)}
+    logged = {"message.timestamp.type": "LogAppendTime"}
+    p, b = settings.event_partitions, settings.block_partitions
+    return [
+        Topic(settings.topic(EVENTS), p, {**week, **logged, "max.message.bytes": str(9 * MIB)}),
+        Topic(settings.topic(DEAD_LETTERS), p, {"retention.ms": "-1", "max.message.bytes": str(16 * MIB)}),
+        Topic(settings.topic(ARCHIVE), p, internal),
+        Topic(settings.topic(BLOCKS), b, internal),
+        Topic(settings.topic(MINUTES), b, internal),
+        Topic(settings.topic(HOURS), b, internal),
+        Topic(settings.topic(MINUTE_STATE), b, state),
+        Topic(settings.topic(HOUR_STATE), b, state),
+        Topic(settings.topic(DAY_STATE), b, state),
+    ]
+
+
+def ensure(settings: Settings) -> list[str]:
+    """Make what is missing; returns the names made. Raises UserError on a partition count that differs."""
+    admin = Admin(settings.kafka)
+    there = admin.partitions()
+    topics = wanted(settings)
+    for topic in topics:
+        have = there.get(topic.name)
+        if have is not None and have != topic.partitions:
+            raise UserError(
+                f"topic {topic.name} has {have} partitions, the setting says {topic.partitions}",
+                hint="partition counts are fixed: set it back, or drain, `adclick down`, and start in a new folder",
+            )
+    missing = [t for t in topics if t.name not in there]
+    admin.create({t.name: (t.partitions, t.config) for t in missing})
+    return [t.name for t in missing]

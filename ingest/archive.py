@@ -1,0 +1,181 @@
+"""The archive worker: ad-archive → Parquet, durable before its offsets are committed.
+
+Files lie under `event_date=/hour=` (of the event; of its arrival when it was too late for the stream), named by source
+partition and offset range. After a crash ranges may overlap: readers count a (partition, offset) once. How far the
+archive has got is in the metadata of the committed offset.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import polars as pl
+
+from infra import console, logs, topics
+from infra.clock import DAY_MS, HOUR_MS, iso
+from infra.console import App
+from infra.errors import Fenced, Unavailable, UserError
+from infra.kafka import Committed, GroupConsumer
+from infra.settings import Settings
+from ingest import archived, blocks
+from ingest.archived import Decision
+from ingest.worker import run_until_signal, worker_name
+
+_ROWS_PER_FILE = 400_000
+SCHEMA_VERSION = b"1"
+
+
+@dataclass
+class Partition:
+    """Rows that wait for their file. Offsets [from, to) are those of the source."""
+
+    from_offset: int | None
+    to_offset: int | None
+    next_message: int
+    frames: list[pl.DataFrame] = field(default_factory=list)
+    rows: int = 0
+    since: float | None = None
+
+
+def archived_to(metadata: str) -> int:
+    """The source offset below which everything is archived, from a committed offset's metadata."""
+    return int(msgspec.json.decode(metadata)["to"]) if metadata else 0
+
+
+class ArchiveWorker:
+    """One worker. `run` blocks until `stop` is called."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        if settings.archive.startswith("s3://"):
+            raise UserError("an s3:// archive is not supported by this version", hint="set ADCLICK_ARCHIVE to a folder")
+        self._settings, self._root = settings, Path(settings.archive)
+        self._log = logs.get("archive").bind(worker=name)
+        self._stopping = threading.Event()
+        self._owned: dict[int, Partition] = {}
+        self._consumer: GroupConsumer
+
+    def stop(self) -> None:
+        """Write what is in hand and return from `run`."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Consume until stopped; start a new session, with a growing pause, after each loss."""
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                self._session()
+                failures = 0
+            except (Fenced, Unavailable, OSError) as error:
+                failures += 1
+                self._log.warning("starting over", why=str(error))
+                self._stopping.wait(min(10.0, 0.2 * 2**failures))
+
+    def _session(self) -> None:
+        s = self._settings
+        self._consumer = GroupConsumer(
+            s.kafka, s.topic(topics.ARCHIVE_GROUP), s.topic(topics.ARCHIVE), self._assigned, self._revoked
+        )
+        try:
+            while not self._stopping.is_set():
+                for message in self._consumer.consume(64, 0.2):
+                    self._take(message)
+                self._flush_due()
+            self._flush_due(everything=True)
+        finally:
+            self._owned.clear()
+            self._consumer.close()
+
+    def _assigned(self, partitions: list[int]) -> dict[int, int]:
+        self._owned.clear()
+        for found in self._consumer.committed(partitions):
+            first = found.offset < 0
+            to_offset = None if first else archived_to(found.metadata)
+            self._owned[found.partition] = Partition(to_offset, to_offset, 0 if first else found.offset)
+        return {p: s.next_message for p, s in self._owned.items()}
+
+    def _revoked(self, partitions: list[int]) -> None:
+        for p in partitions:
+            self._owned.pop(p, None)
+
+    def _take(self, message: Any) -> None:
+        partition = self._owned.get(message.partition())
+        if partition is None:
+            return
+        where = f"{message.topic()}/{message.partition()}/{message.offset()}"
+        frame, header = blocks.decode(message.value(), where)
+        (source,) = header.ranges
+        if header.part == 0:
+            blocks.check_tiles(partition.to_offset, source, where)
+        if partition.from_offset is None:
+            partition.from_offset = source.from_offset
+        partition.frames.append(frame)
+        partition.rows += frame.height
+        partition.since = partition.since or time.monotonic()
+        if header.part == header.parts - 1:
+            partition.to_offset, partition.next_message = source.to_offset, message.offset() + 1
+
+    def _flush_due(self, *, everything: bool = False) -> None:
+        now = time.monotonic()
+        for p, partition in list(self._owned.items()):
+            if partition.since is None or partition.to_offset is None or partition.from_offset is None:
+                continue
+            age_ms = (now - partition.since) * 1000
+            if not everything and partition.rows < _ROWS_PER_FILE and age_ms < self._settings.archive_flush_ms:
+                continue
+            if partition.frames and partition.rows:
+                write_files(self._root, p, partition.from_offset, partition.to_offset, pl.concat(partition.frames))
+            told = msgspec.json.encode({"to": partition.to_offset}).decode()
+            self._consumer.commit([Committed(p, partition.next_message, told)])
+            partition.frames, partition.rows, partition.since = [], 0, None
+            partition.from_offset = partition.to_offset
+
+
+def write_files(root: Path, partition: int, from_offset: int, to_offset: int, wire: pl.DataFrame) -> list[Path]:
+    """Write the rows of one source range, a file for each hour folder; returns once they are durable."""
+    placed = pl.when(pl.col("decision") == Decision.TOO_LATE).then(pl.col("log_time_ms")).otherwise(pl.col("time_ms"))
+    written = []
+    rows = wire.with_columns((placed // HOUR_MS).alias("_hour"))
+    for (hour,), part in rows.group_by("_hour", maintain_order=True):
+        start_ms = int(hour) * HOUR_MS  # type: ignore[call-overload]
+        folder = root / archived.GROUP_FOLDER.format(date=iso(start_ms)[:10], hour=start_ms % DAY_MS // HOUR_MS)
+        name = f"p{partition:04d}-{from_offset:015d}-{to_offset:015d}.parquet"
+        readable = archived.readable(part.drop("_hour"), partition)
+        written.append(_write(folder, name, lambda path, frame=readable: frame.write_parquet(path, compression="zstd", compression_level=1)))
+    return written
+
+
+def _write(folder: Path, name: str, write: Callable[[Path], None]) -> Path:
+    """Write under a temporary name, sync, rename, sync the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary, final = folder / f".{name}.{os.getpid()}", folder / name
+    try:
+        write(temporary)
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for made in (folder, folder.parent):
+        descriptor = os.open(made, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    return final
+
+
+@console.command("archive", "ADCLICK_ARCHIVE=/data/archive adclick archive")
+def archive(app: App) -> None:
+    """Run one archive worker: write every valid event, with the decision taken on it, to Parquet."""
+    logs.configure(verbose=app.verbose, quiet=app.quiet)
+    run_until_signal(ArchiveWorker(app.settings, worker_name("archive")))

@@ -1,0 +1,127 @@
+"""Which events of a batch are first occurrences. Pure, but for the registry it is given.
+
+Generations are as long as the horizon and turn with log time. An event is a copy when its id was recorded, at a
+lower offset, in its own generation or the one before: every copy within one horizon of the first occurrence
+is caught, and some up to two. The verdict is a function of the partition's log alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from infra.errors import AdclickError
+from ingest.dedup.bloom import Digests, GrowingBloom, halves
+from ingest.dedup.registry import UNKNOWN, Offsets, Registry
+
+NOT_A_COPY = -1
+
+
+class MemoryLost(AdclickError):
+    """Redis no longer knows what this partition has recorded: rebuild before going on."""
+
+
+@dataclass
+class PartitionMemory:
+    """What a worker holds of one partition, beside the registry."""
+
+    partition: int
+    recorded_up_to: int
+    assigned_generation: int
+    """The generation in which this worker took the partition over; later ones began under its eyes."""
+    filters: dict[int, GrowingBloom] = field(default_factory=dict)
+    complete: set[int] = field(default_factory=set)
+    """Generations whose filter is known to hold every recorded id; in the others all ids count as positive."""
+
+    def filter_of(self, generation: int) -> GrowingBloom:
+        """The filter of a generation, made when it is new."""
+        return self.filters.setdefault(generation, GrowingBloom())
+
+    def turn(self, generation: int) -> None:
+        """Drop filters that no event from `generation` on can need."""
+        for old in [g for g in self.filters if g < generation - 1]:
+            del self.filters[old]
+            self.complete.discard(old)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`copy_of[i]` is the offset of the first occurrence, NOT_A_COPY for a first occurrence.
+
+    `news` is what must be recorded, by generation. `lookups` counts ids that Redis was asked about.
+    """
+
+    copy_of: Offsets
+    news: dict[int, tuple[Digests, Offsets]]
+    lookups: int
+
+
+def decide(
+    memory: PartitionMemory,
+    registry: Registry,
+    digests: Digests,
+    offsets: Offsets,
+    generations: npt.NDArray[np.int64],
+) -> Decision:
+    """Judge the valid events of a batch, in offset order. `generations` never decreases.
+
+    Nothing is recorded yet; the filters are not changed either. Raises Unavailable.
+    """
+    count = len(offsets)
+    copy_of = np.full(count, NOT_A_COPY, np.int64)
+    lookups = 0
+    for generation in np.unique(generations).tolist():
+        here = np.flatnonzero(generations == generation)
+        for searched in (generation, generation - 1):
+            asked = here
+            if searched in memory.complete:
+                known = memory.filters.get(searched)
+                asked = here[known.contains(digests[here])] if known is not None and known.count else here[:0]
+            if not asked.size:
+                continue
+            lookups += len(asked)
+            found = registry.lookup(memory.partition, searched, digests[asked])
+            # Its own offset: a batch that was recorded and not committed, read again. A higher one cannot be
+            # a first occurrence for this event.
+            copies = (found != UNKNOWN) & (found < offsets[asked])
+            hit = asked[copies]
+            copy_of[hit] = np.where(copy_of[hit] == NOT_A_COPY, found[copies], np.minimum(copy_of[hit], found[copies]))
+    _copies_within(digests, offsets, generations, copy_of)
+    first = copy_of == NOT_A_COPY
+    news = {}
+    for generation in np.unique(generations[first]).tolist():
+        mine = first & (generations == generation)
+        news[generation] = (digests[mine], offsets[mine])
+    return Decision(copy_of, news, lookups)
+
+
+def _copies_within(
+    digests: Digests, offsets: Offsets, generations: npt.NDArray[np.int64], copy_of: Offsets
+) -> None:
+    """Mark copies of events of the same batch: the first one wins."""
+    words, _ = halves(digests)
+    _, inverse, counts = np.unique(words, return_inverse=True, return_counts=True)
+    if len(counts) == len(digests):
+        return
+    # Few: walk them in order, since a first occurrence may have aged out of reach within one batch.
+    recorded: dict[bytes, tuple[int, int]] = {}
+    for i in np.flatnonzero(counts[inverse] > 1).tolist():
+        key, generation = digests[i].tobytes(), int(generations[i])
+        if copy_of[i] != NOT_A_COPY:
+            continue
+        before = recorded.get(key)
+        if before is not None and generation - before[0] <= 1:
+            copy_of[i] = before[1]
+        else:
+            recorded[key] = (generation, int(offsets[i]))
+
+
+def remember(memory: PartitionMemory, decision: Decision) -> None:
+    """Put recorded ids into the filters. Bits of a batch that is then aborted do no harm: positives are confirmed."""
+    for generation, (digests, _) in decision.news.items():
+        if generation > memory.assigned_generation:
+            # All of its ids have passed here, so the filter is complete from its first one on.
+            memory.complete.add(generation)
+        memory.filter_of(generation).add(digests)

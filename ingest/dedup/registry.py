@@ -1,0 +1,139 @@
+"""Tier 2 of dedup: Redis knows, for each id of the last horizons, the offset of its first occurrence.
+
+One hash a (partition, generation): digest → offset, eight bytes. Beside it one number a partition: recorded-up-to, the
+offset below which every id is in here; it is written in the same MULTI as the ids, and tells a Redis that lost its
+memory from one that never knew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import xxhash
+
+from infra.redis import Redis
+from ingest.dedup.bloom import Digests
+
+DIGEST_BYTES = 12
+DIGEST = np.dtype(f"V{DIGEST_BYTES}")
+# A pipeline that was down for a night must still know last evening's ids.
+TTL_S = 7 * 86_400
+_PAGE = 20_000
+
+Offsets = npt.NDArray[np.int64]
+UNKNOWN = -1
+
+
+def digest(ids: pl.Series) -> Digests:
+    """96 bits of XXH3-128 of each id (a String series); ten million ids collide with probability 6e-16."""
+    whole = b"".join(map(xxhash.xxh3_128_digest, ids.cast(pl.Binary).to_list()))
+    raw = np.frombuffer(whole, np.uint8).reshape(-1, 16)[:, :DIGEST_BYTES]
+    return np.ascontiguousarray(raw).view(DIGEST).reshape(-1)
+
+
+class Registry(Protocol):
+    """What a partition's memory must do. Every method may raise Unavailable."""
+
+    def recorded_up_to(self, partition: int) -> int | None:
+        """The offset below which all ids are recorded; None when nothing is known of this partition."""
+
+    def lookup(self, partition: int, generation: int, digests: Digests) -> Offsets:
+        """The offset of each first occurrence in that generation, UNKNOWN where there is none."""
+
+    def begin(self, partition: int, up_to: int) -> None:
+        """Start the memory of a partition: nothing before `up_to` matters."""
+
+    def record(
+        self,
+        partition: int,
+        news: dict[int, tuple[Digests, Offsets]],
+        *,
+        expected: int,
+        up_to: int,
+        oldest_generation: int,
+    ) -> bool:
+        """Add ids by generation and move recorded-up-to, atomically; False, and nothing written, where
+        recorded-up-to is below `expected`: the registry lost its memory."""
+
+    def pages(self, partition: int, generation: int) -> Iterator[Digests]:
+        """All ids of a generation, in pages; some may come twice."""
+
+    def forget(self, partition: int) -> None:
+        """Drop everything of a partition."""
+
+
+class RedisRegistry:
+    """The registry on Redis."""
+
+    def __init__(self, client: Redis, prefix: str) -> None:
+        self._redis, self._prefix = client, prefix
+
+    def _key(self, partition: int, generation: int) -> str:
+        return f"{self._prefix}dedup:{{p{partition}}}:{generation}"
+
+    def _up_to_key(self, partition: int) -> str:
+        return f"{self._prefix}dedup:{{p{partition}}}:upto"
+
+    def recorded_up_to(self, partition: int) -> int | None:
+        found = self._redis.call("GET", self._up_to_key(partition))
+        return None if found is None else int(found)
+
+    def lookup(self, partition: int, generation: int, digests: Digests) -> Offsets:
+        if not len(digests):
+            return np.empty(0, np.int64)
+        key, raw = self._key(partition, generation), digests.tobytes()
+        fields = [raw[i : i + DIGEST_BYTES] for i in range(0, len(raw), DIGEST_BYTES)]
+        pages = [("HMGET", key, *fields[i : i + _PAGE]) for i in range(0, len(fields), _PAGE)]
+        missing = UNKNOWN.to_bytes(8, "little", signed=True)
+        found = b"".join([v or missing for page in self._redis.pipeline(pages) for v in page])
+        return np.frombuffer(found, "<i8").astype(np.int64)
+
+    def begin(self, partition: int, up_to: int) -> None:
+        self._redis.call("SET", self._up_to_key(partition), up_to)
+
+    def record(
+        self,
+        partition: int,
+        news: dict[int, tuple[Digests, Offsets]],
+        *,
+        expected: int,
+        up_to: int,
+        oldest_generation: int,
+    ) -> bool:
+        commands: list[tuple[object, ...]] = []
+        for generation, (digests, offsets) in news.items():
+            key = self._key(partition, generation)
+            raw, values = digests.tobytes(), offsets.astype("<i8").tobytes()
+            for start in range(0, len(digests), _PAGE):
+                stop = min(start + _PAGE, len(digests))
+                fields: list[bytes] = [b""] * (2 * (stop - start))
+                fields[::2] = [raw[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES] for i in range(start, stop)]
+                fields[1::2] = [values[i * 8 : i * 8 + 8] for i in range(start, stop)]
+                commands.append(("HSET", key, *fields))
+            commands.append(("EXPIRE", key, TTL_S))
+        commands += [("UNLINK", self._key(partition, g)) for g in range(oldest_generation - 2, oldest_generation)]
+        held = expected
+
+        def good(value: bytes | None) -> bool:
+            nonlocal held
+            held = int(value) if value is not None else -1
+            if held >= expected:
+                # A stopped worker's late write must not move it back.
+                commands.append(("SET", self._up_to_key(partition), max(up_to, held)))
+                return True
+            return False
+
+        return self._redis.write_if(self._up_to_key(partition), good, commands)
+
+    def pages(self, partition: int, generation: int) -> Iterator[Digests]:
+        for page in self._redis.scan_hash(self._key(partition, generation)):
+            yield np.frombuffer(b"".join(page), dtype=DIGEST)
+
+    def forget(self, partition: int) -> None:
+        keys = self._redis.scan_keys(f"{self._prefix}dedup:{{p{partition}}}:*")
+        if keys:
+            self._redis.call("UNLINK", *keys)

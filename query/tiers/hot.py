@@ -1,0 +1,131 @@
+"""Reads minutes from Redis: every shard once, closed and open rows of a shard in one MULTI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from infra.clock import HOUR_MS, MINUTE_MS
+from infra.redis import Redis
+from ingest.events import COUNTRIES, DEVICES
+from query.answer import Sums, Table
+from query.request import MEASURES, Question
+from stream.chunks import CHANGED
+from stream.sinks import rows
+from stream.sinks.hot import base_key
+
+_AHEAD_MS = 11 * MINUTE_MS
+
+
+@dataclass(frozen=True)
+class Span:
+    """What each shard says it holds. `from_ms` is None for a shard that says nothing: unknown, not zero."""
+
+    closed_ms: list[int | None]
+    from_ms: list[int | None]
+
+    @property
+    def watermark_ms(self) -> int | None:
+        """The closing watermark over all shards."""
+        known = [c for c in self.closed_ms if c is not None]
+        return min(known) if known and len(known) == len(self.closed_ms) else None
+
+    @property
+    def unknown(self) -> list[int]:
+        """Shards that say nothing."""
+        return [s for s, f in enumerate(self.from_ms) if f is None]
+
+
+class HotTier:
+    """Raises Unavailable when Redis is away."""
+
+    def __init__(self, redis: Redis, prefix: str, shards: int) -> None:
+        self._redis, self._prefix, self._shards = redis, prefix, shards
+
+    def span(self) -> Span:
+        """What the tier holds, now."""
+        found = self._redis.pipeline(
+            [("HMGET", f"{base_key(self._prefix, s)}:span", "closed_ms", "from_ms") for s in range(self._shards)]
+        )
+        numbers = [[None if v is None or v == b"" else int(v) for v in pair] for pair in found]
+        return Span([c for c, _ in numbers], [f for _, f in numbers])
+
+    def campaigns_of(self, advertiser: int) -> list[int]:
+        """The campaigns that an advertiser has had in the hot tier."""
+        found = self._redis.pipeline([("SMEMBERS", f"{base_key(self._prefix, s)}:a:{advertiser}") for s in range(self._shards)])
+        return sorted({int(c) for members in found for c in members})
+
+    def read(self, question: Question, start_ms: int, end_ms: int, span: Span, now_ms: int) -> tuple[Table, int]:
+        """Sums of the minutes in [start_ms, end_ms), and how many packed rows were read."""
+        campaigns = question.campaigns or tuple(self.campaigns_of(question.advertiser or 0))
+        # Nothing is accepted that lies further ahead than this.
+        end_ms = min(end_ms, max(now_ms, span.watermark_ms or 0) + _AHEAD_MS)
+        if start_ms >= end_ms or not campaigns:
+            return {}, 0
+        packed: list[bytes] = []
+        minutes: list[int] = []
+        owners: list[int] = []
+        for shard in range(self._shards):
+            commands, meaning = self._commands(shard, campaigns, start_ms, end_ms, span.closed_ms[shard])
+            for (campaign, first), found in zip(meaning, self._redis.pipeline(commands, atomic=True), strict=True):
+                # HMGET answers a list, minute by minute; HGETALL what the flushes added to one open minute.
+                values = list(found.values()) if isinstance(found, dict) else found
+                step = 0 if isinstance(found, dict) else MINUTE_MS
+                for number, value in enumerate(values):
+                    if value is not None:
+                        packed.append(value)
+                        minutes.append(first + number * step)
+                        owners.append(campaign)
+        return self._sum(question, packed, minutes, owners)
+
+    def _commands(
+        self, shard: int, campaigns: tuple[int, ...], start_ms: int, end_ms: int, closed_ms: int | None
+    ) -> tuple[list[tuple[object, ...]], list[tuple[int, int]]]:
+        base = base_key(self._prefix, shard)
+        commands: list[tuple[object, ...]] = []
+        meaning: list[tuple[int, int]] = []
+        open_from = start_ms if closed_ms is None else max(start_ms, closed_ms // MINUTE_MS * MINUTE_MS)
+        for campaign in campaigns:
+            for hour in range(start_ms - start_ms % HOUR_MS, end_ms, HOUR_MS):
+                low, high = max(start_ms, hour), min(end_ms, hour + HOUR_MS)
+                fields = [f"{campaign}:{m}" for m in range((low - hour) // MINUTE_MS, (high - hour) // MINUTE_MS)]
+                commands.append(("HMGET", f"{base}:h:{hour}", *fields))
+                meaning.append((campaign, low))
+            for minute in range(open_from, end_ms, MINUTE_MS):
+                commands.append(("HGETALL", f"{base}:o:{minute}:{campaign}"))
+                meaning.append((campaign, minute))
+        return commands, meaning
+
+    def _sum(
+        self, question: Question, packed: list[bytes], minutes: list[int], owners: list[int]
+    ) -> tuple[Table, int]:
+        unpacked, source = rows.unpack(packed)
+        if not len(unpacked):
+            return {}, 0
+        frame = pl.DataFrame(
+            {
+                "_bucket": np.array([question.bucket(m) for m in minutes], np.int64)[source],
+                "campaign_id": np.array(owners, np.int64)[source],
+                **{name: np.ascontiguousarray(unpacked[name]) for name in rows.WIDE.names or ()},
+            }
+        )
+        if question.advertiser is not None:
+            frame = frame.filter(pl.col("advertiser_id") == question.advertiser)
+        for name, values in question.filters:
+            codes = {"country": COUNTRIES, "device": DEVICES}.get(name)
+            frame = frame.filter(pl.col(name).is_in([codes.index(str(v)) for v in values] if codes else list(values)))
+        sums = frame.group_by("_bucket", *question.group_by).agg(
+            # A sum of 64-bit amounts needs more than 64 bits.
+            *(pl.col(m).cast(pl.Int128).sum() for m in MEASURES),
+            ((pl.col("late") > 0) | (pl.col(CHANGED) > 0)).any().alias("_corrected"),
+            (pl.col("sampled") > 0).any().alias("_sampled"),
+        )
+        table: Table = {}
+        for row in sums.iter_rows(named=True):
+            group = [COUNTRIES[row[g]] if g == "country" else DEVICES[row[g]] if g == "device" else row[g] for g in question.group_by]
+            made = Sums(exact=False)
+            made.add([int(row[m]) for m in MEASURES], corrected=row["_corrected"], sampled=row["_sampled"], exact=False)
+            table[(row["_bucket"], *group)] = made
+        return table, len(unpacked)

@@ -1,0 +1,216 @@
+"""Faust lives here: three agents over blocks, assignment, timers. What they do is in `state` and `stage`.
+
+Faust's own offsets and tables are not used: a new owner recovers a partition from its state log while the rebalance
+completes, and the input starts at the fence found there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import faust
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+
+from infra import logs
+from infra.clock import now_ms
+from infra.settings import Settings
+from ingest import blocks
+from stream import chunks
+from stream.stage import MAX_PENDING_ROWS, STAGES, Sink, Stage, StagePartition
+
+_DEAD_LIMIT_S = 5.0
+# Hours and days are shown at their close; only minutes must be fresh.
+_SLOWER = {"minute": 1, "hour": 3, "day": 3}
+
+
+class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        # Faust offers neither outside its exactly_once mode. 1.5 s of fetch wait would be our freshness.
+        consumer._isolation_level = "read_committed"
+        consumer._fetch_max_wait_ms = 100
+        return consumer
+
+
+class _Consumer(driver.Consumer):  # type: ignore[misc]
+    def _new_consumer_thread(self) -> _ConsumerThread:
+        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        """Our fences instead of the group's offsets. From memory only: a slow answer here hangs the worker."""
+        fences: dict[TP, int] = self.app.fences()
+        await self._thread.seek_wait(fences)
+        return fences
+
+
+class _Transport(driver.Transport):  # type: ignore[misc]
+    Consumer = _Consumer
+
+
+class StreamApp(faust.App):  # type: ignore[misc]
+    """A Faust app that reads committed messages only and positions itself by `fences`."""
+
+    def __init__(self, *args: Any, fences: Callable[[], dict[TP, int]], **kwargs: Any) -> None:
+        self.fences = fences
+        super().__init__(*args, **kwargs)
+
+    def _new_transport(self) -> Any:
+        return _Transport(self.conf.broker_consumer, self)
+
+
+class Agents:
+    """The three agents of one worker, and the partitions that they own now."""
+
+    def __init__(self, settings: Settings, datadir: str, make_sink: Callable[[Stage, int], Sink]) -> None:
+        self._settings, self._make_sink = settings, make_sink
+        self._log = logs.get("stream")
+        self._owned: dict[TP, StagePartition] = {}
+        self._by_topic = {settings.topic(stage.source): stage for stage in STAGES.values()}
+        self._locks: dict[TP, asyncio.Lock] = {}
+        self.failure: BaseException | None = None
+        self.app = StreamApp(
+            settings.topic("adclick-stream"),
+            fences=self._fences,
+            broker=f"kafka://{settings.kafka}",
+            datadir=datadir,
+            store="memory://",
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            web_enabled=False,
+            table_standby_replicas=0,
+            stream_recovery_delay=0.0,
+            broker_commit_interval=1.0,
+            broker_session_timeout=6,
+            broker_heartbeat_interval=1,
+            broker_request_timeout=20,
+            consumer_max_fetch_size=8 << 20,
+            consumer_auto_offset_reset="earliest",
+            producer_max_request_size=8 << 20,
+            stream_buffer_maxsize=16,
+            stream_wait_empty=False,
+        )
+        self.app.on_partitions_revoked.connect(self._revoked)
+        self.app.on_rebalance_complete.connect(self._recover)
+        for topic, stage in self._by_topic.items():
+            self._add_agent(topic, stage)
+        self.app.timer(interval=settings.flush_ms / 1000)(self._tick)
+
+    # -- agents ---------------------------------------------------------------------------------------------
+
+    def _add_agent(self, topic: str, stage: Stage) -> None:
+        channel = self.app.topic(topic, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+
+        async def agent(stream: Any) -> None:
+            async for event in stream.noack().events():
+                try:
+                    await self._apply(event.message, stage)
+                except Exception as error:
+                    # Faust would restart the agent at the next message: this one would be lost.
+                    self._fail(error)
+                    await asyncio.sleep(3600)
+
+        agent.__name__ = stage.name
+        self.app.agent(channel, name=f"adclick.{stage.name}")(agent)
+
+    async def _apply(self, message: Any, stage: Stage) -> None:
+        tp = TP(message.topic, message.partition)
+        owned = self._owned.get(tp)
+        while owned is not None and not owned.dead.is_set() and owned.state.pending_rows > MAX_PENDING_ROWS:
+            await asyncio.sleep(0.05)
+        owned = self._owned.get(tp)
+        # No await from here on: check and apply are one step.
+        if owned is None or owned.dead.is_set() or message.offset < owned.state.next_message:
+            return
+        where = f"{message.topic}/{message.partition}/{message.offset}"
+        if stage.name == "minute":
+            block, block_header = blocks.decode(message.value, where)
+            owned.state.apply_block(message.offset, block, block_header, where)
+        else:
+            chunk, chunk_header = chunks.decode(message.value, where)
+            owned.state.apply_chunk(message.offset, chunk, chunk_header, where)
+
+    # -- ownership ------------------------------------------------------------------------------------------
+
+    async def _revoked(self, _app: Any, revoked: set[TP], **_: Any) -> None:
+        for tp in list(revoked):
+            owned = self._owned.pop(tp, None)
+            if owned is not None:
+                owned.die()
+
+    async def _recover(self, _app: Any, **_: Any) -> None:
+        """Take over what was assigned. Runs inside the rebalance: the input flows when this returns."""
+        generation = self.app.consumer_generation_id
+        wanted = [tp for tp in self.app.consumer.assignment() if tp.topic in self._by_topic]
+        for owned in self._owned.values():
+            owned.die()
+        self._owned.clear()
+        taken = {
+            tp: StagePartition(self._settings, self._by_topic[tp.topic], tp.partition, self._make_sink) for tp in wanted
+        }
+        loop = asyncio.get_running_loop()
+        started = time.monotonic()
+        try:
+            await asyncio.gather(*(loop.run_in_executor(None, p.recover) for p in taken.values()))
+        except Exception as error:
+            self._fail(error)
+            return
+        if self.app.consumer_generation_id != generation:
+            self._log.info("assignment changed while recovering")
+            return
+        self._owned = taken
+        self._log.info("partitions recovered", count=len(taken), seconds=round(time.monotonic() - started, 2))
+
+    def _fences(self) -> dict[TP, int]:
+        return {tp: owned.state.next_message for tp, owned in self._owned.items()}
+
+    # -- flush ----------------------------------------------------------------------------------------------
+
+    async def _tick(self, *_: Any) -> None:
+        self._ticks = getattr(self, "_ticks", 0) + 1
+        for tp, owned in list(self._owned.items()):
+            if owned.dead.is_set():
+                if owned.dead_since is not None and time.monotonic() - owned.dead_since > _DEAD_LIMIT_S:
+                    self._fail(RuntimeError(f"{owned.where}: fenced, and no new assignment came"))
+                continue
+            lock = self._locks.setdefault(tp, asyncio.Lock())
+            if self._ticks % _SLOWER[owned.stage.name] == 0 and not lock.locked():
+                task = asyncio.ensure_future(self._flush(owned, lock))
+                task.add_done_callback(self._flushed)
+
+    async def _flush(self, owned: StagePartition, lock: asyncio.Lock) -> None:
+        async with lock:
+            if owned.dead.is_set() or not owned.state.flush_due(now_ms(), clock=owned.stage.name == "minute"):
+                return
+            owned.state.begin_flush()
+            await asyncio.get_running_loop().run_in_executor(None, owned.flush)
+
+    def _flushed(self, task: asyncio.Future[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._fail(task.exception())
+
+    def _fail(self, error: BaseException | None) -> None:
+        if self.failure is None:
+            self._log.error("stopping", why=str(error), exc_info=error)
+            self.failure = error
+
+    # -- life -----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Join the group and begin."""
+        self.app.in_worker = True
+        self.app.finalize()
+        await self.app.start()
+
+    async def stop(self) -> None:
+        """Flush what is due, then leave the group."""
+        for tp, owned in list(self._owned.items()):
+            if not owned.dead.is_set():
+                await self._flush(owned, self._locks.setdefault(tp, asyncio.Lock()))
+                owned.die()
+        await self.app.stop()
+
+

@@ -1,0 +1,152 @@
+"""The hot tier: minutes in Redis, a shard at a time.
+
+    …hot:{sN}:h:HOUR      hash  CAMPAIGN:MM → packed rows of a closed minute, absolute
+    …hot:{sN}:o:MINUTE:C  hash  SEQUENCE → packed rows that one flush added to an open minute
+    …hot:{sN}:a:ADV       set   the advertiser's campaigns
+    …hot:{sN}:span        hash  sequence (the fence), closed_ms (closing watermark), from_ms (held since)
+
+All of a flush goes through one script that checks the fence, so what was written is never written again, what an
+ousted owner still has in hand is refused, and a Redis that lost its memory is noticed. (Minute and hour in epoch ms.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import polars as pl
+
+from infra.clock import HOUR_MS, MINUTE_MS
+from infra.redis import Redis
+
+from stream.sinks import rows
+from stream.state import Changes, StageState
+
+_OPS_PER_CALL = 20_000
+
+# KEYS[1] the span; ARGV: expected sequence (-1: whatever it is), new sequence, is this the last call, closed_ms,
+# from_ms, then (op, key, field, value) over and over. Returns 1 applied, 0 known already, -1 memory lost.
+_APPLY = """
+local held = redis.call('HGET', KEYS[1], 'sequence')
+if held and tonumber(held) >= tonumber(ARGV[2]) and ARGV[1] ~= '-1' then return 0 end
+if held and tonumber(held) > tonumber(ARGV[2]) then return 0 end
+if ARGV[1] ~= '-1' and (not held or tonumber(held) < tonumber(ARGV[1])) then return -1 end
+for i = 6, #ARGV, 4 do
+  local op = ARGV[i]
+  if op == 'S' then redis.call('HSET', ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
+  elseif op == 'D' then redis.call('UNLINK', ARGV[i + 1])
+  else redis.call('SADD', ARGV[i + 1], ARGV[i + 2]) end
+end
+if ARGV[3] == '1' then
+  redis.call('HSET', KEYS[1], 'sequence', ARGV[2], 'closed_ms', ARGV[4])
+  if ARGV[5] ~= '' then redis.call('HSET', KEYS[1], 'from_ms', ARGV[5]) end
+end
+return 1
+"""
+
+Op = tuple[str, str, object, object]
+
+
+def base_key(prefix: str, shard: int) -> str:
+    """What all keys of a shard begin with; the braces keep them in one slot of a cluster."""
+    return f"{prefix}hot:{{s{shard}}}"
+
+
+class HotSink:
+    """Writes one shard. Every method may raise Unavailable and can then simply be called again."""
+
+    def __init__(self, redis: Redis, prefix: str, shard: int, hot_hours: int) -> None:
+        self._redis, self._base, self._hot_ms = redis, base_key(prefix, shard), hot_hours * HOUR_MS
+        self._script = redis.script(_APPLY)
+        self._known: set[tuple[int, int]] = set()
+        self._opened: set[int] = set()
+
+    def attach(self, state: StageState) -> None:
+        """After a recovery: bring Redis to the state's sequence, from whatever it holds."""
+        self._known.clear()
+        self._opened = set(state.windows)
+        found = self._redis.call("HGET", f"{self._base}:span", "sequence")
+        if found is None or int(found) != state.sequence:
+            self._rewrite(state, lost=found is None)
+
+    def write(self, changes: Changes, state: StageState) -> None:
+        """Show what a flush made durable. Safe to repeat."""
+        ops = list(self._ops(changes, state))
+        if self._apply(changes.sequence - 1, changes, ops) == -1:
+            self._rewrite(state, lost=True)
+        self._opened.update(changes.open)
+        self._opened.intersection_update(w for w in self._opened if w not in set(changes.newly_closed))
+
+    def _rewrite(self, state: StageState, *, lost: bool) -> None:
+        """Write all that is held. What a lost Redis knew beyond that is unknown from now on, never zero."""
+        self._known.clear()
+        changes = state.everything()
+        since = ""
+        if lost:
+            since = str(0 if state.sequence == 0 else min(state.windows, default=state.durable_closed_ms or 0))
+        ops: list[Op] = []
+        for cell_window, campaign in self._cells(changes.delta):
+            ops.append(("D", self._open_key(cell_window, campaign), "", ""))
+        self._opened = set(state.windows)
+        ops += self._ops(changes, state)
+        self._apply(-1, changes, ops, since)
+
+    def _apply(self, expected: int, changes: Changes, ops: list[Op], from_ms: str = "") -> int:
+        answer = 1
+        for start in range(0, max(1, len(ops)), _OPS_PER_CALL):
+            page = ops[start : start + _OPS_PER_CALL]
+            last = "1" if start + _OPS_PER_CALL >= len(ops) else "0"
+            flat = [x for op in page for x in op]
+            closed = "" if changes.closed_ms is None else changes.closed_ms
+            answer = int(
+                self._script([f"{self._base}:span"], [str(expected), changes.sequence, last, closed, from_ms, *flat])
+            )
+            if answer != 1:
+                break
+        return answer
+
+    def _ops(self, changes: Changes, state: StageState) -> Iterator[Op]:
+        yield from self._advertisers(changes.delta)
+        closed = [state.windows[w].whole() for w in changes.newly_closed]
+        if changes.corrected:
+            campaigns = changes.delta.select("window_ms", "campaign_id").unique()
+            late = pl.concat([state.windows[w].whole() for w in changes.corrected])
+            closed.append(late.join(campaigns, on=["window_ms", "campaign_id"], how="semi"))
+        if closed:
+            cells, values = rows.pack(pl.concat(closed))
+            opened = self._opened
+            for (window, campaign), value in zip(cells, values, strict=True):
+                hour = window - window % HOUR_MS
+                yield "S", f"{self._base}:h:{hour}", f"{campaign}:{(window - hour) // MINUTE_MS}", value
+                if window in opened:
+                    yield "D", self._open_key(window, campaign), "", ""
+        if changes.open:
+            part = changes.delta.filter(pl.col("window_ms").is_in(changes.open))
+            for (window, campaign), value in zip(*rows.pack(part), strict=True):
+                yield "S", self._open_key(window, campaign), changes.sequence, value
+
+    def _open_key(self, window: int, campaign: int) -> str:
+        return f"{self._base}:o:{window}:{campaign}"
+
+    @staticmethod
+    def _cells(frame: pl.DataFrame) -> list[tuple[int, int]]:
+        return frame.select("window_ms", "campaign_id").unique().rows()  # type: ignore[return-value]
+
+    def _advertisers(self, delta: pl.DataFrame) -> Iterator[Op]:
+        pairs = set(delta.select("advertiser_id", "campaign_id").unique().rows())
+        for advertiser, campaign in pairs - self._known:
+            yield "A", f"{self._base}:a:{advertiser}", campaign, ""
+        self._known |= pairs
+
+    def expire(self, now_ms: int, warm_border_ms: int | None) -> int:
+        """Drop hours older than the tier holds, once ClickHouse has them; returns how many."""
+        if warm_border_ms is None:
+            return 0
+        dropped = 0
+        for key in self._redis.scan_keys(f"{self._base}:h:*"):
+            end = int(key.rsplit(b":", 1)[1]) + HOUR_MS
+            if end <= warm_border_ms and end <= now_ms - self._hot_ms - HOUR_MS:
+                self._redis.call("UNLINK", key)
+                dropped += 1
+        return dropped
+
+

@@ -1,0 +1,83 @@
+"""The warm and cold tiers: hours and days in ClickHouse, written when their window closes and when it is corrected.
+
+Rows are absolute, replace themselves by key, and carry the flush's sequence as version: a blind re-send is safe,
+and what an ousted owner still has in hand loses. The tier's border moves only after the rows are acknowledged.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+import pyarrow as pa
+
+from infra.clickhouse.client import ClickHouse
+from infra.clock import DAY_MS
+from ingest import events, partials
+from stream import chunks
+from stream.state import Changes, StageState
+
+_ROWS_PER_INSERT = 200_000
+
+
+class WarmSink:
+    """Writes one shard of one tier. Every method may raise Unavailable and can then simply be called again."""
+
+    def __init__(self, client: ClickHouse, tier: str, grain_ms: int, shard: int) -> None:
+        self._client, self._tier, self._grain_ms, self._shard = client, tier, grain_ms, shard
+        self._border: int | None = None
+
+    @property
+    def border_ms(self) -> int | None:
+        """Every window that ends at or before this is in the tier; None before the first."""
+        return self._border
+
+    def attach(self, state: StageState) -> None:
+        """After a recovery: the last flush may not have arrived, so send all closed windows that are held."""
+        if state.sequence:
+            self.write(state.everything(), state)
+
+    def write(self, changes: Changes, state: StageState) -> None:
+        """Show what a flush made durable. Safe to repeat."""
+        parts = [state.windows[w].whole() for w in changes.newly_closed]
+        if changes.corrected:
+            late = pl.concat([state.windows[w].whole() for w in changes.corrected])
+            parts.append(late.join(changes.delta, on=list(partials.KEYS), how="semi"))
+        if parts:
+            frame = pl.concat(parts)
+            # One insert a day: an insert over several partitions is not atomic.
+            for (_,), day in frame.group_by(pl.col("window_ms") // DAY_MS):
+                for start in range(0, day.height, _ROWS_PER_INSERT):
+                    self._client.insert(f"stream_{self._tier}", self._table(day.slice(start, _ROWS_PER_INSERT), changes.sequence))
+        if changes.closed_ms is not None:
+            border = changes.closed_ms // self._grain_ms * self._grain_ms
+            if self._border is None or border > self._border:
+                self._publish(border, changes.closed_ms)
+                self._border = border
+
+    def _table(self, frame: pl.DataFrame, version: int) -> pa.Table:
+        shaped = to_clickhouse(frame).with_columns(
+            pl.lit(self._shard, dtype=pl.UInt16).alias("shard"),
+            *(pl.col(c).cast(pl.UInt64) for c in (*partials.SUMS, chunks.CHANGED)),
+            pl.lit(version, dtype=pl.UInt64).alias("version"),
+        )
+        return shaped.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+    def _publish(self, border_ms: int, watermark_ms: int) -> None:
+        table = pa.table(
+            {
+                "tier": [self._tier],
+                "shard": pa.array([self._shard], pa.uint16()),
+                "border_ms": pa.array([border_ms], pa.uint64()),
+                "watermark_ms": pa.array([watermark_ms], pa.uint64()),
+            }
+        )
+        self._client.insert("tier_borders", table)
+
+
+def to_clickhouse(frame: pl.DataFrame) -> pl.DataFrame:
+    """Keys as the tables have them: a DateTime, unsigned ids, names instead of codes. Sums stay as they are."""
+    return frame.with_columns(
+        pl.from_epoch(pl.col("window_ms"), time_unit="ms").dt.cast_time_unit("ms").alias("time"),
+        *(pl.col(c).cast(pl.UInt64) for c in ("advertiser_id", "campaign_id", "ad_id", "publisher_id")),
+        pl.col("country").replace_strict(range(len(events.COUNTRIES)), events.COUNTRIES, return_dtype=pl.String),
+        pl.col("device").replace_strict(range(len(events.DEVICES)), events.DEVICES, return_dtype=pl.String),
+    ).drop("window_ms")

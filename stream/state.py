@@ -1,0 +1,303 @@
+"""The state of one input partition of a stage. Pure: blocks and chunks in, flushes out, no Kafka, no clock.
+
+    apply_…  folds an input message into the delta, after checking that its ranges tile
+    begin_flush  takes the delta away and says what must be written
+    commit / abort  what becomes of it
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+import polars as pl
+
+from infra.errors import CorruptLog
+from ingest import blocks, partials
+from ingest.blocks import BlockHeader
+from stream import chunks
+from stream.chunks import CHANGED, ChunkHeader
+from stream.windows import Closing
+
+# A state log is rewritten when what came since the last base outweighs the base: amortised, each row twice.
+_COMPACT_ROWS = 100_000
+_MERGE_PIECES = 32
+
+
+@dataclass
+class Window:
+    """Durable rows of one window, in pieces that are merged when somebody needs them whole."""
+
+    pieces: list[pl.DataFrame] = field(default_factory=list)
+    rows: int = 0
+
+    def add(self, piece: pl.DataFrame) -> None:
+        """Take more rows in."""
+        self.pieces.append(piece)
+        self.rows += piece.height
+        if len(self.pieces) > _MERGE_PIECES:
+            self.whole()
+
+    def whole(self) -> pl.DataFrame:
+        """All rows, one for each key."""
+        if len(self.pieces) > 1:
+            self.pieces = [chunks.merge(self.pieces)]
+            self.rows = self.pieces[0].height
+        return self.pieces[0] if self.pieces else chunks.empty()
+
+
+@dataclass(frozen=True)
+class Flush:
+    """What a flush writes. `delta` goes to the next stage; `state` with the keys in `tombstones` to the log."""
+
+    header: ChunkHeader
+    delta: pl.DataFrame
+    state: pl.DataFrame
+    state_header: ChunkHeader
+    tombstones: list[bytes]
+    dropped: list[int]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What became durable with a flush, for the sinks."""
+
+    sequence: int
+    closed_ms: int | None
+    delta: pl.DataFrame
+    newly_closed: list[int]
+    corrected: list[int]
+    open: list[int]
+
+
+class StageState:
+    """State of a stage for one input partition. `grain_ms` is the stage's window."""
+
+    def __init__(self, grain_ms: int, source_partitions: int) -> None:
+        self.grain_ms, self._sources = grain_ms, source_partitions
+        self.next_message = 0
+        """Offset of the next input message: the fence."""
+        self.closing = Closing()
+        self.windows: dict[int, Window] = {}
+        self.dropped_ms = 0
+        """Windows that end at or before this are gone; what still comes for them is counted in `too_old`."""
+        self.too_old = 0
+        self._sequence = 0
+        self._durable_next = 0
+        self._durable_closing = Closing()
+        self._upstream_next: int | None = None
+        self._pending: list[pl.DataFrame] = []
+        self._pending_rows = 0
+        self._part = 0
+        self._log: dict[bytes, int] = {}
+        """Keys alive in the state log → the end of the newest window in them."""
+        self._base_rows = self._loose_rows = 0
+        self._tombstones: list[bytes] = []
+        self._flushing: Flush | None = None
+
+    # -- input ----------------------------------------------------------------------------------------------
+
+    def apply_block(self, offset: int, frame: pl.DataFrame, header: BlockHeader, where: str) -> None:
+        """Fold a block of partials (minute stage). Raises CorruptLog when its ranges do not tile."""
+        self._check_part(header.part, where)
+        if header.part == 0:
+            for r in header.ranges:
+                known = self.closing.sources.get(r.partition)
+                blocks.check_tiles(known.next_offset if known else None, r, where)
+        self._take(frame)
+        if header.part == header.parts - 1:
+            self.closing = self.closing.see(header.ranges)
+        self._part = (header.part + 1) % header.parts
+        self.next_message = offset + 1
+
+    def apply_chunk(self, offset: int, frame: pl.DataFrame, header: ChunkHeader, where: str) -> None:
+        """Fold a chunk of the stage before. Raises CorruptLog when its range does not tile."""
+        self._check_part(header.part, where)
+        if header.part == 0 and self._upstream_next is not None and header.from_offset != self._upstream_next:
+            raise CorruptLog(f"{where}: chunk begins at {header.from_offset}, expected {self._upstream_next}")
+        self._take(frame)
+        if header.part == header.parts - 1:
+            self._upstream_next = header.to_offset
+            self.closing = header.closing
+        self._part = (header.part + 1) % header.parts
+        self.next_message = offset + 1
+
+    def _check_part(self, part: int, where: str) -> None:
+        if part != self._part:
+            raise CorruptLog(f"{where}: part {part} of a message in parts, expected part {self._part}")
+
+    def _take(self, frame: pl.DataFrame) -> None:
+        if not frame.height:
+            return
+        frame = frame.select(list(partials.SCHEMA))
+        if self.dropped_ms:
+            old = frame["window_ms"] // self.grain_ms * self.grain_ms + self.grain_ms <= self.dropped_ms
+            if old.any():
+                self.too_old += int(old.sum())
+                frame = frame.filter(~old)
+        self._pending.append(frame)
+        self._pending_rows += frame.height
+
+    @property
+    def pending_rows(self) -> int:
+        """Rows applied but not yet being flushed."""
+        return self._pending_rows
+
+    @property
+    def held_rows(self) -> int:
+        """Durable rows in memory."""
+        return sum(w.rows for w in self.windows.values())
+
+    # -- flush ----------------------------------------------------------------------------------------------
+
+    def flush_due(self, now_ms: int, *, clock: bool) -> bool:
+        """Whether there is anything to make durable: rows, or a closing watermark that crossed a window's end.
+
+        With `clock`, the watermark moves on first (the minute stage, which alone looks at the clock).
+        """
+        if self._part or self._flushing is not None:
+            return False
+        if clock:
+            self.closing = self.closing.advance(self._sources, now_ms)
+        if self._pending:
+            return True
+        before, after = self._durable_closing.closed_ms, self.closing.closed_ms
+        if after is not None and (before is None or before // self.grain_ms != after // self.grain_ms):
+            return True
+        # Input without rows (heartbeats) needs no transaction of its own; now and then it moves the fence on.
+        return self.next_message - self._durable_next > 200
+
+    def begin_flush(self) -> Flush:
+        """Take the delta since the last flush. One flush at a time."""
+        assert self._flushing is None
+        delta = partials.merge(self._pending, grain_ms=self.grain_ms) if self._pending else partials.empty()
+        self._pending, self._pending_rows = [], 0
+        closed_before = self._durable_closing.closed_ms
+        ends = pl.col("window_ms") + self.grain_ms
+        late = (ends <= closed_before) if closed_before is not None else pl.lit(False)
+        delta = delta.with_columns(late.cast(pl.Int64).alias(CHANGED)).select(list(chunks.SCHEMA))
+        # By the watermarks of the flush before: rows of this very delta may still belong to windows that only its
+        # own watermarks make droppable.
+        droppable = max(self.dropped_ms, self._durable_closing.droppable_ms(self._sources) or 0)
+        dropped = [w for w in self.windows if w + self.grain_ms <= droppable]
+        header = ChunkHeader(
+            version=chunks.SCHEMA_VERSION,
+            sequence=self._sequence + 1,
+            from_offset=self._durable_next,
+            to_offset=self.next_message,
+            closing=self.closing,
+            closed_before_ms=closed_before,
+            dropped_ms=droppable,
+            upstream_next=self._upstream_next,
+        )
+        state, state_header = delta, header
+        tombstones = [key for key, end in self._log.items() if end <= droppable]
+        if self._loose_rows + delta.height > max(_COMPACT_ROWS, 2 * self._base_rows):
+            gone = set(dropped)
+            state = chunks.merge([*(w.whole() for start, w in self.windows.items() if start not in gone), delta])
+            state_header = msgspec.structs.replace(header, base=True)
+            tombstones = list(self._log)
+        self._flushing = Flush(header, delta, state, state_header, tombstones, dropped)
+        return self._flushing
+
+    @property
+    def flushing(self) -> Flush:
+        """The flush that was begun and not settled."""
+        assert self._flushing is not None
+        return self._flushing
+
+    def abort(self) -> None:
+        """The flush did not happen: its delta belongs to the next one."""
+        flush = self._flushing
+        assert flush is not None
+        if flush.delta.height:
+            self._pending.insert(0, flush.delta.select(list(partials.SCHEMA)))
+            self._pending_rows += flush.delta.height
+        self._flushing = None
+
+    def commit(self) -> Changes:
+        """The flush is durable: move on, and say what the sinks must show."""
+        flush = self._flushing
+        assert flush is not None
+        self._flushing = None
+        self._remember(flush.state, flush.state_header, flush.tombstones)
+        for start in flush.dropped:
+            del self.windows[start]
+        self.dropped_ms = flush.header.dropped_ms
+        self._durable_next = flush.header.to_offset
+        self._sequence = flush.header.sequence
+        before, after = self._durable_closing.closed_ms, flush.header.closing.closed_ms
+        self._durable_closing = flush.header.closing
+        touched = self._hold(flush.delta)
+        return Changes(
+            sequence=self._sequence,
+            closed_ms=after,
+            delta=flush.delta,
+            newly_closed=[w for w in self.windows if self._is_closed(w, after) and not self._is_closed(w, before)],
+            corrected=[w for w in touched if self._is_closed(w, before)],
+            open=[w for w in touched if not self._is_closed(w, after)],
+        )
+
+    def _is_closed(self, start: int, closed_ms: int | None) -> bool:
+        return closed_ms is not None and start + self.grain_ms <= closed_ms
+
+    def _hold(self, frame: pl.DataFrame) -> list[int]:
+        if not frame.height:
+            return []
+        pieces = frame.partition_by("window_ms", as_dict=True)
+        for (start,), piece in pieces.items():
+            self.windows.setdefault(start, Window()).add(piece)  # type: ignore[arg-type]
+        return [start for (start,) in pieces]  # type: ignore[misc]
+
+    def _remember(self, frame: pl.DataFrame, header: ChunkHeader, tombstones: list[bytes]) -> None:
+        for key in tombstones:
+            self._log.pop(key, None)
+        newest = int(frame["window_ms"].max()) + self.grain_ms if frame.height else 0  # type: ignore[arg-type]
+        for part in range(len(blocks.split(frame))):
+            self._log[chunks.key(header, part)] = newest
+        if header.base:
+            self._base_rows, self._loose_rows = frame.height, 0
+        else:
+            self._loose_rows += frame.height
+
+    # -- recovery -------------------------------------------------------------------------------------------
+
+    def restore(self, log: list[tuple[bytes, bytes]], where: str) -> None:
+        """Rebuild from the live (key, value) messages of the state log. Raises CorruptLog when ranges do not tile."""
+        found = sorted(((*chunks.decode(v, where), k) for k, v in log), key=lambda c: (c[1].sequence, c[1].part))
+        last: ChunkHeader | None = None
+        for frame, header, key in found:
+            if last is not None and header.part == 0 and not header.base and header.from_offset < last.to_offset:
+                raise CorruptLog(f"{where}: chunk [{header.from_offset}, {header.to_offset}) overlaps offset {last.to_offset}")
+            self._hold(frame)
+            self._log[key] = int(frame["window_ms"].max()) + self.grain_ms if frame.height else 0  # type: ignore[arg-type]
+            if header.base:
+                self._base_rows += frame.height
+            else:
+                self._loose_rows += frame.height
+            last = header
+        if last is None:
+            return
+        self.next_message = self._durable_next = last.to_offset
+        self.closing = self._durable_closing = last.closing
+        self.dropped_ms, self._sequence, self._upstream_next = last.dropped_ms, last.sequence, last.upstream_next
+        for start in [w for w in self.windows if w + self.grain_ms <= self.dropped_ms]:
+            del self.windows[start]
+
+    @property
+    def sequence(self) -> int:
+        """How many flushes are durable."""
+        return self._sequence
+
+    @property
+    def durable_closed_ms(self) -> int | None:
+        """The closing watermark as it is in the log."""
+        return self._durable_closing.closed_ms
+
+    def everything(self) -> Changes:
+        """All that is held, as if it had just become durable: for a sink that lost its memory."""
+        closed_ms = self._durable_closing.closed_ms
+        closed = [w for w in self.windows if self._is_closed(w, closed_ms)]
+        still_open = sorted(set(self.windows) - set(closed))
+        delta = chunks.merge([self.windows[w].whole() for w in still_open])
+        return Changes(self._sequence, closed_ms, delta, closed, [], still_open)

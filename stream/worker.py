@@ -1,0 +1,80 @@
+"""The stream worker: puts the agents, their sinks and the upkeep of the hot tier together."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import tempfile
+
+from infra import console, logs
+from infra.clickhouse.client import ClickHouse
+from infra.clock import now_ms
+from infra.console import App
+from infra.errors import AdclickError, Unavailable
+from infra.redis import Redis
+from infra.settings import Settings
+from stream.agents import Agents
+from stream.sinks.hot import HotSink
+from stream.sinks.warm import WarmSink
+from stream.stage import Sink, Stage
+
+_TIERS = {"hour": "hours", "day": "days"}
+_EXPIRE_EVERY_S = 60
+
+
+async def run(settings: Settings) -> None:
+    """Run until SIGTERM or Ctrl-C. Raises what made an agent stop."""
+    log = logs.get("stream")
+    redis = Redis(settings.redis)
+    hot: dict[int, HotSink] = {}
+    hours: dict[int, WarmSink] = {}
+
+    def make_sink(stage: Stage, partition: int) -> Sink:
+        if stage.name == "minute":
+            hot[partition] = HotSink(redis, settings.key_prefix, partition, settings.hot_hours)
+            return hot[partition]
+        client = ClickHouse(settings.clickhouse, settings.database)
+        sink = WarmSink(client, _TIERS[stage.name], stage.grain_ms, partition)
+        if stage.name == "hour":
+            hours[partition] = sink
+        return sink
+
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    with tempfile.TemporaryDirectory(prefix="adclick-") as datadir:
+        agents = Agents(settings, datadir, make_sink)
+        await agents.start()
+        gc.collect()
+        gc.freeze()
+        expired_at = loop.time()
+        while not stopping.is_set() and agents.failure is None and not agents.app.should_stop:
+            try:
+                await asyncio.wait_for(stopping.wait(), 0.2)
+            except TimeoutError:
+                pass
+            if loop.time() - expired_at > _EXPIRE_EVERY_S:
+                expired_at = loop.time()
+                for partition, sink in hot.items():
+                    border = hours[partition].border_ms if partition in hours else None
+                    try:
+                        await loop.run_in_executor(None, sink.expire, now_ms(), border)
+                    except Unavailable as error:
+                        log.warning("the hot tier was not tidied", why=str(error))
+        try:
+            await asyncio.wait_for(agents.stop(), 4)
+        except TimeoutError:
+            log.warning("left without saying good-bye")
+    if agents.failure is not None:
+        raise AdclickError(f"stream: {agents.failure}", hint="the supervisor starts it again") from agents.failure
+    if agents.app.should_stop and not stopping.is_set():
+        raise AdclickError("stream: the app stopped by itself", hint="see the lines above")
+
+
+@console.command("stream", "ADCLICK_KAFKA=broker:9092 ADCLICK_CLICKHOUSE=http://… adclick stream")
+def stream(app: App) -> None:
+    """Run one stream worker: fold blocks into minutes, hours and days, and show them in Redis and ClickHouse."""
+    logs.configure(verbose=app.verbose, quiet=app.quiet)
+    asyncio.run(run(app.settings))
