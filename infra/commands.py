@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ def up(app: App, detach: bool, ingest_workers: int, stream_workers: int) -> None
     from infra.embedded import supervisor
 
     logs.configure(verbose=app.verbose, quiet=app.quiet)
-    path = Path(app.directory or os.environ.get("ADCLICK_DIR") or ".adclick")
+    path = app.folder
     folder = Folder(path)
     folder.make()
     counts = ["--ingest-workers", str(ingest_workers), "--stream-workers", str(stream_workers)]

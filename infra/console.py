@@ -45,8 +45,10 @@ class App:
 
     @property
     def folder(self) -> Path:
-        """The embedded stack's folder, there or not."""
-        return self.resolved.directory
+        """The embedded stack's folder, there or not. Reads no settings: `up` may not have written them yet."""
+        from infra.settings import stack_directory
+
+        return stack_directory(self.directory)
 
     def say(self, text: str) -> None:
         """A line for the person, on standard error."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from infra.errors import Unavailable
+from infra.errors import Unavailable, UserError
 
 _AWAY = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError, redis.exceptions.ReadOnlyError)
 
@@ -42,25 +46,39 @@ class Redis:
         except _AWAY as error:
             raise Unavailable(f"Redis: {error}") from error
 
-    def write_if(self, key: str, good: Callable[[bytes | None], bool], commands: Sequence[Sequence[Any]]) -> bool:
-        """MULTI/EXEC of `commands`, but only while `key` holds a value that is `good`.
+    def write_if(self, key: str, accept: Callable[[bytes | None], Sequence[bytes] | None]) -> bool:
+        """MULTI/EXEC, but only while `key` keeps the value for which `accept` gave commands (packed, see `pack`).
 
-        Check and write share one connection and a WATCH: a server that restarted in between fails the write.
+        `accept` gets the value and returns None to write nothing. Check and write share one connection and a WATCH, so
+        that a server that restarted in between fails the write.
         """
+        pool = self._client.connection_pool
         try:
-            with self._client.pipeline(transaction=True) as pipe:
-                pipe.watch(key)
-                if not good(pipe.get(key)):  # type: ignore[arg-type]
+            connection = pool.get_connection()
+            try:
+                connection.send_packed_command([pack("WATCH", key), pack("GET", key)], check_health=False)
+                connection.read_response()
+                commands = accept(connection.read_response())
+                if commands is None:
+                    connection.send_packed_command([pack("UNWATCH")], check_health=False)
+                    connection.read_response()
                     return False
-                pipe.multi()
-                for command in commands:
-                    pipe.execute_command(*command)
-                pipe.execute()
+                connection.send_packed_command([pack("MULTI"), *commands, pack("EXEC")], check_health=False)
+                for _ in range(1 + len(commands)):
+                    connection.read_response()
+                if connection.read_response() is None:
+                    raise Unavailable(f"Redis: {key} was changed by another writer")
                 return True
-        except redis.WatchError as error:
-            raise Unavailable(f"Redis: {key} was changed by another writer") from error
+            except BaseException:
+                # Replies may still be on their way: this connection cannot be used again.
+                connection.disconnect()
+                raise
+            finally:
+                pool.release(connection)
         except _AWAY as error:
             raise Unavailable(f"Redis: {error}") from error
+        except redis.ResponseError as error:
+            raise Unavailable(f"Redis refused a write: {error}") from error
 
     def script(self, source: str) -> Script:
         """A Lua script that is loaded where it is not known yet."""
@@ -82,9 +100,57 @@ class Redis:
         except _AWAY as error:
             raise Unavailable(f"Redis: {error}") from error
 
+    @contextlib.contextmanager
+    def lease(self, name: str, seconds: int, busy: str) -> Iterator[None]:
+        """Hold a lock that expires by itself, and renew it meanwhile. Raises UserError(`busy`) when it is taken."""
+        lock = self._client.lock(name, timeout=seconds, blocking=False, thread_local=False)
+        try:
+            if not lock.acquire():
+                raise UserError(busy, hint=f"wait for it, or {seconds} s after it died")
+        except _AWAY as error:
+            raise Unavailable(f"Redis: {error}") from error
+        done = threading.Event()
+
+        def renew() -> None:
+            while not done.wait(seconds / 3):
+                with contextlib.suppress(redis.RedisError):
+                    lock.reacquire()
+
+        thread = threading.Thread(target=renew, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            with contextlib.suppress(redis.RedisError):
+                lock.release()
+
     def close(self) -> None:
         """Give the connections back."""
         self._client.close()
+
+
+def pack(*command: bytes | str | int) -> bytes:
+    """A command in Redis' own protocol (RESP)."""
+    parts = [c if isinstance(c, bytes) else str(c).encode() for c in command]
+    return b"*%d\r\n%b" % (len(parts), b"".join([b"$%d\r\n%b\r\n" % (len(p), p) for p in parts]))
+
+
+def pack_hset(key: str, fields: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8]) -> bytes:
+    """HSET of many fields of one width and values of one width, as (n, width) bytes: 0.05 µs each instead of 4."""
+    count, field_width = fields.shape
+    value_width = values.shape[1]
+    head_f, head_v = f"${field_width}\r\n".encode(), f"${value_width}\r\n".encode()
+    columns = [head_f, fields, b"\r\n", head_v, values, b"\r\n"]
+    packed = np.empty((count, sum(len(c) if isinstance(c, bytes) else c.shape[1] for c in columns)), np.uint8)
+    at = 0
+    for column in columns:
+        width = len(column) if isinstance(column, bytes) else column.shape[1]
+        packed[:, at : at + width] = np.frombuffer(column, np.uint8) if isinstance(column, bytes) else column
+        at += width
+    name = key.encode()
+    return b"*%d\r\n$4\r\nHSET\r\n$%d\r\n%b\r\n%b" % (2 + 2 * count, len(name), name, packed.tobytes())
 
 
 class Script:

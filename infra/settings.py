@@ -109,12 +109,17 @@ def read_endpoints(directory: Path) -> dict[str, Any]:
     return {k: v for k, v in found.items() if k in Settings.model_fields}
 
 
+def stack_directory(directory: str | None) -> Path:
+    """The folder of the embedded stack: `--dir`, `ADCLICK_DIR`, or `.adclick`."""
+    return Path(directory or os.environ.get("ADCLICK_DIR") or DEFAULT_DIR)
+
+
 def resolve(directory: str | None = None) -> Resolved:
     """Settle all settings. `directory` is the value of `--dir`, None when it was not given.
 
     Raises UserError, naming the setting, when one is wrong.
     """
-    folder = Path(directory or os.environ.get("ADCLICK_DIR") or DEFAULT_DIR)
+    folder = stack_directory(directory)
     endpoints = read_endpoints(folder)
     layers: list[tuple[str, dict[str, Any]]] = []
     environment = {k: v for k, v in EnvSettingsSource(Settings)().items() if k in Settings.model_fields}

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,6 +20,7 @@ import polars as pl
 
 from ingest import events
 from ingest.events import Event, Reason, Rejection
+from ingest.text import as_text
 
 COLUMNS: dict[str, pl.DataType] = {
     "row": pl.UInt32(),
@@ -61,6 +61,10 @@ class Decoded:
 
     events: pl.DataFrame
     rejected: dict[int, Rejection]
+
+
+def _size(value: bytes | None) -> int:
+    return len(value) if value is not None else 0
 
 
 @dataclass(frozen=True)
@@ -117,20 +121,22 @@ class Decoder:
     """Keeps the shapes it has met. The verdicts do not depend on which those are."""
 
     def __init__(self) -> None:
-        self._shapes: OrderedDict[_Shape, None] = OrderedDict()
+        self._shapes: dict[_Shape, int] = {}
+        """How many messages of the last batch had each shape: the commonest is tried first."""
 
     def decode(self, values: list[bytes | None], log_time_ms: npt.NDArray[np.int64]) -> Decoded:
         """Judge a batch; `log_time_ms[i]` is the Kafka timestamp of `values[i]`."""
         rejected: dict[int, Rejection] = {}
         frames: list[pl.DataFrame] = []
         slow: list[int] = []
-        lines = pl.Series(values, dtype=pl.Binary)
-        sizes = lines.bin.size()
-        small = (sizes <= events.MAX_VALUE_BYTES).fill_null(False)
-        text = lines.set(~small, None).cast(pl.String, strict=False) if not small.all() else lines.cast(pl.String, strict=False)
+        sizes = np.fromiter(map(_size, values), np.int64, len(values))
+        small = sizes <= events.MAX_VALUE_BYTES
+        text = as_text(values if small.all() else [v if ok else None for v, ok in zip(values, small, strict=True)])
         left = np.flatnonzero(text.is_not_null().to_numpy())
         slow += np.flatnonzero(text.is_null().to_numpy()).tolist()
-        for shape in list(self._shapes):
+        common = sorted(self._shapes, key=self._shapes.__getitem__, reverse=True)
+        self._shapes = dict.fromkeys(common[:_KEPT_SHAPES], 0)
+        for shape in self._shapes:
             if not left.size:
                 break
             left = self._take(shape, values, text, left, log_time_ms, frames, rejected)
@@ -144,11 +150,9 @@ class Decoder:
                 learned += 1
                 continue
             learned += 1
-            self._shapes[shape] = None
+            self._shapes[shape] = 0
             left = self._take(shape, values, text, left, log_time_ms, frames, rejected)
         slow += left.tolist()
-        while len(self._shapes) > _KEPT_SHAPES:
-            self._shapes.popitem(last=False)
         if slow:
             frames.append(_judge_each(values, slow, log_time_ms, rejected))
         found = pl.concat(frames) if frames else pl.DataFrame(schema=COLUMNS)
@@ -169,8 +173,8 @@ class Decoder:
         fits = candidates.str.contains(shape.pattern).to_numpy()
         if not fits.any():
             return left
-        self._shapes.move_to_end(shape)
         rows = left[fits]
+        self._shapes[shape] += len(rows)
         matched = values if rows.size == len(values) else [values[row] for row in rows.tolist()]
         frames.append(_read(shape, matched, rows, log_time_ms[rows], rejected))
         return left[~fits]

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -265,8 +264,10 @@ class IngestWorker:
 
     def _process(self, messages: list[Any]) -> Outcome:
         """Judge the messages and lay out the transaction. Records ids in Redis on the way. Raises Unavailable."""
-        messages.sort(key=lambda m: (m.partition(), m.offset()))
-        mine = [(p, list(group)) for p, group in groupby(messages, key=lambda m: m.partition()) if p in self._owned]
+        by_partition: dict[int, list[Any]] = {p: [] for p in sorted(self._owned)}
+        for message in messages:
+            by_partition[message.partition()].append(message)
+        mine = [(p, group) for p, group in by_partition.items() if group]
         values = [m.value() for _, group in mine for m in group]
         times: list[np.ndarray[Any, np.dtype[np.int64]]] = []
         ends: dict[int, Position] = {}

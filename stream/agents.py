@@ -84,6 +84,8 @@ class Agents:
             table_standby_replicas=0,
             stream_recovery_delay=0.0,
             broker_commit_interval=1.0,
+            # Faust's commits mean nothing here; without this it warns that there are none.
+            broker_commit_livelock_soft_timeout=10.0**9,
             broker_session_timeout=6,
             broker_heartbeat_interval=1,
             broker_request_timeout=20,

@@ -133,7 +133,8 @@ class Supervisor:
         ):
             return None
         env = {f"ADCLICK_{k.upper()}": v for k, v in (self._overrides | endpoints).items()}
-        env |= {"ADCLICK_USER_SECRET": state["user_secret"], "ADCLICK_DIR": str(path.resolve())}
+        # More threads than cores cost CPU and gain nothing: the processes are the parallelism.
+        env |= {"POLARS_MAX_THREADS": "1", "ADCLICK_USER_SECRET": state["user_secret"], "ADCLICK_DIR": str(path.resolve())}
         settings = Settings(**(self._overrides | endpoints))
         topics.ensure(settings)
         migrate(ClickHouse(settings.clickhouse, settings.database))

@@ -39,6 +39,10 @@ class PartitionMemory:
         """The filter of a generation, made when it is new."""
         return self.filters.setdefault(generation, GrowingBloom())
 
+    def knows_all_of(self, generation: int) -> bool:
+        """Whether an id that the filter has not seen is certainly not recorded in this generation."""
+        return generation > self.assigned_generation or generation in self.complete
+
     def turn(self, generation: int) -> None:
         """Drop filters that no event from `generation` on can need."""
         for old in [g for g in self.filters if g < generation - 1]:
@@ -76,7 +80,7 @@ def decide(
         here = np.flatnonzero(generations == generation)
         for searched in (generation, generation - 1):
             asked = here
-            if searched in memory.complete:
+            if memory.knows_all_of(searched):
                 known = memory.filters.get(searched)
                 asked = here[known.contains(digests[here])] if known is not None and known.count else here[:0]
             if not asked.size:
@@ -121,7 +125,4 @@ def _copies_within(
 def remember(memory: PartitionMemory, decision: Decision) -> None:
     """Put recorded ids into the filters. Bits of a batch that is then aborted do no harm: positives are confirmed."""
     for generation, (digests, _) in decision.news.items():
-        if generation > memory.assigned_generation:
-            # All of its ids have passed here, so the filter is complete from its first one on.
-            memory.complete.add(generation)
         memory.filter_of(generation).add(digests)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 import xxhash
 
-from infra.redis import Redis
+from infra.redis import Redis, pack, pack_hset
 from ingest.dedup.bloom import Digests
 
 DIGEST_BYTES = 12
@@ -104,30 +104,24 @@ class RedisRegistry:
         up_to: int,
         oldest_generation: int,
     ) -> bool:
-        commands: list[tuple[object, ...]] = []
+        commands: list[bytes] = []
         for generation, (digests, offsets) in news.items():
             key = self._key(partition, generation)
-            raw, values = digests.tobytes(), offsets.astype("<i8").tobytes()
-            for start in range(0, len(digests), _PAGE):
-                stop = min(start + _PAGE, len(digests))
-                fields: list[bytes] = [b""] * (2 * (stop - start))
-                fields[::2] = [raw[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES] for i in range(start, stop)]
-                fields[1::2] = [values[i * 8 : i * 8 + 8] for i in range(start, stop)]
-                commands.append(("HSET", key, *fields))
-            commands.append(("EXPIRE", key, TTL_S))
-        commands += [("UNLINK", self._key(partition, g)) for g in range(oldest_generation - 2, oldest_generation)]
-        held = expected
+            fields = np.ascontiguousarray(digests).view(np.uint8).reshape(-1, DIGEST_BYTES)
+            values = offsets.astype("<i8").view(np.uint8).reshape(-1, 8)
+            commands += [
+                pack_hset(key, fields[i : i + _PAGE], values[i : i + _PAGE]) for i in range(0, len(digests), _PAGE)
+            ]
+            commands.append(pack("EXPIRE", key, TTL_S))
+        commands += [pack("UNLINK", self._key(partition, g)) for g in range(oldest_generation - 2, oldest_generation)]
 
-        def good(value: bytes | None) -> bool:
-            nonlocal held
-            held = int(value) if value is not None else -1
-            if held >= expected:
-                # A stopped worker's late write must not move it back.
-                commands.append(("SET", self._up_to_key(partition), max(up_to, held)))
-                return True
-            return False
+        def accept(held: bytes | None) -> list[bytes] | None:
+            if held is None or int(held) < expected:
+                return None
+            # A stopped worker's late write must not move it back.
+            return [*commands, pack("SET", self._up_to_key(partition), max(up_to, int(held)))]
 
-        return self._redis.write_if(self._up_to_key(partition), good, commands)
+        return self._redis.write_if(self._up_to_key(partition), accept)
 
     def pages(self, partition: int, generation: int) -> Iterator[Digests]:
         for page in self._redis.scan_hash(self._key(partition, generation)):

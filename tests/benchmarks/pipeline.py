@@ -1,0 +1,132 @@
+"""`make bench`: the whole pipeline at full speed over a prefilled topic.
+
+Measured from the first event consumed until every event is archived and the router's answers are the truth. Prints
+events/s and CPU seconds per million events by process, and writes them as flat JSON to `.bench/pipeline.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso, now_ms
+from infra.console import App
+from infra.embedded.state import Folder
+from infra.kafka import Admin
+from infra.settings import read_endpoints
+from ingest.replay import Pace, replay_files
+from ingest.synthetic.command import write_lines
+from ingest.synthetic.generator import Spec, make
+from query.command import Client
+from query.questions import Truths
+
+ADCLICK = [sys.executable, "-m", "infra"]
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """User and system time so far."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def main() -> None:
+    """Run it once."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--events", type=int, default=int(os.environ.get("EVENTS", "2000000")))
+    parser.add_argument("--span-minutes", type=int, default=30)
+    options = parser.parse_args()
+    work = Path(tempfile.mkdtemp(prefix="adclick-bench-"))
+    try:
+        run(work, options.events, options.span_minutes * MINUTE_MS)
+    finally:
+        subprocess.run([*ADCLICK, "down", "--dir", str(work / "stack"), "-q"], check=False)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def run(work: Path, events: int, span_ms: int) -> None:
+    """Prefill, start the workers, wait for the truth."""
+    # Across a UTC midnight, and recent enough for its minutes to be held.
+    midnight = now_ms() // DAY_MS * DAY_MS
+    start = midnight - span_ms // 2
+    if now_ms() - start > 23 * HOUR_MS or midnight + span_ms // 2 > now_ms():
+        start = (now_ms() - 2 * HOUR_MS) // MINUTE_MS * MINUTE_MS
+    made = make(Spec(events=events, start_ms=start, span_ms=span_ms, late=0.001, malformed=0.0, future=0.0))
+    source = work / "events.ndjson"
+    write_lines(made, source)
+    stack = str(work / "stack")
+    subprocess.run([*ADCLICK, "up", "--detach", "--dir", stack, "--ingest-workers", "0", "--stream-workers", "0", "-q"], check=True, stdout=subprocess.DEVNULL)
+    app = App(stack, False, False, True)
+    replay_files(app, [source], Pace(), 0)
+    folder = Folder(Path(stack))
+    env = os.environ | {"POLARS_MAX_THREADS": "1", "ADCLICK_USER_SECRET": "bench"}
+    env |= {f"ADCLICK_{k.upper()}": str(v) for k, v in read_endpoints(Path(stack)).items()}
+    workers = {
+        kind: subprocess.Popen([*ADCLICK, kind, "-q"], env=env | {"ADCLICK_WORKER": f"{kind}-9"})
+        for kind in ("stream", "ingest")
+    }
+    try:
+        report = measure(app, folder, workers, made, events, start, span_ms)
+    finally:
+        for worker in workers.values():
+            worker.terminate()
+        for worker in workers.values():
+            worker.wait(15)
+    out = Path(".bench")
+    out.mkdir(exist_ok=True)
+    (out / "pipeline.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+def measure(app: App, folder: Folder, workers: dict[str, Any], made: Any, events: int, start: int, span_ms: int) -> dict[str, Any]:
+    """Time and CPU from the first event consumed to the last one answered and archived."""
+    settings = app.settings
+    admin = Admin(settings.kafka)
+    total = sum(admin.ends("ad-events", settings.event_partitions))
+    watched = {n: p for n, p in folder.processes().items() if n != "supervisor"}
+    watched |= {kind: psutil.Process(w.pid) for kind, w in workers.items()}
+
+    def consumed(group: str, topic: str) -> int:
+        return sum(max(0, c.offset) for c in admin.committed(group, topic, settings.event_partitions))
+
+    while not consumed("adclick-ingest", "ad-events"):
+        time.sleep(0.02)
+    began, before = time.monotonic(), {n: cpu_s(p) for n, p in watched.items()}
+    first = consumed("adclick-ingest", "ad-events")
+    while consumed("adclick-ingest", "ad-events") < total:
+        time.sleep(0.1)
+    ingested = time.monotonic() - began
+    truths, client = Truths(made.truth), Client(settings)
+    campaigns = truths.busiest(20)
+    exact = False
+    while not exact and time.monotonic() - began < 600:
+        exact = all(truths.total_is(client, c, start - HOUR_MS, start + span_ms) for c in campaigns)
+        time.sleep(0.05)
+    seconds = time.monotonic() - began
+    while sum(max(0, e) for e in admin.ends("ad-archive", 4)) - consumed("adclick-archive", "ad-archive") > 8:
+        time.sleep(0.1)
+    counted = total - first
+    cpu = {n: (cpu_s(p) - before[n]) / counted * 1e6 for n, p in watched.items()}
+    rss = {f"rss_mb_{n}": p.memory_info().rss >> 20 for n, p in watched.items()}
+    report: dict[str, Any] = {
+        "events": counted, "exact": exact, "events_per_s": round(counted / seconds), "seconds": round(seconds, 2),
+        "ingest_seconds": round(ingested, 2), "cpu_s_per_million": round(sum(cpu.values()), 2),
+        **{f"cpu_s_per_million_{n}": round(c, 2) for n, c in sorted(cpu.items())}, **rss,
+    }  # fmt: skip
+    print(f"{counted:,} events from {iso(start)} over {span_ms // MINUTE_MS} minutes: {'exact' if exact else 'NOT EXACT'}")
+    app.table(["", ""], list(report.items()))
+    if not exact:
+        sys.exit(1)
+    return report
+
+
+if __name__ == "__main__":
+    main()
