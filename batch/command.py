@@ -25,7 +25,9 @@ ALERT_EXIT = 3
 _LEASE_S = 30
 
 
-@console.command("reconcile", "adclick reconcile --date 2026-11-20\nadclick reconcile --from 2026-11-01 --to 2026-11-07")
+@console.command(
+    "reconcile", "adclick reconcile --date 2026-11-20\nadclick reconcile --from 2026-11-01 --to 2026-11-07"
+)
 @click.option("--date", help="The day (UTC).")
 @click.option("--from", "first", help="First day of a range.")
 @click.option("--to", "last", help="Last day of a range.")
@@ -72,7 +74,9 @@ def _check_open(client: ClickHouse, day: dt.date, force: bool) -> None:
     end_ms = int(dt.datetime.combine(day, dt.time(), dt.UTC).timestamp()) * 1000 + DAY_MS
     if end_ms - DAY_MS > now_ms():
         raise UserError(f"{day} has not begun yet")
-    mark = client.rows(f"SELECT count(), min(w) FROM (SELECT max(watermark_ms) AS w FROM {client.database}.tier_borders WHERE tier = 'hours' GROUP BY shard)")
+    mark = client.rows(
+        f"SELECT count(), min(w) FROM (SELECT max(watermark_ms) AS w FROM {client.database}.tier_borders WHERE tier = 'hours' GROUP BY shard)"
+    )
     watermark = int(mark[0][1]) if mark[0][0] else None
     if not force and (watermark is None or watermark < end_ms):
         shown = f"the watermark is {iso(watermark)}" if watermark is not None else "there is no watermark yet"
@@ -80,7 +84,9 @@ def _check_open(client: ClickHouse, day: dt.date, force: bool) -> None:
 
 
 def _lease(app: App) -> AbstractContextManager[Any]:
-    return Redis(app.settings.redis).lease(f"{app.settings.key_prefix}reconcile", _LEASE_S, "another reconciliation is running")
+    return Redis(app.settings.redis).lease(
+        f"{app.settings.key_prefix}reconcile", _LEASE_S, "another reconciliation is running"
+    )
 
 
 def _run(app: App, client: ClickHouse, days: list[dt.date], master: str) -> int:
@@ -147,13 +153,16 @@ def _report(app: App, day: dt.date, run_id: str, found: Any, comparison: publish
         )  # fmt: skip
         return
     rows = [(cause, *sums.values()) for cause, sums in comparison.causes.items()]
-    app.table(["cause", "rows", "impressions", "clicks", "conversions", "spend_micros"], rows or [("none", 0, 0, 0, 0, 0)])
+    app.table(
+        ["cause", "rows", "impressions", "clicks", "conversions", "spend_micros"],
+        rows or [("none", 0, 0, 0, 0, 0)],
+    )
     app.say(
         f"{day}: {found.rows:,} archived rows, {found.copies:,} copies; {comparison.dimensions:,} dimensions,"
         f" {comparison.corrected:,} corrected, {comparison.drifted:,} drifted by more than {publish.DRIFT:.1%};"
         f" run {run_id} published in {seconds:.1f} s"
     )
     if comparison.alert:
-        app.say(f"ALERT: {comparison.corrected:,} of {comparison.dimensions:,} dimensions needed correction, or some without a cause")
-
-
+        app.say(
+            f"ALERT: {comparison.corrected:,} of {comparison.dimensions:,} dimensions needed correction, or some without a cause"
+        )

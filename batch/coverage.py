@@ -24,7 +24,9 @@ def wait_for_archive(settings: Settings, wait_s: float, tell: Callable[[str], No
     while True:
         done = admin.committed(settings.topic(topics.ARCHIVE_GROUP), settings.topic(topics.ARCHIVE), count)
         missing = sum(
-            max(0, end - archived_to(c.metadata)) for end, start, c in zip(ends, starts, done, strict=True) if end > start
+            max(0, end - archived_to(c.metadata))
+            for end, start, c in zip(ends, starts, done, strict=True)
+            if end > start
         )
         if not missing:
             return ends

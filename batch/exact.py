@@ -127,8 +127,12 @@ def aggregate(rows: DataFrame) -> DataFrame:
     moves = {
         "late": F.when(wins & (F.col("decision") == "too-late"), 1),
         "shed": F.when(wins & (F.col("decision") == "shed"), 1).when(wins & counted, 1 - weight),
-        "cross-partition-duplicate": F.when(~wins & counted & (F.col("partition") != F.col("first_partition")), -weight),
-        "expired-horizon-duplicate": F.when(~wins & counted & (F.col("partition") == F.col("first_partition")), -weight),
+        "cross-partition-duplicate": F.when(
+            ~wins & counted & (F.col("partition") != F.col("first_partition")), -weight
+        ),
+        "expired-horizon-duplicate": F.when(
+            ~wins & counted & (F.col("partition") == F.col("first_partition")), -weight
+        ),
     }
     sums = [F.sum(F.when(wins, amount).otherwise(0)).alias(name) for name, amount in amounts.items()]
     accepted_late = wins & counted & (F.col("lateness") > 0)
@@ -174,7 +178,13 @@ def write(sums: DataFrame, url: str, database: str, run_id: str) -> int:
 def _keys(table: pa.Table, run_id: str) -> dict[str, Any]:
     seconds = pc.cast(pc.divide(table["hour_ms"], 1000), pa.timestamp("s", "UTC"))
     ids = {d: table[d].cast(pa.uint64()) for d in DIMENSIONS if d not in ("country", "device")}
-    return {"time": seconds, **ids, "country": table["country"], "device": table["device"], "run_id": pa.array([run_id] * table.num_rows)}
+    return {
+        "time": seconds,
+        **ids,
+        "country": table["country"],
+        "device": table["device"],
+        "run_id": pa.array([run_id] * table.num_rows),
+    }
 
 
 def _insert_hours(client: ClickHouse, table: pa.Table, run_id: str) -> None:

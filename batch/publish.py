@@ -63,13 +63,15 @@ def compare(client: ClickHouse, date: dt.date, run_id: str) -> Comparison:
             SELECT time, {dims}, {negative} FROM {db}.stream_hours FINAL WHERE toDate(time) = {{date:Date}}
             UNION ALL
             SELECT time, {dims}, {negative} FROM {db}.ledger FINAL WHERE run_id = {{run:String}} AND cause != 'unexplained'
-        ) GROUP BY time, {dims} HAVING {' OR '.join(f'{m} != 0' for m in MEASURES)}"""
+        ) GROUP BY time, {dims} HAVING {" OR ".join(f"{m} != 0" for m in MEASURES)}"""
     client.command(
         f"INSERT INTO {db}.ledger (time, {dims}, run_id, cause, {', '.join(MEASURES)})"
         f" SELECT time, {dims}, {{run:String}}, 'unexplained', {', '.join(MEASURES)} FROM ({left})",
         parameters,
     )
-    total = int(client.rows(f"SELECT count() FROM {db}.exact_hours FINAL WHERE run_id = {{run:String}}", parameters)[0][0])
+    total = int(
+        client.rows(f"SELECT count() FROM {db}.exact_hours FINAL WHERE run_id = {{run:String}}", parameters)[0][0]
+    )
     drift = " OR ".join(f"abs(l.{m}) > {DRIFT} * greatest(toInt64(e.{m}), 1)" for m in MEASURES)
     corrected, drifted = client.rows(
         f"""SELECT count(), countIf({drift}) FROM (
@@ -86,7 +88,9 @@ def compare(client: ClickHouse, date: dt.date, run_id: str) -> Comparison:
     return Comparison(total, int(corrected), int(drifted), named)
 
 
-def publish(client: ClickHouse, date: dt.date, run_id: str, found: Input, comparison: Comparison, seconds: float) -> None:
+def publish(
+    client: ClickHouse, date: dt.date, run_id: str, found: Input, comparison: Comparison, seconds: float
+) -> None:
     """One inserted row makes the run the day's current one."""
     summary = json.dumps({"causes": comparison.causes, "seconds": round(seconds, 1), "corrected": comparison.corrected})
     client.command(
@@ -98,5 +102,3 @@ def publish(client: ClickHouse, date: dt.date, run_id: str, found: Input, compar
             "dimensions": comparison.dimensions, "drifted": comparison.drifted, "alert": int(comparison.alert), "summary": summary,
         },
     )  # fmt: skip
-
-

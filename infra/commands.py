@@ -44,7 +44,15 @@ def up(app: App, detach: bool, ingest_workers: int, stream_workers: int) -> None
 def _overrides(app: App, path: Path) -> dict[str, str]:
     """Settings that hold for the embedded stack: all but the addresses, which `up` decides."""
     origins = app.resolved.origins
-    addresses = set(read_endpoints(path)) | {"kafka", "redis", "clickhouse", "archive", "http", "api_key", "user_secret"}
+    addresses = set(read_endpoints(path)) | {
+        "kafka",
+        "redis",
+        "clickhouse",
+        "archive",
+        "http",
+        "api_key",
+        "user_secret",
+    }
     return {n: str(getattr(app.settings, n)) for n in Settings.model_fields if n in origins and n not in addresses}
 
 
@@ -84,7 +92,11 @@ def status(app: App) -> None:
     found: dict[str, Any] = {
         "dir": str(app.folder),
         "processes": {
-            name: {"pid": p.pid, "cpu_s": round(sum(p.cpu_times()[:2]), 1), "rss_mb": p.memory_info().rss >> 20}
+            name: {
+                "pid": p.pid,
+                "cpu_s": round(sum(p.cpu_times()[:2]), 1),
+                "rss_mb": p.memory_info().rss >> 20,
+            }
             for name, p in processes.items()
         },
         "dead": sorted(set(folder.pids()) - set(processes)),
@@ -98,7 +110,9 @@ def status(app: App) -> None:
     else:
         _print_status(app, found)
     if "error" in found and not processes:
-        raise AdclickError(f"nothing is running in {app.folder}, and {found['error']}", hint="adclick up starts a stack")
+        raise AdclickError(
+            f"nothing is running in {app.folder}, and {found['error']}", hint="adclick up starts a stack"
+        )
 
 
 def _print_status(app: App, found: dict[str, Any]) -> None:
@@ -111,7 +125,10 @@ def _print_status(app: App, found: dict[str, Any]) -> None:
             [
                 ("watermark", found["watermark"] or "none yet"),
                 ("overload", found["level"]),
-                ("reconciled", json.dumps(found["last_reconciliation"]) if found["last_reconciliation"] else "never"),
+                (
+                    "reconciled",
+                    json.dumps(found["last_reconciliation"]) if found["last_reconciliation"] else "never",
+                ),
             ],
         )
     elif "error" in found:

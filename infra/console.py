@@ -76,8 +76,15 @@ class App:
     def progress(self, label: str, total: int) -> Any:
         """A rich progress bar (a context manager) with rate and remaining time; silent when not on a terminal."""
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.progress import ProgressColumn, Task
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            Task,
+            TextColumn,
+            TimeRemainingColumn,
+        )
         from rich.text import Text
 
         class Rate(ProgressColumn):
@@ -105,7 +112,9 @@ class Command(click.Command):
         """Merge the options given before the name with those after it."""
         before = ctx.find_root().params
         merged = {o.name: ctx.params.pop(o.name, None) or before.get(o.name) for o in GLOBAL_OPTIONS if o.name}
-        ctx.params["app"] = App(merged["directory"], bool(merged["as_json"]), bool(merged["verbose"]), bool(merged["quiet"]))
+        ctx.params["app"] = App(
+            merged["directory"], bool(merged["as_json"]), bool(merged["verbose"]), bool(merged["quiet"])
+        )
         return super().invoke(ctx)
 
 

@@ -1,11 +1,11 @@
 """The exceptions every part shares. Each names a decision, not a cause.
 
-    AdclickError
-    ├── UserError         the person asked for something that cannot be done: one line, exit 1
-    │   └── UsageError    the words of the command are off: exit 2
-    ├── Unavailable       a backend is away: back off and try again
-    ├── Fenced            somebody else owns this partition now: drop what is held, never write
-    └── CorruptLog        a range overlaps or leaves a hole: stop, name the place, skip nothing
+AdclickError
+├── UserError         the person asked for something that cannot be done: one line, exit 1
+│   └── UsageError    the words of the command are off: exit 2
+├── Unavailable       a backend is away: back off and try again
+├── Fenced            somebody else owns this partition now: drop what is held, never write
+└── CorruptLog        a range overlaps or leaves a hole: stop, name the place, skip nothing
 """
 
 from __future__ import annotations

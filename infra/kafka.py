@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import (
+    OFFSET_BEGINNING,
     Consumer,
     IsolationLevel,
     KafkaError,
     KafkaException,
-    OFFSET_BEGINNING,
     Producer,
     TopicPartition,
 )
@@ -102,8 +102,10 @@ class Admin:
         """Make topics (name → partitions, config); ones that exist are left as they are."""
         if not topics:
             return
-        new = [NewTopic(name, count, 1 if self._single_broker() else 3, config=config)
-               for name, (count, config) in topics.items()]
+        new = [
+            NewTopic(name, count, 1 if self._single_broker() else 3, config=config)
+            for name, (count, config) in topics.items()
+        ]
         for name, future in self._client.create_topics(new, request_timeout=REQUEST_TIMEOUT_S).items():
             try:
                 future.result()
@@ -299,7 +301,11 @@ class TransactionalProducer:
                 time.sleep(0.1)
 
     def write(
-        self, records: Iterable[Record], *, consumed: Sequence[Committed] = (), source: GroupConsumer | None = None
+        self,
+        records: Iterable[Record],
+        *,
+        consumed: Sequence[Committed] = (),
+        source: GroupConsumer | None = None,
     ) -> None:
         """One transaction: all records and, with `source`, the consumed positions; returns once committed.
 

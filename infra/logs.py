@@ -12,9 +12,7 @@ import structlog
 def configure(*, verbose: bool = False, quiet: bool = False) -> None:
     """Set up logging once, at the start of a process."""
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    )
+    renderer: Any = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

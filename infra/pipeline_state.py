@@ -29,7 +29,9 @@ def collect(settings: Settings) -> dict[str, Any]:
             ends = admin.ends(topic, count)
             done = admin.committed(settings.topic(group), topic, count)
             lags[topic] = sum(max(0, end - max(0, c.offset)) for end, c in zip(ends, done, strict=True))
-        workers = [json.loads(v) for k in redis.scan_keys(f"{settings.key_prefix}ingest:*") if (v := redis.call("GET", k))]
+        workers = [
+            json.loads(v) for k in redis.scan_keys(f"{settings.key_prefix}ingest:*") if (v := redis.call("GET", k))
+        ]
         marks = redis.pipeline(
             [("HGET", f"{settings.key_prefix}hot:{{s{s}}}:span", "closed_ms") for s in range(settings.block_partitions)]
         )
@@ -47,7 +49,12 @@ def collect(settings: Settings) -> dict[str, Any]:
         "level": max((w["level"] for w in workers), key=LEVELS.index, default="normal"),
         "ingest_workers": sorted(workers, key=lambda w: str(w["worker"])),
         "last_reconciliation": (
-            {"date": runs[0][0], "run_id": runs[0][1], "alert": bool(runs[0][2]), "published_at": runs[0][3].isoformat()}
+            {
+                "date": runs[0][0],
+                "run_id": runs[0][1],
+                "alert": bool(runs[0][2]),
+                "published_at": runs[0][3].isoformat(),
+            }
             if runs
             else None
         ),

@@ -15,7 +15,12 @@ from redis.retry import Retry
 
 from infra.errors import Unavailable, UserError
 
-_AWAY = (redis.ConnectionError, redis.TimeoutError, redis.exceptions.BusyLoadingError, redis.exceptions.ReadOnlyError)
+_AWAY = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.exceptions.BusyLoadingError,
+    redis.exceptions.ReadOnlyError,
+)
 
 
 class Redis:
@@ -25,7 +30,7 @@ class Redis:
     """
 
     def __init__(self, url: str, *, timeout_s: float = 10.0) -> None:
-        self._client = redis.Redis.from_url(
+        self._client: Any = redis.Redis.from_url(
             url, socket_timeout=timeout_s, socket_connect_timeout=2.0, retry=Retry(NoBackoff(), 0), protocol=2
         )
 
@@ -142,13 +147,13 @@ def pack_hset(key: str, fields: npt.NDArray[np.uint8], values: npt.NDArray[np.ui
     count, field_width = fields.shape
     value_width = values.shape[1]
     head_f, head_v = f"${field_width}\r\n".encode(), f"${value_width}\r\n".encode()
-    columns = [head_f, fields, b"\r\n", head_v, values, b"\r\n"]
-    packed = np.empty((count, sum(len(c) if isinstance(c, bytes) else c.shape[1] for c in columns)), np.uint8)
+    line_end = np.frombuffer(b"\r\n", np.uint8)
+    columns = [np.frombuffer(head_f, np.uint8), fields, line_end, np.frombuffer(head_v, np.uint8), values, line_end]
+    packed = np.empty((count, sum(c.shape[-1] for c in columns)), np.uint8)
     at = 0
     for column in columns:
-        width = len(column) if isinstance(column, bytes) else column.shape[1]
-        packed[:, at : at + width] = np.frombuffer(column, np.uint8) if isinstance(column, bytes) else column
-        at += width
+        packed[:, at : at + column.shape[-1]] = column
+        at += column.shape[-1]
     name = key.encode()
     return b"*%d\r\n$4\r\nHSET\r\n$%d\r\n%b\r\n%b" % (2 + 2 * count, len(name), name, packed.tobytes())
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,20 +142,20 @@ def write_files(root: Path, partition: int, from_offset: int, to_offset: int, wi
     written = []
     rows = wire.with_columns((placed // HOUR_MS).alias("_hour"))
     for (hour,), part in rows.group_by("_hour", maintain_order=True):
-        start_ms = int(hour) * HOUR_MS  # type: ignore[call-overload]
+        start_ms = int(hour) * HOUR_MS
         folder = root / archived.GROUP_FOLDER.format(date=iso(start_ms)[:10], hour=start_ms % DAY_MS // HOUR_MS)
         name = f"p{partition:04d}-{from_offset:015d}-{to_offset:015d}.parquet"
         readable = archived.readable(part.drop("_hour"), partition)
-        written.append(_write(folder, name, lambda path, frame=readable: frame.write_parquet(path, compression="zstd", compression_level=1)))
+        written.append(_write(folder, name, readable))
     return written
 
 
-def _write(folder: Path, name: str, write: Callable[[Path], None]) -> Path:
+def _write(folder: Path, name: str, frame: pl.DataFrame) -> Path:
     """Write under a temporary name, sync, rename, sync the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary, final = folder / f".{name}.{os.getpid()}", folder / name
     try:
-        write(temporary)
+        frame.write_parquet(temporary, compression="zstd", compression_level=1)
         descriptor = os.open(temporary, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -55,7 +55,9 @@ def readable(frame: pl.DataFrame, partition: int) -> pl.DataFrame:
     return frame.select(
         pl.lit(partition, dtype=pl.Int32).alias("partition"),
         *(
-            pl.col(c).replace_strict(range(len(names[c])), names[c], return_dtype=pl.Categorical) if c in names else pl.col(c)
+            pl.col(c).replace_strict(range(len(names[c])), names[c], return_dtype=pl.Categorical)
+            if c in names
+            else pl.col(c)
             for c in WIRE
         ),
     )

@@ -132,5 +132,3 @@ def hash_users(users: pl.Series, secret: bytes) -> pl.Series:
     hashes = (np.frombuffer(raw, "<u8") >> np.uint64(1)).astype(np.int64)
     table = pl.DataFrame({"user_id": distinct, "hash": hashes})
     return pl.DataFrame({"user_id": users}).join(table, on="user_id", how="left", maintain_order="left")["hash"]
-
-

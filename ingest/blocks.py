@@ -7,7 +7,6 @@ finds a hole or an overlap stops. A block that would not fit a message is split 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -93,7 +92,10 @@ def decode_header(raw: bytes, kind: type[Any], where: str) -> Any:
     """A header of some kind, after its version was checked."""
     version = msgspec.json.decode(raw).get("version")
     if version not in READABLE_VERSIONS:
-        raise CorruptLog(f"{where}: schema version {version}, this program reads {READABLE_VERSIONS}", hint="upgrade this worker")
+        raise CorruptLog(
+            f"{where}: schema version {version}, this program reads {READABLE_VERSIONS}",
+            hint="upgrade this worker",
+        )
     return msgspec.json.decode(raw, type=kind)
 
 

@@ -39,16 +39,14 @@ COLUMNS: dict[str, pl.DataType] = {
 
 _TEXT = r'"[^"\\\x00-\x1f]*"'
 _INT = r"(?:0|[1-9][0-9]{0,17})"
-_TIME = (
-    r'"(?:19|20)[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?(?:Z|[+-][01][0-9]:[0-5][0-9])"'
-)
-_SCALAR = re.compile(rf'{_TEXT}|-?(?:0|[1-9][0-9]{{0,17}})(?:\.[0-9]{{1,17}})?|true|false|null')
+_TIME = r'"(?:19|20)[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?(?:Z|[+-][01][0-9]:[0-5][0-9])"'
+_SCALAR = re.compile(rf"{_TEXT}|-?(?:0|[1-9][0-9]{{0,17}})(?:\.[0-9]{{1,17}})?|true|false|null")
 _MEMBER = re.compile(rf'([ ]*)"([^"\\\x00-\x1f]*)"([ ]*:[ ]*)({_SCALAR.pattern})([ ]*)')
 _PLAIN_KINDS = {name: (_INT if name in (*events.ID_FIELDS, "cost_micros") else _TEXT) for name in events.FIELDS}
 _KEPT_SHAPES = 16
 _JSON_SCHEMA = {
-    **{n: pl.String for n in ("event_id", "event_type", "country", "device", "user_id")},
-    **{n: pl.Int64 for n in (*events.ID_FIELDS, "cost_micros")},
+    **dict.fromkeys(("event_id", "event_type", "country", "device", "user_id"), pl.String),
+    **dict.fromkeys((*events.ID_FIELDS, "cost_micros"), pl.Int64),
 }
 _COUNTRY = pl.Enum(list(events.COUNTRIES))
 _DEVICE = pl.Enum(list(events.DEVICES))
@@ -136,10 +134,10 @@ class Decoder:
         slow += np.flatnonzero(text.is_null().to_numpy()).tolist()
         common = sorted(self._shapes, key=self._shapes.__getitem__, reverse=True)
         self._shapes = dict.fromkeys(common[:_KEPT_SHAPES], 0)
-        for shape in self._shapes:
+        for known in self._shapes:
             if not left.size:
                 break
-            left = self._take(shape, values, text, left, log_time_ms, frames, rejected)
+            left = self._take(known, values, text, left, log_time_ms, frames, rejected)
         learned = 0
         while left.size and learned < _KEPT_SHAPES:
             first = int(left[0])
@@ -177,7 +175,8 @@ class Decoder:
         self._shapes[shape] += len(rows)
         matched = values if rows.size == len(values) else [values[row] for row in rows.tolist()]
         frames.append(_read(shape, matched, rows, log_time_ms[rows], rejected))
-        return left[~fits]
+        others: npt.NDArray[np.int64] = left[~fits]
+        return others
 
 
 def _read(
@@ -196,7 +195,10 @@ def _read(
     if raw.height != len(rows):
         raise AssertionError(f"{len(rows)} lines gave {raw.height} rows")
     if shape.time_is_text:
-        time = pl.col("event_time").str.to_datetime("%+", time_unit="ns", time_zone="UTC", strict=False).dt.epoch("ns") // 1_000_000
+        time = (
+            pl.col("event_time").str.to_datetime("%+", time_unit="ns", time_zone="UTC", strict=False).dt.epoch("ns")
+            // 1_000_000
+        )
     else:
         time = pl.col("event_time")
     frame = raw.select(
@@ -216,7 +218,8 @@ def _read(
         _when(~pl.col("event_id").str.len_bytes().is_between(1, events.MAX_EVENT_ID_BYTES), "event_id"),
         _when(pl.col("event_type").is_null(), "event_type"),
         _when(
-            pl.col("time_ms").is_null() | (pl.col("time_ms") < pl.col("log_time_ms") - events.MAX_BEHIND_MS), "event_time"
+            pl.col("time_ms").is_null() | (pl.col("time_ms") < pl.col("log_time_ms") - events.MAX_BEHIND_MS),
+            "event_time",
         ),
         _when(pl.col("country").is_null(), "country"),
         _when(pl.col("device").is_null(), "device"),
@@ -250,7 +253,10 @@ def _coded(name: str, kind: pl.Enum, default: int, dtype: type[pl.DataType]) -> 
 
 
 def _judge_each(
-    values: list[bytes | None], rows: list[int], log_time_ms: npt.NDArray[np.int64], rejected: dict[int, Rejection]
+    values: list[bytes | None],
+    rows: list[int],
+    log_time_ms: npt.NDArray[np.int64],
+    rejected: dict[int, Rejection],
 ) -> pl.DataFrame:
     """The strict path, one message at a time."""
     good: list[tuple[int, Event]] = []

@@ -59,7 +59,7 @@ def fold_events(events: pl.DataFrame) -> pl.DataFrame:
             (pl.col("lateness") == Lateness.FLAGGED).sum().cast(pl.Int64).alias("late_events"),
             (weight > 1).sum().cast(pl.Int64).alias("sampled"),
         )
-        .cast(SCHEMA)  # type: ignore[arg-type]
+        .cast(SCHEMA)
     )
 
 

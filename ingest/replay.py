@@ -135,13 +135,18 @@ def shifted(text: pl.Series, lines: list[bytes], shift_ms: int) -> list[bytes]:
     suffix = f"~{shift_ms // MINUTE_MS}"
     fits = old_id.str.len_bytes() + len(suffix) <= events.MAX_EVENT_ID_BYTES
     short = old_id + suffix
-    new_id = pl.select(pl.when(fits).then(short).otherwise(old_id.str.head(16) + short.hash().cast(pl.String))).to_series()
+    new_id = pl.select(
+        pl.when(fits).then(short).otherwise(old_id.str.head(16) + short.hash().cast(pl.String))
+    ).to_series()
     frame = pl.DataFrame({"text": text, "time": number, "old": old_id, "new": new_id})
     moved = frame.select(
         pl.when(pl.col("time").is_not_null() & pl.col("old").is_not_null() & (pl.col("old") != ""))
         .then(
             pl.col("text")
-            .str.replace(r'("event_time"[ ]*:[ ]*)(?:-?\d{1,15}\b|"[^"\\]*")', pl.format('"event_time":{}', pl.col("time")))
+            .str.replace(
+                r'("event_time"[ ]*:[ ]*)(?:-?\d{1,15}\b|"[^"\\]*")',
+                pl.format('"event_time":{}', pl.col("time")),
+            )
             .str.replace(_ID, pl.format('"event_id":"{}"', pl.col("new")))
         )
         .otherwise(None)
@@ -250,9 +255,15 @@ def replay_files(app: App, paths: list[Path], pace: Pace, shift_ms: int) -> Send
             signal.signal(number, handler)
     if missing:
         why = f": {sender.producer.failed[0]}" if sender.producer.failed else ""
-        raise AdclickError(f"{missing:,} of {sender.sent:,} events were not acknowledged{why}", hint="send the file again: copies are dropped")
+        raise AdclickError(
+            f"{missing:,} of {sender.sent:,} events were not acknowledged{why}",
+            hint="send the file again: copies are dropped",
+        )
     if sender.stopped:
-        raise AdclickError(f"stopped after {sender.sent:,} events, all acknowledged", hint="send the file again: copies are dropped")
+        raise AdclickError(
+            f"stopped after {sender.sent:,} events, all acknowledged",
+            hint="send the file again: copies are dropped",
+        )
     return sender
 
 
@@ -273,7 +284,14 @@ def replay(app: App, files: tuple[Path, ...], rate: str, shift_to_now: bool) -> 
         sender = replay_files(app, paths, pace, shift_ms)
         seconds = max(0.001, time.monotonic() - began)
     if app.json:
-        app.data({"sent": sender.sent, "acknowledged": sender.producer.acknowledged, "seconds": round(seconds, 2), "shift_minutes": shift_ms // MINUTE_MS})
+        app.data(
+            {
+                "sent": sender.sent,
+                "acknowledged": sender.producer.acknowledged,
+                "seconds": round(seconds, 2),
+                "shift_minutes": shift_ms // MINUTE_MS,
+            }
+        )
     else:
         app.say(f"{sender.sent:,} events acknowledged in {seconds:.1f} s ({sender.sent / seconds:,.0f}/s)")
 

@@ -26,7 +26,16 @@ from infra import console, logs, topics
 from infra.clock import now_ms
 from infra.console import App
 from infra.errors import Fenced, Unavailable
-from infra.kafka import Aborted, Admin, Committed, GroupConsumer, Record, TransactionalProducer, offset_at, read_to_end
+from infra.kafka import (
+    Aborted,
+    Admin,
+    Committed,
+    GroupConsumer,
+    Record,
+    TransactionalProducer,
+    offset_at,
+    read_to_end,
+)
 from infra.redis import Redis
 from infra.settings import Settings
 from ingest import batch, blocks, partials, salting, shedding
@@ -109,7 +118,11 @@ class IngestWorker:
         self._producer = TransactionalProducer(settings.kafka, f"{settings.key_prefix}{self._name}")
         self._producer.open()
         self._consumer = GroupConsumer(
-            settings.kafka, settings.topic(topics.INGEST_GROUP), settings.topic(topics.EVENTS), self._assigned, self._revoked
+            settings.kafka,
+            settings.topic(topics.INGEST_GROUP),
+            settings.topic(topics.EVENTS),
+            self._assigned,
+            self._revoked,
         )
         try:
             while not self._stopping.is_set():
@@ -145,7 +158,9 @@ class IngestWorker:
                 position = Position(firsts[found.partition])
                 self._patiently(lambda p=found.partition, o=position.offset: self._begin_memory(p, o))
             self._owned[found.partition] = Partition(
-                position, self._patiently(lambda p=found.partition, q=position: self._memory_of(p, q)), time.monotonic()
+                position,
+                self._patiently(lambda p=found.partition, q=position: self._memory_of(p, q)),
+                time.monotonic(),
             )
         self._log.info("partitions assigned", positions={p: s.position.offset for p, s in self._owned.items()})
         return {p: s.position.offset for p, s in self._owned.items()}
@@ -176,7 +191,9 @@ class IngestWorker:
         recorded = self._registry.recorded_up_to(partition)
         generation = position.log_time_ms // self._horizon_ms
         if recorded is None or recorded < position.offset:
-            self._log.warning("redis lost its memory", partition=partition, recorded=recorded, committed=position.offset)
+            self._log.warning(
+                "redis lost its memory", partition=partition, recorded=recorded, committed=position.offset
+            )
             return self._memory_from_log(partition, position)
         return PartitionMemory(partition, recorded, generation)
 
@@ -248,7 +265,11 @@ class IngestWorker:
         """Put finished filters to use. What was added meanwhile is in Redis, too, but may have been missed by the scan."""
         for partition in self._owned.values():
             memory = partition.memory
-            if not partition.rebuilds and memory.assigned_generation >= 0 and memory.assigned_generation not in memory.complete:
+            if (
+                not partition.rebuilds
+                and memory.assigned_generation >= 0
+                and memory.assigned_generation not in memory.complete
+            ):
                 self._start_rebuild(partition)
             for future in [f for f in partition.rebuilds if f.done()]:
                 partition.rebuilds.remove(future)
@@ -303,7 +324,11 @@ class IngestWorker:
         if not judged.news and up_to == memory.recorded_up_to:
             return
         if not self._registry.record(
-            memory.partition, judged.news, expected=memory.recorded_up_to, up_to=up_to, oldest_generation=generation - 3
+            memory.partition,
+            judged.news,
+            expected=memory.recorded_up_to,
+            up_to=up_to,
+            oldest_generation=generation - 3,
         ):
             raise MemoryLost(f"Redis lost the ids of partition {memory.partition}")
         memory.recorded_up_to = max(memory.recorded_up_to, up_to)
@@ -353,7 +378,13 @@ class IngestWorker:
                 ("source", source.encode()),
                 ("stage", STAGE.encode()),
             )
-            yield Record(topic, message.value(), message.key(), message.partition() % self._settings.event_partitions, headers)
+            yield Record(
+                topic,
+                message.value(),
+                message.key(),
+                message.partition() % self._settings.event_partitions,
+                headers,
+            )
 
     def _step(self, outcome: Outcome) -> None:
         """Commit the transaction; only then does anything in memory move."""
@@ -408,7 +439,10 @@ class IngestWorker:
             "worker": self._name,
             "level": self._level.name.lower(),
             "lag": lag,
-            "partitions": {str(p): {"offset": s.position.offset, "watermark_ms": s.position.watermark} for p, s in self._owned.items()},
+            "partitions": {
+                str(p): {"offset": s.position.offset, "watermark_ms": s.position.watermark}
+                for p, s in self._owned.items()
+            },
         }
         try:
             self._redis.call("SET", f"{self._settings.key_prefix}ingest:{self._name}", json.dumps(told), "EX", 15)
@@ -435,5 +469,3 @@ def ingest(app: App) -> None:
     """Run one ingest worker: decode, judge and dedup ad-events, and write blocks, archive and dead letters."""
     logs.configure(verbose=app.verbose, quiet=app.quiet)
     run_until_signal(IngestWorker(app.settings, worker_name("ingest")))
-
-

@@ -106,7 +106,12 @@ def rows(question: Question, table: Table, borders: Borders, pieces: list[Piece]
     if question.order:
         column = "_bucket" if question.order == "time" else question.order
         # Absent ratios come last, whichever way.
-        made.sort(key=lambda r: (r[column] is not None, r[column] or 0) if question.descending else (r[column] is None, r[column] or 0), reverse=question.descending)
+        made.sort(
+            key=lambda r: (
+                (r[column] is not None, r[column] or 0) if question.descending else (r[column] is None, r[column] or 0)
+            ),
+            reverse=question.descending,
+        )
     return made
 
 
@@ -136,7 +141,7 @@ def _fingerprint(question: Question) -> str:
 
 
 def _write_cursor(question: Question, row: dict[str, Any]) -> str:
-    told = json.dumps({"q": _fingerprint(question), "k": _key(question, row)}, separators=(",", ":"))
+    told: str = json.dumps({"q": _fingerprint(question), "k": _key(question, row)}, separators=(",", ":"))
     return base64.urlsafe_b64encode(told.encode()).decode().rstrip("=")
 
 
@@ -156,7 +161,7 @@ def _read_cursor(question: Question) -> list[Any]:
 def weakest(made: list[dict[str, Any]], question: Question, borders: Borders, pieces: list[Piece]) -> str:
     """The finality of the whole."""
     if made:
-        return min((r["finality"] for r in made), key=FINALITY.index)
+        return FINALITY[min(FINALITY.index(r["finality"]) for r in made)]
     exact = reconciled_buckets(question, pieces)
     if _covered(question.start_ms, question.end_ms, exact):
         return "reconciled"
@@ -169,7 +174,11 @@ def meta(question: Question) -> list[dict[str, str]]:
     kinds = {"country": "string", "device": "string"}
     columns = [("time", "datetime"), *((g, kinds.get(g, "integer")) for g in question.group_by)]
     columns += [(m, "integer") for m in MEASURES]
-    columns += [("ctr", "number"), ("cvr", "number"), ("cpc_micros", "integer"), ("cpm_micros", "integer"), ("finality", "string")]
+    columns += [
+        ("ctr", "number"),
+        ("cvr", "number"),
+        ("cpc_micros", "integer"),
+        ("cpm_micros", "integer"),
+        ("finality", "string"),
+    ]
     return [{"name": name, "type": kind} for name, kind in columns]
-
-

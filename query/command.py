@@ -26,9 +26,11 @@ class Client:
     def get(self, path: str, parameters: list[tuple[str, str]]) -> dict[str, Any]:
         """The answer. Raises UserError on a problem of ours, Unavailable when nobody answers."""
         try:
-            answer = self._http.get(path, params=parameters)
+            answer = self._http.get(path, params=httpx.QueryParams(tuple(parameters)))
         except httpx.HTTPError as error:
-            raise Unavailable(f"no router answers at {self._http.base_url}: {error}", hint="is the stack up? adclick up") from error
+            raise Unavailable(
+                f"no router answers at {self._http.base_url}: {error}", hint="is the stack up? adclick up"
+            ) from error
         body: dict[str, Any] = answer.json()
         if answer.status_code >= 500:
             raise Unavailable(str(body.get("detail", answer.status_code)))
@@ -94,6 +96,8 @@ def query(
     columns = [m["name"] for m in found["meta"]]
     app.table(columns, [[row[c] for c in columns] for row in found["data"]])
     tiers = ", ".join(dict.fromkeys(t["tier"] for t in found["statistics"]["tiers"]))
-    app.say(f"{found['rows']} rows · {found['finality']} · watermark {found['watermark']} · {tiers} · {found['statistics']['elapsed_ms']} ms")
+    app.say(
+        f"{found['rows']} rows · {found['finality']} · watermark {found['watermark']} · {tiers} · {found['statistics']['elapsed_ms']} ms"
+    )
     for warning in found["warnings"]:
         app.say(f"warning: {warning}")

@@ -119,9 +119,11 @@ class Demo:
                     state = pipeline_state.collect(settings)
                     left = state["topics"][topic]
                     bar.update(bar.tasks[0].id, completed=max(0, self._events - left))
-                if state is not None and not left and (state["watermark"] or "") >= iso(end_ms - 10 * MINUTE_MS):
-                    if all(truths.total_is(client, c, spec.start_ms + 3 * HOUR_MS, end_ms) for c in busy):
-                        break
+                caught_up = (
+                    state is not None and not left and (state["watermark"] or "") >= iso(end_ms - 10 * MINUTE_MS)
+                )
+                if caught_up and all(truths.total_is(client, c, spec.start_ms + 3 * HOUR_MS, end_ms) for c in busy):
+                    break
                 if time.monotonic() - began > _PATIENCE_S:
                     # The questions will show what is wrong.
                     self._app.say("  giving up waiting: not all is counted")

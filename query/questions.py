@@ -81,7 +81,9 @@ class Truths:
         """(time label, group values…) → measures; rows without any event are left out."""
         name, ids = ask.subject
         frame = self._counts.filter(
-            pl.col(name).is_in(list(ids)), pl.col("minute_ms") >= ask.start_ms, pl.col("minute_ms") < ask.end_ms
+            pl.col(name).is_in(list(ids)),
+            pl.col("minute_ms") >= ask.start_ms,
+            pl.col("minute_ms") < ask.end_ms,
         )
         for dimension, values in ask.filters.items():
             frame = frame.filter(pl.col(dimension).is_in(list(values)))
@@ -92,14 +94,16 @@ class Truths:
             "total": pl.lit(ask.start_ms, dtype=pl.Int64),
         }[ask.grain]
         if ask.grain == "day" and ask.zone != "UTC":
-            local = pl.from_epoch("minute_ms", time_unit="ms").dt.replace_time_zone("UTC").dt.convert_time_zone(ask.zone)
+            local = (
+                pl.from_epoch("minute_ms", time_unit="ms").dt.replace_time_zone("UTC").dt.convert_time_zone(ask.zone)
+            )
             time_of = local.dt.truncate("1d").dt.epoch("ms")
-        sums = frame.group_by(time_of.alias("_time"), *ask.group_by).agg(*(pl.col(f"{ask.view}_{m}").sum().alias(m) for m in MEASURES))
+        sums = frame.group_by(time_of.alias("_time"), *ask.group_by).agg(
+            *(pl.col(f"{ask.view}_{m}").sum().alias(m) for m in MEASURES)
+        )
         width = 1 + len(ask.group_by)
         return {
-            (self._label(row[0], ask.zone), *row[1:width]): row[width:]
-            for row in sums.iter_rows()
-            if any(row[width:])
+            (self._label(row[0], ask.zone), *row[1:width]): row[width:] for row in sums.iter_rows() if any(row[width:])
         }
 
     @staticmethod
@@ -172,13 +176,42 @@ def battery(truths: Truths, start_ms: int, end_ms: int, seed: int = 7) -> list[A
     for _ in range(6):
         a, b = sorted(rng.randrange(low, high) // HOUR_MS * HOUR_MS for _ in range(2))
         picked = tuple(rng.sample(everyone, min(5, len(everyone))))
-        asks.append(Ask("several campaigns", ("campaign_id", picked), a, b + HOUR_MS, "hour", ("campaign_id", "device")))
-    for filters in ({"country": ("US", "DE")}, {"device": ("mobile",)}, {"country": ("US",), "device": ("mobile", "ctv")}, {"ad_id": (top[0] * 1000 + 1,)}):
+        asks.append(
+            Ask(
+                "several campaigns",
+                ("campaign_id", picked),
+                a,
+                b + HOUR_MS,
+                "hour",
+                ("campaign_id", "device"),
+            )
+        )
+    for filters in (
+        {"country": ("US", "DE")},
+        {"device": ("mobile",)},
+        {"country": ("US",), "device": ("mobile", "ctv")},
+        {"ad_id": (top[0] * 1000 + 1,)},
+    ):
         asks.append(Ask("filters", one(top[0]), low, high, "hour", ("publisher_id",), filters))  # type: ignore[arg-type]
         asks.append(Ask("filters", one(top[0]), recent, recent + 3 * HOUR_MS, "minute", (), filters))  # type: ignore[arg-type]
-    asks += [Ask("an advertiser", ("advertiser_id", (a,)), low, high, g, ("campaign_id",)) for a in (1, 2) for g in ("hour", "total")]
-    asks += [Ask("days of another zone", one(c), *_local_days(start_ms, end_ms, "Europe/Berlin"), "day", zone="Europe/Berlin") for c in top[:2]]
-    asks += [Ask("days by dimensions", one(c), *days, "day", combo) for c, combo in zip(top, combos[5:11], strict=False)]
+    asks += [
+        Ask("an advertiser", ("advertiser_id", (a,)), low, high, g, ("campaign_id",))
+        for a in (1, 2)
+        for g in ("hour", "total")
+    ]
+    asks += [
+        Ask(
+            "days of another zone",
+            one(c),
+            *_local_days(start_ms, end_ms, "Europe/Berlin"),
+            "day",
+            zone="Europe/Berlin",
+        )
+        for c in top[:2]
+    ]
+    asks += [
+        Ask("days by dimensions", one(c), *days, "day", combo) for c, combo in zip(top, combos[5:11], strict=False)
+    ]
     asks.append(Ask("an unknown campaign", one(999_999_999), low, high, "hour"))
     return asks
 
@@ -200,7 +233,18 @@ def reconciled(asks: Iterable[Ask], day_ms: int) -> list[Ask]:
     made = []
     for ask in asks:
         if ask.grain in ("hour", "day") and ask.zone == "UTC":
-            made.append(Ask(f"reconciled {ask.grain}s", ask.subject, day_ms, day_ms + DAY_MS, ask.grain, ask.group_by, ask.filters, "batch"))
+            made.append(
+                Ask(
+                    f"reconciled {ask.grain}s",
+                    ask.subject,
+                    day_ms,
+                    day_ms + DAY_MS,
+                    ask.grain,
+                    ask.group_by,
+                    ask.filters,
+                    "batch",
+                )
+            )
     return made
 
 

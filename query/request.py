@@ -179,7 +179,9 @@ def _zone(name: str, start: int, end: int) -> zoneinfo.ZoneInfo:
     try:
         zone = zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        raise BadQuestion("timezone", f"no such time zone: {name[:40]!r}; use an IANA name such as Europe/Berlin") from None
+        raise BadQuestion(
+            "timezone", f"no such time zone: {name[:40]!r}; use an IANA name such as Europe/Berlin"
+        ) from None
     for moment in (start, end):
         offset = dt.datetime.fromtimestamp(moment // 1000, zone).utcoffset() or dt.timedelta()
         if offset % dt.timedelta(hours=1):
@@ -216,7 +218,12 @@ def _align(
     if grain not in fitting:
         would = " or ".join(fitting) if fitting else "nothing: it is older than two years"
         shown = f"{asked} numbers" if asked in GRAINS else "numbers"
-        raise BadQuestion("granularity", f"{shown} from {iso(start)} on are no longer held; what would do: {would}", 422, "grain-not-held")
+        raise BadQuestion(
+            "granularity",
+            f"{shown} from {iso(start)} on are no longer held; what would do: {would}",
+            422,
+            "grain-not-held",
+        )
     low, high = outwards(grain)
     if (high - low) // GRAINS[grain] > 20 * MAX_LIMIT:
         raise BadQuestion("end", f"the range has more than {20 * MAX_LIMIT} {grain}s")
@@ -236,7 +243,10 @@ def _filters(texts: Sequence[str]) -> tuple[tuple[str, tuple[str | int, ...]], .
     for text in texts:
         name, colon, values = text.partition(":")
         if not colon or name not in DIMENSIONS or not values:
-            raise BadQuestion("filter", f"filter is dimension:value,value with one of {', '.join(DIMENSIONS)}, not {text[:60]!r}")
+            raise BadQuestion(
+                "filter",
+                f"filter is dimension:value,value with one of {', '.join(DIMENSIONS)}, not {text[:60]!r}",
+            )
         if name in found:
             raise BadQuestion("filter", f"filter names {name} twice; list its values by comma")
         parts = values.split(",")

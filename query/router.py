@@ -68,7 +68,9 @@ class Router:
             "warnings": warnings,
         }
 
-    def _borders(self, span_asked: Any, stored_asked: Any, question: Question, warnings: list[str]) -> tuple[Span | None, Borders]:
+    def _borders(
+        self, span_asked: Any, stored_asked: Any, question: Question, warnings: list[str]
+    ) -> tuple[Span | None, Borders]:
         span: Span | None = None
         borders = Borders()
         failures = []
@@ -97,7 +99,12 @@ class Router:
             if piece.tier == HOT:
                 if span is None:
                     continue
-                asked.append((piece, self._pool.submit(self.hot.read, question, piece.start_ms, piece.end_ms, span, now)))
+                asked.append(
+                    (
+                        piece,
+                        self._pool.submit(self.hot.read, question, piece.start_ms, piece.end_ms, span, now),
+                    )
+                )
             else:
                 asked.append((piece, self._pool.submit(self.stored.read, question, piece)))
         table: Table = {}
@@ -106,7 +113,9 @@ class Router:
             try:
                 part, count = future.result()
             except Unavailable:
-                warnings.append(f"tier {piece.tier} is not available: {iso(piece.start_ms)} to {iso(piece.end_ms)} is missing")
+                warnings.append(
+                    f"tier {piece.tier} is not available: {iso(piece.start_ms)} to {iso(piece.end_ms)} is missing"
+                )
                 continue
             total += count
             answered.append(piece)
@@ -119,7 +128,13 @@ class Router:
         return table, total, answered
 
     def _warn(
-        self, question: Question, table: Table, borders: Borders, pieces: list[Piece], span: Span | None, warnings: list[str]
+        self,
+        question: Question,
+        table: Table,
+        borders: Borders,
+        pieces: list[Piece],
+        span: Span | None,
+        warnings: list[str],
     ) -> None:
         hot = [p for p in pieces if p.tier == HOT]
         if hot and span is not None:
@@ -129,10 +144,14 @@ class Router:
             since = max((f for f in span.from_ms if f is not None), default=0)
             for piece in hot:
                 if piece.start_ms < since:
-                    warnings.append(f"tier hot: {iso(piece.start_ms)} to {iso(min(since, piece.end_ms))} may be missing")
+                    warnings.append(
+                        f"tier hot: {iso(piece.start_ms)} to {iso(min(since, piece.end_ms))} may be missing"
+                    )
         if any(s.sampled for s in table.values()):
             warnings.append("some counts are estimates: traffic was sampled under overload")
-        if question.grain == "minute" and any(question.start_ms < d + DAY_MS and d < question.end_ms for d in borders.runs):
+        if question.grain == "minute" and any(
+            question.start_ms < d + DAY_MS and d < question.end_ms for d in borders.runs
+        ):
             warnings.append("minutes of a reconciled day are the stream's; hours and days are reconciled")
 
 

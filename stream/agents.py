@@ -214,5 +214,3 @@ class Agents:
                 await self._flush(owned, self._locks.setdefault(tp, asyncio.Lock()))
                 owned.die()
         await self.app.stop()
-
-

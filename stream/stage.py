@@ -1,7 +1,7 @@
 """A stage's hold on one input partition: fenced state log, flush, sink. Blocking; called from executor threads.
 
-    recover   register the transactional id (which fences a predecessor), then read the log to its end
-    flush     delta → one transaction with state chunk and next stage's chunk → sink
+recover   register the transactional id (which fences a predecessor), then read the log to its end
+flush     delta → one transaction with state chunk and next stage's chunk → sink
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ STAGES = {
 class StagePartition:
     """State, producer and sink of one (stage, partition). Dead once ownership is lost: it then writes nothing."""
 
-    def __init__(self, settings: Settings, stage: Stage, partition: int, make_sink: Callable[[Stage, int], Sink]) -> None:
+    def __init__(
+        self, settings: Settings, stage: Stage, partition: int, make_sink: Callable[[Stage, int], Sink]
+    ) -> None:
         self.stage, self.partition = stage, partition
         self._settings = settings
         self._sink = make_sink(stage, partition)

@@ -1,8 +1,8 @@
 """The state of one input partition of a stage. Pure: blocks and chunks in, flushes out, no Kafka, no clock.
 
-    apply_…  folds an input message into the delta, after checking that its ranges tile
-    begin_flush  takes the delta away and says what must be written
-    commit / abort  what becomes of it
+apply_…  folds an input message into the delta, after checking that its ranges tile
+begin_flush  takes the delta away and says what must be written
+commit / abort  what becomes of it
 """
 
 from __future__ import annotations
@@ -246,8 +246,8 @@ class StageState:
             return []
         pieces = frame.partition_by("window_ms", as_dict=True)
         for (start,), piece in pieces.items():
-            self.windows.setdefault(start, Window()).add(piece)  # type: ignore[arg-type]
-        return [start for (start,) in pieces]  # type: ignore[misc]
+            self.windows.setdefault(start, Window()).add(piece)
+        return [start for (start,) in pieces]
 
     def _remember(self, frame: pl.DataFrame, header: ChunkHeader, tombstones: list[bytes]) -> None:
         for key in tombstones:
@@ -268,7 +268,9 @@ class StageState:
         last: ChunkHeader | None = None
         for frame, header, key in found:
             if last is not None and header.part == 0 and not header.base and header.from_offset < last.to_offset:
-                raise CorruptLog(f"{where}: chunk [{header.from_offset}, {header.to_offset}) overlaps offset {last.to_offset}")
+                raise CorruptLog(
+                    f"{where}: chunk [{header.from_offset}, {header.to_offset}) overlaps offset {last.to_offset}"
+                )
             self._hold(frame)
             self._log[key] = int(frame["window_ms"].max()) + self.grain_ms if frame.height else 0  # type: ignore[arg-type]
             if header.base:
@@ -280,7 +282,11 @@ class StageState:
             return
         self.next_message = self._durable_next = last.to_offset
         self.closing = self._durable_closing = last.closing
-        self.dropped_ms, self._sequence, self._upstream_next = last.dropped_ms, last.sequence, last.upstream_next
+        self.dropped_ms, self._sequence, self._upstream_next = (
+            last.dropped_ms,
+            last.sequence,
+            last.upstream_next,
+        )
         for start in [w for w in self.windows if w + self.grain_ms <= self.dropped_ms]:
             del self.windows[start]
 

@@ -64,7 +64,10 @@ class ClickHouse:
 
     def arrow(self, sql: str, parameters: dict[str, Any] | None = None) -> Any:
         """A query's rows as a pyarrow table."""
-        settings = {"output_format_arrow_string_as_string": 1, "output_format_arrow_low_cardinality_as_dictionary": 0}
+        settings = {
+            "output_format_arrow_string_as_string": 1,
+            "output_format_arrow_low_cardinality_as_dictionary": 0,
+        }
         try:
             return self._connected().query_arrow(sql, parameters=parameters, settings=settings)
         except (ClickHouseError, OSError) as error:

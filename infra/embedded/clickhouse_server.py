@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ import threading
 import urllib.request
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 KEEPER = (
     "SYSTEM START LISTEN HTTP; "
@@ -88,7 +90,7 @@ def write_config(folder: Path, logs: Path, port: int, password: str) -> None:
 
 def main() -> None:
     """Serve until SIGTERM, then let the engine finish."""
-    import chdb._chdb as engine  # before the folder changes: importing opens ./config.xml
+    engine: Any = importlib.import_module("chdb._chdb")  # before the folder changes: importing opens ./config.xml
 
     folder = Path(sys.argv[1]).resolve()
     port, password = int(sys.argv[2]), os.environ["ADCLICK_CLICKHOUSE_PASSWORD"]

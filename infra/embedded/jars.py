@@ -55,7 +55,11 @@ def fetch() -> Path:
     if target.exists() and not missing(target):
         return target
     spec = find_spec("pyspark")
-    ivy = next(Path(spec.submodule_search_locations[0]).glob("jars/ivy-*.jar"), None) if spec and spec.submodule_search_locations else None
+    ivy = (
+        next(Path(spec.submodule_search_locations[0]).glob("jars/ivy-*.jar"), None)
+        if spec and spec.submodule_search_locations
+        else None
+    )
     if ivy is None:
         raise UserError("pyspark's Ivy is missing", hint="run `make setup` again")
     print(f"setup: fetching Kafka {KAFKA} (45 jars, 44 MB; about a minute)", file=sys.stderr, flush=True)

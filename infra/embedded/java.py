@@ -38,7 +38,11 @@ def _bundled() -> Path | None:
 def find() -> Path:
     """The java binary to use. Raises UserError when there is none."""
     home, on_path = os.environ.get("JAVA_HOME"), shutil.which("java")
-    candidates = [Path(home) / "bin" / "java" if home else None, Path(on_path) if on_path else None, _bundled()]
+    candidates = [
+        Path(home) / "bin" / "java" if home else None,
+        Path(on_path) if on_path else None,
+        _bundled(),
+    ]
     for java in candidates:
         if java is not None and _version(java) >= OLDEST:
             return java.resolve() if java == _bundled() else java

@@ -32,7 +32,8 @@ class Command:
 
 def free_port(preferred: int, taken: set[int]) -> int:
     """`preferred` where it can be bound, otherwise any free port."""
-    for port in (preferred, *range(20_000 + preferred % 1000, 20_200 + preferred % 1000)):
+    others = range(20_000 + preferred % 1000, 20_200 + preferred % 1000)
+    for port in [preferred, *others]:
         if port in taken:
             continue
         with socket.socket() as probe:
@@ -86,7 +87,17 @@ def kafka(folder: Path, port: int, controller_port: int) -> Command:
     if not (data / "meta.properties").exists():
         cluster = uuid.uuid4().hex[:22]
         done = subprocess.run(
-            [binary, "-cp", class_path, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)],
+            [
+                binary,
+                "-cp",
+                class_path,
+                "kafka.tools.StorageTool",
+                "format",
+                "-t",
+                cluster,
+                "-c",
+                str(properties),
+            ],
             capture_output=True,
             text=True,
         )

@@ -118,7 +118,9 @@ class Folder:
         except FileNotFoundError:
             return {}
         except ValueError as error:
-            raise UserError(f"{self.path / 'state.json'} is damaged: {error}", hint="restore it: it holds the keys") from error
+            raise UserError(
+                f"{self.path / 'state.json'} is damaged: {error}", hint="restore it: it holds the keys"
+            ) from error
         return found
 
     def write_state(self, state: dict[str, Any]) -> None:

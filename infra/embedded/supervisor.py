@@ -92,11 +92,15 @@ class Supervisor:
             self._folder.make()
             self._lock = open(self._folder.run / "lock", "w")  # noqa: SIM115
         except OSError as error:
-            raise UserError(f"{self._folder.path} cannot be written: {error.strerror}", hint="choose another --dir") from error
+            raise UserError(
+                f"{self._folder.path} cannot be written: {error.strerror}", hint="choose another --dir"
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"a stack is already running in {self._folder.path}", hint="adclick down stops it") from None
+            raise UserError(
+                f"a stack is already running in {self._folder.path}", hint="adclick down stops it"
+            ) from None
         os.set_inheritable(self._lock.fileno(), False)
         self._folder.forget_pids()
         self._folder.write_pid("supervisor", os.getpid())
@@ -123,7 +127,11 @@ class Supervisor:
             "archive": str((path / "archive").resolve()),
         }
         self._launch(servers.redis(path / "redis", ports["redis"]))
-        self._launch(servers.clickhouse(path / "clickhouse", self._folder.logs, ports["clickhouse"], state["clickhouse_password"]))
+        self._launch(
+            servers.clickhouse(
+                path / "clickhouse", self._folder.logs, ports["clickhouse"], state["clickhouse_password"]
+            )
+        )
         self._launch(servers.kafka(path / "kafka", ports["kafka"], ports["controller"]))
         ping = f"http://{home}:{ports['clickhouse']}/ping"
         if not (
@@ -134,7 +142,11 @@ class Supervisor:
             return None
         env = {f"ADCLICK_{k.upper()}": v for k, v in (self._overrides | endpoints).items()}
         # More threads than cores cost CPU and gain nothing: the processes are the parallelism.
-        env |= {"POLARS_MAX_THREADS": "1", "ADCLICK_USER_SECRET": state["user_secret"], "ADCLICK_DIR": str(path.resolve())}
+        env |= {
+            "POLARS_MAX_THREADS": "1",
+            "ADCLICK_USER_SECRET": state["user_secret"],
+            "ADCLICK_DIR": str(path.resolve()),
+        }
         settings = Settings(**(self._overrides | endpoints))
         topics.ensure(settings)
         migrate(ClickHouse(settings.clickhouse, settings.database))
@@ -175,9 +187,15 @@ class Supervisor:
             child = self._children[name]
             ended = child.process is not None and child.process.poll() is not None
             if name in ("kafka", "redis", "clickhouse") and ended:
-                raise AdclickError(f"{name} did not start: {self._folder.log_tail(name)}", hint=f"see {self._folder.log(name)}")
+                raise AdclickError(
+                    f"{name} did not start: {self._folder.log_tail(name)}",
+                    hint=f"see {self._folder.log(name)}",
+                )
             if time.monotonic() > deadline:
-                raise AdclickError(f"{name} was not ready after {READY_TIMEOUT_S:.0f} s", hint=f"see {self._folder.log(name)}")
+                raise AdclickError(
+                    f"{name} was not ready after {READY_TIMEOUT_S:.0f} s",
+                    hint=f"see {self._folder.log(name)}",
+                )
             self._revive()
             time.sleep(0.05)
         return False
@@ -246,7 +264,10 @@ def detach(folder: Folder, argv: list[str]) -> dict[str, str]:
     try:
         while not folder.ready():
             if process.poll() is not None:
-                raise AdclickError(folder.log_tail("supervisor") or "the supervisor ended", hint=f"see {folder.log('supervisor')}")
+                raise AdclickError(
+                    folder.log_tail("supervisor") or "the supervisor ended",
+                    hint=f"see {folder.log('supervisor')}",
+                )
             time.sleep(0.05)
     except KeyboardInterrupt:
         process.terminate()

@@ -71,7 +71,9 @@ class _Filter:
         for position in self._positions(a, b):
             # Several digests may share a byte: `|=` through an index array would keep only one of them.
             np.bitwise_or.at(
-                self._bytes, position >> np.uint64(3), np.uint8(1) << (position & np.uint64(7)).astype(np.uint8)
+                self._bytes,
+                position >> np.uint64(3),
+                np.uint8(1) << (position & np.uint64(7)).astype(np.uint8),
             )
         self.count += len(a)
 

@@ -101,9 +101,7 @@ def decide(
     return Decision(copy_of, news, lookups)
 
 
-def _copies_within(
-    digests: Digests, offsets: Offsets, generations: npt.NDArray[np.int64], copy_of: Offsets
-) -> None:
+def _copies_within(digests: Digests, offsets: Offsets, generations: npt.NDArray[np.int64], copy_of: Offsets) -> None:
     """Mark copies of events of the same batch: the first one wins."""
     words, _ = halves(digests)
     _, inverse, counts = np.unique(words, return_inverse=True, return_counts=True)

@@ -72,13 +72,33 @@ _FRACTION = click.FloatRange(0, 0.5)
 @click.option("--start", help="RFC 3339, or like -26h.  [default: 1 December of last year]")
 @click.option("--span", default="1h", show_default=True, help="How much time the events cover.")
 @click.option("--campaigns", type=click.IntRange(1, 1_000_000), default=1_000, show_default=True)
-@click.option("--duplicates", type=_FRACTION, default=0.01, show_default=True, help="Copies, milliseconds to 50 min later.")
-@click.option("--late", type=_FRACTION, default=0.003, show_default=True, help="Late by up to 5 min, 1 h, or more: a third each.")
+@click.option(
+    "--duplicates",
+    type=_FRACTION,
+    default=0.01,
+    show_default=True,
+    help="Copies, milliseconds to 50 min later.",
+)
+@click.option(
+    "--late",
+    type=_FRACTION,
+    default=0.003,
+    show_default=True,
+    help="Late by up to 5 min, 1 h, or more: a third each.",
+)
 @click.option("--malformed", type=_FRACTION, default=0.001, show_default=True, help="Of every reason in turn.")
 @click.option("--future", type=_FRACTION, default=0.0005, show_default=True, help="Dated 2100.")
 @click.option("--bursts", type=_FRACTION, default=0.02, show_default=True, help="In bursts of 30 s.")
-@click.option("--hot-campaign", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of campaign 1.")
-@click.option("--iso-times", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="Times as RFC 3339 text.")
+@click.option(
+    "--hot-campaign", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of campaign 1."
+)
+@click.option(
+    "--iso-times",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="Times as RFC 3339 text.",
+)
 def generate(
     app: App, events: int, out: Path, truth: Path | None, start: str | None, span: str, **options: float
 ) -> None:
@@ -101,7 +121,11 @@ def generate(
     reasons = dict(made.truth.dead.group_by("reason").len().sort("reason").iter_rows())
     summary = {
         "events": len(made.lines),
-        "distinct": int(made.truth.counts.select(pl.sum("batch_impressions", "batch_clicks", "batch_conversions")).sum_horizontal().item()),
+        "distinct": int(
+            made.truth.counts.select(pl.sum("batch_impressions", "batch_clicks", "batch_conversions"))
+            .sum_horizontal()
+            .item()
+        ),
         "dead_letters": reasons,
         "seconds": round(seconds, 2),
         "events_per_s": round(len(made.lines) / seconds),
@@ -110,4 +134,6 @@ def generate(
         app.data(summary)
     else:
         dead = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
-        app.say(f"{summary['events']:,} events ({summary['distinct']:,} distinct) in {seconds:.1f} s; to be dead-lettered: {dead}")
+        app.say(
+            f"{summary['events']:,} events ({summary['distinct']:,} distinct) in {seconds:.1f} s; to be dead-lettered: {dead}"
+        )

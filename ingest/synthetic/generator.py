@@ -18,7 +18,28 @@ from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS
 
 Ints = npt.NDArray[np.int64]
 
-COUNTRIES = "US IN BR DE GB FR JP ID MX IT ES CA KR PL NL AU TR SE CH AT".split()
+COUNTRIES = [
+    "US",
+    "IN",
+    "BR",
+    "DE",
+    "GB",
+    "FR",
+    "JP",
+    "ID",
+    "MX",
+    "IT",
+    "ES",
+    "CA",
+    "KR",
+    "PL",
+    "NL",
+    "AU",
+    "TR",
+    "SE",
+    "CH",
+    "AT",
+]
 DEVICES = ["mobile", "desktop", "ctv", "tablet", "other"]
 TYPES = ["impression", "click", "conversion"]
 DIMENSIONS = ["campaign_id", "ad_id", "advertiser_id", "publisher_id", "country", "device"]
@@ -92,7 +113,14 @@ def make(spec: Spec) -> Made:
 
     everything = pl.concat(
         [
-            pl.DataFrame({"arrival": frame["arrival_ms"], "line": lines, "key": frame["event_id"], "reason": frame["reason"]}),
+            pl.DataFrame(
+                {
+                    "arrival": frame["arrival_ms"],
+                    "line": lines,
+                    "key": frame["event_id"],
+                    "reason": frame["reason"],
+                }
+            ),
             pl.DataFrame(
                 {
                     "arrival": copies["arrival_ms"],
@@ -102,7 +130,12 @@ def make(spec: Spec) -> Made:
                 }
             ),
             pl.DataFrame(
-                {"arrival": bad_arrival, "line": bad_lines, "key": _ids(len(bad_lines), rng), "reason": bad_reasons},
+                {
+                    "arrival": bad_arrival,
+                    "line": bad_lines,
+                    "key": _ids(len(bad_lines), rng),
+                    "reason": bad_reasons,
+                },
                 schema={"arrival": pl.Int64, "line": pl.Binary, "key": pl.String, "reason": pl.String},
             ),
             pl.DataFrame(
@@ -195,7 +228,9 @@ def _with_late(spec: Spec, frame: pl.DataFrame, rng: np.random.Generator) -> pl.
     arrival, time = frame["arrival_ms"].to_numpy(), frame["time_ms"].to_numpy().copy()
     late_class = np.zeros(size, np.int64)
     wanted = min(round(spec.events * spec.late), max(0, size - _SEEN_BY_ALL))
-    chosen = np.sort(rng.choice(np.arange(_SEEN_BY_ALL, size), wanted, replace=False)) if wanted else np.empty(0, np.int64)
+    chosen = (
+        np.sort(rng.choice(np.arange(_SEEN_BY_ALL, size), wanted, replace=False)) if wanted else np.empty(0, np.int64)
+    )
     lag = arrival[chosen] - arrival[chosen - _SEEN_BY_ALL] if wanted else chosen
     first_try = rng.integers(0, 3, wanted)
     for step in range(3):
@@ -246,7 +281,9 @@ def _counts(frame: pl.DataFrame) -> pl.DataFrame:
     taken = pl.col("late_class") < 3
     sums = []
     for view, seen in (("stream", taken), ("batch", pl.lit(True))):
-        sums += [(seen & (pl.col("kind") == k)).sum().cast(pl.Int64).alias(f"{view}_{name}s") for k, name in enumerate(TYPES)]
+        sums += [
+            (seen & (pl.col("kind") == k)).sum().cast(pl.Int64).alias(f"{view}_{name}s") for k, name in enumerate(TYPES)
+        ]
         sums.append(pl.when(seen).then(pl.col("cost_micros")).otherwise(0).sum().alias(f"{view}_spend_micros"))
         sums.append((seen & (pl.col("late_class") == 2)).sum().cast(pl.Int64).alias(f"{view}_late_events"))
     sums.append((taken & (pl.col("late_class") > 0)).sum().cast(pl.Int64).alias("stream_late"))
@@ -271,7 +308,11 @@ _REQUIRED = ["event_id", "event_type", "event_time", "campaign_id", "ad_id", "ad
 
 def _malformed(frame: pl.DataFrame, count: int, rng: np.random.Generator) -> tuple[list[bytes], list[str]]:
     """Lines that must be dead-lettered, of every kind in turn, and their reasons."""
-    kinds: list[tuple[str, str, object]] = [("malformed", "cut", None), ("malformed", "bytes", None), ("malformed", "text", None)]
+    kinds: list[tuple[str, str, object]] = [
+        ("malformed", "cut", None),
+        ("malformed", "bytes", None),
+        ("malformed", "text", None),
+    ]
     kinds += [("malformed", "array", None), ("malformed", "number", None)]
     kinds += [("missing-field", name, None) for name in _REQUIRED]
     kinds += [("bad-value", name, value) for name, value in _BAD_VALUES]

@@ -1,7 +1,7 @@
 """The truth on disk: NDJSON, one object a line, `kind` first. Plain enough for any tool to read.
 
-    {"kind":"count","minute":"2026-11-20T00:00:00Z","campaign_id":7,…,"stream_impressions":3,…,"batch_impressions":3,…}
-    {"kind":"dead","line":17,"reason":"bad-value"}
+{"kind":"count","minute":"2026-11-20T00:00:00Z","campaign_id":7,…,"stream_impressions":3,…,"batch_impressions":3,…}
+{"kind":"dead","line":17,"reason":"bad-value"}
 """
 
 from __future__ import annotations
@@ -30,5 +30,7 @@ def load(path: Path) -> Truth:
     dead = raw.filter(pl.col("kind") == "dead")
     return Truth(
         counts.select(minute, pl.exclude("kind", "minute", "line", "reason")),
-        dead.select("line", "reason") if "line" in raw.columns else pl.DataFrame(schema={"line": pl.Int64, "reason": pl.String}),
+        dead.select("line", "reason")
+        if "line" in raw.columns
+        else pl.DataFrame(schema={"line": pl.Int64, "reason": pl.String}),
     )

@@ -24,15 +24,36 @@ from query.request import BadQuestion, parse
 from query.router import Router
 
 _LIVE_EVERY_S = 1.0
-_TITLES = {400: "Bad request", 401: "Unauthorized", 404: "Not found", 405: "Method not allowed", 422: "Cannot be answered", 500: "Internal error", 503: "Unavailable"}
+_TITLES = {
+    400: "Bad request",
+    401: "Unauthorized",
+    404: "Not found",
+    405: "Method not allowed",
+    422: "Cannot be answered",
+    500: "Internal error",
+    503: "Unavailable",
+}
 
 
 class Problem(Exception):
     """An answer that is not one, as RFC 9457 has it."""
 
-    def __init__(self, status: int, kind: str, detail: str, parameter: str | None = None, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        detail: str,
+        parameter: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         super().__init__(detail)
-        self.status, self.kind, self.detail, self.parameter, self.headers = status, kind, detail, parameter, headers
+        self.status, self.kind, self.detail, self.parameter, self.headers = (
+            status,
+            kind,
+            detail,
+            parameter,
+            headers,
+        )
 
     def response(self) -> JSONResponse:
         """The problem document."""
@@ -51,7 +72,9 @@ def create(settings: Settings) -> FastAPI:
     """The application of one query process."""
     router = Router(settings)
     registry = CollectorRegistry()
-    asked = Counter("adclick_http_requests_total", "Answers by route and status.", ["route", "status"], registry=registry)
+    asked = Counter(
+        "adclick_http_requests_total", "Answers by route and status.", ["route", "status"], registry=registry
+    )
     seconds = Histogram("adclick_http_seconds", "Seconds to answer, by route.", ["route"], registry=registry)
     app = FastAPI(
         title="adclick", version="1", description="Exact ad-click numbers: minutes, hours and days, and how final each is.",
@@ -64,7 +87,12 @@ def create(settings: Settings) -> FastAPI:
         given = request.headers.get("authorization", "")
         scheme, _, key = given.partition(" ")
         if not wanted or scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), wanted.encode()):
-            raise Problem(401, "unauthorized", "send the header Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"})
+            raise Problem(
+                401,
+                "unauthorized",
+                "send the header Authorization: Bearer KEY",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
 
     @app.exception_handler(Problem)
     async def _problem(_: Request, error: Problem) -> Response:
@@ -76,7 +104,9 @@ def create(settings: Settings) -> FastAPI:
 
     @app.exception_handler(Unavailable)
     async def _unavailable(_: Request, error: Unavailable) -> Response:
-        return Problem(503, "unavailable", f"no tier can answer at the moment: {error}", headers={"Retry-After": "5"}).response()
+        return Problem(
+            503, "unavailable", f"no tier can answer at the moment: {error}", headers={"Retry-After": "5"}
+        ).response()
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> Response:
@@ -111,7 +141,10 @@ def create(settings: Settings) -> FastAPI:
         async def changes() -> AsyncIterator[str]:
             found, shown = first, dict[str, str]()
             while not await request.is_disconnected():
-                rows = {json.dumps([r["time"], *(r.get(m["name"]) for m in found["meta"][1:-10])]): json.dumps(r) for r in found["data"]}
+                rows = {
+                    json.dumps([r["time"], *(r.get(m["name"]) for m in found["meta"][1:-10])]): json.dumps(r)
+                    for r in found["data"]
+                }
                 fresh = [row for key, row in rows.items() if shown.get(key) != row]
                 shown = rows
                 yield f"data: [{','.join(fresh)}]\n\n" if fresh else ": still here\n\n"
@@ -155,12 +188,18 @@ def create(settings: Settings) -> FastAPI:
 
 
 def _documented(
-    campaign_id: Annotated[str | None, Query(description="Campaigns, several by comma; or give advertiser_id", examples=["7"])] = None,
+    campaign_id: Annotated[
+        str | None, Query(description="Campaigns, several by comma; or give advertiser_id", examples=["7"])
+    ] = None,
     advertiser_id: Annotated[str | None, Query(description="All campaigns of an advertiser")] = None,
-    start: Annotated[str | None, Query(description="RFC 3339, now, or relative like -24h; inclusive", examples=["-24h"])] = None,
+    start: Annotated[
+        str | None, Query(description="RFC 3339, now, or relative like -24h; inclusive", examples=["-24h"])
+    ] = None,
     end: Annotated[str | None, Query(description="The same; exclusive", examples=["now"])] = None,
     granularity: Annotated[str | None, Query(description="minute, hour, day, total or auto", examples=["hour"])] = None,
-    group_by: Annotated[str | None, Query(description="Any of campaign_id, ad_id, publisher_id, country, device")] = None,
+    group_by: Annotated[
+        str | None, Query(description="Any of campaign_id, ad_id, publisher_id, country, device")
+    ] = None,
     filter: Annotated[list[str] | None, Query(description="dimension:value,value; may be repeated")] = None,
     timezone: Annotated[str | None, Query(description="IANA name, whole hours from UTC")] = None,
     fill: Annotated[str | None, Query(description="zero adds empty buckets")] = None,

@@ -54,7 +54,9 @@ class HotTier:
 
     def campaigns_of(self, advertiser: int) -> list[int]:
         """The campaigns that an advertiser has had in the hot tier."""
-        found = self._redis.pipeline([("SMEMBERS", f"{base_key(self._prefix, s)}:a:{advertiser}") for s in range(self._shards)])
+        found = self._redis.pipeline(
+            [("SMEMBERS", f"{base_key(self._prefix, s)}:a:{advertiser}") for s in range(self._shards)]
+        )
         return sorted({int(c) for members in found for c in members})
 
     def read(self, question: Question, start_ms: int, end_ms: int, span: Span, now_ms: int) -> tuple[Table, int]:
@@ -98,9 +100,7 @@ class HotTier:
                 meaning.append((campaign, minute))
         return commands, meaning
 
-    def _sum(
-        self, question: Question, packed: list[bytes], minutes: list[int], owners: list[int]
-    ) -> tuple[Table, int]:
+    def _sum(self, question: Question, packed: list[bytes], minutes: list[int], owners: list[int]) -> tuple[Table, int]:
         unpacked, source = rows.unpack(packed)
         if not len(unpacked):
             return {}, 0
@@ -124,8 +124,16 @@ class HotTier:
         )
         table: Table = {}
         for row in sums.iter_rows(named=True):
-            group = [COUNTRIES[row[g]] if g == "country" else DEVICES[row[g]] if g == "device" else row[g] for g in question.group_by]
+            group = [
+                COUNTRIES[row[g]] if g == "country" else DEVICES[row[g]] if g == "device" else row[g]
+                for g in question.group_by
+            ]
             made = Sums(exact=False)
-            made.add([int(row[m]) for m in MEASURES], corrected=row["_corrected"], sampled=row["_sampled"], exact=False)
+            made.add(
+                [int(row[m]) for m in MEASURES],
+                corrected=row["_corrected"],
+                sampled=row["_sampled"],
+                exact=False,
+            )
             table[(row["_bucket"], *group)] = made
         return table, len(unpacked)

@@ -31,7 +31,11 @@ class StoredTiers:
                 FROM {db}.runs WHERE date >= toDate({{low:UInt32}}) AND date <= toDate({{high:UInt32}}) GROUP BY date""",
             {"shards": self._shards, "low": start_ms // DAY_MS, "high": min(end_ms // DAY_MS, 65_535)},
         )
-        tiers = {name: (border, mark) for kind, name, count, border, mark in found if kind == "tier" and count == self._shards}
+        tiers = {
+            name: (border, mark)
+            for kind, name, count, border, mark in found
+            if kind == "tier" and count == self._shards
+        }
         return Borders(
             warm_ms=tiers["hours"][0] if "hours" in tiers else None,
             cold_ms=tiers["days"][0] if "days" in tiers else None,

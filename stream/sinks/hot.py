@@ -17,7 +17,6 @@ import polars as pl
 
 from infra.clock import HOUR_MS, MINUTE_MS
 from infra.redis import Redis
-
 from stream.sinks import rows
 from stream.state import Changes, StageState
 
@@ -129,7 +128,7 @@ class HotSink:
 
     @staticmethod
     def _cells(frame: pl.DataFrame) -> list[tuple[int, int]]:
-        return frame.select("window_ms", "campaign_id").unique().rows()  # type: ignore[return-value]
+        return frame.select("window_ms", "campaign_id").unique().rows()
 
     def _advertisers(self, delta: pl.DataFrame) -> Iterator[Op]:
         pairs = set(delta.select("advertiser_id", "campaign_id").unique().rows())
@@ -148,5 +147,3 @@ class HotSink:
                 self._redis.call("UNLINK", key)
                 dropped += 1
         return dropped
-
-

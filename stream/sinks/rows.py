@@ -12,7 +12,13 @@ import polars as pl
 from ingest import partials
 from stream.chunks import CHANGED
 
-_IDS = [("advertiser_id", "<i8"), ("ad_id", "<i8"), ("publisher_id", "<i8"), ("country", "<u2"), ("device", "u1")]
+_IDS = [
+    ("advertiser_id", "<i8"),
+    ("ad_id", "<i8"),
+    ("publisher_id", "<i8"),
+    ("country", "<u2"),
+    ("device", "u1"),
+]
 NARROW = np.dtype(
     [*_IDS, ("late", "u1"), ("sampled", "u1"), (CHANGED, "u1"), ("impressions", "<u4"), ("clicks", "<u4"),
      ("conversions", "<u4"), ("spend_micros", "<i8"), ("late_events", "<u4")]

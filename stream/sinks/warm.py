@@ -46,7 +46,10 @@ class WarmSink:
             # One insert a day: an insert over several partitions is not atomic.
             for (_,), day in frame.group_by(pl.col("window_ms") // DAY_MS):
                 for start in range(0, day.height, _ROWS_PER_INSERT):
-                    self._client.insert(f"stream_{self._tier}", self._table(day.slice(start, _ROWS_PER_INSERT), changes.sequence))
+                    self._client.insert(
+                        f"stream_{self._tier}",
+                        self._table(day.slice(start, _ROWS_PER_INSERT), changes.sequence),
+                    )
         if changes.closed_ms is not None:
             border = changes.closed_ms // self._grain_ms * self._grain_ms
             if self._border is None or border > self._border:

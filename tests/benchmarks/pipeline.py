@@ -64,7 +64,11 @@ def run(work: Path, events: int, span_ms: int) -> None:
     source = work / "events.ndjson"
     write_lines(made, source)
     stack = str(work / "stack")
-    subprocess.run([*ADCLICK, "up", "--detach", "--dir", stack, "--ingest-workers", "0", "--stream-workers", "0", "-q"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*ADCLICK, "up", "--detach", "--dir", stack, "--ingest-workers", "0", "--stream-workers", "0", "-q"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     app = App(stack, False, False, True)
     replay_files(app, [source], Pace(), 0)
     folder = Folder(Path(stack))
@@ -86,7 +90,9 @@ def run(work: Path, events: int, span_ms: int) -> None:
     (out / "pipeline.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
-def measure(app: App, folder: Folder, workers: dict[str, Any], made: Any, events: int, start: int, span_ms: int) -> dict[str, Any]:
+def measure(
+    app: App, folder: Folder, workers: dict[str, Any], made: Any, events: int, start: int, span_ms: int
+) -> dict[str, Any]:
     """Time and CPU from the first event consumed to the last one answered and archived."""
     settings = app.settings
     admin = Admin(settings.kafka)
@@ -121,7 +127,9 @@ def measure(app: App, folder: Folder, workers: dict[str, Any], made: Any, events
         "ingest_seconds": round(ingested, 2), "cpu_s_per_million": round(sum(cpu.values()), 2),
         **{f"cpu_s_per_million_{n}": round(c, 2) for n, c in sorted(cpu.items())}, **rss,
     }  # fmt: skip
-    print(f"{counted:,} events from {iso(start)} over {span_ms // MINUTE_MS} minutes: {'exact' if exact else 'NOT EXACT'}")
+    print(
+        f"{counted:,} events from {iso(start)} over {span_ms // MINUTE_MS} minutes: {'exact' if exact else 'NOT EXACT'}"
+    )
     app.table(["", ""], list(report.items()))
     if not exact:
         sys.exit(1)
