@@ -62,7 +62,7 @@ class Partition:
     memory: PartitionMemory
     active_at: float
     rebuilds: list[Future[tuple[int, GrowingBloom]]] = field(default_factory=list)
-    high: int = -1
+    rebuilding: bool = False
 
 
 @dataclass(frozen=True)
@@ -244,6 +244,8 @@ class IngestWorker:
     def _start_rebuild(self, partition: Partition) -> None:
         """Fill the filters from Redis in the background, newest generation first."""
         memory = partition.memory
+        if partition.rebuilds:
+            return
         for generation in (memory.assigned_generation, memory.assigned_generation - 1):
             if generation not in memory.complete:
                 partition.rebuilds.append(self._rebuilder.submit(self._read_filter, memory.partition, generation))
@@ -256,7 +258,7 @@ class IngestWorker:
                 if len(page):
                     found.add(page)
                 if self._stopping.is_set():
-                    break
+                    raise Unavailable("stopping: this filter is not whole")
         finally:
             client.close()
         return generation, found
@@ -265,15 +267,14 @@ class IngestWorker:
         """Put finished filters to use. What was added meanwhile is in Redis, too, but may have been missed by the scan."""
         for partition in self._owned.values():
             memory = partition.memory
-            if (
-                not partition.rebuilds
-                and memory.assigned_generation >= 0
-                and memory.assigned_generation not in memory.complete
-            ):
+            if not partition.rebuilding:
+                partition.rebuilding = True
                 self._start_rebuild(partition)
             for future in [f for f in partition.rebuilds if f.done()]:
                 partition.rebuilds.remove(future)
                 if future.exception() is not None:
+                    # Until it is there all ids count as positive, which is slow and right. Try again.
+                    partition.rebuilding = False
                     continue
                 generation, found = future.result()
                 if generation in memory.filters:

@@ -137,10 +137,12 @@ class StagePartition:
         flush = self.state.flushing
         topic = self._settings.topic(self.stage.state_topic)
         records = [Record(topic, None, key, self.partition) for key in flush.tombstones]
-        records += [Record(topic, v, k, self.partition) for k, v in chunks.encode(flush.state, flush.state_header)]
+        state = list(chunks.encode(flush.state, flush.state_header))
+        records += [Record(topic, v, k, self.partition) for k, v in state]
         if self.stage.output is not None:
             output = self._settings.topic(self.stage.output)
-            records += [Record(output, v, k, self.partition) for k, v in chunks.encode(flush.delta, flush.header)]
+            delta = state if flush.state is flush.delta else chunks.encode(flush.delta, flush.header)
+            records += [Record(output, v, k, self.partition) for k, v in delta]
         if self.dead.is_set() or not self.write(records):
             self.state.abort()
             return

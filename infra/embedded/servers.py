@@ -32,8 +32,8 @@ class Command:
 
 def free_port(preferred: int, taken: set[int]) -> int:
     """`preferred` where it can be bound, otherwise any free port."""
-    others = range(20_000 + preferred % 1000, 20_200 + preferred % 1000)
-    for port in [preferred, *others]:
+    first = 20_000 + preferred % 1000
+    for port in [preferred, *range(first, first + 200)]:
         if port in taken:
             continue
         with socket.socket() as probe:
@@ -43,7 +43,7 @@ def free_port(preferred: int, taken: set[int]) -> int:
             except OSError:
                 continue
         taken.add(port)
-        return port
+        return int(port)
     raise UserError("no free port was found on the loopback interface")
 
 
