@@ -60,7 +60,7 @@ def unpack(value: bytes) -> tuple[pl.DataFrame, bytes]:
         with pa.ipc.open_stream(pa.py_buffer(value)) as reader:
             header = (reader.schema.metadata or {})[_HEADER]
             frame = pl.from_arrow(reader.read_all())
-    except (pa.ArrowInvalid, KeyError) as error:
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
         raise CorruptLog(f"not a block: {error}") from error
     assert isinstance(frame, pl.DataFrame)
     return frame, header

@@ -133,7 +133,9 @@ def shifted(text: pl.Series, lines: list[bytes], shift_ms: int) -> list[bytes]:
     old_id = text.str.extract(_ID)
     # Written beside the id while that stays within its limit; hashed where it does not.
     suffix = f"~{shift_ms // MINUTE_MS}"
-    fits = old_id.str.len_bytes() + len(suffix) <= events.MAX_EVENT_ID_BYTES
+    length = old_id.str.len_bytes()
+    # An id that is too long already stays too long: a shift mends nothing.
+    fits = (length + len(suffix) <= events.MAX_EVENT_ID_BYTES) | (length > events.MAX_EVENT_ID_BYTES)
     short = old_id + suffix
     new_id = pl.select(
         pl.when(fits).then(short).otherwise(old_id.str.head(16) + short.hash().cast(pl.String))

@@ -1,0 +1,44 @@
+"""Real backends for integration and end-to-end tests: one embedded stack for the session, a namespace for each test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra import topics
+from infra.clickhouse.client import ClickHouse, migrate
+from infra.settings import Settings, resolve
+
+ADCLICK = [sys.executable, "-m", "infra"]
+
+
+def adclick(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does, with no setting but those given."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("ADCLICK_")}
+    return subprocess.run([*ADCLICK, *words], capture_output=True, text=True, env=clean | env, timeout=280)
+
+
+@pytest.fixture(scope="session")
+def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a stack without stream and ingest workers."""
+    folder = tmp_path_factory.mktemp("backends") / "stack"
+    done = adclick("up", "--detach", "--dir", str(folder), "--ingest-workers", "0", "--stream-workers", "0")
+    assert done.returncode == 0, done.stderr
+    yield folder
+    adclick("down", "--dir", str(folder))
+
+
+@pytest.fixture
+def settings(backends: Path, tmp_path: Path) -> Settings:
+    """Settings with topics, keys and a database of their own."""
+    found = resolve(str(backends)).settings
+    own = found.model_copy(update={"namespace": f"t{uuid.uuid4().hex[:8]}_", "archive": str(tmp_path / "archive")})
+    topics.ensure(own)
+    migrate(ClickHouse(own.clickhouse, own.database))
+    return own

@@ -1,0 +1,380 @@
+"""The whole product on the real parts: replay, kills and a restart in the middle, and every answer against the truth."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import polars as pl
+import psutil
+import pytest
+
+from infra import topics
+from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso, now_ms
+from infra.console import App
+from infra.embedded.state import Folder
+from infra.kafka import EventProducer, read_to_end
+from infra.settings import Settings, read_endpoints
+from ingest import dead_letters
+from ingest.replay import Pace, replay_files
+from ingest.synthetic.generator import Made, Spec, make
+from query.command import Client
+from query.questions import Truths, battery, dead_letters_differ, reconciled
+from tests.conftest import adclick
+
+EVENTS = 100_000
+SPAN_MS = 26 * HOUR_MS
+
+
+@dataclass
+class Product:
+    """A running stack with known truth in it."""
+
+    folder: Folder
+    made: Made
+    start_ms: int
+    kills: list[str]
+
+    @property
+    def app(self) -> App:
+        return App(str(self.folder.path), False, False, True)
+
+    @property
+    def settings(self) -> Settings:
+        return self.app.settings
+
+    @property
+    def truths(self) -> Truths:
+        return Truths(self.made.truth)
+
+    def up(self) -> None:
+        done = adclick("up", "--detach", "--dir", str(self.folder.path))
+        assert done.returncode == 0, done.stderr
+
+    def kill(self, name: str) -> None:
+        pid = self.folder.pids().get(name)
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+            self.kills.append(name)
+
+
+def wait_until(true: Any, seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.2)
+
+
+def caught_up(product: Product) -> bool:
+    done = adclick("status", "--json", "--dir", str(product.folder.path))
+    state = json.loads(done.stdout or "{}")
+    behind = state.get("topics", {}).get("ad-events", 1)
+    end = product.start_ms + SPAN_MS
+    return behind == 0 and (state.get("watermark") or "") >= iso(end - 5 * MINUTE_MS)
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
+    """Replayed in two halves, with workers killed at random all along and the whole stack restarted in between."""
+    work = tmp_path_factory.mktemp("e2e")
+    end = now_ms() // MINUTE_MS * MINUTE_MS
+    spec = Spec(
+        events=EVENTS, seed=11, start_ms=end - SPAN_MS, span_ms=SPAN_MS, campaigns=200, late=0.01, malformed=0.005
+    )
+    made = make(spec)
+    product = Product(Folder(work / "stack"), made, spec.start_ms, [])
+    lines = made.lines.to_list()
+    halves = []
+    for number, part in enumerate((lines[: EVENTS // 2], lines[EVENTS // 2 :])):
+        halves.append(work / f"{number}.ndjson")
+        halves[-1].write_bytes(b"\n".join(part) + b"\n")
+    try:
+        for half in halves:
+            product.up()
+            stop = threading.Event()
+            killer = threading.Thread(target=_kill_now_and_then, args=(product, stop))
+            killer.start()
+            replay_files(product.app, [half], Pace(rate=8_000), 0)
+            stop.set()
+            killer.join()
+            done = adclick("down", "--dir", str(product.folder.path))
+            assert done.returncode == 0, done.stderr
+            assert product.folder.pids() == {}
+        product.up()
+        wait_until(lambda: caught_up(product), 120, "all counted")
+        time.sleep(3)
+        yield product
+    finally:
+        adclick("down", "--dir", str(product.folder.path))
+
+
+def _kill_now_and_then(product: Product, stop: threading.Event) -> None:
+    rng = random.Random(5)
+    while not stop.wait(rng.uniform(0.5, 2.0)):
+        product.kill(rng.choice(["ingest-0", "stream-0", "archive-0"]))
+
+
+def test_every_answer_is_the_truth_after_kills_and_a_restart(product: Product) -> None:
+    assert len(product.kills) >= 4
+    client = Client(product.settings)
+    asks = battery(product.truths, product.start_ms, product.start_ms + SPAN_MS)
+    wrong = [(v.ask, v.wrong) for v in (product.truths.check(client, a) for a in asks) if v.wrong]
+    assert wrong == []
+    assert len(asks) > 60
+
+
+def test_every_dead_letter_is_there_once_with_its_bytes(product: Product) -> None:
+    found = [(x.value, x.headers["reason"]) for x in dead_letters.read(product.settings)]
+    assert dead_letters_differ(product.made.truth, product.made.lines, found) == ""
+
+
+def test_the_archive_holds_every_valid_event_and_its_decision(product: Product) -> None:
+    root = Path(product.settings.archive)
+    wait_until(lambda: len(_archived(root)) == EVENTS - _invalid(product), 30, "all archived")
+    by = dict(_archived(root).group_by(pl.col("decision").cast(pl.String)).len().iter_rows())
+    truth = product.made.truth
+    counted = truth.counts.select(pl.sum("stream_impressions", "stream_clicks", "stream_conversions")).row(0)
+    assert by["counted"] == sum(counted)
+    assert by["too-late"] == truth.dead.filter(pl.col("reason") == "too-late").height
+    assert sum(by.values()) == EVENTS - _invalid(product)
+
+
+def _archived(root: Path) -> pl.DataFrame:
+    return pl.read_parquet(str(root / "**/p*.parquet"), hive_partitioning=False).unique(["partition", "offset"])
+
+
+def _invalid(product: Product) -> int:
+    return product.made.truth.dead.filter(pl.col("reason") != "too-late").height
+
+
+def test_reconciliation_gives_the_batch_truth_and_twice_changes_nothing(product: Product) -> None:
+    day_ms = (product.start_ms + SPAN_MS) // DAY_MS * DAY_MS - DAY_MS
+    day = iso(day_ms)[:10]
+    where = ["--dir", str(product.folder.path), "--date", day, "--json"]
+    first = adclick("reconcile", *where)
+    # One event in three hundred is too late here, so nearly one dimension in three hundred needs correction.
+    assert first.returncode in (0, 3), first.stderr
+    ledger = json.loads(first.stdout)
+    low, high = day_ms, day_ms + DAY_MS
+    late = product.made.truth.counts.filter(pl.col("minute_ms").is_between(low, high, closed="left")).select(
+        *(
+            pl.sum(f"batch_{m}") - pl.sum(f"stream_{m}")
+            for m in ("impressions", "clicks", "conversions", "spend_micros")
+        )
+    )
+    assert set(ledger["causes"]) == {"late"}
+    assert tuple(list(ledger["causes"]["late"].values())[1:]) == late.row(0)
+    client = Client(product.settings)
+    asks = reconciled(battery(product.truths, product.start_ms, product.start_ms + SPAN_MS), day_ms)
+    verdicts = [product.truths.check(client, a) for a in asks]
+    assert [(v.ask, v.wrong) for v in verdicts if v.wrong] == []
+    assert {v.finality for v in verdicts} == {"reconciled"}
+    second = adclick("reconcile", *where)
+    assert second.returncode == 0, second.stderr
+    assert "unchanged" in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--date", "2199-01-01"], "has not begun"),
+        (["--date", "2020-01-01"], "nothing is archived"),
+        (["--date", iso(now_ms())[:10]], "still open"),
+    ],
+)
+def test_a_day_that_cannot_be_reconciled_is_refused(product: Product, words: list[str], says: str) -> None:
+    done = adclick("reconcile", "--dir", str(product.folder.path), *words)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def http(product: Product, path: str, key: str | None = "right") -> httpx.Response:
+    secret = product.settings.api_key.get_secret_value() if key == "right" else key
+    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+    return httpx.get(product.settings.http + path, headers=headers, trust_env=False, timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "parameter"),
+    [
+        ("", 400, "campaign_id"),
+        ("?campaign_id=7&start=now&end=-1h", 400, "end"),
+        ("?campaign_id=7&start=-48h&end=now&granularity=minute", 422, "granularity"),
+        ("?campaign_id=7&start=-1h&end=now&grop_by=country", 400, "grop_by"),
+        ("?campaign_id=7&start=-1h&end=now&filter=country:%00", 400, "filter"),
+    ],
+)
+def test_a_bad_question_gets_a_problem_document(product: Product, query: str, status: int, parameter: str) -> None:
+    answer = http(product, f"/v1/metrics{query}")
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["parameter"] == parameter
+    assert answer.json()["type"].startswith("/")
+
+
+def test_the_key_is_asked_for_where_it_must_be(product: Product) -> None:
+    for path in ("/v1/metrics?campaign_id=1&start=-1h&end=now", "/v1/pipeline", "/v1/reconciliations"):
+        assert [http(product, path, k).status_code for k in (None, "wrong", "right")] == [401, 401, 200]
+    for path in ("/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/"):
+        assert http(product, path, None).status_code == 200
+    assert http(product, "/nowhere").headers["content-type"] == "application/problem+json"
+
+
+def test_the_table_on_the_command_line_is_the_answer(product: Product) -> None:
+    words = ["query", "--dir", str(product.folder.path), "--campaign", "1", "--start", "-24h", "--end", "now"]
+    told = json.loads(adclick(*words, "--granularity", "total", "--json").stdout)
+    shown = adclick(*words, "--granularity", "total").stdout
+    assert str(told["data"][0]["impressions"]) in shown
+    assert "warning" not in adclick(*words, "--granularity", "minute").stderr
+
+
+BAD = [b'{"event_id":"x' + b"y" * 2_000_000 + b'"}', b"\xff\xfe", b'{"a":' + b"[" * 10_000, b"7", b"[]", b"", None]
+
+
+def test_bad_input_harms_nothing_and_partial_minutes_show_within_two_seconds(product: Product) -> None:
+    settings = product.settings
+    before = [x.name for x in dead_letters.read(settings)]
+    now = now_ms()
+    good = {
+        "event_id": f"probe-{now}", "event_type": "click", "event_time": now, "campaign_id": 2**63 - 1, "ad_id": 0,
+        "advertiser_id": 2**63 - 1, "publisher_id": 0, "cost_micros": 10**12,
+    }  # fmt: skip
+    values: list[bytes | None] = [
+        *BAD,
+        json.dumps(good).encode(),
+        json.dumps(good | {"event_id": f"null-{now}"}).encode(),
+    ]
+    keys: list[bytes | None] = [*[b"k"] * len(BAD), good["event_id"].encode(), None]  # type: ignore[attr-defined]
+    producer = EventProducer(settings.kafka)
+    sent = time.monotonic()
+    producer.send(settings.topic(topics.EVENTS), keys, values)
+    assert producer.flush(10) == 0
+    client = Client(settings)
+    question = [("campaign_id", str(2**63 - 1)), ("start", "-5m"), ("end", "now"), ("granularity", "minute")]
+
+    def clicks() -> int:
+        return sum(r["clicks"] for r in client.get("/v1/metrics", question)["data"])
+
+    wait_until(lambda: clicks() == 2, 15, "the probe is visible")
+    seen = time.monotonic() - sent
+    rows = client.get("/v1/metrics", question)["data"]
+    assert sum(r["spend_micros"] for r in rows) == 2 * 10**12
+    assert {r["finality"] for r in rows} == {"provisional"}
+    new = [x for x in dead_letters.read(settings) if x.name not in set(before)]
+    assert sorted((x.value or b"", x.headers["reason"]) for x in new) == sorted(
+        (v or b"", "too-large" if v and len(v) > 65_536 else "malformed") for v in BAD
+    )
+    assert all(x.headers["source"].startswith("ad-events/") and x.headers["stage"] == "ingest" for x in new)
+    print(f"visible after {seen:.2f} s")
+
+
+def test_a_dead_letter_is_mended_and_sent_again(product: Product) -> None:
+    settings, now = product.settings, now_ms()
+    bad = {
+        "event_id": f"mend-{now}", "event_type": "click", "event_time": now, "campaign_id": 777_777, "ad_id": 1, "advertiser_id": 1,
+        "publisher_id": 1, "country": "XX",
+    }  # fmt: skip
+    producer = EventProducer(settings.kafka)
+    producer.send(settings.topic(topics.EVENTS), [b"m"], [json.dumps(bad).encode()])
+    producer.flush(10)
+    where = ["--dir", str(product.folder.path)]
+
+    def letters() -> list[dict[str, Any]]:
+        listed = json.loads(adclick("dead-letters", "list", "--json", *where).stdout)
+        return [
+            x
+            for x in listed
+            if json.loads(adclick("dead-letters", "show", x["name"], *where).stdout)["value"].startswith(
+                f'{{"event_id": "mend-{now}'
+            )
+        ]
+
+    listed: list[dict[str, Any]] = []
+    deadline = time.monotonic() + 20
+    while not listed and time.monotonic() < deadline:
+        listed = [
+            x for x in json.loads(adclick("dead-letters", "list", "--json", *where).stdout) if x["detail"] == "country"
+        ][-1:]
+        values = [x for x in dead_letters.read(settings) if x.value and f"mend-{now}".encode() in x.value]
+        listed = [{"name": x.name} for x in values]
+    assert len(listed) == 1
+    done = adclick("dead-letters", "replay", listed[0]["name"], "--edit", "country=DE", *where)
+    assert done.returncode == 0, done.stderr
+    client = Client(settings)
+    question = [
+        ("campaign_id", "777777"),
+        ("start", "-5m"),
+        ("end", "now"),
+        ("granularity", "minute"),
+        ("group_by", "country"),
+    ]
+    wait_until(
+        lambda: [(r["country"], r["clicks"]) for r in client.get("/v1/metrics", question)["data"]] == [("DE", 1)],
+        15,
+        "mended",
+    )
+    late = next(x.name for x in dead_letters.read(settings) if x.headers["reason"] == "too-late")
+    refused = adclick("dead-letters", "replay", late, *where)
+    assert refused.returncode == 1
+    assert "nightly" in refused.stderr
+
+
+def test_what_dies_is_restarted_and_a_second_up_is_refused(product: Product) -> None:
+    for name in ("redis", "clickhouse", "kafka", "query-0"):
+        pid = product.folder.pids()[name]
+        product.kill(name)
+        wait_until(
+            lambda n=name, p=pid: product.folder.processes().get(n, psutil.Process()).pid not in (p, os.getpid()),
+            30,
+            name,
+        )
+    wait_until(lambda: _ready(product), 60, "ready again")
+    again = adclick("up", "--detach", "--dir", str(product.folder.path))
+    assert again.returncode == 1
+    assert "already running" in again.stderr
+
+
+def _ready(product: Product) -> bool:
+    try:
+        return http(product, "/readyz", None).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def test_no_child_outlives_a_killed_supervisor_and_data_survives(product: Product) -> None:
+    children = psutil.Process(product.folder.pids()["supervisor"]).children(recursive=True)
+    product.kill("supervisor")
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+    product.up()
+    campaign = product.truths.busiest(1)[0]
+    client = Client(product.settings)
+    start = product.start_ms + 3 * HOUR_MS
+    wait_until(
+        lambda: product.truths.total_is(client, campaign, start, product.start_ms + SPAN_MS), 60, "the same answer"
+    )
+    assert read_endpoints(product.folder.path)["http"] == product.settings.http
+    began = time.monotonic()
+    assert adclick("down", "--dir", str(product.folder.path)).returncode == 0
+    assert time.monotonic() - began < 15
+    assert list(read_to_end_of(product)) == []
+
+
+def read_to_end_of(product: Product) -> list[Any]:
+    """Nothing answers any more."""
+    from infra.errors import AdclickError
+
+    try:
+        return list(read_to_end(product.settings.kafka, "ad-events", 0))
+    except AdclickError:
+        return []

@@ -1,0 +1,174 @@
+"""Each adapter on the real Kafka, Redis and ClickHouse."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from infra import topics
+from infra.clickhouse.client import ClickHouse, migrate
+from infra.errors import AdclickError, Fenced, Unavailable, UserError
+from infra.kafka import Admin, Committed, GroupConsumer, OffsetOutOfRange, Record, TransactionalProducer, read_to_end
+from infra.redis import Redis
+from infra.settings import Settings
+from ingest.dedup.registry import RedisRegistry, Registry, digest
+from tests.unit.fakes import MemoryRegistry
+
+
+def values(settings: Settings, topic: str, partition: int = 0) -> list[bytes]:
+    return [m.value() for m in read_to_end(settings.kafka, settings.topic(topic), partition)]
+
+
+def test_topics_are_made_once_and_a_different_partition_count_is_refused(settings: Settings) -> None:
+    assert topics.ensure(settings) == []
+    with pytest.raises(UserError, match="ad-events has 4 partitions, the setting says 7"):
+        topics.ensure(settings.model_copy(update={"event_partitions": 7}))
+
+
+def test_a_transaction_is_seen_whole_or_not_at_all(settings: Settings) -> None:
+    topic = settings.topic(topics.BLOCKS)
+    producer = TransactionalProducer(settings.kafka, f"{settings.namespace}a")
+    producer.open()
+    producer.write([Record(topic, b"1", partition=0), Record(topic, b"2", partition=0)])
+    # A record that no broker takes aborts all of its transaction.
+    with pytest.raises((AdclickError, Exception)):
+        producer.write([Record(topic, b"3", partition=0), Record(topic, b"x" * (5 << 20), partition=0)])
+    assert values(settings, topics.BLOCKS) == [b"1", b"2"]
+
+
+def test_a_successor_fences_its_predecessor(settings: Settings) -> None:
+    topic = settings.topic(topics.BLOCKS)
+    old, new = (TransactionalProducer(settings.kafka, f"{settings.namespace}same") for _ in range(2))
+    old.open()
+    old.write([Record(topic, b"old", partition=0)])
+    new.open()
+    with pytest.raises(Fenced):
+        old.write([Record(topic, b"zombie", partition=0)])
+    new.write([Record(topic, b"new", partition=0)])
+    assert values(settings, topics.BLOCKS) == [b"old", b"new"]
+
+
+def test_offsets_and_their_metadata_are_committed_with_the_transaction(settings: Settings) -> None:
+    topic, group = settings.topic(topics.EVENTS), f"{settings.namespace}g"
+    producer = TransactionalProducer(settings.kafka, f"{settings.namespace}p")
+    producer.open()
+    producer.write([Record(topic, b"e", partition=0)])
+    consumer = GroupConsumer(settings.kafka, group, topic, lambda ps: dict.fromkeys(ps, 0), lambda _: None)
+    try:
+        while not (got := consumer.consume(10, 0.2)):
+            pass
+        assert [m.value() for m in got] == [b"e"]
+        producer.write([], consumed=[Committed(0, 1, '{"wm":5}')], source=consumer)
+        assert consumer.committed([0])[0] == Committed(0, 1, '{"wm":5}')
+        assert Admin(settings.kafka).committed(group, topic, 2) == [Committed(0, 1, '{"wm":5}'), Committed(1, -1, "")]
+    finally:
+        consumer.close()
+
+
+def test_an_offset_that_is_gone_stops_the_reader_and_is_named(settings: Settings) -> None:
+    topic = settings.topic(topics.EVENTS)
+    consumer = GroupConsumer(
+        settings.kafka, f"{settings.namespace}g", topic, lambda ps: dict.fromkeys(ps, 99), lambda _: None
+    )
+    try:
+        with pytest.raises(OffsetOutOfRange, match=f"{topic}/"):
+            for _ in range(100):
+                consumer.consume(10, 0.1)
+    finally:
+        consumer.close()
+
+
+def test_a_broker_that_is_not_there_is_unavailable() -> None:
+    with pytest.raises(Unavailable):
+        Admin("127.0.0.1:1").partitions(0.5)
+    with pytest.raises(Unavailable):
+        Redis("redis://127.0.0.1:1").call("PING")
+    with pytest.raises(Unavailable):
+        ClickHouse("http://127.0.0.1:1", "x").rows("SELECT 1")
+
+
+@pytest.fixture(params=["memory", "redis"])
+def registry(request: pytest.FixtureRequest, settings: Settings) -> Registry:
+    return MemoryRegistry() if request.param == "memory" else RedisRegistry(Redis(settings.redis), settings.key_prefix)
+
+
+def ids(*names: str) -> np.ndarray[tuple[int], np.dtype[np.void]]:
+    return digest(pl.Series(names, dtype=pl.String))
+
+
+def test_registry_contract(registry: Registry) -> None:
+    assert registry.recorded_up_to(0) is None
+    assert not registry.record(0, {}, expected=0, up_to=5, oldest_generation=0)
+    registry.begin(0, 0)
+    first = ids(*[f"id{n}" for n in range(30_000)])
+    news = {7: (first, np.arange(30_000, dtype=np.int64)), 8: (ids("other"), np.array([2**40]))}
+    assert registry.record(0, news, expected=0, up_to=30_001, oldest_generation=0)
+    assert registry.recorded_up_to(0) == 30_001
+    assert registry.lookup(0, 7, first[::1000]).tolist() == list(range(0, 30_000, 1000))
+    assert registry.lookup(0, 8, ids("id1", "other", "id2")).tolist() == [-1, 2**40, -1]
+    assert registry.lookup(1, 7, ids("id1")).tolist() == [-1]
+    assert registry.lookup(0, 7, ids()).tolist() == []
+    assert {d.tobytes() for page in registry.pages(0, 7) for d in page} == {d.tobytes() for d in first}
+    # A stopped worker's late write moves nothing back; one that expects more than is there writes nothing.
+    assert registry.record(0, {}, expected=10, up_to=20, oldest_generation=0)
+    assert registry.recorded_up_to(0) == 30_001
+    assert not registry.record(0, {7: (ids("lost"), np.array([1]))}, expected=30_002, up_to=40_000, oldest_generation=0)
+    assert registry.lookup(0, 7, ids("lost")).tolist() == [-1]
+    assert registry.record(0, {}, expected=30_001, up_to=30_002, oldest_generation=8)
+    assert registry.lookup(0, 7, first[:2]).tolist() == [-1, -1]
+    registry.forget(0)
+    assert registry.recorded_up_to(0) is None
+    assert registry.lookup(0, 8, ids("other")).tolist() == [-1]
+
+
+def test_migrations_are_applied_once_and_rows_replace_themselves(settings: Settings) -> None:
+    client = ClickHouse(settings.clickhouse, settings.database)
+    assert migrate(client) == []
+    for border in (5, 7, 6, 7):
+        row = {"tier": ["hours"], "shard": pa.array([1], pa.uint16()), "border_ms": pa.array([border], pa.uint64())}
+        client.insert("tier_borders", pa.table(row | {"watermark_ms": pa.array([border], pa.uint64())}))
+    sql = f"SELECT border_ms FROM {settings.database}.tier_borders FINAL WHERE tier = {{tier:String}}"
+    assert client.rows(sql, {"tier": "hours"}) == [(7,)]
+    assert client.rows(sql, {"tier": "' OR 1=1 --"}) == []
+
+
+def test_the_application_cannot_read_files_of_the_host(settings: Settings) -> None:
+    client = ClickHouse(settings.clickhouse, settings.database)
+    with pytest.raises(AdclickError, match="privileges"):
+        client.rows("SELECT * FROM file('/etc/passwd', 'LineAsString')")
+
+
+def test_a_lease_is_held_by_one(settings: Settings) -> None:
+    client, name = Redis(settings.redis), uuid.uuid4().hex
+    with client.lease(name, 5, "busy"), pytest.raises(UserError, match="busy"), client.lease(name, 5, "busy"):
+        pass
+    with client.lease(name, 5, "busy"):
+        pass
+
+
+def test_archived_files_are_named_by_range_and_read_back(tmp_path: Path) -> None:
+    from ingest import archived
+    from ingest.archive import write_files
+
+    hour = 1_795_132_800_000
+    row = dict.fromkeys(archived.WIRE, 1) | {
+        "event_id": "e",
+        "time_ms": hour,
+        "log_time_ms": hour + 7_200_000,
+        "decision": 0,
+    }
+    late = row | {"decision": archived.Decision.TOO_LATE, "offset": 2}
+    files = write_files(tmp_path, 3, 10, 20, pl.DataFrame([row, late], schema=archived.WIRE))
+    assert [str(f.relative_to(tmp_path)) for f in files] == [
+        "event_date=2026-11-20/hour=00/p0003-000000000000010-000000000000020.parquet",
+        "event_date=2026-11-20/hour=02/p0003-000000000000010-000000000000020.parquet",
+    ]
+    back = pl.concat([pl.read_parquet(f, hive_partitioning=False) for f in files])
+    assert back["decision"].cast(pl.String).to_list() == ["counted", "too-late"]
+    assert back["partition"].to_list() == [3, 3]
+    assert not list(tmp_path.rglob(".p*"))

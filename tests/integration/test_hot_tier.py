@@ -1,0 +1,139 @@
+"""The hot tier's sink and reader on the real Redis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from infra.clock import HOUR_MS
+from infra.redis import Redis
+from infra.settings import Settings
+from ingest.blocks import BlockHeader, SourceRange
+from query.request import Held, parse
+from query.tiers.hot import HotTier
+from stream.sinks.hot import HotSink
+from stream.state import Changes, StageState
+from tests.unit.test_partials_and_rows import frame, partial
+
+MINUTE = 60_000
+START = 1_795_132_800_000
+NOW = START + HOUR_MS
+
+
+class Shard:
+    """A stage and its sink, as a worker drives them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.redis = Redis(settings.redis)
+        self._settings = settings
+        self.state = StageState(MINUTE, 1)
+        self.sink = self.new_sink()
+        self.sink.attach(self.state)
+
+    def new_sink(self) -> HotSink:
+        return HotSink(self.redis, self._settings.key_prefix, 0, 24)
+
+    def flush(self, rows: list[dict[str, Any]], watermark_ms: int) -> Changes:
+        at = self.state.next_message
+        header = BlockHeader(1, (SourceRange(0, at, at + 1, watermark_ms, False),), 0)
+        self.state.apply_block(at, frame(rows), header, "here")
+        assert self.state.flush_due(0, clock=True)
+        self.state.begin_flush()
+        return self.state.commit()
+
+    def show(self, rows: list[dict[str, Any]], watermark_ms: int) -> Changes:
+        changes = self.flush(rows, watermark_ms)
+        self.sink.write(changes, self.state)
+        return changes
+
+
+@pytest.fixture
+def shard(settings: Settings) -> Shard:
+    return Shard(settings)
+
+
+@pytest.fixture
+def tier(settings: Settings) -> HotTier:
+    return HotTier(Redis(settings.redis), settings.key_prefix, 1)
+
+
+def minutes(tier: HotTier, **more: str) -> dict[Any, int]:
+    given = {"campaign_id": "1", "start": "-60m", "end": "now", "granularity": "minute"} | more
+    question = parse(list(given.items()), NOW, Held(24 * HOUR_MS, 10**12))
+    table, _ = tier.read(question, question.start_ms, question.end_ms, tier.span(), NOW)
+    return {((k[0] - START) // MINUTE, *k[1:]): v.values[0] for k, v in table.items()}
+
+
+def at(minute: int, impressions: int, **more: Any) -> dict[str, Any]:
+    return partial(window_ms=START + minute * MINUTE, impressions=impressions, late=0, **more)
+
+
+def test_open_and_closed_minutes_are_read_as_one(shard: Shard, tier: HotTier) -> None:
+    shard.show([at(0, 1), at(1, 2)], START)
+    shard.show([at(0, 10), at(1, 20, ad_id=2)], START + 30_000)
+    assert minutes(tier) == {(0,): 11, (1,): 22}
+    shard.show([at(1, 100)], START + MINUTE)
+    assert minutes(tier) == {(0,): 11, (1,): 122}
+    assert minutes(tier, group_by="ad_id") == {(0, 1): 11, (1, 1): 102, (1, 2): 20}
+    shard.show([at(0, 1000)], START + 2 * MINUTE)
+    assert minutes(tier) == {(0,): 1011, (1,): 122}
+    assert not shard.redis.scan_keys(f"{shard.sink._base}:o:*")
+
+
+def test_writing_a_flush_again_changes_nothing(shard: Shard, tier: HotTier) -> None:
+    changes = shard.show([at(0, 1)], START)
+    shard.sink.write(changes, shard.state)
+    shard.sink.attach(shard.state)
+    assert minutes(tier) == {(0,): 1}
+
+
+def test_an_ousted_owner_cannot_write(shard: Shard, tier: HotTier) -> None:
+    stuck = shard.flush([at(0, 1)], START)
+    successor = shard.new_sink()
+    successor.attach(shard.state)
+    successor.write(shard.flush([at(0, 5)], START), shard.state)
+    shard.sink.write(stuck, shard.state)
+    assert minutes(tier) == {(0,): 6}
+
+
+def test_a_recovered_owner_shows_what_its_predecessor_had_not(shard: Shard, tier: HotTier) -> None:
+    shard.show([at(0, 1)], START)
+    shard.flush([at(0, 2), at(3, 4)], START + 2 * MINUTE)
+    successor = shard.new_sink()
+    successor.attach(shard.state)
+    assert minutes(tier) == {(0,): 3, (3,): 4}
+    successor.write(shard.flush([at(3, 1)], START + 5 * MINUTE), shard.state)
+    assert minutes(tier) == {(0,): 3, (3,): 5}
+
+
+def test_a_redis_that_lost_its_memory_is_filled_from_what_is_held_and_says_since_when(
+    shard: Shard, tier: HotTier, settings: Settings
+) -> None:
+    shard.show([at(0, 1)], START)
+    shard.show([at(5, 2)], START + 6 * MINUTE)
+    assert tier.span().from_ms == [0]
+    for key in shard.redis.scan_keys(f"{settings.key_prefix}hot:*"):
+        shard.redis.call("DEL", key)
+    assert tier.span().unknown == [0]
+    shard.show([at(7, 4)], START + 6 * MINUTE)
+    assert minutes(tier) == {(0,): 1, (5,): 2, (7,): 4}
+    assert tier.span().from_ms == [START]
+
+
+def test_another_advertisers_use_of_the_campaigns_number_is_kept_apart(shard: Shard, tier: HotTier) -> None:
+    shard.show([at(0, 1, advertiser_id=1), at(0, 10, advertiser_id=2)], START)
+    assert minutes(tier, campaign_id="1") == {(0,): 11}
+    given = [("advertiser_id", "2"), ("start", "-60m"), ("end", "now"), ("granularity", "minute")]
+    question = parse(given, NOW, Held(24 * HOUR_MS, 10**12))
+    table, _ = tier.read(question, question.start_ms, question.end_ms, tier.span(), NOW)
+    assert [v.values[0] for v in table.values()] == [10]
+
+
+def test_hours_leave_only_when_they_are_old_and_in_clickhouse(shard: Shard, tier: HotTier) -> None:
+    shard.show([at(0, 1)], START + 2 * MINUTE)
+    old = START + 27 * HOUR_MS
+    assert shard.sink.expire(old, None) == 0
+    assert shard.sink.expire(old, START) == 0
+    assert shard.sink.expire(START + 20 * HOUR_MS, old) == 0
+    assert shard.sink.expire(old, START + HOUR_MS) == 1

@@ -1,0 +1,152 @@
+"""Folding, rolling up and packing keep every sum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.errors import CorruptLog
+from ingest import blocks, partials, salting
+from ingest.blocks import SourceRange
+from stream import chunks
+from stream.sinks import rows
+
+HOUR = 3_600_000
+
+
+def partial(**changes: Any) -> dict[str, Any]:
+    base = dict.fromkeys(partials.SCHEMA, 1) | {"window_ms": 60_000}
+    return base | changes
+
+
+_rows = st.lists(
+    st.fixed_dictionaries(
+        {
+            "window_ms": st.integers(0, 200).map(lambda m: m * 60_000),
+            "campaign_id": st.integers(1, 3),
+            "ad_id": st.integers(1, 2),
+            "country": st.integers(0, 3),
+            "impressions": st.integers(0, 50),
+            "spend_micros": st.integers(0, 10**14),
+            "late": st.integers(0, 2),
+        }
+    ).map(lambda r: partial(**r)),
+    max_size=40,
+)
+
+
+def frame(made: list[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(made, schema=partials.SCHEMA)
+
+
+def totals(found: pl.DataFrame, *keys: str) -> dict[Any, Any]:
+    sums = found.group_by(keys).agg(pl.col(list(partials.SUMS)).sum())
+    return {row[: len(keys)]: row[len(keys) :] for row in sums.iter_rows()}
+
+
+@given(_rows, st.integers(0, 40))
+def test_rolling_up_preserves_sums_and_order_does_not_matter(made: list[dict[str, Any]], cut: int) -> None:
+    whole = frame(made)
+    split = partials.merge([whole[cut:], whole[:cut]], grain_ms=HOUR)
+    direct = partials.merge([partials.merge([whole])], grain_ms=HOUR)
+    assert totals(split, *partials.KEYS) == totals(direct, *partials.KEYS)
+    assert (split["window_ms"] % HOUR == 0).all()
+    for keys in (("campaign_id",), ("ad_id", "country")):
+        assert totals(split, *keys) == totals(whole, *keys)
+
+
+@given(_rows, st.integers(1, 8))
+def test_every_partial_goes_to_exactly_one_shard(made: list[dict[str, Any]], shards: int) -> None:
+    whole = frame(made)
+    of = salting.shard(whole, shards)
+    assert len(of) == whole.height
+    assert all(0 <= s < shards for s in of)
+
+
+def test_a_hot_campaign_is_spread_and_a_small_one_is_not() -> None:
+    hot = frame([partial(campaign_id=1, ad_id=n) for n in range(400)])
+    small = frame([partial(campaign_id=2, ad_id=n) for n in range(20)])
+    both = pl.concat([hot, small])
+    of = salting.shard(both, 4)
+    assert of[:400].n_unique() == 4
+    assert of[400:].n_unique() == 1
+
+
+def test_a_sum_that_would_overflow_is_refused() -> None:
+    big = frame([partial(spend_micros=2**61), partial(spend_micros=2**61)])
+    with pytest.raises(OverflowError):
+        partials.merge([big])
+
+
+def chunk_frame(made: list[dict[str, Any]]) -> pl.DataFrame:
+    return frame(made).with_columns(pl.lit(0, dtype=pl.Int64).alias(chunks.CHANGED)).select(list(chunks.SCHEMA))
+
+
+@given(_rows, st.booleans())
+def test_packed_rows_are_what_was_packed(made: list[dict[str, Any]], wide: bool) -> None:
+    if wide:
+        made = [*made, partial(impressions=2**40)]
+    given_rows = chunk_frame(made)
+    cells, values = rows.pack(given_rows)
+    assert len(set(cells)) == len(cells) == len(values)
+    unpacked, source = rows.unpack(values)
+    found = sorted(
+        (
+            *cells[s],
+            *(int(r[n]) for n in ("advertiser_id", "ad_id", "publisher_id", "country", "impressions", "spend_micros")),
+        )
+        for r, s in zip(unpacked, source.tolist(), strict=True)
+    )
+    columns = [
+        "window_ms",
+        "campaign_id",
+        "advertiser_id",
+        "ad_id",
+        "publisher_id",
+        "country",
+        "impressions",
+        "spend_micros",
+    ]
+    assert found == sorted(given_rows.select(columns).rows())
+
+
+def test_narrow_and_wide_values_are_read_together() -> None:
+    _, narrow = rows.pack(chunk_frame([partial()]))
+    _, wide = rows.pack(chunk_frame([partial(clicks=2**33)]))
+    unpacked, source = rows.unpack([*narrow, *wide])
+    assert unpacked["clicks"].tolist() == [1, 2**33]
+    assert source.tolist() == [0, 1]
+
+
+def test_a_block_comes_back_as_it_was_and_in_parts_below_the_limit() -> None:
+    many = frame([partial(ad_id=n) for n in range(45_000)])
+    ranges = (SourceRange(0, 10, 20, 5, False), SourceRange(1, 0, 0, None, True))
+    messages = list(blocks.encode(many, ranges, 7))
+    assert len(messages) == 3
+    assert max(map(len, messages)) < blocks.MAX_BLOCK_BYTES
+    decoded = [blocks.decode(m, "here") for m in messages]
+    assert pl.concat([f for f, _ in decoded]).equals(many)
+    assert [(h.part, h.parts, h.ranges) for _, h in decoded] == [(n, 3, ranges) for n in range(3)]
+
+
+@pytest.mark.parametrize("value", [b"", b"nonsense", b"\xff" * 100])
+def test_what_is_no_block_stops_the_reader(value: bytes) -> None:
+    with pytest.raises(CorruptLog):
+        blocks.decode(value, "ad-blocks/0/7")
+
+
+def test_an_unknown_schema_version_is_named() -> None:
+    with pytest.raises(CorruptLog, match="ad-blocks/0/7: schema version 99"):
+        blocks.decode(blocks.pack(partials.empty(), b'{"version":99}'), "ad-blocks/0/7")
+
+
+@pytest.mark.parametrize(("start", "word"), [(9, "overlap"), (11, "hole")])
+def test_ranges_must_tile(start: int, word: str) -> None:
+    with pytest.raises(CorruptLog, match=word):
+        blocks.check_tiles(10, SourceRange(3, start, 20, None, False), "here")
+    blocks.check_tiles(10, SourceRange(3, 10, 20, None, False), "here")
+    blocks.check_tiles(None, SourceRange(3, start, 20, None, False), "here")

@@ -1,0 +1,151 @@
+"""Settings say where they come from; a person's mistakes are told in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.errors import UsageError, UserError
+from infra.settings import resolve
+from ingest.replay import Pace, parse_pace
+from ingest.shedding import Level, Policy, next_level
+from ingest.synthetic.command import duration_ms
+
+
+def adclick(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("ADCLICK_")}
+    return subprocess.run(
+        [sys.executable, "-m", "infra", *words], capture_output=True, text=True, env=clean | env, timeout=60
+    )
+
+
+@pytest.fixture(autouse=True)
+def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("ADCLICK_KAFKA", "ADCLICK_CONFIG", "ADCLICK_DIR", "ADCLICK_CURRENCY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_each_setting_tells_its_origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stack").mkdir()
+    (tmp_path / "stack" / "endpoints.json").write_text(json.dumps({"kafka": "stack:1", "api_key": "s3cret"}))
+    (tmp_path / "c.toml").write_text('currency = "EUR"\nkafka = "file:1"\n')
+    monkeypatch.setenv("ADCLICK_CONFIG", str(tmp_path / "c.toml"))
+    assert resolve().origins["kafka"].endswith("c.toml")
+    monkeypatch.setenv("ADCLICK_KAFKA", "variable:1")
+    found = resolve()
+    assert (found.settings.kafka, found.origins["kafka"]) == ("variable:1", "ADCLICK_KAFKA")
+    assert (found.settings.currency, found.origins.get("redis")) == ("EUR", None)
+    named = resolve(str(tmp_path / "stack"))
+    assert named.settings.kafka == "stack:1"
+    assert named.masked()["api_key"] == ("********", str(tmp_path / "stack" / "endpoints.json"))
+
+
+def test_passwords_in_addresses_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADCLICK_CLICKHOUSE", "http://me:pass@host:8123")
+    assert resolve().masked()["clickhouse"][0] == "http://me:********@host:8123"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CURRENCY", "euro"),
+        ("EVENT_PARTITIONS", "0"),
+        ("FLUSH_MS", "soon"),
+        ("RECONCILE_AT", "25:00"),
+        ("SHED", "maybe"),
+    ],
+)
+def test_a_wrong_setting_names_itself(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"ADCLICK_{name}", value)
+    with pytest.raises(UserError, match=f"setting {name.lower()}.*ADCLICK_{name}"):
+        resolve()
+
+
+def test_an_unknown_name_in_the_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "c.toml").write_text("kafak = 1\n")
+    monkeypatch.setenv("ADCLICK_CONFIG", str(tmp_path / "c.toml"))
+    with pytest.raises(UserError, match="kafak"):
+        resolve()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["reconcil"], 2, "reconcile"),
+        (["reconcile"], 2, "--date"),
+        (["reconcile", "--date", "tomorrow"], 2, "tomorrow"),
+        (["replay", "nowhere.ndjson"], 1, "nowhere.ndjson does not exist"),
+        (["replay", "x", "--rate", "fast"], 2, "fast"),
+        (["generate", "--events", "10", "--span", "1y", "--out", "x"], 2, "1y"),
+        (["generate", "--events", "10", "--out", "missing/x"], 1, "missing/x"),
+        (["query", "--campaign", "7"], 2, "--start"),
+        (["query", "--start", "-1h"], 2, "--campaign"),
+        (["down"], 0, "nothing is running"),
+        (["up", "--ingest-workers", "-1"], 2, "ingest-workers"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_without_a_traceback(words: list[str], code: int, says: str) -> None:
+    done = adclick(*words)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "up",
+        "down",
+        "status",
+        "config",
+        "demo",
+        "generate",
+        "replay",
+        "query",
+        "reconcile",
+        "dead-letters",
+        "ingest",
+        "archive",
+        "stream",
+    ],
+)
+def test_every_command_has_help_with_an_example(name: str) -> None:
+    done = adclick(name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "Example" in done.stdout
+    assert "--json" in done.stdout
+
+
+def test_global_options_stand_before_or_after_the_command() -> None:
+    before, after = adclick("--json", "config"), adclick("config", "--json", ADCLICK_CURRENCY="EUR")
+    assert json.loads(before.stdout)["currency"] == {"value": "USD", "from": "default"}
+    assert json.loads(after.stdout)["currency"] == {"value": "EUR", "from": "ADCLICK_CURRENCY"}
+
+
+def test_paces_and_durations() -> None:
+    assert (parse_pace("max"), parse_pace("real-time"), parse_pace("2.5")) == (
+        Pace(),
+        Pace(real_time=True),
+        Pace(rate=2.5),
+    )
+    assert [duration_ms(t) for t in ("90s", "30m", "26h", "2d")] == [90_000, 1_800_000, 93_600_000, 172_800_000]
+    for wrong in ("0", "-1", "nan"):
+        with pytest.raises(UsageError):
+            parse_pace(wrong)
+
+
+def test_overload_levels_have_hysteresis() -> None:
+    policy, level = Policy(), Level.NORMAL
+    seen = []
+    for lag in (0, 499_999, 500_000, 450_000, 399_999, 1_000_000, 10_000_000, 8_000_001, 7_999_999, 0):
+        level = next_level(level, lag, policy)
+        seen.append(level)
+    assert seen == [0, 0, 1, 1, 0, 2, 3, 3, 2, 0]
