@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import shutil
 import statistics
 import subprocess
@@ -101,6 +102,7 @@ class Demo:
             stdout=subprocess.DEVNULL if words[0] == "up" else None,
             stderr=subprocess.PIPE if words[0] == "up" else None,
             text=True,
+            env=os.environ | {"ADCLICK_RECONCILE_AT": "off"},
         )
         if words[0] == "up" and done.returncode:
             raise AdclickError(f"the stack did not start: {(done.stderr or '').strip()[-300:]}")

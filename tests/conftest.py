@@ -20,7 +20,7 @@ ADCLICK = [sys.executable, "-m", "infra"]
 
 def adclick(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a user does, with no setting but those given."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("ADCLICK_")}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("ADCLICK_")} | {"ADCLICK_RECONCILE_AT": "off"}
     return subprocess.run([*ADCLICK, *words], capture_output=True, text=True, env=clean | env, timeout=280)
 
 

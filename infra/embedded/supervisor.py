@@ -7,6 +7,7 @@ supervisor out. Everything else about a running stack is read from files, see `s
 from __future__ import annotations
 
 import ctypes
+import datetime as dt
 import fcntl
 import json
 import os
@@ -24,7 +25,7 @@ from typing import Any
 
 from infra import logs, topics
 from infra.clickhouse.client import ClickHouse, migrate
-from infra.embedded import servers
+from infra.embedded import schedule, servers
 from infra.embedded.servers import Command
 from infra.embedded.state import Folder
 from infra.errors import AdclickError, UserError
@@ -65,6 +66,9 @@ class Supervisor:
         self._overrides = overrides
         self._children: dict[str, Child] = {}
         self._stopping = False
+        self._env: dict[str, str] = {}
+        self._nightly: tuple[dt.date, subprocess.Popen[bytes]] | None = None
+        self._nightly_after = 0.0
         self._log = logs.get("supervisor")
         self._lock: Any = None
 
@@ -147,6 +151,7 @@ class Supervisor:
             "ADCLICK_USER_SECRET": state["user_secret"],
             "ADCLICK_DIR": str(path.resolve()),
         }
+        self._env = env
         settings = Settings(**(self._overrides | endpoints))
         topics.ensure(settings)
         migrate(ClickHouse(settings.clickhouse, settings.database))
@@ -162,9 +167,13 @@ class Supervisor:
 
     def _launch(self, command: Command) -> None:
         child = self._children.setdefault(command.name, Child(command))
-        log_file = self._folder.open_log(command.name)
-        with log_file:
-            child.process = subprocess.Popen(
+        child.process = self._spawn(command)
+        child.started_at = time.monotonic()
+        self._folder.write_pid(command.name, child.process.pid)
+
+    def _spawn(self, command: Command) -> subprocess.Popen[bytes]:
+        with self._folder.open_log(command.name) as log_file:
+            return subprocess.Popen(
                 command.argv,
                 cwd=command.cwd,
                 env=os.environ | command.env,
@@ -175,8 +184,6 @@ class Supervisor:
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )
-        child.started_at = time.monotonic()
-        self._folder.write_pid(command.name, child.process.pid)
 
     def _wait(self, name: str, ready: Callable[[], bool]) -> bool:
         """True once ready, False when asked to stop. Raises AdclickError with the end of the log otherwise."""
@@ -205,7 +212,37 @@ class Supervisor:
     def _watch(self) -> None:
         while not self._stopping:
             self._revive()
+            self._reconcile_when_due()
             time.sleep(0.1)
+
+    def _reconcile_when_due(self) -> None:
+        """Run the nightly job once a day; try again later when it failed."""
+        if self._nightly is not None:
+            day, process = self._nightly
+            code = process.poll()
+            if code is None:
+                return
+            self._nightly = None
+            self._log.info("reconciliation ended", date=day.isoformat(), code=code)
+            if code in (0, 3):
+                self._folder.write_state(self._folder.state() | {"reconciled_to": day.isoformat()})
+            else:
+                self._nightly_after = time.monotonic() + schedule.RETRY_S
+        if time.monotonic() < self._nightly_after:
+            return
+        self._nightly_after = time.monotonic() + 5.0
+        state = self._folder.state()
+        done = state.get("reconciled_to")
+        day_due = schedule.due(
+            self._overrides.get("reconcile_at", Settings.model_fields["reconcile_at"].default),
+            dt.datetime.now(dt.UTC),
+            dt.datetime.fromtimestamp(state["first_up_ms"] / 1000, dt.UTC),
+            dt.date.fromisoformat(done) if done else None,
+        )
+        if day_due is not None:
+            self._log.info("reconciling", date=day_due.isoformat())
+            argv = [sys.executable, "-m", "infra", "reconcile", "--date", day_due.isoformat()]
+            self._nightly = (day_due, self._spawn(Command("reconcile", argv, Path.cwd(), self._env)))
 
     def _revive(self) -> None:
         """Restart what died, each after a pause that doubles, with full jitter, up to a cap."""
@@ -231,6 +268,8 @@ class Supervisor:
 
     def _stop(self) -> None:
         """Workers first, so that they can hand over; then the backends."""
+        if self._nightly is not None:
+            self._nightly[1].kill()  # nothing of an unfinished run is published
         backends = [c for n, c in self._children.items() if n in ("kafka", "redis", "clickhouse")]
         workers = [c for n, c in self._children.items() if n not in ("kafka", "redis", "clickhouse")]
         for group, grace in ((workers, WORKER_GRACE_S), (backends, BACKEND_GRACE_S)):

@@ -149,3 +149,27 @@ def test_overload_levels_have_hysteresis() -> None:
         level = next_level(level, lag, policy)
         seen.append(level)
     assert seen == [0, 0, 1, 1, 0, 2, 3, 3, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("at", "now", "first_up", "done", "day"),
+    [
+        ("off", "2026-11-21T04:00", "2026-11-01T00:00", None, None),
+        ("03:00", "2026-11-21T02:59", "2026-11-20T12:00", None, None),
+        ("03:00", "2026-11-21T03:00", "2026-11-20T12:00", None, "2026-11-20"),
+        ("03:00", "2026-11-21T03:00", "2026-11-21T03:30", None, None),
+        ("03:00", "2026-11-21T23:00", "2026-11-20T12:00", "2026-11-19", "2026-11-20"),
+        ("03:00", "2026-11-21T23:00", "2026-11-20T12:00", "2026-11-20", None),
+        ("03:00", "2026-11-21T02:00", "2026-11-10T12:00", "2026-11-18", "2026-11-19"),
+    ],
+)
+def test_a_day_is_due_at_the_moment_after_its_end(
+    at: str, now: str, first_up: str, done: str | None, day: str | None
+) -> None:
+    import datetime as dt
+
+    from infra.embedded.schedule import due
+
+    moments = [dt.datetime.fromisoformat(t + ":00+00:00") for t in (now, first_up)]
+    found = due(at, moments[0], moments[1], dt.date.fromisoformat(done) if done else None)
+    assert found == (dt.date.fromisoformat(day) if day else None)

@@ -1,0 +1,73 @@
+"""A stack that tests own, the truth about what was sent to it, and a way to kill its parts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from infra.clock import HOUR_MS, MINUTE_MS, iso
+from infra.console import App
+from infra.embedded.state import Folder
+from infra.settings import Settings
+from ingest.synthetic.generator import Made
+from query.questions import Truths
+from tests.conftest import adclick
+
+SPAN_MS = 26 * HOUR_MS
+
+
+@dataclass
+class Product:
+    """A running stack with known truth in it."""
+
+    folder: Folder
+    made: Made
+    start_ms: int
+    kills: list[str]
+
+    @property
+    def app(self) -> App:
+        """An invocation against this stack."""
+        return App(str(self.folder.path), False, False, True)
+
+    @property
+    def settings(self) -> Settings:
+        """Its settings."""
+        return self.app.settings
+
+    @property
+    def truths(self) -> Truths:
+        """What its answers must be."""
+        return Truths(self.made.truth)
+
+    def up(self, *words: str) -> None:
+        """Start it in the background."""
+        done = adclick("up", "--detach", "--dir", str(self.folder.path), *words)
+        assert done.returncode == 0, done.stderr
+
+    def kill(self, name: str) -> None:
+        """SIGKILL one of its processes, if it runs."""
+        pid = self.folder.pids().get(name)
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+            self.kills.append(name)
+
+    def caught_up(self) -> bool:
+        """Whether every event is ingested and the watermark is near the end."""
+        done = adclick("status", "--json", "--dir", str(self.folder.path))
+        state = json.loads(done.stdout or "{}")
+        behind = state.get("topics", {}).get("ad-events", 1)
+        end = self.start_ms + SPAN_MS
+        return bool(behind == 0 and (state.get("watermark") or "") >= iso(end - 5 * MINUTE_MS))
+
+
+def wait_until(true: Any, seconds: float, what: str) -> None:
+    """Ask until it is true; fail after some seconds."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.2)
