@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     dedup_horizon_s: int = Field(3600, ge=60, description="copies within this much log time are caught")
     ingest_batch: int = Field(30_000, ge=1, le=200_000, description="messages an ingest transaction takes at most")
     ingest_linger_ms: int = Field(150, ge=1, description="how long an ingest batch waits to fill")
-    flush_ms: int = Field(1000, ge=50, description="how often the stream flushes partial windows")
+    flush_ms: int = Field(500, ge=50, description="how often the stream flushes partial windows")
     heartbeat_ms: int = Field(1000, ge=100, description="how often idle ingest workers send heartbeats")
     silent_after_ms: int = Field(10_000, ge=500, description="a partition at its end this long is silent")
     archive_flush_ms: int = Field(5_000, ge=100, description="how long archived rows may wait for their file")
