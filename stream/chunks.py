@@ -67,6 +67,4 @@ def merge(frames: list[pl.DataFrame]) -> pl.DataFrame:
     """Sum rows that share a key."""
     if not frames:
         return empty()
-    if len(frames) == 1:
-        return frames[0]
     return partials.merge(frames, extra=(CHANGED,)).select(list(SCHEMA))

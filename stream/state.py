@@ -20,8 +20,11 @@ from stream.chunks import CHANGED, ChunkHeader
 from stream.windows import Closing
 
 # A state log is rewritten when what came since the last base outweighs the base: amortised, each row twice.
-_COMPACT_ROWS = 100_000
+# A million loose rows are 45 MB to read at a recovery.
+_COMPACT_ROWS = 1_000_000
 _MERGE_PIECES = 32
+_WORTHWHILE = 0.8
+_SKIPPED_MERGES = 7
 
 
 @dataclass
@@ -30,20 +33,27 @@ class Window:
 
     pieces: list[pl.DataFrame] = field(default_factory=list)
     rows: int = 0
+    merged: bool = True
 
     def add(self, piece: pl.DataFrame) -> None:
         """Take more rows in."""
         self.pieces.append(piece)
         self.rows += piece.height
+        self.merged = False
         if len(self.pieces) > _MERGE_PIECES:
             self.whole()
 
     def whole(self) -> pl.DataFrame:
         """All rows, one for each key."""
-        if len(self.pieces) > 1:
+        if not self.merged:
             self.pieces = [chunks.merge(self.pieces)]
-            self.rows = self.pieces[0].height
+            self.rows, self.merged = self.pieces[0].height, True
         return self.pieces[0] if self.pieces else chunks.empty()
+
+    def of(self, campaigns: pl.Series) -> pl.DataFrame:
+        """The rows of some campaigns, one for each key. Merges only those: a correction touches few."""
+        wanted = pl.col("campaign_id").is_in(campaigns.implode())
+        return chunks.merge([piece.filter(wanted) for piece in self.pieces])
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,7 @@ class StageState:
         self._upstream_next: int | None = None
         self._pending: list[pl.DataFrame] = []
         self._pending_rows = 0
+        self._merge_again_in = 0
         self._part = 0
         self._log: dict[bytes, int] = {}
         """Keys alive in the state log → the end of the newest window in them."""
@@ -170,7 +181,7 @@ class StageState:
     def begin_flush(self) -> Flush:
         """Take the delta since the last flush. One flush at a time."""
         assert self._flushing is None
-        delta = partials.merge(self._pending, grain_ms=self.grain_ms) if self._pending else partials.empty()
+        delta = self._fold_pending()
         self._pending, self._pending_rows = [], 0
         closed_before = self._durable_closing.closed_ms
         ends = pl.col("window_ms") + self.grain_ms
@@ -199,6 +210,21 @@ class StageState:
             tombstones = list(self._log)
         self._flushing = Flush(header, delta, state, state_header, tombstones, dropped)
         return self._flushing
+
+    def _fold_pending(self) -> pl.DataFrame:
+        """Pending rows with windows of this grain. Merging is worth its cost only where keys repeat: when it gained
+        little, the next flushes only put the rows together. (Sums are the same; sinks that need one row a key merge.)
+        """
+        if not self._pending:
+            return partials.empty()
+        if self._merge_again_in > 0:
+            self._merge_again_in -= 1
+            window = (pl.col("window_ms") // self.grain_ms * self.grain_ms).alias("window_ms")
+            return pl.concat(self._pending).with_columns(window)
+        merged = partials.merge(self._pending, grain_ms=self.grain_ms)
+        if merged.height > _WORTHWHILE * self._pending_rows:
+            self._merge_again_in = _SKIPPED_MERGES
+        return merged
 
     @property
     def flushing(self) -> Flush:
@@ -300,10 +326,16 @@ class StageState:
         """The closing watermark as it is in the log."""
         return self._durable_closing.closed_ms
 
+    def corrections(self, changes: Changes) -> list[pl.DataFrame]:
+        """For each corrected window, all its rows of the campaigns that changed."""
+        touched = changes.delta.select("window_ms", "campaign_id").filter(pl.col("window_ms").is_in(changes.corrected))
+        parts = touched.unique().partition_by("window_ms", as_dict=True)
+        return [self.windows[start].of(part["campaign_id"]) for (start,), part in parts.items()]
+
     def everything(self) -> Changes:
         """All that is held, as if it had just become durable: for a sink that lost its memory."""
         closed_ms = self._durable_closing.closed_ms
         closed = [w for w in self.windows if self._is_closed(w, closed_ms)]
         still_open = sorted(set(self.windows) - set(closed))
-        delta = chunks.merge([self.windows[w].whole() for w in still_open])
+        delta = pl.concat([chunks.empty(), *(self.windows[w].whole() for w in still_open)])
         return Changes(self._sequence, closed_ms, delta, closed, [], still_open)

@@ -106,10 +106,7 @@ class HotSink:
     def _ops(self, changes: Changes, state: StageState) -> Iterator[Op]:
         yield from self._advertisers(changes.delta)
         closed = [state.windows[w].whole() for w in changes.newly_closed]
-        if changes.corrected:
-            campaigns = changes.delta.select("window_ms", "campaign_id").unique()
-            late = pl.concat([state.windows[w].whole() for w in changes.corrected])
-            closed.append(late.join(campaigns, on=["window_ms", "campaign_id"], how="semi"))
+        closed += state.corrections(changes)
         if closed:
             cells, values = rows.pack(pl.concat(closed))
             opened = self._opened

@@ -38,9 +38,8 @@ class WarmSink:
     def write(self, changes: Changes, state: StageState) -> None:
         """Show what a flush made durable. Safe to repeat."""
         parts = [state.windows[w].whole() for w in changes.newly_closed]
-        if changes.corrected:
-            late = pl.concat([state.windows[w].whole() for w in changes.corrected])
-            parts.append(late.join(changes.delta, on=list(partials.KEYS), how="semi"))
+        keys = list(partials.KEYS)
+        parts += [rows.join(changes.delta, on=keys, how="semi") for rows in state.corrections(changes)]
         if parts:
             frame = pl.concat(parts)
             # One insert a day: an insert over several partitions is not atomic.

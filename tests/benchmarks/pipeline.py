@@ -108,7 +108,7 @@ def measure(
     began, before = time.monotonic(), {n: cpu_s(p) for n, p in watched.items()}
     first = consumed("adclick-ingest", "ad-events")
     while consumed("adclick-ingest", "ad-events") < total:
-        time.sleep(0.1)
+        time.sleep(0.5)
     ingested = time.monotonic() - began
     truths, client = Truths(made.truth), Client(settings)
     campaigns = truths.busiest(20)
