@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     block_partitions: int = Field(4, ge=1, le=512, description="partitions of ad-blocks and what follows it")
 
     dedup_horizon_s: int = Field(3600, ge=60, description="copies within this much log time are caught")
-    ingest_batch: int = Field(30_000, ge=1, le=200_000, description="messages an ingest transaction takes at most")
+    ingest_batch: int = Field(50_000, ge=1, le=200_000, description="messages an ingest transaction takes at most")
     ingest_linger_ms: int = Field(150, ge=1, description="how long an ingest batch waits to fill")
     flush_ms: int = Field(500, ge=50, description="how often the stream flushes partial windows")
     heartbeat_ms: int = Field(1000, ge=100, description="how often idle ingest workers send heartbeats")

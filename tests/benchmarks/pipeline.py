@@ -44,16 +44,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=int(os.environ.get("EVENTS", "2000000")))
     parser.add_argument("--span-minutes", type=int, default=30)
+    parser.add_argument("--ingest-workers", type=int, default=2)
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="adclick-bench-"))
     try:
-        run(work, options.events, options.span_minutes * MINUTE_MS)
+        run(work, options.events, options.span_minutes * MINUTE_MS, options.ingest_workers)
     finally:
         subprocess.run([*ADCLICK, "down", "--dir", str(work / "stack"), "-q"], check=False)
         shutil.rmtree(work, ignore_errors=True)
 
 
-def run(work: Path, events: int, span_ms: int) -> None:
+def run(work: Path, events: int, span_ms: int, ingest_workers: int) -> None:
     """Prefill, start the workers, wait for the truth."""
     # Across a UTC midnight, and recent enough for its minutes to be held.
     midnight = now_ms() // DAY_MS * DAY_MS
@@ -75,8 +76,8 @@ def run(work: Path, events: int, span_ms: int) -> None:
     env = os.environ | {"POLARS_MAX_THREADS": "1", "ADCLICK_USER_SECRET": "bench"}
     env |= {f"ADCLICK_{k.upper()}": str(v) for k, v in read_endpoints(Path(stack)).items()}
     workers = {
-        kind: subprocess.Popen([*ADCLICK, kind, "-q"], env=env | {"ADCLICK_WORKER": f"{kind}-9"})
-        for kind in ("stream", "ingest")
+        name: subprocess.Popen([*ADCLICK, name.split("-")[0], "-q"], env=env | {"ADCLICK_WORKER": name})
+        for name in ("stream-0", *(f"ingest-{n}" for n in range(ingest_workers)))
     }
     try:
         report = measure(app, folder, workers, made, events, start, span_ms)
