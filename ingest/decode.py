@@ -61,10 +61,6 @@ class Decoded:
     rejected: dict[int, Rejection]
 
 
-def _size(value: bytes | None) -> int:
-    return len(value) if value is not None else 0
-
-
 @dataclass(frozen=True)
 class _Shape:
     pattern: str
@@ -127,9 +123,10 @@ class Decoder:
         rejected: dict[int, Rejection] = {}
         frames: list[pl.DataFrame] = []
         slow: list[int] = []
-        sizes = np.fromiter(map(_size, values), np.int64, len(values))
-        small = sizes <= events.MAX_VALUE_BYTES
-        text = as_text(values if small.all() else [v if ok else None for v, ok in zip(values, small, strict=True)])
+        raw = pl.Series(values, dtype=pl.Binary)
+        if (raw.bin.size().max() or 0) > events.MAX_VALUE_BYTES:  # type: ignore[operator]
+            raw = raw.set(raw.bin.size() > events.MAX_VALUE_BYTES, None)
+        text = as_text(raw)
         left = np.flatnonzero(text.is_not_null().to_numpy())
         slow += np.flatnonzero(text.is_null().to_numpy()).tolist()
         common = sorted(self._shapes, key=self._shapes.__getitem__, reverse=True)

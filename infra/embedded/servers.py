@@ -103,7 +103,14 @@ def kafka(folder: Path, port: int, controller_port: int) -> Command:
         )
         if done.returncode:
             raise AdclickError(f"Kafka's storage could not be formatted: {(done.stderr or done.stdout).strip()[-300:]}")
-    options = ["-Xms256m", "-Xmx1g", "-XX:+UseParallelGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-Djava.awt.headless=true"]
+    options = [
+        "-Xms256m",
+        "-Xmx1g",
+        "-XX:+UseParallelGC",
+        "-XX:TieredStopAtLevel=1",
+        "-XX:-UsePerfData",
+        "-Djava.awt.headless=true",
+    ]
     return Command("kafka", [binary, *options, "-cp", class_path, "kafka.Kafka", str(properties)], folder)
 
 

@@ -88,12 +88,12 @@ def test_no_registry_and_no_path_of_a_machine_is_in_the_repository() -> None:
         "python" + "hosted",
         "maven" + r"\.org",
         "npm" + "js",
-        r"(?<![\w.])" + "registry" + r"\.",
+        r"(?<![\w.])" + "registry" + r"\.(?:[\w-]+\.)+(?:org|com|io|net)\b",
         "deb" + r"ian\.org",
     ]
     # "/work" and "/root" as whole words that begin a path.
     paths = ["(?<![\\w.}])/" + "work/", "(?<![\\w.}])/" + "root/", "(?<![\\w.}])/" + "home/"]
-    pattern = re.compile("|".join([rf"[\w.-]*{h}[\w.]*\.?(org|com|io|net)" for h in hosts] + paths))
+    pattern = re.compile("|".join([rf"[\w.-]*{h}[\w.-]*" for h in hosts] + paths))
     found = {
         str(f.relative_to(ROOT)): m.group() for f in tracked() if (m := pattern.search(f.read_text(errors="replace")))
     }
