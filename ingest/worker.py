@@ -286,10 +286,9 @@ class IngestWorker:
 
     def _process(self, messages: list[Any]) -> Outcome:
         """Judge the messages and lay out the transaction. Records ids in Redis on the way. Raises Unavailable."""
-        by_partition: dict[int, list[Any]] = {p: [] for p in sorted(self._owned)}
-        for message in messages:
-            by_partition[message.partition()].append(message)
-        mine = [(p, group) for p, group in by_partition.items() if group]
+        mine = self._sort(messages)
+        if not mine:
+            return Outcome(list(self._blocks(partials.empty(), {})), {}, {})
         values = [m.value() for _, group in mine for m in group]
         times: list[np.ndarray[Any, np.dtype[np.int64]]] = []
         ends: dict[int, Position] = {}
@@ -310,6 +309,25 @@ class IngestWorker:
             start = stop
         flat = [m for _, group in mine for m in group]
         return self._lay_out(flat, judged, decoded.rejected)
+
+    def _sort(self, messages: list[Any]) -> list[tuple[int, list[Any]]]:
+        """Messages by partition, in offset order. After a rebalance in the middle of a `consume`, some may belong to
+        partitions that are gone, or come a second time: those are left out.
+        """
+        by_partition: dict[int, list[Any]] = {}
+        for message in messages:
+            by_partition.setdefault(message.partition(), []).append(message)
+        mine = []
+        for p in sorted(by_partition.keys() & self._owned.keys()):
+            group = by_partition[p]
+            offsets = np.array([m.offset() for m in group], np.int64)
+            first = self._owned[p].position.offset
+            if offsets[0] < first or (np.diff(offsets) <= 0).any():
+                highest = np.concatenate(([first - 1], np.maximum.accumulate(offsets)[:-1]))
+                group = [m for m, new in zip(group, offsets > np.maximum(highest, first - 1), strict=True) if new]
+            if group:
+                mine.append((p, group))
+        return mine
 
     def _judge(self, p: int, valid: pl.DataFrame, offsets: Any, log_time: Any, end: Position) -> Judged:
         partition = self._owned[p]

@@ -16,7 +16,7 @@ from infra.redis import Redis
 from infra.settings import Settings
 from stream.agents import Agents
 from stream.sinks.hot import HotSink
-from stream.sinks.warm import WarmSink
+from stream.sinks.warm import WarmSink, border_of
 from stream.stage import Sink, Stage
 
 _TIERS = {"hour": "hours", "day": "days"}
@@ -28,17 +28,21 @@ async def run(settings: Settings) -> None:
     log = logs.get("stream")
     redis = Redis(settings.redis)
     hot: dict[int, HotSink] = {}
-    hours: dict[int, WarmSink] = {}
+    tiers = ClickHouse(settings.clickhouse, settings.database)
 
     def make_sink(stage: Stage, partition: int) -> Sink:
         if stage.name == "minute":
             hot[partition] = HotSink(redis, settings.key_prefix, partition, settings.hot_hours)
             return hot[partition]
         client = ClickHouse(settings.clickhouse, settings.database)
-        sink = WarmSink(client, _TIERS[stage.name], stage.grain_ms, partition)
-        if stage.name == "hour":
-            hours[partition] = sink
-        return sink
+        return WarmSink(client, _TIERS[stage.name], stage.grain_ms, partition)
+
+    def tidy() -> None:
+        for partition, sink in list(hot.items()):
+            try:
+                sink.expire(now_ms(), border_of(tiers, "hours", partition))
+            except Unavailable as error:
+                log.warning("the hot tier was not tidied", why=str(error))
 
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -57,12 +61,7 @@ async def run(settings: Settings) -> None:
                 pass
             if loop.time() - expired_at > _EXPIRE_EVERY_S:
                 expired_at = loop.time()
-                for partition, sink in hot.items():
-                    border = hours[partition].border_ms if partition in hours else None
-                    try:
-                        await loop.run_in_executor(None, sink.expire, now_ms(), border)
-                    except Unavailable as error:
-                        log.warning("the hot tier was not tidied", why=str(error))
+                await loop.run_in_executor(None, tidy)
         try:
             await asyncio.wait_for(agents.stop(), 4)
         except TimeoutError:

@@ -25,11 +25,6 @@ class WarmSink:
         self._client, self._tier, self._grain_ms, self._shard = client, tier, grain_ms, shard
         self._border: int | None = None
 
-    @property
-    def border_ms(self) -> int | None:
-        """Every window that ends at or before this is in the tier; None before the first."""
-        return self._border
-
     def attach(self, state: StageState) -> None:
         """After a recovery: the last flush may not have arrived, so send all closed windows that are held."""
         if state.sequence:
@@ -73,6 +68,16 @@ class WarmSink:
             }
         )
         self._client.insert("tier_borders", table)
+
+
+def border_of(client: ClickHouse, tier: str, shard: int) -> int | None:
+    """The published border of a shard, whoever writes it; None before the first. Raises Unavailable."""
+    rows = client.rows(
+        f"SELECT max(border_ms) FROM {client.database}.tier_borders"
+        " WHERE tier = {tier:String} AND shard = {shard:UInt16} HAVING count() > 0",
+        {"tier": tier, "shard": shard},
+    )
+    return int(rows[0][0]) if rows else None
 
 
 def to_clickhouse(frame: pl.DataFrame) -> pl.DataFrame:
