@@ -18,6 +18,8 @@ from query.request import Held, Question
 from query.tiers.hot import HotTier, Span
 from query.tiers.stored import StoredTiers
 
+_WARNING_AGE_S = 5.0
+
 
 class NothingLeft(Unavailable):
     """No tier that this question needs can be asked at the moment."""
@@ -38,7 +40,9 @@ class Router:
         started = time.perf_counter()
         warnings: list[str] = []
         span_asked = self._pool.submit(self.hot.span)
-        stored_asked = self._pool.submit(self.stored.borders, question.start_ms, question.end_ms)
+        # Minutes only need to know, for a warning, which days are reconciled.
+        age_s = _WARNING_AGE_S if question.grain == "minute" else 0.0
+        stored_asked = self._pool.submit(self.stored.borders, max_age_s=age_s)
         span, borders = self._borders(span_asked, stored_asked, question, warnings)
         pieces = plan(
             question.start_ms, question.end_ms, borders,

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import resources
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
@@ -132,7 +133,7 @@ def create(settings: Settings) -> FastAPI:
     @app.get("/v1/metrics", dependencies=[Depends(keyed)], summary="Numbers of campaigns, by time and dimension")
     async def metrics_(request: Request, _p: Annotated[None, Depends(_documented)]) -> Response:
         found = await run_in_threadpool(ask, request)
-        return Response(json.dumps(found, separators=(",", ":")), media_type="application/json")
+        return Response(msgspec.json.encode(found), media_type="application/json")
 
     @app.get("/v1/stream", dependencies=[Depends(keyed)], summary="Live rows of a query, as server-sent events")
     async def stream_(request: Request, _p: Annotated[None, Depends(_documented)]) -> Response:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from infra.clickhouse.client import ClickHouse
-from infra.clock import DAY_MS
 from query.answer import Sums, Table
 from query.plan import COLD, EXACT, EXACT_DAYS, EXACT_HOURS, WARM, Borders, Piece
 from query.request import MEASURES, Question
@@ -18,9 +18,19 @@ class StoredTiers:
 
     def __init__(self, client: ClickHouse, shards: int) -> None:
         self._client, self._shards = client, shards
+        self._borders: tuple[float, Borders | None] = (0.0, None)
 
-    def borders(self, start_ms: int, end_ms: int) -> Borders:
-        """Tier borders, and the current run of each day that the range touches: one question to one moment."""
+    def borders(self, *, max_age_s: float = 0.0) -> Borders:
+        """Tier borders and the current run of each day: one question to one moment, or an answer not older than that."""
+        asked_at, known = self._borders
+        if known is not None and time.monotonic() - asked_at <= max_age_s:
+            return known
+        asked_at = time.monotonic()
+        known = self._ask_borders()
+        self._borders = (asked_at, known)
+        return known
+
+    def _ask_borders(self) -> Borders:
         db = self._client.database
         found = self._client.rows(
             f"""SELECT 'tier', toString(tier), toUInt64(count()), min(border), min(watermark) FROM (
@@ -28,8 +38,8 @@ class StoredTiers:
                     FROM {db}.tier_borders WHERE shard < {{shards:UInt16}} GROUP BY tier, shard) GROUP BY tier
                 UNION ALL
                 SELECT 'run', argMax(run_id, published_at), toUInt64(toUnixTimestamp(toDateTime(date, 'UTC'))), 0, 0
-                FROM {db}.runs WHERE date >= toDate({{low:UInt32}}) AND date <= toDate({{high:UInt32}}) GROUP BY date""",
-            {"shards": self._shards, "low": start_ms // DAY_MS, "high": min(end_ms // DAY_MS, 65_535)},
+                FROM {db}.runs GROUP BY date""",
+            {"shards": self._shards},
         )
         tiers = {
             name: (border, mark)
