@@ -6,9 +6,11 @@ neighbouring days choose the same one. Everything else follows from the decision
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,9 @@ from infra.clock import DAY_MS, HOUR_MS
 from infra.embedded import java
 from infra.errors import UserError
 from infra.settings import Settings
+
+# pyspark warns of pandas 3, which nothing here uses.
+warnings.filterwarnings("ignore", category=FutureWarning, module="pyspark")
 
 DIMENSIONS = ("campaign_id", "advertiser_id", "ad_id", "publisher_id", "country", "device")
 MEASURES = ("impressions", "clicks", "conversions", "spend_micros")
@@ -78,7 +83,22 @@ def session(settings: Settings, master: str, folder: Path) -> SparkSession:
     )
     if master.startswith("local"):
         builder = builder.config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1")
-    return builder.getOrCreate()
+    with _errors_to(folder / "spark.log"):
+        return builder.getOrCreate()
+
+
+@contextlib.contextmanager
+def _errors_to(file: Path) -> Iterator[None]:
+    """Standard error goes to a file meanwhile: the Java process that is started inherits it, and keeps it."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with file.open("ab") as log:
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def files_of(root: Path, date: dt.date) -> list[str]:

@@ -48,14 +48,12 @@ def _covered(start: int, end: int, stretches: list[tuple[int, int]]) -> bool:
     return at >= end
 
 
-def finality(question: Question, bucket: int, sums: Sums, borders: Borders, exact: list[tuple[int, int]]) -> str:
-    """How final a row is."""
+def finality(question: Question, bucket: int, borders: Borders, exact: list[tuple[int, int]]) -> str:
+    """How final a bucket is, before it is known whether any of it was corrected."""
     end = question.bucket_end(bucket)
     if _covered(bucket, end, exact):
         return "reconciled"
-    if borders.watermark_ms is None or end > borders.watermark_ms:
-        return "provisional"
-    return "corrected" if sums.corrected else "closed"
+    return "provisional" if borders.watermark_ms is None or end > borders.watermark_ms else "closed"
 
 
 def _ratio(part: int, whole: int, scale: int = 1) -> float | None:
@@ -88,20 +86,18 @@ def rows(question: Question, table: Table, borders: Borders, pieces: list[Piece]
         for bucket in question.buckets():
             for group in groups:
                 table.setdefault((bucket, *group), Sums())
+    buckets = {int(key[0]) for key in table}
+    told = {b: (question.label(b), finality(question, b, borders, exact)) for b in buckets}
     made = []
     for key, sums in table.items():
-        bucket = int(key[0])
+        label, final = told[key[0]]
         values = dict(zip(MEASURES, sums.values, strict=True))
-        made.append(
-            {
-                "_bucket": bucket,
-                "time": question.label(bucket),
-                **dict(zip(question.group_by, key[1:], strict=True)),
-                **values,
-                **ratios(values),
-                "finality": finality(question, bucket, sums, borders, exact),
-            }
-        )
+        row: dict[str, Any] = {"_bucket": key[0], "time": label}
+        row.update(zip(question.group_by, key[1:], strict=True))
+        row.update(values)
+        row.update(ratios(values))
+        row["finality"] = "corrected" if final == "closed" and sums.corrected else final
+        made.append(row)
     made.sort(key=lambda r: (r["_bucket"], *(r[g] for g in question.group_by)))
     if question.order:
         column = "_bucket" if question.order == "time" else question.order

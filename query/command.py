@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -48,6 +49,8 @@ def serve(settings: Settings) -> None:
     address = urlsplit(settings.http)
     if address.port is None:
         raise AdclickError(f"setting http needs a port: {settings.http}")
+    gc.collect()
+    gc.freeze()
     uvicorn.run(
         create(settings), host=address.hostname or "127.0.0.1", port=address.port, log_level="warning",
         access_log=False, timeout_graceful_shutdown=3,

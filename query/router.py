@@ -123,6 +123,9 @@ class Router:
                 continue
             total += count
             answered.append(piece)
+            if not table:
+                table = part
+                continue
             for key, sums in part.items():
                 table.setdefault(key, Sums()).add(
                     sums.values, corrected=sums.corrected, sampled=sums.sampled, exact=sums.exact

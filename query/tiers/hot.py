@@ -1,4 +1,4 @@
-"""Reads minutes from Redis: every shard once, closed and open rows of a shard in one MULTI."""
+"""Reads minutes from Redis: closed and open rows of all shards in one MULTI, so that none is seen twice or missed."""
 
 from __future__ import annotations
 
@@ -69,17 +69,21 @@ class HotTier:
         packed: list[bytes] = []
         minutes: list[int] = []
         owners: list[int] = []
+        commands: list[tuple[object, ...]] = []
+        meaning: list[tuple[int, int]] = []
         for shard in range(self._shards):
-            commands, meaning = self._commands(shard, campaigns, start_ms, end_ms, span.closed_ms[shard])
-            for (campaign, first), found in zip(meaning, self._redis.pipeline(commands, atomic=True), strict=True):
-                # HMGET answers a list, minute by minute; HGETALL what the flushes added to one open minute.
-                values = list(found.values()) if isinstance(found, dict) else found
-                step = 0 if isinstance(found, dict) else MINUTE_MS
-                for number, value in enumerate(values):
-                    if value is not None:
-                        packed.append(value)
-                        minutes.append(first + number * step)
-                        owners.append(campaign)
+            asked, means = self._commands(shard, campaigns, start_ms, end_ms, span.closed_ms[shard])
+            commands += asked
+            meaning += means
+        for (campaign, first), found in zip(meaning, self._redis.pipeline(commands, atomic=True), strict=True):
+            # HMGET answers a list, minute by minute; HGETALL what the flushes added to one open minute.
+            values = list(found.values()) if isinstance(found, dict) else found
+            step = 0 if isinstance(found, dict) else MINUTE_MS
+            for number, value in enumerate(values):
+                if value is not None:
+                    packed.append(value)
+                    minutes.append(first + number * step)
+                    owners.append(campaign)
         return self._sum(question, packed, minutes, owners)
 
     def _commands(
@@ -122,18 +126,10 @@ class HotTier:
             ((pl.col("late") > 0) | (pl.col(CHANGED) > 0)).any().alias("_corrected"),
             (pl.col("sampled") > 0).any().alias("_sampled"),
         )
+        names = [{"country": COUNTRIES, "device": DEVICES}.get(g) for g in question.group_by]
+        width = 1 + len(names)
         table: Table = {}
-        for row in sums.iter_rows(named=True):
-            group = [
-                COUNTRIES[row[g]] if g == "country" else DEVICES[row[g]] if g == "device" else row[g]
-                for g in question.group_by
-            ]
-            made = Sums(exact=False)
-            made.add(
-                [int(row[m]) for m in MEASURES],
-                corrected=row["_corrected"],
-                sampled=row["_sampled"],
-                exact=False,
-            )
-            table[(row["_bucket"], *group)] = made
+        for row in sums.iter_rows():
+            group = (known[v] if known else v for known, v in zip(names, row[1:width], strict=True))
+            table[(row[0], *group)] = Sums(list(row[width:-2]), corrected=row[-2], sampled=row[-1], exact=False)
         return table, len(unpacked)

@@ -122,10 +122,12 @@ def measure(
         time.sleep(0.1)
     counted = total - first
     cpu = {n: (cpu_s(p) - before[n]) / counted * 1e6 for n, p in watched.items()}
+    latencies = latency(client, campaigns, start, span_ms)
     rss = {f"rss_mb_{n}": p.memory_info().rss >> 20 for n, p in watched.items()}
     report: dict[str, Any] = {
         "events": counted, "exact": exact, "events_per_s": round(counted / seconds), "seconds": round(seconds, 2),
         "ingest_seconds": round(ingested, 2), "cpu_s_per_million": round(sum(cpu.values()), 2),
+        **latencies,
         **{f"cpu_s_per_million_{n}": round(c, 2) for n, c in sorted(cpu.items())}, **rss,
     }  # fmt: skip
     print(
@@ -135,6 +137,25 @@ def measure(
     if not exact:
         sys.exit(1)
     return report
+
+
+def latency(client: Client, campaigns: list[int], start: int, span_ms: int) -> dict[str, float]:
+    """Milliseconds over HTTP, one client, once everything is counted: an hour of minutes, seven days of hours."""
+    time.sleep(5)
+    asked = {
+        "minutes": [("granularity", "minute"), ("start", iso(start)), ("end", iso(start + span_ms))],
+        "hours_7d": [("granularity", "hour"), ("start", "-7d"), ("end", "now")],
+    }
+    found: dict[str, float] = {}
+    for name, parameters in asked.items():
+        ms = []
+        for number in range(200):
+            began = time.perf_counter()
+            client.get("/v1/metrics", [("campaign_id", str(campaigns[number % len(campaigns)])), *parameters])
+            ms.append((time.perf_counter() - began) * 1000)
+        ms.sort()
+        found[f"{name}_p50_ms"], found[f"{name}_p99_ms"] = round(ms[100], 1), round(ms[197], 1)
+    return found
 
 
 if __name__ == "__main__":
