@@ -18,10 +18,10 @@ from infra.settings import Settings, resolve
 ADCLICK = [sys.executable, "-m", "infra"]
 
 
-def adclick(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+def adclick(*words: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a user does, with no setting but those given."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("ADCLICK_")} | {"ADCLICK_RECONCILE_AT": "off"}
-    return subprocess.run([*ADCLICK, *words], capture_output=True, text=True, env=clean | env, timeout=280)
+    return subprocess.run([*ADCLICK, *words], capture_output=True, text=True, env=clean | env, cwd=cwd, timeout=280)
 
 
 @pytest.fixture(scope="session")

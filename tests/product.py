@@ -46,7 +46,8 @@ class Product:
 
     def up(self, *words: str) -> None:
         """Start it in the background."""
-        done = adclick("up", "--detach", "--dir", str(self.folder.path), *words)
+        # By a relative path, as a person does.
+        done = adclick("up", "--detach", "--dir", self.folder.path.name, *words, cwd=self.folder.path.parent)
         assert done.returncode == 0, done.stderr
 
     def kill(self, name: str) -> None:

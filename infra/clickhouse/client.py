@@ -6,6 +6,7 @@ replace by key and version, or carry a run id that only one row makes current.
 
 from __future__ import annotations
 
+import logging
 import re
 from importlib import resources
 from typing import Any
@@ -15,6 +16,9 @@ import clickhouse_connect
 from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, OperationalError
 
 from infra.errors import AdclickError, Unavailable
+
+# Its errors are raised, too: one line for a person is enough.
+logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
 
 
 class ClickHouse:

@@ -21,7 +21,9 @@ class Folder:
     """Paths and small files of one stack."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.run, self.logs = path, path / "run", path / "logs"
+        # Absolute: the servers run in folders of their own.
+        self.path = path.absolute()
+        self.run, self.logs = self.path / "run", self.path / "logs"
 
     def make(self) -> None:
         """Create the folders. Raises UserError when that is not allowed."""
@@ -104,7 +106,8 @@ class Folder:
     def log_tail(self, name: str) -> str:
         """The last line that says something."""
         try:
-            lines = [line for line in self.log(name).read_text(errors="replace").splitlines() if line.strip()]
+            told = self.log(name).read_text(errors="replace").splitlines()
+            lines = [line for line in told if line.strip() and not line.startswith("SLF4J")]
         except OSError:
             return ""
         return lines[-1][:300] if lines else ""

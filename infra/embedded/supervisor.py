@@ -304,7 +304,7 @@ def detach(folder: Folder, argv: list[str]) -> dict[str, str]:
         while not folder.ready():
             if process.poll() is not None:
                 raise AdclickError(
-                    folder.log_tail("supervisor") or "the supervisor ended",
+                    folder.log_tail("supervisor").removeprefix("adclick: ") or "the supervisor ended",
                     hint=f"see {folder.log('supervisor')}",
                 )
             time.sleep(0.05)
