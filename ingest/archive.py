@@ -41,6 +41,8 @@ class Partition:
     frames: list[pl.DataFrame] = field(default_factory=list)
     rows: int = 0
     since: float | None = None
+    whole: bool = True
+    """False between two parts of one block: a file must not end there."""
 
 
 def archived_to(metadata: str) -> int:
@@ -117,13 +119,16 @@ class ArchiveWorker:
         partition.frames.append(frame)
         partition.rows += frame.height
         partition.since = partition.since or time.monotonic()
-        if header.part == header.parts - 1:
+        partition.whole = header.part == header.parts - 1
+        if partition.whole:
             partition.to_offset, partition.next_message = source.to_offset, message.offset() + 1
 
     def _flush_due(self, *, everything: bool = False) -> None:
         now = time.monotonic()
         for p, partition in list(self._owned.items()):
             if partition.since is None or partition.to_offset is None or partition.from_offset is None:
+                continue
+            if not partition.whole:
                 continue
             age_ms = (now - partition.since) * 1000
             if not everything and partition.rows < _ROWS_PER_FILE and age_ms < self._settings.archive_flush_ms:

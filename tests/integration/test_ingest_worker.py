@@ -1,0 +1,109 @@
+"""The ingest worker on the real Kafka and Redis: copies, restarts, and a Redis that loses its memory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+
+import polars as pl
+import pytest
+
+from infra import topics
+from infra.clock import now_ms
+from infra.kafka import EventProducer, read_to_end
+from infra.redis import Redis
+from infra.settings import Settings
+from ingest import blocks
+from ingest.archived import Decision
+from ingest.worker import IngestWorker
+
+
+@contextlib.contextmanager
+def running(settings: Settings, name: str = "w") -> Iterator[IngestWorker]:
+    worker = IngestWorker(settings, name)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def send(settings: Settings, *names: str) -> None:
+    producer = EventProducer(settings.kafka)
+    event = {
+        "event_type": "click",
+        "event_time": now_ms(),
+        "campaign_id": 1,
+        "ad_id": 1,
+        "advertiser_id": 1,
+        "publisher_id": 1,
+    }
+    values: list[bytes | None] = [json.dumps({"event_id": n} | event).encode() for n in names]
+    producer.send(settings.topic(topics.EVENTS), [n.encode() for n in names], values)
+    assert producer.flush(20) == 0
+
+
+def decisions(settings: Settings, count: int) -> list[tuple[str, int]]:
+    """(id, decision) of the archived events, once there are `count` of them; checks that ranges tile."""
+    deadline = time.monotonic() + 40
+    while True:
+        frames, expected = [], dict[int, int]()
+        for partition in range(settings.event_partitions):
+            for message in read_to_end(settings.kafka, settings.topic(topics.ARCHIVE), partition):
+                frame, header = blocks.decode(message.value(), "here")
+                (source,) = header.ranges
+                blocks.check_tiles(expected.get(partition), source, "here")
+                expected[partition] = source.to_offset
+                frames.append(frame.select("event_id", "decision"))
+        found = pl.concat(frames).rows() if frames else []
+        if len(found) >= count or time.monotonic() > deadline:
+            return sorted(found)
+        time.sleep(0.3)
+
+
+def counted(found: list[tuple[str, int]]) -> list[str]:
+    return [name for name, decision in found if decision == Decision.COUNTED]
+
+
+NAMES = [f"id{n}" for n in range(200)]
+
+
+def test_a_copy_is_a_copy_for_another_worker_too(settings: Settings) -> None:
+    with running(settings, "a"):
+        send(settings, *NAMES, *NAMES[:50])
+        assert counted(decisions(settings, 250)) == sorted(NAMES)
+    with running(settings, "b"):
+        send(settings, *NAMES, "new")
+        found = decisions(settings, 451)
+    assert len(found) == 451
+    assert counted(found) == sorted([*NAMES, "new"])
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_ids_that_redis_lost_are_rebuilt_from_the_log(settings: Settings, alive: bool) -> None:
+    redis = Redis(settings.redis)
+
+    def lose() -> None:
+        for key in redis.scan_keys(f"{settings.key_prefix}dedup:*"):
+            redis.call("DEL", key)
+
+    with running(settings, "a"):
+        send(settings, *NAMES)
+        assert len(decisions(settings, 200)) == 200
+        if alive:
+            lose()
+            send(settings, *NAMES, "new")
+            found = decisions(settings, 401)
+    if not alive:
+        lose()
+        with running(settings, "a"):
+            send(settings, *NAMES, "new")
+            found = decisions(settings, 401)
+    assert len(found) == 401
+    assert counted(found) == sorted([*NAMES, "new"])
