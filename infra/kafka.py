@@ -233,24 +233,12 @@ class GroupConsumer:
         low, high = self._consumer.get_watermark_offsets(TopicPartition(self.topic, partition), cached=True)
         return low, high
 
-    def position(self, partition: int) -> int:
-        """The next offset that `consume` would return; negative before the first message."""
-        return int(self._consumer.position([TopicPartition(self.topic, partition)])[0].offset)
-
     def seek(self, partition: int, offset: int) -> None:
         """Go back (or forward) to an offset."""
         try:
             self._consumer.seek(TopicPartition(self.topic, partition, offset))
         except KafkaException as error:
             raise _translate(error) from error
-
-    def pause(self, partitions: Iterable[int]) -> None:
-        """Stop fetching these."""
-        self._consumer.pause([TopicPartition(self.topic, p) for p in partitions])
-
-    def resume(self, partitions: Iterable[int]) -> None:
-        """Fetch these again."""
-        self._consumer.resume([TopicPartition(self.topic, p) for p in partitions])
 
     def commit(self, positions: Sequence[Committed]) -> None:
         """Commit outside a transaction, and wait. Raises Unavailable or Fenced."""

@@ -9,7 +9,6 @@ parsers agree, so the lines can be joined and read by polars; what matches none 
 from __future__ import annotations
 
 import io
-import json
 import re
 from dataclasses import dataclass
 from typing import cast
@@ -267,14 +266,3 @@ def _judge_each(
     for name in list(COLUMNS)[1:]:
         columns[name] = [getattr(event, name) for _, event in good]
     return pl.DataFrame(columns, schema=COLUMNS)
-
-
-def shape_pattern(value: bytes) -> str | None:
-    """The pattern of a message's shape, for tests and for `adclick -v`."""
-    shape = _shape_of(value)
-    return shape.pattern if shape else None
-
-
-def dumps(event: dict[str, object]) -> bytes:
-    """An event as producers usually write it."""
-    return json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode()

@@ -154,11 +154,6 @@ class StageState:
         """Rows applied but not yet being flushed."""
         return self._pending_rows
 
-    @property
-    def held_rows(self) -> int:
-        """Durable rows in memory."""
-        return sum(w.rows for w in self.windows.values())
-
     # -- flush ----------------------------------------------------------------------------------------------
 
     def flush_due(self, now_ms: int, *, clock: bool) -> bool:

@@ -44,11 +44,6 @@ def missing(where: Path) -> list[str]:
     return bad
 
 
-def present() -> bool:
-    """Whether every jar is there (by name: sums are checked when they are fetched)."""
-    return all((folder() / name).exists() for name in sums())
-
-
 def fetch() -> Path:
     """The folder with the jars, fetched now where needed. Raises UserError when that fails."""
     target = folder()
