@@ -46,7 +46,7 @@ from ingest.decode import Decoder
 from ingest.dedup import decision as dedup
 from ingest.dedup.bloom import GrowingBloom
 from ingest.dedup.decision import MemoryLost, PartitionMemory
-from ingest.dedup.registry import RedisRegistry, Registry, digest
+from ingest.dedup.registry import Offsets, RedisRegistry, Registry, digest
 from ingest.events import Reason, Rejection
 
 STAGE = "ingest"
@@ -61,8 +61,8 @@ class Partition:
     position: Position
     memory: PartitionMemory
     active_at: float
-    rebuilds: list[Future[tuple[int, GrowingBloom]]] = field(default_factory=list)
-    rebuilding: bool = False
+    rebuilds: dict[int, Future[GrowingBloom]] = field(default_factory=dict)
+    """Filters on their way, by generation."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,7 @@ class IngestWorker:
                 self._patiently(lambda p=found.partition, q=position: self._memory_of(p, q)),
                 time.monotonic(),
             )
+            self._start_rebuild(self._owned[found.partition])
         self._log.info("partitions assigned", positions={p: s.position.offset for p, s in self._owned.items()})
         return {p: s.position.offset for p, s in self._owned.items()}
 
@@ -244,13 +245,10 @@ class IngestWorker:
     def _start_rebuild(self, partition: Partition) -> None:
         """Fill the filters from Redis in the background, newest generation first."""
         memory = partition.memory
-        if partition.rebuilds:
-            return
         for generation in (memory.assigned_generation, memory.assigned_generation - 1):
-            if generation not in memory.complete:
-                partition.rebuilds.append(self._rebuilder.submit(self._read_filter, memory.partition, generation))
+            partition.rebuilds[generation] = self._rebuilder.submit(self._read_filter, memory.partition, generation)
 
-    def _read_filter(self, partition: int, generation: int) -> tuple[int, GrowingBloom]:
+    def _read_filter(self, partition: int, generation: int) -> GrowingBloom:
         found = GrowingBloom()
         client = Redis(self._settings.redis)
         try:
@@ -261,22 +259,21 @@ class IngestWorker:
                     raise Unavailable("stopping: this filter is not whole")
         finally:
             client.close()
-        return generation, found
+        return found
 
     def _adopt_rebuilt(self) -> None:
         """Put finished filters to use. What was added meanwhile is in Redis, too, but may have been missed by the scan."""
         for partition in self._owned.values():
             memory = partition.memory
-            if not partition.rebuilding:
-                partition.rebuilding = True
-                self._start_rebuild(partition)
-            for future in [f for f in partition.rebuilds if f.done()]:
-                partition.rebuilds.remove(future)
+            for generation, future in [(g, f) for g, f in partition.rebuilds.items() if f.done()]:
+                del partition.rebuilds[generation]
                 if future.exception() is not None:
                     # Until it is there all ids count as positive, which is slow and right. Try again.
-                    partition.rebuilding = False
+                    partition.rebuilds[generation] = self._rebuilder.submit(
+                        self._read_filter, memory.partition, generation
+                    )
                     continue
-                generation, found = future.result()
+                found = future.result()
                 if generation in memory.filters:
                     found.join(memory.filters[generation])
                 memory.filters[generation] = found
@@ -289,30 +286,31 @@ class IngestWorker:
         mine = self._sort(messages)
         if not mine:
             return Outcome(list(self._blocks(partials.empty(), {})), {}, {})
-        values = [m.value() for _, group in mine for m in group]
+        values = [m.value() for _, group, _ in mine for m in group]
         times: list[np.ndarray[Any, np.dtype[np.int64]]] = []
         ends: dict[int, Position] = {}
-        for p, group in mine:
+        for p, group, offsets in mine:
             before = self._owned[p].position
             stamps = np.array([m.timestamp()[1] for m in group], np.int64)
             times.append(batch.log_times(stamps, before.log_time_ms))
-            ends[p] = Position(group[-1].offset() + 1, before.watermark_ms, int(times[-1][-1]))
+            ends[p] = Position(int(offsets[-1]) + 1, before.watermark_ms, int(times[-1][-1]))
         decoded = self._decoder.decode(values, np.concatenate(times))
         judged: dict[int, Judged] = {}
         start = 0
-        for (p, group), log_time in zip(mine, times, strict=True):
+        for (p, group, offsets), log_time in zip(mine, times, strict=True):
             stop = start + len(group)
             valid = decoded.events.filter(pl.col("row").is_between(start, stop, closed="left"))
             rows = valid["row"].to_numpy() - start
-            offsets = np.array([m.offset() for m in group], np.int64)
             judged[p] = self._judge(p, valid, offsets[rows], log_time[rows], ends[p])
             start = stop
-        flat = [m for _, group in mine for m in group]
+        flat = [m for _, group, _ in mine for m in group]
         return self._lay_out(flat, judged, decoded.rejected)
 
-    def _sort(self, messages: list[Any]) -> list[tuple[int, list[Any]]]:
-        """Messages by partition, in offset order. After a rebalance in the middle of a `consume`, some may belong to
-        partitions that are gone, or come a second time: those are left out.
+    def _sort(self, messages: list[Any]) -> list[tuple[int, list[Any], Offsets]]:
+        """Messages and their offsets by partition, in offset order.
+
+        After a rebalance in the middle of a `consume`, some may belong to partitions that are gone, or come a second
+        time: those are left out.
         """
         by_partition: dict[int, list[Any]] = {}
         for message in messages:
@@ -324,9 +322,10 @@ class IngestWorker:
             first = self._owned[p].position.offset
             if offsets[0] < first or (np.diff(offsets) <= 0).any():
                 highest = np.concatenate(([first - 1], np.maximum.accumulate(offsets)[:-1]))
-                group = [m for m, new in zip(group, offsets > np.maximum(highest, first - 1), strict=True) if new]
+                new = offsets > np.maximum(highest, first - 1)
+                group, offsets = [m for m, kept in zip(group, new, strict=True) if kept], offsets[new]
             if group:
-                mine.append((p, group))
+                mine.append((p, group, offsets))
         return mine
 
     def _judge(self, p: int, valid: pl.DataFrame, offsets: Any, log_time: Any, end: Position) -> Judged:

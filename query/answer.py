@@ -21,21 +21,19 @@ class Sums:
     values: list[int] = field(default_factory=lambda: [0] * len(MEASURES))
     corrected: bool = False
     sampled: bool = False
-    exact: bool = True
 
-    def add(self, values: Iterable[int], *, corrected: bool, sampled: bool, exact: bool) -> None:
+    def add(self, values: Iterable[int], *, corrected: bool, sampled: bool) -> None:
         """Take in another part."""
         self.values = [a + b for a, b in zip(self.values, values, strict=True)]
         self.corrected |= corrected
         self.sampled |= sampled
-        self.exact &= exact
 
 
 Table = dict[tuple[Any, ...], Sums]
 """(bucket start in ms, group values…) → sums."""
 
 
-def reconciled_buckets(question: Question, pieces: list[Piece]) -> list[tuple[int, int]]:
+def reconciled_stretches(pieces: list[Piece]) -> list[tuple[int, int]]:
     """The stretches that exact tiers serve."""
     return [(p.start_ms, p.end_ms) for p in pieces if p.tier in EXACT]
 
@@ -80,7 +78,7 @@ def _per(total: int, count: int) -> int | None:
 
 def rows(question: Question, table: Table, borders: Borders, pieces: list[Piece]) -> list[dict[str, Any]]:
     """All rows of the answer, ordered; `time` still in ms under `_bucket`."""
-    exact = reconciled_buckets(question, pieces)
+    exact = reconciled_stretches(pieces)
     if question.fill:
         groups = {key[1:] for key in table} or ({()} if not question.group_by else set())
         for bucket in question.buckets():
@@ -158,7 +156,7 @@ def weakest(made: list[dict[str, Any]], question: Question, borders: Borders, pi
     """The finality of the whole."""
     if made:
         return FINALITY[min(FINALITY.index(r["finality"]) for r in made)]
-    exact = reconciled_buckets(question, pieces)
+    exact = reconciled_stretches(pieces)
     if _covered(question.start_ms, question.end_ms, exact):
         return "reconciled"
     open_ = borders.watermark_ms is None or question.end_ms > borders.watermark_ms

@@ -127,9 +127,7 @@ class Router:
                 table = part
                 continue
             for key, sums in part.items():
-                table.setdefault(key, Sums()).add(
-                    sums.values, corrected=sums.corrected, sampled=sums.sampled, exact=sums.exact
-                )
+                table.setdefault(key, Sums()).add(sums.values, corrected=sums.corrected, sampled=sums.sampled)
         if asked and not answered:
             raise NothingLeft("no tier answered")
         return table, total, answered

@@ -131,5 +131,5 @@ class HotTier:
         table: Table = {}
         for row in sums.iter_rows():
             group = (known[v] if known else v for known, v in zip(names, row[1:width], strict=True))
-            table[(row[0], *group)] = Sums(list(row[width:-2]), corrected=row[-2], sampled=row[-1], exact=False)
+            table[(row[0], *group)] = Sums(list(row[width:-2]), corrected=row[-2], sampled=row[-1])
         return table, len(unpacked)

@@ -66,9 +66,7 @@ class StoredTiers:
             key = (question.bucket(int(row[0]) * 1000), *row[1 : 1 + width])
             values = row[1 + width : 1 + width + len(MEASURES)]
             late, sampled = row[-2:]
-            table.setdefault(key, Sums()).add(
-                map(int, values), corrected=bool(late), sampled=bool(sampled), exact=exact
-            )
+            table.setdefault(key, Sums()).add(map(int, values), corrected=bool(late), sampled=bool(sampled))
         return table, len(found)
 
     def _statement(self, question: Question, piece: Piece, exact: bool) -> tuple[str, dict[str, Any]]:

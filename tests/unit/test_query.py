@@ -134,9 +134,9 @@ def test_pieces_tile_the_range_and_no_tier_serves_what_it_does_not_hold(
             assert not any(d in borders.runs for d in days)
 
 
-def sums(*values: int, corrected: bool = False, exact: bool = False) -> Sums:
+def sums(*values: int, corrected: bool = False) -> Sums:
     made = Sums()
-    made.add(values, corrected=corrected, sampled=False, exact=exact)
+    made.add(values, corrected=corrected, sampled=False)
     return made
 
 
