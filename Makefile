@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EVENTS ?=
 
-.PHONY: help setup demo test lint unit integration e2e chaos bench up down lock clean
+.PHONY: help setup demo test lint unit integration e2e chaos outages soak hostile bench up down lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -17,7 +17,7 @@ demo: setup ## A private stack, a day of events, every answer compared with the 
 	@$(BIN)/adclick demo $(if $(EVENTS),--events $(EVENTS))
 
 test: setup lint ## Linters, types and every test
-	@$(BIN)/pytest tests
+	@$(BIN)/pytest tests -n 2 --dist loadfile
 
 lint: setup ## Linters and types
 	@$(BIN)/ruff check .
@@ -35,6 +35,15 @@ e2e: setup ## The whole product
 
 chaos: setup ## Kill workers under load and compare with the truth (KILLS=12 SEED=1)
 	@$(BIN)/python -m tests.chaos.campaign
+
+outages: setup ## Each backend away for two minutes under load (OUTAGE=120)
+	@$(BIN)/python -m tests.chaos.outages
+
+soak: setup ## Twenty minutes at half load: memory, files and disk (MINUTES=20 RATE=20000)
+	@$(BIN)/python -m tests.chaos.soak
+
+hostile: setup ## A million hostile messages, each accounted for (MESSAGES=1000000 SEED=1)
+	@$(BIN)/python -m tests.chaos.hostile
 
 bench: setup ## The pipeline at full speed: events/s and CPU by process (EVENTS=2000000)
 	@$(BIN)/python -m tests.benchmarks.pipeline $(if $(EVENTS),--events $(EVENTS))

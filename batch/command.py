@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from batch import coverage, publish
-from infra import console
+from infra import console, faults
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, iso, now_ms
 from infra.console import App
@@ -136,6 +136,7 @@ def _one(app: App, client: ClickHouse, spark: Any, root: Path, day: dt.date) -> 
             done.set()
             tell.join()
     comparison = publish.compare(client, day, run_id)
+    faults.point("reconcile.compared")
     seconds = time.monotonic() - began
     publish.publish(client, day, run_id, found, comparison, seconds)
     _report(app, day, run_id, found, comparison, seconds)

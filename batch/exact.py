@@ -33,7 +33,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="pyspark")
 DIMENSIONS = ("campaign_id", "advertiser_id", "ad_id", "publisher_id", "country", "device")
 MEASURES = ("impressions", "clicks", "conversions", "spend_micros")
 # Why the stream and the exact count differ, by what was decided about a row.
-CAUSES = ("late", "shed", "cross-partition-duplicate", "expired-horizon-duplicate")
+CAUSES = ("late", "shed", "doubt", "cross-partition-duplicate", "expired-horizon-duplicate")
 _LOG4J = """rootLogger.level = warn
 rootLogger.appenderRef.file.ref = file
 appender.file.type = File
@@ -147,6 +147,7 @@ def aggregate(rows: DataFrame) -> DataFrame:
     moves = {
         "late": F.when(wins & (F.col("decision") == "too-late"), 1),
         "shed": F.when(wins & (F.col("decision") == "shed"), 1).when(wins & counted, 1 - weight),
+        "doubt": F.when(wins & (F.col("decision") == "doubt"), 1),
         "cross-partition-duplicate": F.when(
             ~wins & counted & (F.col("partition") != F.col("first_partition")), -weight
         ),

@@ -101,24 +101,22 @@ def status(app: App) -> None:
         },
         "dead": sorted(set(folder.pids()) - set(processes)),
     }
-    try:
-        found |= pipeline_state.collect(app.settings)
-    except AdclickError as error:
-        found["error"] = str(error)
+    found |= pipeline_state.collect(app.settings)
     if app.json:
         app.data(found)
     else:
         _print_status(app, found)
-    if "error" in found and not processes:
-        raise AdclickError(
-            f"nothing is running in {app.folder}, and {found['error']}", hint="adclick up starts a stack"
-        )
+    if found["problems"] and not processes:
+        first = next(iter(found["problems"].values()))
+        raise AdclickError(f"nothing is running in {app.folder}, and {first}", hint="adclick up starts a stack")
 
 
 def _print_status(app: App, found: dict[str, Any]) -> None:
     rows = [(n, p["pid"], p["cpu_s"], p["rss_mb"]) for n, p in found["processes"].items()]
     app.table(["process", "pid", "cpu s", "MB"], rows + [(n, "not running", "", "") for n in found["dead"]])
-    if "topics" in found:
+    if found["problems"]:
+        app.table(["problem", ""], list(found["problems"].items()))
+    if found["topics"]:
         app.table(["topic", "messages to read"], [(n, f"{lag:,}") for n, lag in found["topics"].items()])
         app.table(
             ["", ""],
@@ -131,5 +129,3 @@ def _print_status(app: App, found: dict[str, Any]) -> None:
                 ),
             ],
         )
-    elif "error" in found:
-        app.say(found["error"])

@@ -45,3 +45,11 @@ class Fenced(AdclickError):
 
 class CorruptLog(AdclickError):
     """A log that must be gapless is not."""
+
+
+class Aborted(Unavailable):
+    """The transaction was rolled back; nothing of it is visible."""
+
+
+class OffsetOutOfRange(CorruptLog):
+    """The log no longer holds the offset that must be read next."""

@@ -1,69 +1,71 @@
 """Kafka, through confluent-kafka: the only module that imports it.
 
-Everything that reads does so read-committed. Librdkafka's errors become decisions: `Fenced` (a successor owns
-this), `Unavailable` (back off, try again), `OffsetOutOfRange` (the log no longer holds what we must read).
+All reads are read-committed. Librdkafka's errors become decisions: `Fenced` (a successor owns this), `Unavailable`
+(back off, try again), `OffsetOutOfRange` (the log no longer holds what we must read).
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
     IsolationLevel,
     KafkaError,
     KafkaException,
+    Message,
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, OffsetSpec
 
-from infra.errors import AdclickError, CorruptLog, Fenced, Unavailable
+from infra import faults
+from infra.errors import Aborted, AdclickError, Fenced, OffsetOutOfRange, Unavailable, UserError
+from infra.patience import bounded
+from infra.records import Committed, Record
 
 BEGINNING: int = OFFSET_BEGINNING
 REQUEST_TIMEOUT_S = 15.0
 # A stopped worker's open transaction holds every reader back for this long at most.
 TRANSACTION_TIMEOUT_MS = 8_000
-SESSION_TIMEOUT_MS = 6_000
+
+# For one call about a transaction, and for a commit in all.
+_CALL_S, _COMMIT_S = 8.0, 20.0
+_TOPIC_PATIENCE_S = 60.0
+_GIVE_UP_S = 20.0
 
 _FENCED = {
-    KafkaError._FENCED,
-    KafkaError.INVALID_PRODUCER_EPOCH,
-    KafkaError.PRODUCER_FENCED,
-    KafkaError.INVALID_PRODUCER_ID_MAPPING,
-}
-
-
-class Aborted(Unavailable):
-    """The transaction was rolled back; nothing of it is visible."""
-
-
-class OffsetOutOfRange(CorruptLog):
-    """The log no longer holds the offset that must be read next."""
+    KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_ID_MAPPING,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Record:
-    """One message to write. `partition` −1 lets the key decide."""
+class Columns:
+    """Consumed messages by column; `timestamps_ms` are Kafka's."""
 
-    topic: str
-    value: bytes | None
-    key: bytes | None = None
-    partition: int = -1
-    headers: tuple[tuple[str, bytes], ...] = ()
+    partitions: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+    timestamps_ms: npt.NDArray[np.int64]
+    values: list[bytes | None]
 
-
-@dataclass(frozen=True)
-class Committed:
-    """A committed position: the next offset to read, and the text stored with it. Offset −1: none yet."""
-
-    partition: int
-    offset: int
-    metadata: str = ""
+    @classmethod
+    def of(cls, messages: Sequence[Any]) -> Columns:
+        """Without a line of Python for each message."""
+        count = len(messages)
+        return cls(
+            np.fromiter(map(Message.partition, messages), np.int64, count),
+            np.fromiter(map(Message.offset, messages), np.int64, count),
+            np.fromiter(map(itemgetter(1), map(Message.timestamp, messages)), np.int64, count),
+            list(map(Message.value, messages)),
+        )
 
 
 def _translate(error: KafkaException) -> AdclickError:
@@ -71,6 +73,15 @@ def _translate(error: KafkaException) -> AdclickError:
     if cause.fatal() or cause.code() in _FENCED:
         return Fenced(f"Kafka: {cause.str()}")
     return Unavailable(f"Kafka: {cause.str()}")
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """The client's errors as ours."""
+    try:
+        yield
+    except KafkaException as error:
+        raise _translate(error) from error
 
 
 def _common(servers: str) -> dict[str, Any]:
@@ -86,35 +97,46 @@ def _common(servers: str) -> dict[str, Any]:
 class Admin:
     """Topics, ends of logs and committed positions."""
 
-    def __init__(self, servers: str) -> None:
-        self._servers = servers
+    def __init__(self, servers: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+        self._servers, self._timeout_s = servers, timeout_s
         self._client = AdminClient(_common(servers))
 
     def partitions(self, timeout_s: float = REQUEST_TIMEOUT_S) -> dict[str, int]:
         """topic → number of partitions. Raises Unavailable when no broker answers."""
-        try:
+        with _translated():
             found = self._client.list_topics(timeout=timeout_s)
-        except KafkaException as error:
-            raise _translate(error) from error
         return {name: len(meta.partitions) for name, meta in found.topics.items()}
 
     def create(self, topics: dict[str, tuple[int, dict[str, str]]]) -> None:
-        """Make topics (name → partitions, config); ones that exist are left as they are."""
+        """Make topics (name → partitions, config); ones that exist are left as they are. See `configure`."""
         if not topics:
             return
-        new = [
-            NewTopic(name, count, 1 if self._single_broker() else 3, config=config)
-            for name, (count, config) in topics.items()
-        ]
-        for name, future in self._client.create_topics(new, request_timeout=REQUEST_TIMEOUT_S).items():
+        replicas = 1 if self._single_broker() else 3
+        new = [NewTopic(name, count, replicas, config=config) for name, (count, config) in topics.items()]
+        for name, future in self._client.create_topics(new, request_timeout=self._timeout_s).items():
             try:
                 future.result()
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise AdclickError(f"topic {name} could not be made: {error.args[0].str()}") from error
 
+    def configure(self, topics: dict[str, dict[str, str]]) -> None:
+        """Set these settings of topics; others that a topic has stay."""
+        set_to = AlterConfigOpType.SET
+        resources = [
+            ConfigResource(
+                ConfigResource.Type.TOPIC,
+                name,
+                incremental_configs=[ConfigEntry(k, v, incremental_operation=set_to) for k, v in config.items()],
+            )
+            for name, config in topics.items()
+        ]
+        with _translated():
+            for future in self._client.incremental_alter_configs(resources, request_timeout=self._timeout_s).values():
+                future.result()
+
     def _single_broker(self) -> bool:
-        return len(self._client.list_topics(timeout=REQUEST_TIMEOUT_S).brokers) < 3
+        return len(self._client.list_topics(timeout=self._timeout_s).brokers) < 3
 
     def ends(self, topic: str, partitions: int) -> list[int]:
         """The committed end offset (last stable offset) of each partition."""
@@ -126,29 +148,27 @@ class Admin:
 
     def _offsets(self, topic: str, partitions: int, spec: Any) -> list[int]:
         request = {TopicPartition(topic, p): spec for p in range(partitions)}
-        try:
+        with _translated():
             futures = self._client.list_offsets(
-                request, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=REQUEST_TIMEOUT_S
+                request, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=self._timeout_s
             )
             found = {tp.partition: future.result().offset for tp, future in futures.items()}
-        except KafkaException as error:
-            raise _translate(error) from error
         return [found[p] for p in range(partitions)]
 
     def committed(self, group: str, topic: str, partitions: int) -> list[Committed]:
         """What a group has committed, without joining it."""
         consumer = Consumer(_common(self._servers) | {"group.id": group, "enable.auto.commit": False})
         try:
-            return _committed(consumer, topic, range(partitions))
+            return _committed(consumer, topic, range(partitions), self._timeout_s)
         finally:
             consumer.close()
 
 
-def _committed(consumer: Consumer, topic: str, partitions: Iterable[int]) -> list[Committed]:
-    try:
-        found = consumer.committed([TopicPartition(topic, p) for p in partitions], timeout=REQUEST_TIMEOUT_S)
-    except KafkaException as error:
-        raise _translate(error) from error
+def _committed(
+    consumer: Consumer, topic: str, partitions: Iterable[int], timeout_s: float = REQUEST_TIMEOUT_S
+) -> list[Committed]:
+    with _translated():
+        found = consumer.committed([TopicPartition(topic, p) for p in partitions], timeout=timeout_s)
     for tp in found:
         if tp.error is not None:
             raise Unavailable(f"Kafka: {tp.error.str()}")
@@ -169,6 +189,7 @@ class GroupConsumer:
         topic: str,
         on_assign: Callable[[list[int]], dict[int, int]],
         on_revoke: Callable[[list[int]], None],
+        session_timeout_ms: int = 6_000,
     ) -> None:
         self.topic = topic
         self._on_assign, self._on_revoke = on_assign, on_revoke
@@ -181,8 +202,8 @@ class GroupConsumer:
                 "enable.auto.offset.store": False,
                 "isolation.level": "read_committed",
                 "auto.offset.reset": "error",
-                "session.timeout.ms": SESSION_TIMEOUT_MS,
-                "heartbeat.interval.ms": 1_500,
+                "session.timeout.ms": session_timeout_ms,
+                "heartbeat.interval.ms": session_timeout_ms // 4,
                 # The default, 1 s, makes the fetcher sleep each time its queue is full.
                 "fetch.queue.backoff.ms": 2,
                 "queued.max.messages.kbytes": 48 * 1024,
@@ -210,6 +231,8 @@ class GroupConsumer:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+        if set(map(type, map(Message.error, messages))) <= {type(None)}:
+            return list(messages)
         good = []
         for message in messages:
             error = message.error()
@@ -235,20 +258,14 @@ class GroupConsumer:
 
     def seek(self, partition: int, offset: int) -> None:
         """Go back (or forward) to an offset."""
-        try:
+        with _translated():
             self._consumer.seek(TopicPartition(self.topic, partition, offset))
-        except KafkaException as error:
-            raise _translate(error) from error
 
     def commit(self, positions: Sequence[Committed]) -> None:
         """Commit outside a transaction, and wait. Raises Unavailable or Fenced."""
-        try:
-            self._consumer.commit(
-                offsets=[TopicPartition(self.topic, c.partition, c.offset, c.metadata) for c in positions],
-                asynchronous=False,
-            )
-        except KafkaException as error:
-            raise _translate(error) from error
+        with _translated():
+            offsets = [TopicPartition(self.topic, c.partition, c.offset, c.metadata) for c in positions]
+            bounded(lambda: self._consumer.commit(offsets=offsets, asynchronous=False), _GIVE_UP_S, "commit offsets")
 
     @property
     def group_metadata(self) -> Any:
@@ -256,14 +273,17 @@ class GroupConsumer:
         return self._consumer.consumer_group_metadata()
 
     def close(self) -> None:
-        """Leave the group."""
-        self._consumer.close()
+        """Leave the group; a client that hangs is left behind."""
+        with contextlib.suppress(Fenced):
+            bounded(self._consumer.close, _GIVE_UP_S, "leave its group")
 
 
 class TransactionalProducer:
     """Writes in transactions. Whoever calls `open` with the same id later fences this one."""
 
-    def __init__(self, servers: str, transactional_id: str) -> None:
+    def __init__(self, servers: str, transactional_id: str, kind: str = "producer") -> None:
+        """`kind` names its fault points."""
+        self._produced, self._committed = f"{kind}.produced", f"{kind}.committed"
         self._producer = Producer(
             _common(servers)
             | {
@@ -273,11 +293,19 @@ class TransactionalProducer:
                 "queue.buffering.max.kbytes": 512 * 1024,
                 "queue.buffering.max.messages": 1_000_000,
                 "linger.ms": 1,
+                "error_cb": self._error,
             }
         )
+        self._away = False
+
+    def _error(self, error: KafkaError) -> None:  # a broker that closes an idle connection is not away
+        self._away |= error.code() == KafkaError._TRANSPORT and "Connect to" in error.str()
 
     def open(self, timeout_s: float = 30.0) -> None:
-        """Register the id, which fences a predecessor and settles its open transaction."""
+        """Register the id, which fences a predecessor and settles its open transaction. Raises Unavailable, Fenced."""
+        bounded(lambda: self._open(timeout_s), timeout_s + 10.0, "register its transactional id")
+
+    def _open(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
@@ -297,8 +325,14 @@ class TransactionalProducer:
     ) -> None:
         """One transaction: all records and, with `source`, the consumed positions; returns once committed.
 
-        Raises Aborted when nothing of it happened and it can be tried again, Fenced when it never can.
+        Raises Aborted when nothing of it happened and it can be tried again. Raises Fenced when another has opened this
+        id, when the broker gave the transaction up, when its outcome is unknown, or when the broker was away since: only
+        opening the id again settles which.
         """
+        self._producer.poll(0)
+        if self._away:
+            # Librdkafka tends to hang in the first transaction after an outage.
+            raise Fenced("Kafka: the broker was away")
         try:
             self._producer.begin_transaction()
             for r in records:
@@ -306,12 +340,12 @@ class TransactionalProducer:
                     r.topic, value=r.value, key=r.key, partition=r.partition, headers=list(r.headers) or None
                 )
             if source is not None:
-                self._producer.send_offsets_to_transaction(
-                    [TopicPartition(source.topic, c.partition, c.offset, c.metadata) for c in consumed],
-                    source.group_metadata,
-                    REQUEST_TIMEOUT_S,
-                )
+                offsets = [TopicPartition(source.topic, c.partition, c.offset, c.metadata) for c in consumed]
+                metadata = source.group_metadata
+                self._bounded(self._producer.send_offsets_to_transaction, offsets, metadata, _CALL_S)
+            faults.point(self._produced, self._producer.flush)
             self._commit()
+            faults.point(self._committed)
         except KafkaException as error:
             self._settle(error)
         except BufferError as error:
@@ -319,15 +353,18 @@ class TransactionalProducer:
             raise Aborted("Kafka: the producer's queue is full") from error
 
     def _commit(self) -> None:
-        deadline = time.monotonic() + 30.0
+        deadline = time.monotonic() + _COMMIT_S
         while True:
             try:
-                self._producer.commit_transaction(10.0)
+                self._bounded(self._producer.commit_transaction, _CALL_S)
                 return
             except KafkaException as error:
                 # A retriable commit must be asked again: whether it happened is not known yet.
                 if not error.args[0].retriable() or time.monotonic() > deadline:
                     raise
+
+    def _bounded(self, call: Callable[..., Any], *arguments: Any) -> None:
+        bounded(lambda: call(*arguments), _CALL_S + 2.0, "answer for a transaction")
 
     def _settle(self, error: KafkaException) -> None:
         cause = error.args[0]
@@ -341,7 +378,7 @@ class TransactionalProducer:
 
     def _abort(self) -> None:
         try:
-            self._producer.abort_transaction(30.0)
+            self._bounded(self._producer.abort_transaction, _CALL_S)
         except KafkaException as error:
             raise Fenced(f"Kafka: {error.args[0].str()}") from error
 
@@ -364,7 +401,7 @@ def read_to_end(servers: str, topic: str, partition: int, start: int = BEGINNING
             "receive.message.max.bytes": 128 << 20,
         }
     )
-    try:
+    with contextlib.closing(consumer), _translated():
         tp = TopicPartition(topic, partition, start)
         # With read_committed, the end that a consumer asks for is the last stable offset: an open transaction
         # of a fenced predecessor was settled before this is called.
@@ -372,7 +409,8 @@ def read_to_end(servers: str, topic: str, partition: int, start: int = BEGINNING
         consumer.assign([tp])
         heard = time.monotonic()
         while True:
-            for message in consumer.consume(10_000, 0.5):
+            # The call waits until it is full or over, whatever has come: keep it short.
+            for message in consumer.consume(10_000, 0.05):
                 heard = time.monotonic()
                 error = message.error()
                 if error is None:
@@ -384,25 +422,17 @@ def read_to_end(servers: str, topic: str, partition: int, start: int = BEGINNING
                     raise OffsetOutOfRange(f"{topic}/{partition}: {error.str()}")
             if time.monotonic() - heard > 30:
                 raise Unavailable(f"Kafka: no answer while reading {topic}/{partition}")
-    except KafkaException as error:
-        raise _translate(error) from error
-    finally:
-        consumer.close()
 
 
 def offset_at(servers: str, topic: str, partition: int, time_ms: int) -> int:
     """The first offset whose log time is at or after `time_ms`; the end when there is none."""
     consumer = Consumer(_common(servers) | {"group.id": "adclick-reader", "enable.auto.commit": False})
-    try:
+    with contextlib.closing(consumer), _translated():
         found = consumer.offsets_for_times([TopicPartition(topic, partition, time_ms)], timeout=REQUEST_TIMEOUT_S)
         if found[0].offset >= 0:
             return int(found[0].offset)
         _, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=REQUEST_TIMEOUT_S)
         return int(high)
-    except KafkaException as error:
-        raise _translate(error) from error
-    finally:
-        consumer.close()
 
 
 class EventProducer:
@@ -434,15 +464,22 @@ class EventProducer:
             self.failed.append(error.str())
 
     def send(self, topic: str, keys: Sequence[bytes | None], values: Sequence[bytes | None]) -> None:
-        """Queue messages; blocks while the queue is full."""
+        """Queue messages; blocks while the queue is full. Raises UserError when there is no such topic."""
         produce, poll = self._producer.produce, self._producer.poll
         for key, value in zip(keys, values, strict=True):
+            missing_since = None
             while True:
                 try:
                     produce(topic, value, key)
                     break
                 except BufferError:
                     poll(0.1)
+                except KafkaException as error:
+                    # A broker that is just coming back may not know its topics yet.
+                    missing_since = missing_since or time.monotonic()
+                    if time.monotonic() - missing_since > _TOPIC_PATIENCE_S:
+                        raise UserError(f"topic {topic}: {error.args[0].str()}") from error
+                    poll(0.5)
         poll(0)
 
     def flush(self, timeout_s: float) -> int:

@@ -4,9 +4,28 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from typing import Any
 
 import structlog
+
+_REPEAT_AFTER_S = 600.0
+
+
+class Once(logging.Filter):
+    """Lets a library say the same thing once in ten minutes: clients repeat themselves while a backend is away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is new."""
+        key, now = (record.name, str(record.msg)), time.monotonic()
+        if now - self._said.get(key, -_REPEAT_AFTER_S) < _REPEAT_AFTER_S:
+            return False
+        self._said[key] = now
+        return True
 
 
 def configure(*, verbose: bool = False, quiet: bool = False) -> None:
@@ -25,7 +44,11 @@ def configure(*, verbose: bool = False, quiet: bool = False) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Once())
 
 
 def get(name: str) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from infra import topics
@@ -13,61 +15,84 @@ from infra.kafka import Admin
 from infra.redis import Redis
 from infra.settings import Settings
 
+_PATIENCE_S = 3.0
+_NOTHING_KNOWN: dict[str, Any] = {"watermark": None, "silent_shards": [], "level": "unknown", "ingest_workers": []}
+BACKENDS = ("kafka", "redis", "clickhouse")
 LEVELS = ("normal", "elevated", "sampling", "critical")
 
 
 def collect(settings: Settings) -> dict[str, Any]:
-    """Ask the backends. Raises Unavailable when one is away."""
-    admin, redis = Admin(settings.kafka), Redis(settings.redis, timeout_s=3.0)
-    try:
-        lags = {}
-        for name, group, count in (
-            (topics.EVENTS, topics.INGEST_GROUP, settings.event_partitions),
-            (topics.ARCHIVE, topics.ARCHIVE_GROUP, settings.event_partitions),
-        ):
-            topic = settings.topic(name)
-            ends = admin.ends(topic, count)
-            done = admin.committed(settings.topic(group), topic, count)
-            lags[topic] = sum(max(0, end - max(0, c.offset)) for end, c in zip(ends, done, strict=True))
-        workers = [
-            json.loads(v) for k in redis.scan_keys(f"{settings.key_prefix}ingest:*") if (v := redis.call("GET", k))
+    """Ask the backends, all at once. What is away is told under `problems`, by backend, and its part is empty."""
+    problems: dict[str, str] = {}
+
+    def ask(name: str, question: Callable[[Settings], dict[str, Any]], without: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return question(settings)
+        except Unavailable as error:
+            problems[name] = str(error)
+            return without
+
+    with ThreadPoolExecutor(3) as pool:
+        parts = [
+            pool.submit(ask, "kafka", _lags, {"topics": {}}),
+            pool.submit(ask, "redis", _workers, _NOTHING_KNOWN),
+            pool.submit(ask, "clickhouse", _last_run, {"last_reconciliation": None}),
         ]
+        found = {key: value for part in parts for key, value in part.result().items()}
+    return found | {"problems": problems}
+
+
+def _lags(settings: Settings) -> dict[str, Any]:
+    admin, lags = Admin(settings.kafka, timeout_s=_PATIENCE_S), {}
+    for name, group, count in (
+        (topics.EVENTS, topics.INGEST_GROUP, settings.event_partitions),
+        (topics.ARCHIVE, topics.ARCHIVE_GROUP, settings.event_partitions),
+    ):
+        topic = settings.topic(name)
+        ends = admin.ends(topic, count)
+        done = admin.committed(settings.topic(group), topic, count)
+        lags[topic] = sum(max(0, end - max(0, c.offset)) for end, c in zip(ends, done, strict=True))
+    return {"topics": lags}
+
+
+def _workers(settings: Settings) -> dict[str, Any]:
+    redis = Redis(settings.redis, timeout_s=_PATIENCE_S)
+    try:
+        found = [redis.call("GET", k) for k in redis.scan_keys(f"{settings.key_prefix}ingest:*")]
         marks = redis.pipeline(
-            [("HGET", f"{settings.key_prefix}hot:{{s{s}}}:span", "closed_ms") for s in range(settings.block_partitions)]
+            [
+                ("HMGET", f"{settings.key_prefix}hot:{{s{s}}}:span", "sequence", "closed_ms")
+                for s in range(settings.block_partitions)
+            ]
         )
     finally:
         redis.close()
-    known = [int(m) for m in marks if m]
-    client = ClickHouse(settings.clickhouse, settings.database)
-    runs = client.rows(
-        f"SELECT toString(date), run_id, alert, published_at FROM {settings.database}.runs ORDER BY published_at DESC LIMIT 1"
-    )
-    client.close()
+    workers = [json.loads(told) for told in found if told]
+    known = [int(closed) for _, closed in marks if closed]
     return {
-        "topics": lags,
         "watermark": iso(min(known)) if len(known) == settings.block_partitions else None,
+        "silent_shards": [s for s, (sequence, _) in enumerate(marks) if sequence is None],
         "level": max((w["level"] for w in workers), key=LEVELS.index, default="normal"),
         "ingest_workers": sorted(workers, key=lambda w: str(w["worker"])),
-        "last_reconciliation": (
-            {
-                "date": runs[0][0],
-                "run_id": runs[0][1],
-                "alert": bool(runs[0][2]),
-                "published_at": runs[0][3].isoformat(),
-            }
-            if runs
-            else None
-        ),
     }
 
 
-def runs(settings: Settings) -> list[dict[str, Any]]:
-    """The published reconciliations, newest first."""
+def _last_run(settings: Settings) -> dict[str, Any]:
+    found = runs(settings, limit=1)
+    if not found:
+        return {"last_reconciliation": None}
+    last = {name: found[0][name] for name in ("date", "run_id", "alert")}
+    return {"last_reconciliation": last | {"published_at": found[0]["published_at"].isoformat()}}
+
+
+def runs(settings: Settings, limit: int = 1000) -> list[dict[str, Any]]:
+    """The published reconciliations, newest first. Raises Unavailable."""
     client = ClickHouse(settings.clickhouse, settings.database)
     try:
         found = client.rows(
             "SELECT toString(date), run_id, published_at, rows, copies, dimensions, drifted, alert, summary"
-            f" FROM {settings.database}.runs ORDER BY published_at DESC LIMIT 1000"
+            f" FROM {settings.database}.runs ORDER BY published_at DESC LIMIT {{limit:UInt32}}",
+            {"limit": limit},
         )
     finally:
         client.close()
@@ -77,25 +102,10 @@ def runs(settings: Settings) -> list[dict[str, Any]]:
 
 def not_ready(settings: Settings) -> list[str]:
     """What of the pipeline does not say that it is up; empty when all is."""
-    redis = Redis(settings.redis, timeout_s=2.0)
-    missing = []
-    try:
-        marks = redis.pipeline(
-            [("HGET", f"{settings.key_prefix}hot:{{s{s}}}:span", "sequence") for s in range(settings.block_partitions)]
-        )
-        missing += [f"stream shard {s}" for s, mark in enumerate(marks) if mark is None]
-        workers = redis.scan_keys(f"{settings.key_prefix}ingest:*")
-        owned = {p for k in workers for p in json.loads(redis.call("GET", k) or "{}").get("partitions", {})}
+    found = collect(settings)
+    missing = list(found["problems"].values())
+    if "redis" not in found["problems"]:
+        missing += [f"stream shard {s}" for s in found["silent_shards"]]
+        owned = {p for w in found["ingest_workers"] for p in w["partitions"]}
         missing += [f"ingest partition {p}" for p in range(settings.event_partitions) if str(p) not in owned]
-    except Unavailable as error:
-        return [str(error)]
-    finally:
-        redis.close()
-    client = ClickHouse(settings.clickhouse, settings.database)
-    try:
-        client.rows("SELECT 1")
-    except Unavailable as error:
-        missing.append(str(error))
-    finally:
-        client.close()
     return missing

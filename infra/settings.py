@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from infra.errors import UserError
@@ -44,16 +44,29 @@ class Settings(BaseSettings):
     event_partitions: int = Field(4, ge=1, le=512, description="partitions of ad-events and ad-archive")
     block_partitions: int = Field(4, ge=1, le=512, description="partitions of ad-blocks and what follows it")
 
+    session_timeout_ms: int = Field(6_000, ge=1_000, description="a worker unheard of for this long loses its place")
     dedup_horizon_s: int = Field(3600, ge=60, description="copies within this much log time are caught")
+    events_retention_s: int = Field(7 * 86_400, ge=180, description="how long ad-events are kept: 3 horizons at least")
+    blocks_retention_s: int = Field(3 * 86_400, ge=60, description="how long what passes between stages is kept")
     ingest_batch: int = Field(50_000, ge=1, le=200_000, description="messages an ingest transaction takes at most")
     ingest_linger_ms: int = Field(150, ge=1, description="how long an ingest batch waits to fill")
     flush_ms: int = Field(500, ge=50, description="how often the stream flushes partial windows")
     heartbeat_ms: int = Field(1000, ge=100, description="how often idle ingest workers send heartbeats")
     silent_after_ms: int = Field(10_000, ge=500, description="a partition at its end this long is silent")
     archive_flush_ms: int = Field(5_000, ge=100, description="how long archived rows may wait for their file")
+    redis_page: int = Field(20_000, ge=1, description="writes to the hot tier in one call at most")
     hot_hours: int = Field(24, ge=2, description="hours of minutes that Redis holds")
     warm_days: int = Field(30, ge=2, description="days of hours that ClickHouse holds")
     spark_memory: str = Field("2g", description="heap of the Spark driver")
+
+    @field_validator("events_retention_s")
+    @classmethod
+    def _outlasts_the_horizon(cls, value: int, info: ValidationInfo) -> int:
+        # Lost dedup ids are rebuilt from the events themselves.
+        needed = 3 * int(info.data.get("dedup_horizon_s", 0))
+        if value < needed:
+            raise ValueError(f"must be at least {needed}, three times dedup_horizon_s")
+        return value
 
     @field_validator("reconcile_at")
     @classmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from infra.clock import DAY_MS, HOUR_MS
 from infra.errors import UserError
 from infra.kafka import Admin
 from infra.settings import Settings
@@ -24,9 +25,9 @@ DAY_STATE = "ad-day-state"
 
 INGEST_GROUP = "adclick-ingest"
 ARCHIVE_GROUP = "adclick-archive"
+STREAM_GROUP = "adclick-stream"
 
 MIB = 1 << 20
-DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,20 @@ class Topic:
 
 def wanted(settings: Settings) -> list[Topic]:
     """Every topic of the installation."""
-    # The rebuild of lost dedup ids reads three horizons back; a week also covers a pipeline down for days.
-    week = {"retention.ms": str(max(7 * DAY_MS, 3000 * settings.dedup_horizon_s))}
-    state = {"cleanup.policy": "compact", "max.message.bytes": str(4 * MIB), "segment.ms": str(DAY_MS // 4)}
-    internal = {**week, "max.message.bytes": str(4 * MIB)}
+    events = _kept(settings.events_retention_s)
+    internal = {**_kept(settings.blocks_retention_s), "max.message.bytes": str(4 * MIB)}
+    # What a recovery reads is what is alive, and what no segment was closed on since.
+    state = {
+        "cleanup.policy": "compact",
+        "max.message.bytes": str(4 * MIB),
+        "segment.ms": str(HOUR_MS),
+        "segment.bytes": str(32 * MIB),
+        "delete.retention.ms": str(HOUR_MS),
+    }
     logged = {"message.timestamp.type": "LogAppendTime"}
     p, b = settings.event_partitions, settings.block_partitions
     return [
-        Topic(settings.topic(EVENTS), p, {**week, **logged, "max.message.bytes": str(9 * MIB)}),
+        Topic(settings.topic(EVENTS), p, {**events, **logged, "max.message.bytes": str(9 * MIB)}),
         Topic(settings.topic(DEAD_LETTERS), p, {"retention.ms": "-1", "max.message.bytes": str(16 * MIB)}),
         Topic(settings.topic(ARCHIVE), p, internal),
         Topic(settings.topic(BLOCKS), b, internal),
@@ -59,8 +66,13 @@ def wanted(settings: Settings) -> list[Topic]:
     ]
 
 
+def _kept(retention_s: int) -> dict[str, str]:
+    """Only closed segments are deleted: eight of them span what is kept."""
+    return {"retention.ms": str(retention_s * 1000), "segment.ms": str(min(DAY_MS, retention_s * 1000 // 8))}
+
+
 def ensure(settings: Settings) -> list[str]:
-    """Make what is missing; returns the names made. Raises UserError on a partition count that differs."""
+    """Make what is missing and set what each keeps; returns the names made. Raises UserError on a partition count that differs."""
     admin = Admin(settings.kafka)
     there = admin.partitions()
     topics = wanted(settings)
@@ -73,4 +85,5 @@ def ensure(settings: Settings) -> list[str]:
             )
     missing = [t for t in topics if t.name not in there]
     admin.create({t.name: (t.partitions, t.config) for t in missing})
+    admin.configure({t.name: t.config for t in topics})
     return [t.name for t in missing]

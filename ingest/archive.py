@@ -17,11 +17,13 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from infra import console, logs, topics
+from infra import console, faults, logs, topics
 from infra.clock import DAY_MS, HOUR_MS, iso
 from infra.console import App
 from infra.errors import Fenced, Unavailable, UserError
-from infra.kafka import Committed, GroupConsumer
+from infra.kafka import GroupConsumer
+from infra.patience import in_sessions
+from infra.records import Committed
 from infra.settings import Settings
 from ingest import archived, blocks
 from ingest.archived import Decision
@@ -68,20 +70,17 @@ class ArchiveWorker:
 
     def run(self) -> None:
         """Consume until stopped; start a new session, with a growing pause, after each loss."""
-        failures = 0
-        while not self._stopping.is_set():
-            try:
-                self._session()
-                failures = 0
-            except (Fenced, Unavailable, OSError) as error:
-                failures += 1
-                self._log.warning("starting over", why=str(error))
-                self._stopping.wait(min(10.0, 0.2 * 2**failures))
+        in_sessions(self._session, self._stopping, self._log, (Fenced, Unavailable, OSError))
 
     def _session(self) -> None:
         s = self._settings
         self._consumer = GroupConsumer(
-            s.kafka, s.topic(topics.ARCHIVE_GROUP), s.topic(topics.ARCHIVE), self._assigned, self._revoked
+            s.kafka,
+            s.topic(topics.ARCHIVE_GROUP),
+            s.topic(topics.ARCHIVE),
+            self._assigned,
+            self._revoked,
+            s.session_timeout_ms,
         )
         try:
             while not self._stopping.is_set():
@@ -135,6 +134,7 @@ class ArchiveWorker:
                 continue
             if partition.frames and partition.rows:
                 write_files(self._root, p, partition.from_offset, partition.to_offset, pl.concat(partition.frames))
+            faults.point("archive.renamed")
             told = msgspec.json.encode({"to": partition.to_offset}).decode()
             self._consumer.commit([Committed(p, partition.next_message, told)])
             partition.frames, partition.rows, partition.since = [], 0, None
@@ -166,6 +166,7 @@ def _write(folder: Path, name: str, frame: pl.DataFrame) -> Path:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        faults.point("archive.written")
         temporary.replace(final)
     finally:
         temporary.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ class Decision(IntEnum):
     COPY = 1
     TOO_LATE = 2
     SHED = 3
+    DOUBT = 4  # its id may be among those that Redis lost and the topic no longer holds: taken for a copy
 
 
 DECISIONS = tuple(d.name.lower().replace("_", "-") for d in Decision)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ingest import lateness, shedding
+from ingest import lateness, shedding, siphash
 from ingest.archived import WIRE, Decision
 from ingest.dedup import decision, registry
 from ingest.dedup.decision import NOT_A_COPY, PartitionMemory
@@ -80,7 +80,7 @@ def judge(
     """
     digests = registry.digest(valid["event_id"])
     copies = decision.decide(memory, known, digests, offsets, log_time_ms // horizon_ms)
-    first = copies.copy_of == NOT_A_COPY
+    first = copies.first
     late, late_by, watermark = lateness.judge(valid["time_ms"].to_numpy(), first, before.watermark_ms)
     taken = np.full(len(offsets), Decision.COUNTED, np.uint8)
     words = np.ascontiguousarray(digests).view(np.uint8).reshape(-1, registry.DIGEST_BYTES)[:, 4:12]
@@ -94,6 +94,7 @@ def judge(
     taken[weight == 0] = Decision.SHED
     taken[late == Lateness.TOO_LATE] = Decision.TOO_LATE
     taken[~first] = Decision.COPY
+    taken[copies.doubt] = Decision.DOUBT
     weight[taken != Decision.COUNTED] = 1
     rows = valid.select(
         "row",
@@ -116,19 +117,10 @@ def replace_watermark(position: Position, watermark_ms: int) -> Position:
 
 
 def hash_users(users: pl.Series, secret: bytes) -> pl.Series:
-    """Keyed BLAKE2b of each user id, 63 bits; null stays null. Hashes each distinct id of the batch once."""
-    distinct = users.drop_nulls().unique()
-    if not len(distinct):
-        return pl.Series(users.name, [None] * len(users), dtype=pl.Int64)
-    key = hashlib.blake2b(secret, digest_size=32).digest()
-    keyed = hashlib.blake2b(key=key, digest_size=8)
-
-    def one(user: bytes) -> bytes:
-        state = keyed.copy()
-        state.update(user)
-        return state.digest()
-
-    raw = b"".join(map(one, distinct.cast(pl.Binary).to_list()))
-    hashes = (np.frombuffer(raw, "<u8") >> np.uint64(1)).astype(np.int64)
-    table = pl.DataFrame({"user_id": distinct, "hash": hashes})
-    return pl.DataFrame({"user_id": users}).join(table, on="user_id", how="left", maintain_order="left")["hash"]
+    """Keyed hash of each user id, 63 bits, under a key derived from the secret; null stays null."""
+    key = hashlib.blake2b(secret, digest_size=siphash.KEY_BYTES).digest()
+    _, offsets, data = users.fill_null("").to_arrow(compat_level=pl.CompatLevel.oldest()).buffers()
+    edges = np.frombuffer(offsets, np.int64)[: len(users) + 1]
+    text = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+    hashes = siphash.siphash(text, edges[:-1], np.diff(edges), key) >> np.uint64(1)
+    return pl.select(pl.when(users.is_not_null()).then(pl.Series(hashes.astype(np.int64)))).to_series()

@@ -1,25 +1,21 @@
 """Batches of messages to columns, with the same verdict for each as `events.judge` alone would give.
 
-The fast path never guesses. From a message that the strict path has read, a *shape* is derived: a regular
-expression that fixes the order of keys, the white space and the kind of every value, and that allows no
-escapes, no line breaks and only short plain integers. What matches a shape is one line of JSON on which any two
-parsers agree, so the lines can be joined and read by polars; what matches none is judged one by one.
+The fast path takes what fits a template and is good in every field; it never guesses and never rejects. Whatever it
+leaves is judged one by one by the strict path.
 """
 
 from __future__ import annotations
 
-import io
-import re
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
-from ingest import events
-from ingest.events import Event, Reason, Rejection
-from ingest.text import as_text
+from ingest import events, template
+from ingest.events import Event, Rejection
+from ingest.template import Bools, Ints, Page, Template
 
 COLUMNS: dict[str, pl.DataType] = {
     "row": pl.UInt32(),
@@ -36,20 +32,15 @@ COLUMNS: dict[str, pl.DataType] = {
     "cost_micros": pl.Int64(),
 }
 
-_TEXT = r'"[^"\\\x00-\x1f]*"'
-_INT = r"(?:0|[1-9][0-9]{0,17})"
-_TIME = r'"(?:19|20)[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?(?:Z|[+-][01][0-9]:[0-5][0-9])"'
-_SCALAR = re.compile(rf"{_TEXT}|-?(?:0|[1-9][0-9]{{0,17}})(?:\.[0-9]{{1,17}})?|true|false|null")
-_MEMBER = re.compile(rf'([ ]*)"([^"\\\x00-\x1f]*)"([ ]*:[ ]*)({_SCALAR.pattern})([ ]*)')
-_PLAIN_KINDS = {name: (_INT if name in (*events.ID_FIELDS, "cost_micros") else _TEXT) for name in events.FIELDS}
-_KEPT_SHAPES = 16
-_JSON_SCHEMA = {
-    **dict.fromkeys(("event_id", "event_type", "country", "device", "user_id"), pl.String),
-    **dict.fromkeys((*events.ID_FIELDS, "cost_micros"), pl.Int64),
+_DEFAULTS = {
+    **dict.fromkeys(("event_type", "event_time", *events.ID_FIELDS, "cost_micros"), 0),
+    "country": events.DEFAULT_COUNTRY,
+    "device": events.DEFAULT_DEVICE,
 }
-_COUNTRY = pl.Enum(list(events.COUNTRIES))
-_DEVICE = pl.Enum(list(events.DEVICES))
-_TYPE = pl.Enum(list(events.EVENT_TYPES))
+_KEPT_TEMPLATES = 16
+# A page and the columns made from it stay in the processor's second-level cache.
+_PAGE_ROWS = 16_000
+_WORTHWHILE = 50
 
 
 @dataclass(frozen=True)
@@ -60,208 +51,142 @@ class Decoded:
     rejected: dict[int, Rejection]
 
 
-@dataclass(frozen=True)
-class _Shape:
-    pattern: str
-    time_is_text: bool
-
-
-def _shape_of(value: bytes) -> _Shape | None:
-    """The shape of a message, or None when messages like it must be judged one by one."""
-    try:
-        text = value.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-    if not (text.startswith("{") and text.endswith("}")):
-        return None
-    parts, seen, at, time_is_text = [r"^\{"], set(), 1, False
-    while True:
-        member = _MEMBER.match(text, at)
-        if member is None:
-            return None
-        before, key, colon, scalar, after = member.groups()
-        if key in seen:
-            return None
-        seen.add(key)
-        kind = _kind(key, scalar)
-        if kind is None:
-            return None
-        time_is_text |= kind is _TIME
-        parts.append(f'{before}"{re.escape(key)}"{colon}{kind}{after}')
-        at = member.end()
-        if text[at] == "}" and at == len(text) - 1:
-            break
-        if text[at] != ",":
-            return None
-        parts.append(",")
-        at += 1
-    return _Shape("".join(parts) + r"\}$", time_is_text)
-
-
-def _kind(key: str, scalar: str) -> str | None:
-    """The pattern for a value of this key, given one such value."""
-    if key not in _PLAIN_KINDS:
-        return f"(?:{_TEXT}|true|false|null|-?{_INT}(?:\\.[0-9]{{1,17}})?)"
-    if scalar == "null":
-        return "null"
-    if key == "event_time":
-        return _TIME if re.fullmatch(_TIME, scalar) else _INT if re.fullmatch(_INT, scalar) else None
-    kind = _PLAIN_KINDS[key]
-    return kind if re.fullmatch(kind, scalar) else None
-
-
 class Decoder:
-    """Keeps the shapes it has met. The verdicts do not depend on which those are."""
+    """Keeps the templates it has met. The verdicts do not depend on which those are."""
 
-    def __init__(self) -> None:
-        self._shapes: dict[_Shape, int] = {}
-        """How many messages of the last batch had each shape: the commonest is tried first."""
+    def __init__(self, *, worthwhile: int = _WORTHWHILE) -> None:
+        """`worthwhile` is the number of messages from which on a template is cheaper than the strict path."""
+        self._worthwhile = worthwhile
+        self._templates: dict[Template, int] = {}
+        """How many messages of the last batch fitted each: the commonest is tried first."""
 
     def decode(self, values: list[bytes | None], log_time_ms: npt.NDArray[np.int64]) -> Decoded:
         """Judge a batch; `log_time_ms[i]` is the Kafka timestamp of `values[i]`."""
-        rejected: dict[int, Rejection] = {}
-        frames: list[pl.DataFrame] = []
-        slow: list[int] = []
-        raw = pl.Series(values, dtype=pl.Binary)
-        if (raw.bin.size().max() or 0) > events.MAX_VALUE_BYTES:  # type: ignore[operator]
-            raw = raw.set(raw.bin.size() > events.MAX_VALUE_BYTES, None)
-        text = as_text(raw)
-        left = np.flatnonzero(text.is_not_null().to_numpy())
-        slow += np.flatnonzero(text.is_null().to_numpy()).tolist()
-        common = sorted(self._shapes, key=self._shapes.__getitem__, reverse=True)
-        self._shapes = dict.fromkeys(common[:_KEPT_SHAPES], 0)
-        for known in self._shapes:
-            if not left.size:
+        common = sorted((t for t, n in self._templates.items() if n), key=self._templates.__getitem__, reverse=True)
+        self._templates = dict.fromkeys(common[:_KEPT_TEMPLATES], 0)
+        frames, rejected = [pl.DataFrame(schema=COLUMNS)], dict[int, Rejection]()
+        for start in range(0, len(values), _PAGE_ROWS):
+            stop = start + _PAGE_ROWS
+            frames.append(self._decode_page(values[start:stop], log_time_ms[start:stop], start, rejected))
+        return Decoded(pl.concat(frames, rechunk=True), rejected)
+
+    def _decode_page(
+        self, values: list[bytes | None], log_time_ms: Ints, offset: int, rejected: dict[int, Rejection]
+    ) -> pl.DataFrame:
+        """Judge one page, whose first row is `offset`."""
+        page = Page(values)
+        taken = _Taken(page, log_time_ms)
+        left = np.flatnonzero(page.plain)
+        for known in self._templates:
+            left = self._take(known, taken, left)
+        for _ in range(_KEPT_TEMPLATES):
+            if left.size < self._worthwhile:
                 break
-            left = self._take(known, values, text, left, log_time_ms, frames, rejected)
-        learned = 0
-        while left.size and learned < _KEPT_SHAPES:
-            first = int(left[0])
-            shape = _shape_of(values[first] or b"")
-            if shape is None or shape in self._shapes:
-                slow.append(first)
-                left = left[1:]
-                learned += 1
-                continue
-            learned += 1
-            self._shapes[shape] = 0
-            left = self._take(shape, values, text, left, log_time_ms, frames, rejected)
-        slow += left.tolist()
-        if slow:
-            frames.append(_judge_each(values, slow, log_time_ms, rejected))
-        found = pl.concat(frames) if frames else pl.DataFrame(schema=COLUMNS)
-        return Decoded(found.sort("row") if len(frames) > 1 else found, rejected)
+            first = left[0]
+            learned = template.learn(values[first] or b"")
+            left = left[1:] if learned is None or learned in self._templates else self._take(learned, taken, left)
+            left = left[left != first]
+        fast, others = taken.columns(offset)
+        if not others:
+            return fast
+        slow = _judge_each(values, others, log_time_ms, offset, rejected)
+        return pl.concat([fast, slow]).sort("row") if slow.height else fast
 
-    def _take(
-        self,
-        shape: _Shape,
-        values: list[bytes | None],
-        text: pl.Series,
-        left: npt.NDArray[np.int64],
-        log_time_ms: npt.NDArray[np.int64],
-        frames: list[pl.DataFrame],
-        rejected: dict[int, Rejection],
-    ) -> npt.NDArray[np.int64]:
-        """Decode those of `left` that have this shape; returns the others."""
-        candidates = text if left.size == len(text) else text.gather(left)
-        fits = candidates.str.contains(shape.pattern).to_numpy()
-        if not fits.any():
+    def _take(self, known: Template, taken: _Taken, left: Ints) -> Ints:
+        """Decode those of `left` that fit; returns the others."""
+        if left.size < self._worthwhile:
             return left
-        rows = left[fits]
-        self._shapes[shape] += len(rows)
-        matched = values if rows.size == len(values) else [values[row] for row in rows.tolist()]
-        frames.append(_read(shape, matched, rows, log_time_ms[rows], rejected))
-        others: npt.NDArray[np.int64] = left[~fits]
-        return others
+        alike = taken.page.quote_count[left] == known.quotes
+        rows = left if alike.all() else left[alike]
+        if rows.size < self._worthwhile:
+            return left
+        fits = taken.take(known, rows)
+        self._templates[known] = self._templates.get(known, 0) + int(fits.sum())
+        others = ~alike
+        others[alike] = ~fits
+        remaining: Ints = left[others]
+        return remaining
 
 
-def _read(
-    shape: _Shape,
-    lines: list[bytes | None],
-    rows: npt.NDArray[np.int64],
-    log_time_ms: npt.NDArray[np.int64],
-    rejected: dict[int, Rejection],
-) -> pl.DataFrame:
-    """Columns of lines that all have one shape."""
-    schema: dict[str, pl.DataType | type[pl.DataType]] = {
-        **_JSON_SCHEMA,
-        "event_time": pl.String if shape.time_is_text else pl.Int64,
-    }
-    raw = pl.read_ndjson(io.BytesIO(b"\n".join(cast(list[bytes], lines))), schema=schema)
-    if raw.height != len(rows):
-        raise AssertionError(f"{len(rows)} lines gave {raw.height} rows")
-    if shape.time_is_text:
-        time = (
-            pl.col("event_time").str.to_datetime("%+", time_unit="ns", time_zone="UTC", strict=False).dt.epoch("ns")
-            // 1_000_000
-        )
-    else:
-        time = pl.col("event_time")
-    frame = raw.select(
-        pl.Series("row", rows, dtype=pl.UInt32),
-        "event_id",
-        pl.col("event_type").cast(_TYPE, strict=False).to_physical().cast(pl.UInt8),
-        time.alias("time_ms"),
-        *events.ID_FIELDS,
-        _coded("country", _COUNTRY, events.DEFAULT_COUNTRY, pl.UInt16),
-        _coded("device", _DEVICE, events.DEFAULT_DEVICE, pl.UInt8),
-        "user_id",
-        pl.col("cost_micros").fill_null(0),
-        _missing=pl.coalesce(*(pl.when(pl.col(n).is_null()).then(pl.lit(n)) for n in events.REQUIRED)),
-        log_time_ms=pl.Series(log_time_ms),
+class _Taken:
+    """Columns of a whole batch, filled template by template."""
+
+    def __init__(self, page: Page, log_time_ms: Ints) -> None:
+        self.page, self._log_time_ms = page, log_time_ms
+        size = len(page.starts)
+        self._done = np.zeros(size, bool)
+        self._numbers = {name: np.full(size, default, np.int64) for name, default in _DEFAULTS.items()}
+        self._spans = {
+            name: (np.zeros(size, np.int64), np.full(size, -1, np.int64)) for name in ("event_id", "user_id")
+        }
+
+    def take(self, known: Template, rows: Ints) -> Bools:
+        """Take those of `rows` that fit and are good in every field; returns which."""
+        found = template.read(known, self.page, rows)
+        fits = found.fits
+        time, log_time = found.numbers["event_time"], self._log_time_ms[rows]
+        fits &= (time >= log_time - events.MAX_BEHIND_MS) & (time <= log_time + events.MAX_AHEAD_MS)
+        fits &= (found.spans["event_id"][1] >= 1) & (found.spans["event_id"][1] <= events.MAX_EVENT_ID_BYTES)
+        if "user_id" in found.spans:
+            fits &= found.spans["user_id"][1] <= events.MAX_USER_ID_BYTES
+        if "cost_micros" in found.numbers:
+            fits &= found.numbers["cost_micros"] <= events.MAX_COST_MICROS
+        whole = bool(fits.all())
+        into = rows if whole else rows[fits]
+        for name, column in found.numbers.items():
+            self._numbers[name][into] = column if whole else column[fits]
+        for name, (start, length) in found.spans.items():
+            self._spans[name][0][into] = start if whole else start[fits]
+            self._spans[name][1][into] = length if whole else length[fits]
+        self._done[into] = True
+        return fits
+
+    def columns(self, offset: int) -> tuple[pl.DataFrame, list[int]]:
+        """What was taken, in order, with `row` counted from `offset`; and the rows of the page that were not."""
+        rows = np.flatnonzero(self._done)
+        every = len(rows) == len(self._done)
+        columns: dict[str, object] = {"row": rows + offset}
+        for name, column in self._numbers.items():
+            columns["time_ms" if name == "event_time" else name] = column if every else column[rows]
+        for name, (start, length) in self._spans.items():
+            columns[name] = _texts(self.page, start[rows], length[rows])
+        frame = pl.DataFrame(columns).select(pl.col(name).cast(kind) for name, kind in COLUMNS.items())
+        return frame, [] if every else np.flatnonzero(~self._done).tolist()
+
+
+def _texts(page: Page, start: Ints, length: Ints) -> pl.Series:
+    """Places in the page as a String series; null where the length is negative."""
+    if not len(start):
+        return pl.Series([], dtype=pl.String)
+    sizes = np.maximum(length, 0)
+    widest = max(1, int(sizes.max()))
+    cells = page.cells(start, widest)
+    if int(sizes.min()) < widest:
+        cells = cells[np.arange(widest) < sizes[:, None]]
+    offsets = np.zeros(len(start) + 1, np.int64)
+    np.cumsum(sizes, out=offsets[1:])
+    valid = pa.py_buffer(np.packbits(length >= 0, bitorder="little")) if (length < 0).any() else None
+    array = pa.LargeStringArray.from_buffers(
+        len(start), pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(cells)), valid
     )
-    verdict = pl.coalesce(
-        _when(~pl.col("event_id").str.len_bytes().is_between(1, events.MAX_EVENT_ID_BYTES), "event_id"),
-        _when(pl.col("event_type").is_null(), "event_type"),
-        _when(
-            pl.col("time_ms").is_null() | (pl.col("time_ms") < pl.col("log_time_ms") - events.MAX_BEHIND_MS),
-            "event_time",
-        ),
-        _when(pl.col("country").is_null(), "country"),
-        _when(pl.col("device").is_null(), "device"),
-        _when(pl.col("user_id").str.len_bytes() > events.MAX_USER_ID_BYTES, "user_id"),
-        _when(pl.col("cost_micros") > events.MAX_COST_MICROS, "cost_micros"),
-    )
-    ahead = pl.col("time_ms") - pl.col("log_time_ms")
-    judged = frame.with_columns(_bad=verdict, _ahead=ahead)
-    wrong = pl.col("_missing").is_not_null() | pl.col("_bad").is_not_null() | (pl.col("_ahead") > events.MAX_AHEAD_MS)
-    faulty = judged.filter(wrong)
-    if faulty.height:
-        for row, missing, bad, ms in faulty.select("row", "_missing", "_bad", "_ahead").iter_rows():
-            if missing is not None:
-                rejected[row] = Rejection(Reason.MISSING_FIELD, missing)
-            elif bad is not None:
-                rejected[row] = Rejection(Reason.BAD_VALUE, bad)
-            else:
-                rejected[row] = Rejection(Reason.FROM_THE_FUTURE, f"{ms} ms ahead")
-        judged = judged.filter(~wrong)
-    return judged.select(list(COLUMNS))
-
-
-def _when(condition: pl.Expr, name: str) -> pl.Expr:
-    return pl.when(condition).then(pl.lit(name))
-
-
-def _coded(name: str, kind: pl.Enum, default: int, dtype: type[pl.DataType]) -> pl.Expr:
-    """The code of an enumeration: the default for an absent value, null for a wrong one."""
-    code = pl.col(name).cast(kind, strict=False).to_physical().cast(dtype)
-    return pl.when(pl.col(name).is_null()).then(pl.lit(default, dtype=dtype)).otherwise(code).alias(name)
+    return pl.Series(pl.from_arrow(array), dtype=pl.String)
 
 
 def _judge_each(
     values: list[bytes | None],
     rows: list[int],
     log_time_ms: npt.NDArray[np.int64],
+    offset: int,
     rejected: dict[int, Rejection],
 ) -> pl.DataFrame:
-    """The strict path, one message at a time."""
+    """The strict path, one message at a time; rows are counted from `offset` in what comes out."""
     good: list[tuple[int, Event]] = []
     for row in rows:
         verdict = events.judge(values[row], int(log_time_ms[row]))
         if isinstance(verdict, Rejection):
-            rejected[row] = verdict
+            rejected[row + offset] = verdict
         else:
-            good.append((row, verdict))
+            good.append((row + offset, verdict))
     columns: dict[str, list[object]] = {"row": [row for row, _ in good]}
     for name in list(COLUMNS)[1:]:
         columns[name] = [getattr(event, name) for _, event in good]

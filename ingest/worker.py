@@ -13,29 +13,27 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
-import tenacity
 
-from infra import console, logs, topics
+from infra import console, faults, logs, topics
 from infra.clock import now_ms
 from infra.console import App
-from infra.errors import Fenced, Unavailable
+from infra.errors import Aborted, Fenced, Unavailable
 from infra.kafka import (
-    Aborted,
     Admin,
-    Committed,
+    Columns,
     GroupConsumer,
-    Record,
     TransactionalProducer,
-    offset_at,
-    read_to_end,
 )
+from infra.patience import in_sessions, patiently
+from infra.records import Committed, Record
 from infra.redis import Redis
 from infra.settings import Settings
 from ingest import batch, blocks, partials, salting, shedding
@@ -44,13 +42,12 @@ from ingest.batch import Judged, Position
 from ingest.blocks import SourceRange
 from ingest.decode import Decoder
 from ingest.dedup import decision as dedup
-from ingest.dedup.bloom import GrowingBloom
 from ingest.dedup.decision import MemoryLost, PartitionMemory
-from ingest.dedup.registry import Offsets, RedisRegistry, Registry, digest
+from ingest.dedup.registry import Offsets
+from ingest.dedup.takeover import Memories
 from ingest.events import Reason, Rejection
 
 STAGE = "ingest"
-_REBUILD_BATCH = 20_000
 _TELL_EVERY_S = 1.0
 
 
@@ -61,8 +58,6 @@ class Partition:
     position: Position
     memory: PartitionMemory
     active_at: float
-    rebuilds: dict[int, Future[GrowingBloom]] = field(default_factory=dict)
-    """Filters on their way, by generation."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +76,16 @@ class IngestWorker:
         self._settings, self._name = settings, name
         self._log = logs.get("ingest").bind(worker=name)
         self._redis = Redis(settings.redis)
-        self._registry: Registry = RedisRegistry(self._redis, settings.key_prefix)
+        self._memories = Memories(settings, self._redis, name)
         self._decoder = Decoder()
         self._horizon_ms = settings.dedup_horizon_s * 1000
         self._secret = settings.user_secret.get_secret_value().encode()
         self._policy = shedding.Policy()
         self._level = shedding.Level.NORMAL
         self._owned: dict[int, Partition] = {}
+        self._doubted = 0
         self._announced: dict[int, tuple[int | None, bool]] = {}
         self._stopping = threading.Event()
-        self._rebuilder = ThreadPoolExecutor(1, thread_name_prefix="rebuild")
         self._told_at = self._sent_at = 0.0
         self._consumer: GroupConsumer
         self._producer: TransactionalProducer
@@ -101,21 +96,13 @@ class IngestWorker:
 
     def run(self) -> None:
         """Consume until stopped; start a new session, with a growing pause, after each loss."""
-        failures = 0
-        while not self._stopping.is_set():
-            started = time.monotonic()
-            try:
-                self._session()
-            except (Fenced, Unavailable, MemoryLost) as error:
-                failures = 0 if time.monotonic() - started > 30 else failures + 1
-                self._log.warning("starting over", why=str(error), failures=failures)
-                self._stopping.wait(min(10.0, 0.2 * 2**failures))
-        self._rebuilder.shutdown(cancel_futures=True)
+        in_sessions(self._session, self._stopping, self._log, (Fenced, Unavailable, MemoryLost))
+        self._memories.close()
 
     def _session(self) -> None:
         settings = self._settings
         self._owned.clear()
-        self._producer = TransactionalProducer(settings.kafka, f"{settings.key_prefix}{self._name}")
+        self._producer = TransactionalProducer(settings.kafka, f"{settings.key_prefix}{self._name}", STAGE)
         self._producer.open()
         self._consumer = GroupConsumer(
             settings.kafka,
@@ -123,20 +110,27 @@ class IngestWorker:
             settings.topic(topics.EVENTS),
             self._assigned,
             self._revoked,
+            settings.session_timeout_ms,
         )
         try:
             while not self._stopping.is_set():
                 messages = self._consumer.consume(settings.ingest_batch, settings.ingest_linger_ms / 1000)
-                self._adopt_rebuilt()
+                for partition in self._owned.values():
+                    self._memories.adopt_filled(partition.memory)
                 try:
                     if messages:
-                        self._step(self._process(messages))
+                        # Until Redis is back nothing more is consumed. Ids recorded twice are recorded once.
+                        outcome = self._patiently(partial(self._process, messages))
+                        self._step(outcome)
                     elif self._heartbeat_due():
                         self._step(Outcome(list(self._blocks(partials.empty(), {})), {}, {}))
                 except Aborted as error:
                     self._log.warning("transaction aborted, rolled back", why=str(error))
                     self._roll_back()
                 self._tell()
+        except MemoryLost:
+            self._memories.keep({p: (s.position.offset, s.memory) for p, s in self._owned.items()})
+            raise
         finally:
             self._owned.clear()
             self._consumer.close()
@@ -145,6 +139,7 @@ class IngestWorker:
 
     def _assigned(self, partitions: list[int]) -> dict[int, int]:
         """Take partitions over at their committed positions, with their memory checked or rebuilt."""
+        faults.point("ingest.assigned")
         self._owned.clear()
         self._announced.clear()
         topic = self._settings.topic(topics.EVENTS)
@@ -156,200 +151,80 @@ class IngestWorker:
                     lambda: Admin(self._settings.kafka).starts(topic, self._settings.event_partitions)
                 )
                 position = Position(firsts[found.partition])
-                self._patiently(lambda p=found.partition, o=position.offset: self._begin_memory(p, o))
+                self._patiently(partial(self._memories.begin, found.partition, position.offset))
             self._owned[found.partition] = Partition(
                 position,
-                self._patiently(lambda p=found.partition, q=position: self._memory_of(p, q)),
+                self._patiently(partial(self._memories.of, found.partition, position)),
                 time.monotonic(),
             )
-            self._start_rebuild(self._owned[found.partition])
+        self._memories.taken()
         self._log.info("partitions assigned", positions={p: s.position.offset for p, s in self._owned.items()})
         return {p: s.position.offset for p, s in self._owned.items()}
 
-    def _begin_memory(self, partition: int, offset: int) -> None:
-        # Another worker may have recorded before its first commit: its ids are those of a replay.
-        if self._registry.recorded_up_to(partition) is None:
-            self._registry.begin(partition, offset)
-
     def _revoked(self, partitions: list[int]) -> None:
+        faults.point("ingest.revoked")
         for partition in partitions:
             self._owned.pop(partition, None)
 
-    def _patiently(self, call: Any) -> Any:
-        """Retry while a backend is away: inside a rebalance there is nothing else to do."""
-        for attempt in tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(Unavailable),
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=5),
-            stop=tenacity.stop_when_event_set(self._stopping),
-            reraise=True,
-        ):
-            with attempt:
-                return call()
-        raise AssertionError
-
-    def _memory_of(self, partition: int, position: Position) -> PartitionMemory:
-        """The memory at a position: from Redis, or, where Redis lost it, from the log itself."""
-        recorded = self._registry.recorded_up_to(partition)
-        generation = position.log_time_ms // self._horizon_ms
-        if recorded is None or recorded < position.offset:
-            self._log.warning(
-                "redis lost its memory", partition=partition, recorded=recorded, committed=position.offset
-            )
-            return self._memory_from_log(partition, position)
-        return PartitionMemory(partition, recorded, generation)
-
-    def _memory_from_log(self, partition: int, position: Position) -> PartitionMemory:
-        """Read the ids of the last horizons from ad-events again, by the same rules, up to `position`."""
-        topic, kafka = self._settings.topic(topics.EVENTS), self._settings.kafka
-        generation = position.log_time_ms // self._horizon_ms
-        # Ids of two generations are looked up; the one before tells which of those were copies themselves.
-        start = offset_at(kafka, topic, partition, max(0, generation - 2) * self._horizon_ms)
-        start = min(start, position.offset)
-        self._registry.forget(partition)
-        memory = PartitionMemory(partition, start, assigned_generation=-1)
-        self._registry.begin(partition, start)
-        if start >= position.offset:
-            return memory
-        log_time, pending = 0, list[Any]()
-
-        def record() -> None:
-            nonlocal log_time
-            if not pending:
-                return
-            stamps = np.array([m.timestamp()[1] for m in pending], np.int64)
-            times = batch.log_times(stamps, log_time)
-            valid = self._decoder.decode([m.value() for m in pending], times).events
-            rows = valid["row"].to_numpy()
-            offsets = np.array([m.offset() for m in pending], np.int64)
-            generations = times[rows] // self._horizon_ms
-            judged = dedup.decide(memory, self._registry, digest(valid["event_id"]), offsets[rows], generations)
-            self._record(memory, judged, int(offsets[-1]) + 1, generation)
-            dedup.remember(memory, judged)
-            log_time = int(times[-1])
-            pending.clear()
-
-        for message in read_to_end(kafka, topic, partition, start):
-            if message.offset() >= position.offset:
-                break
-            pending.append(message)
-            if len(pending) >= _REBUILD_BATCH:
-                record()
-        record()
-        if memory.recorded_up_to < position.offset:
-            self._registry.begin(partition, position.offset)
-            memory.recorded_up_to = position.offset
-        memory.assigned_generation = generation
-        self._log.info("memory rebuilt from the log", partition=partition, from_offset=start, to_offset=position.offset)
-        return memory
-
-    def _start_rebuild(self, partition: Partition) -> None:
-        """Fill the filters from Redis in the background, newest generation first."""
-        memory = partition.memory
-        for generation in (memory.assigned_generation, memory.assigned_generation - 1):
-            partition.rebuilds[generation] = self._rebuilder.submit(self._read_filter, memory.partition, generation)
-
-    def _read_filter(self, partition: int, generation: int) -> GrowingBloom:
-        found = GrowingBloom()
-        client = Redis(self._settings.redis)
-        try:
-            for page in RedisRegistry(client, self._settings.key_prefix).pages(partition, generation):
-                if len(page):
-                    found.add(page)
-                if self._stopping.is_set():
-                    raise Unavailable("stopping: this filter is not whole")
-        finally:
-            client.close()
-        return found
-
-    def _adopt_rebuilt(self) -> None:
-        """Put finished filters to use. What was added meanwhile is in Redis, too, but may have been missed by the scan."""
-        for partition in self._owned.values():
-            memory = partition.memory
-            for generation, future in [(g, f) for g, f in partition.rebuilds.items() if f.done()]:
-                del partition.rebuilds[generation]
-                if future.exception() is not None:
-                    # Until it is there all ids count as positive, which is slow and right. Try again.
-                    partition.rebuilds[generation] = self._rebuilder.submit(
-                        self._read_filter, memory.partition, generation
-                    )
-                    continue
-                found = future.result()
-                if generation in memory.filters:
-                    found.join(memory.filters[generation])
-                memory.filters[generation] = found
-                memory.complete.add(generation)
+    def _patiently(self, call: Callable[[], Any]) -> Any:
+        """Retry while a backend is away: inside a rebalance, and with a batch in hand, there is nothing else to do."""
+        return patiently(call, self._stopping, self._log)
 
     # -- the path of a batch --------------------------------------------------------------------------------
 
     def _process(self, messages: list[Any]) -> Outcome:
         """Judge the messages and lay out the transaction. Records ids in Redis on the way. Raises Unavailable."""
-        mine = self._sort(messages)
+        columns = Columns.of(messages)
+        mine = self._sort(columns)
         if not mine:
             return Outcome(list(self._blocks(partials.empty(), {})), {}, {})
-        values = [m.value() for _, group, _ in mine for m in group]
-        times: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+        order = np.concatenate([rows for _, rows in mine])
+        times: list[Offsets] = []
         ends: dict[int, Position] = {}
-        for p, group, offsets in mine:
+        for p, rows in mine:
             before = self._owned[p].position
-            stamps = np.array([m.timestamp()[1] for m in group], np.int64)
-            times.append(batch.log_times(stamps, before.log_time_ms))
-            ends[p] = Position(int(offsets[-1]) + 1, before.watermark_ms, int(times[-1][-1]))
-        decoded = self._decoder.decode(values, np.concatenate(times))
+            times.append(batch.log_times(columns.timestamps_ms[rows], before.log_time_ms))
+            ends[p] = Position(int(columns.offsets[rows[-1]]) + 1, before.watermark_ms, int(times[-1][-1]))
+        decoded = self._decoder.decode([columns.values[i] for i in order.tolist()], np.concatenate(times))
+        at = decoded.events["row"].to_numpy()
         judged: dict[int, Judged] = {}
         start = 0
-        for (p, group, offsets), log_time in zip(mine, times, strict=True):
-            stop = start + len(group)
-            valid = decoded.events.filter(pl.col("row").is_between(start, stop, closed="left"))
-            rows = valid["row"].to_numpy() - start
-            judged[p] = self._judge(p, valid, offsets[rows], log_time[rows], ends[p])
-            start = stop
-        flat = [m for _, group, _ in mine for m in group]
-        return self._lay_out(flat, judged, decoded.rejected)
+        for (p, rows), log_time in zip(mine, times, strict=True):
+            first, last = np.searchsorted(at, (start, start + len(rows)))
+            valid = decoded.events[int(first) : int(last)]
+            here = at[first:last] - start
+            judged[p] = self._judge(p, valid, columns.offsets[rows[here]], log_time[here], ends[p])
+            start += len(rows)
+        return self._lay_out([messages[i] for i in order.tolist()], judged, decoded.rejected)
 
-    def _sort(self, messages: list[Any]) -> list[tuple[int, list[Any], Offsets]]:
-        """Messages and their offsets by partition, in offset order.
+    def _sort(self, columns: Columns) -> list[tuple[int, npt.NDArray[np.intp]]]:
+        """Which messages are of which partition, in offset order.
 
         After a rebalance in the middle of a `consume`, some may belong to partitions that are gone, or come a second
         time: those are left out.
         """
-        by_partition: dict[int, list[Any]] = {}
-        for message in messages:
-            by_partition.setdefault(message.partition(), []).append(message)
         mine = []
-        for p in sorted(by_partition.keys() & self._owned.keys()):
-            group = by_partition[p]
-            offsets = np.array([m.offset() for m in group], np.int64)
-            first = self._owned[p].position.offset
+        for p in sorted(set(np.unique(columns.partitions).tolist()) & self._owned.keys()):
+            rows = np.flatnonzero(columns.partitions == p)
+            offsets, first = columns.offsets[rows], self._owned[p].position.offset
             if offsets[0] < first or (np.diff(offsets) <= 0).any():
                 highest = np.concatenate(([first - 1], np.maximum.accumulate(offsets)[:-1]))
-                new = offsets > np.maximum(highest, first - 1)
-                group, offsets = [m for m, kept in zip(group, new, strict=True) if kept], offsets[new]
-            if group:
-                mine.append((p, group, offsets))
+                rows = rows[offsets > np.maximum(highest, first - 1)]
+            if rows.size:
+                mine.append((p, rows))
         return mine
 
     def _judge(self, p: int, valid: pl.DataFrame, offsets: Any, log_time: Any, end: Position) -> Judged:
         partition = self._owned[p]
         level = self._level if self._settings.shed == "on" else shedding.Level.NORMAL
         judged = batch.judge(
-            valid, offsets, log_time, partition.position, end, partition.memory, self._registry,
+            valid, offsets, log_time, partition.position, end, partition.memory, self._memories.registry,
             horizon_ms=self._horizon_ms, level=level, policy=self._policy, secret=self._secret,
         )  # fmt: skip
-        self._record(partition.memory, judged.copies, end.offset, end.log_time_ms // self._horizon_ms)
+        committed_generation = partition.position.log_time_ms // self._horizon_ms
+        self._memories.record(partition.memory, judged.copies, end.offset, committed_generation)
+        faults.point("ingest.recorded")
         return judged
-
-    def _record(self, memory: PartitionMemory, judged: dedup.Decision, up_to: int, generation: int) -> None:
-        if not judged.news and up_to == memory.recorded_up_to:
-            return
-        if not self._registry.record(
-            memory.partition,
-            judged.news,
-            expected=memory.recorded_up_to,
-            up_to=up_to,
-            oldest_generation=generation - 3,
-        ):
-            raise MemoryLost(f"Redis lost the ids of partition {memory.partition}")
-        memory.recorded_up_to = max(memory.recorded_up_to, up_to)
 
     def _lay_out(self, messages: list[Any], judged: dict[int, Judged], rejected: dict[int, Rejection]) -> Outcome:
         after = {p: j.after for p, j in judged.items()}
@@ -417,6 +292,7 @@ class IngestWorker:
             if partition is None:
                 continue
             partition.position, partition.active_at = after, time.monotonic()
+            self._doubted += int(outcome.judged[p].copies.doubt.sum())
             dedup.remember(partition.memory, outcome.judged[p].copies)
             partition.memory.turn(after.log_time_ms // self._horizon_ms)
 
@@ -457,6 +333,7 @@ class IngestWorker:
             "worker": self._name,
             "level": self._level.name.lower(),
             "lag": lag,
+            "doubt": self._doubted,
             "partitions": {
                 str(p): {"offset": s.position.offset, "watermark_ms": s.position.watermark}
                 for p, s in self._owned.items()

@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -20,7 +19,7 @@ from infra import console, pipeline_state, topics
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso, now_ms
 from infra.console import App
 from infra.embedded.state import Folder
-from infra.errors import AdclickError, Unavailable
+from infra.errors import AdclickError
 from infra.kafka import read_to_end
 from infra.settings import Settings
 from ingest.replay import Pace, replay_files
@@ -116,14 +115,10 @@ class Demo:
         began = time.monotonic()
         with self._app.progress("counting", self._events) as bar:
             while True:
-                state = None
-                with suppress(Unavailable):
-                    state = pipeline_state.collect(settings)
-                    left = state["topics"][topic]
-                    bar.update(bar.tasks[0].id, completed=max(0, self._events - left))
-                caught_up = (
-                    state is not None and not left and (state["watermark"] or "") >= iso(end_ms - 10 * MINUTE_MS)
-                )
+                state = pipeline_state.collect(settings)
+                left = state["topics"].get(topic, self._events)
+                bar.update(bar.tasks[0].id, completed=max(0, self._events - left))
+                caught_up = not left and (state["watermark"] or "") >= iso(end_ms - 10 * MINUTE_MS)
                 if caught_up and all(truths.total_is(client, c, spec.start_ms + 3 * HOUR_MS, end_ms) for c in busy):
                     break
                 if time.monotonic() - began > _PATIENCE_S:

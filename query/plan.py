@@ -17,11 +17,15 @@ EXACT = (EXACT_HOURS, EXACT_DAYS)
 class Borders:
     """Taken once per question, and passed to every part of it.
 
-    `warm_ms`, `cold_ms`: hours and days that end at or before this are in the tier, on every shard; None: none are.
+    `warm_ms`, `cold_ms`: hours and days that end at or before this are in the tier, on every shard, and no event can
+    change them any more; None: none are. `warm_closed_ms`: hours that end at or before this are in the tier, but minutes
+    may be ahead of them by what came late; they serve where minutes are not held from `hot_from_ms` on.
     `runs`: start of a reconciled day → its current run. `watermark_ms`: the closing watermark.
     """
 
     warm_ms: int | None = None
+    warm_closed_ms: int | None = None
+    hot_from_ms: int | None = 0
     cold_ms: int | None = None
     watermark_ms: int | None = None
     runs: dict[int, str] = field(default_factory=dict)
@@ -65,5 +69,8 @@ def _next(at: int, end_ms: int, borders: Borders, whole_days: bool) -> Piece:
         if run is not None:
             return Piece(EXACT_HOURS, at, hour_end, run)
         if borders.warm_ms is not None and hour_end <= borders.warm_ms:
+            return Piece(WARM, at, hour_end)
+        lost = borders.hot_from_ms is None or at < borders.hot_from_ms
+        if lost and borders.warm_closed_ms is not None and hour_end <= borders.warm_closed_ms:
             return Piece(WARM, at, hour_end)
     return Piece(HOT, at, min(hour_end, end_ms))

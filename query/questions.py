@@ -11,16 +11,23 @@ import random
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import polars as pl
 
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso
 from ingest.synthetic.generator import Truth
-from query.command import Client
 
 MEASURES = ("impressions", "clicks", "conversions", "spend_micros", "late_events")
 GROUPS = ("ad_id", "publisher_id", "country", "device")
 Rows = dict[tuple[object, ...], tuple[int, ...]]
+
+
+class Asked(Protocol):
+    """Whoever answers questions: a router over HTTP, or one in this process."""
+
+    def get(self, path: str, parameters: list[tuple[str, str]]) -> dict[str, Any]:
+        """The answer to GET path?parameters."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +121,11 @@ class Truths:
 
         return dt.datetime.fromtimestamp(time_ms // 1000, zoneinfo.ZoneInfo(zone)).isoformat()
 
-    def total_is(self, client: Client, campaign: int, start_ms: int, end_ms: int) -> bool:
+    def total_is(self, client: Asked, campaign: int, start_ms: int, end_ms: int) -> bool:
         """Whether the router's total of a campaign is the truth by now."""
         return not self.check(client, Ask("total", ("campaign_id", (campaign,)), start_ms, end_ms, "total")).wrong
 
-    def check(self, client: Client, ask: Ask) -> Verdict:
+    def check(self, client: Asked, ask: Ask) -> Verdict:
         """Ask the router, page by page, and compare."""
         began = time.perf_counter()
         found: Rows = {}

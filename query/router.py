@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from infra.clickhouse.client import ClickHouse
-from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
+from infra.clock import DAY_MS, HOUR_MS, iso
 from infra.errors import Unavailable
 from infra.redis import Redis
 from infra.settings import Settings
@@ -92,12 +93,12 @@ class Router:
         if len(failures) == 2 or (span is None and question.grain == "minute"):
             raise NothingLeft(str(failures[0]))
         marks = [m for m in (span.watermark_ms if span else None, borders.watermark_ms) if m is not None]
-        return span, Borders(borders.warm_ms, borders.cold_ms, max(marks, default=None), borders.runs)
+        hot_from_ms = None if span is None else span.held_from_ms
+        return span, replace(borders, watermark_ms=max(marks, default=None), hot_from_ms=hot_from_ms)
 
     def _read(
         self, question: Question, pieces: list[Piece], span: Span | None, warnings: list[str]
     ) -> tuple[Table, int, list[Piece]]:
-        now = now_ms()
         asked = []
         for piece in pieces:
             if piece.tier == HOT:
@@ -106,7 +107,7 @@ class Router:
                 asked.append(
                     (
                         piece,
-                        self._pool.submit(self.hot.read, question, piece.start_ms, piece.end_ms, span, now),
+                        self._pool.submit(self.hot.read, question, piece.start_ms, piece.end_ms, span),
                     )
                 )
             else:

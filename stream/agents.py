@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import faust
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from infra import logs
+from infra import faults, logs, topics
 from infra.clock import now_ms
 from infra.settings import Settings
 from ingest import blocks
@@ -23,8 +24,8 @@ from stream import chunks
 from stream.stage import MAX_PENDING_ROWS, STAGES, Sink, Stage, StagePartition
 
 _DEAD_LIMIT_S = 5.0
-# Hours and days are shown at their close; only minutes must be fresh.
-_SLOWER = {"minute": 1, "hour": 3, "day": 3}
+_SETTLE_S = 4.0
+_THREADS = 16
 
 
 class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
@@ -39,6 +40,11 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
 class _Consumer(driver.Consumer):  # type: ignore[misc]
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        """Nothing. Faust notes each transaction marker in a tree that only its own commits prune, and sorts all of it anew
+        each time: after eight minutes that was two thirds of a worker's CPU, and growing.
+        """
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Our fences instead of the group's offsets. From memory only: a slow answer here hangs the worker."""
@@ -70,10 +76,15 @@ class Agents:
         self._log = logs.get("stream")
         self._owned: dict[TP, StagePartition] = {}
         self._by_topic = {settings.topic(stage.source): stage for stage in STAGES.values()}
+        self._taking: list[StagePartition] = []
+        self._recoveries: list[Future[None]] = []
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="partition")
         self._locks: dict[TP, asyncio.Lock] = {}
         self.failure: BaseException | None = None
+        self._watched: Any = None
+        self._heard_at = 0.0
         self.app = StreamApp(
-            settings.topic("adclick-stream"),
+            settings.topic(topics.STREAM_GROUP),
             fences=self._fences,
             broker=f"kafka://{settings.kafka}",
             datadir=datadir,
@@ -86,8 +97,8 @@ class Agents:
             broker_commit_interval=1.0,
             # Faust's commits mean nothing here; without this it warns that there are none.
             broker_commit_livelock_soft_timeout=10.0**9,
-            broker_session_timeout=6,
-            broker_heartbeat_interval=1,
+            broker_session_timeout=settings.session_timeout_ms / 1000,
+            broker_heartbeat_interval=settings.session_timeout_ms / 5000,
             broker_request_timeout=20,
             consumer_max_fetch_size=8 << 20,
             consumer_auto_offset_reset="earliest",
@@ -138,33 +149,65 @@ class Agents:
     # -- ownership ------------------------------------------------------------------------------------------
 
     async def _revoked(self, _app: Any, revoked: set[TP], **_: Any) -> None:
-        for tp in list(revoked):
-            owned = self._owned.pop(tp, None)
-            if owned is not None:
-                owned.die()
+        if revoked:
+            faults.point("stream.revoked")
+        for owned in [*self._owned.values(), *self._taking]:
+            owned.die()
+        for tp in revoked:
+            self._owned.pop(tp, None)
+        await self._settle()
+
+    async def _settle(self) -> None:
+        """Wait for recoveries that were overtaken: one that registers its id late would fence the partition's next owner."""
+        running = [asyncio.wrap_future(f) for f in self._recoveries if not f.done()]
+        if running:
+            await asyncio.wait(running, timeout=_SETTLE_S)
 
     async def _recover(self, _app: Any, **_: Any) -> None:
         """Take over what was assigned. Runs inside the rebalance: the input flows when this returns."""
-        generation = self.app.consumer_generation_id
-        wanted = [tp for tp in self.app.consumer.assignment() if tp.topic in self._by_topic]
-        for owned in self._owned.values():
+        for owned in [*self._owned.values(), *self._taking]:
             owned.die()
         self._owned.clear()
+        await self._settle()
+        generation = self.app.consumer_generation_id
+        wanted = [tp for tp in self.app.consumer.assignment() if tp.topic in self._by_topic]
         taken = {
-            tp: StagePartition(self._settings, self._by_topic[tp.topic], tp.partition, self._make_sink) for tp in wanted
+            tp: StagePartition(
+                self._settings, self._by_topic[tp.topic], tp.partition, self._make_sink, self._member_since
+            )
+            for tp in wanted
         }
-        loop = asyncio.get_running_loop()
+        self._taking = list(taken.values())
+        self._recoveries = [self._pool.submit(p.recover) for p in taken.values()]
         started = time.monotonic()
         try:
-            await asyncio.gather(*(loop.run_in_executor(None, p.recover) for p in taken.values()))
+            # Faust may cancel this: the threads go on, and `_settle` waits for them.
+            await asyncio.gather(*(asyncio.shield(asyncio.wrap_future(f)) for f in self._recoveries))
         except Exception as error:
-            self._fail(error)
+            if not all(p.dead.is_set() for p in taken.values()):
+                self._fail(error)
             return
-        if self.app.consumer_generation_id != generation:
+        if self.app.consumer_generation_id != generation or any(p.dead.is_set() for p in taken.values()):
             self._log.info("assignment changed while recovering")
             return
         self._owned = taken
         self._log.info("partitions recovered", count=len(taken), seconds=round(time.monotonic() - started, 2))
+
+    def _member_since(self, moment: float) -> bool:
+        """Whether the group's coordinator has taken a heartbeat of this member after a moment of `time.monotonic`."""
+        coordinator = self.app.consumer._thread._ensure_consumer()._coordinator
+        if coordinator is not self._watched:
+            beat = coordinator._do_heartbeat
+
+            async def watched() -> bool:
+                taken = bool(await beat())
+                # A heartbeat is taken during a rebalance, too: then somebody else may own our partitions soon.
+                if taken and not coordinator._rejoin_needed_fut.done():
+                    self._heard_at = time.monotonic()
+                return taken
+
+            coordinator._do_heartbeat, self._watched = watched, coordinator
+        return self._heard_at > moment
 
     def _fences(self) -> dict[TP, int]:
         return {tp: owned.state.next_message for tp, owned in self._owned.items()}
@@ -172,23 +215,26 @@ class Agents:
     # -- flush ----------------------------------------------------------------------------------------------
 
     async def _tick(self, *_: Any) -> None:
-        self._ticks = getattr(self, "_ticks", 0) + 1
         for tp, owned in list(self._owned.items()):
             if owned.dead.is_set():
                 if owned.dead_since is not None and time.monotonic() - owned.dead_since > _DEAD_LIMIT_S:
                     self._fail(RuntimeError(f"{owned.where}: fenced, and no new assignment came"))
                 continue
             lock = self._locks.setdefault(tp, asyncio.Lock())
-            if self._ticks % _SLOWER[owned.stage.name] == 0 and not lock.locked():
+            if not lock.locked():
                 task = asyncio.ensure_future(self._flush(owned, lock))
                 task.add_done_callback(self._flushed)
 
     async def _flush(self, owned: StagePartition, lock: asyncio.Lock) -> None:
         async with lock:
-            if owned.dead.is_set() or not owned.state.flush_due(now_ms(), clock=owned.stage.name == "minute"):
+            if owned.dead.is_set():
                 return
-            owned.state.begin_flush()
-            await asyncio.get_running_loop().run_in_executor(None, owned.flush)
+            loop = asyncio.get_running_loop()
+            if owned.flush_due(now_ms()):
+                owned.state.begin_flush()
+                await loop.run_in_executor(self._pool, owned.flush)
+            elif owned.refresh_due():
+                await loop.run_in_executor(self._pool, owned.refresh)
 
     def _flushed(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled() and task.exception() is not None:

@@ -18,6 +18,7 @@ SCHEMA_VERSION = blocks.SCHEMA_VERSION
 # Beside the sums of a partial: rows that came when their window (of this stage's grain) was closed.
 CHANGED = "changed"
 SCHEMA = pl.Schema({**partials.SCHEMA, CHANGED: pl.Int64()})
+_SAMPLED_KEYS, _WORTHWHILE = 8, 0.8
 
 
 class ChunkHeader(msgspec.Struct, frozen=True):
@@ -49,6 +50,11 @@ def key(header: ChunkHeader, part: int) -> bytes:
     return f"{header.sequence:020d}:{part:05d}".encode()
 
 
+def sequence_of(key: bytes) -> int:
+    """The sequence in a message's key."""
+    return int(key.split(b":", 1)[0])
+
+
 def encode(frame: pl.DataFrame, header: ChunkHeader) -> Iterator[tuple[bytes, bytes]]:
     """(key, value) of each message of a chunk, in order."""
     parts = blocks.split(frame)
@@ -68,3 +74,9 @@ def merge(frames: list[pl.DataFrame]) -> pl.DataFrame:
     if not frames:
         return empty()
     return partials.merge(frames, extra=(CHANGED,)).select(list(SCHEMA))
+
+
+def repeats(frame: pl.DataFrame) -> bool:
+    """Whether merging would drop a fifth of the rows or more, judged by the rows of an eighth of the keys."""
+    sample = frame.filter((pl.col("ad_id") + pl.col("publisher_id")) % _SAMPLED_KEYS == 0)
+    return sample.select(list(partials.KEYS)).n_unique() < _WORTHWHILE * sample.height

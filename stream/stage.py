@@ -2,21 +2,23 @@
 
 recover   register the transactional id (which fences a predecessor), then read the log to its end
 flush     delta → one transaction with state chunk and next stage's chunk → sink
+settle    after a fence by a broker that was away: register again, and look in the log whether the flush is there
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import tenacity
-
-from infra import logs, topics
-from infra.errors import Fenced, Unavailable
-from infra.kafka import Aborted, Record, TransactionalProducer, read_to_end
+from infra import faults, logs, topics
+from infra.errors import Aborted, Fenced, Unavailable
+from infra.kafka import TransactionalProducer, read_to_end
+from infra.patience import patiently
+from infra.records import Record
 from infra.settings import Settings
 from stream import chunks
 from stream.state import Changes, StageState
@@ -24,16 +26,25 @@ from stream.windows import GRAINS
 
 # Applied rows that may wait for their flush before the agent stops taking more.
 MAX_PENDING_ROWS = 1_000_000
+# Hours and days are shown at their close: the longer their flushes wait, the more rows meet in one. Corrections of
+# closed ones are waited for.
+_REFRESH_S = 2.0
+_COARSE_FLUSH_S, _CORRECTING_FLUSH_S = 10.0, 1.5
+# Nobody sees minutes fresh that come late: while catching up, fewer and larger flushes cost less.
+_BEHIND_MS, _BEHIND_FLUSH_S, _BEHIND_ROWS = 1_000, 1.0, 250_000
 
 
 class Sink(Protocol):
-    """Where a stage shows its windows. Both may raise Unavailable and are then called again."""
+    """Where a stage shows its windows. Every method may raise Unavailable and is then called again."""
 
     def attach(self, state: StageState) -> None:
         """Bring the tier up to a state that was just recovered."""
 
     def write(self, changes: Changes, state: StageState) -> None:
         """Show what a flush made durable."""
+
+    def refresh(self, state: StageState) -> None:
+        """When nothing was written for a while: bring back what the tier has lost meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +73,15 @@ class StagePartition:
     """State, producer and sink of one (stage, partition). Dead once ownership is lost: it then writes nothing."""
 
     def __init__(
-        self, settings: Settings, stage: Stage, partition: int, make_sink: Callable[[Stage, int], Sink]
+        self,
+        settings: Settings,
+        stage: Stage,
+        partition: int,
+        make_sink: Callable[[Stage, int], Sink],
+        member_since: Callable[[float], bool],
     ) -> None:
+        """`member_since` tells whether the group has confirmed this worker after a moment of `time.monotonic`."""
+        self._member_since = member_since
         self.stage, self.partition = stage, partition
         self._settings = settings
         self._sink = make_sink(stage, partition)
@@ -71,7 +89,10 @@ class StagePartition:
         self.state = StageState(stage.grain_ms, settings.event_partitions)
         self.dead = threading.Event()
         self.dead_since: float | None = None
+        self._flushed_at = self._looked_at = 0.0
         self._producer: TransactionalProducer | None = None
+        self._aborted = False
+        self._too_old = 0
 
     @property
     def where(self) -> str:
@@ -85,55 +106,110 @@ class StagePartition:
             self.dead.set()
 
     def recover(self) -> None:
-        """Take over from a predecessor. Blocks; raises Unavailable, CorruptLog."""
-        settings, stage = self._settings, self.stage
-        self._producer = TransactionalProducer(settings.kafka, f"{settings.key_prefix}{stage.name}-{self.partition}")
-        self._producer.open()
-        topic = settings.topic(stage.state_topic)
+        """Take over from a predecessor, unless dead by then. Blocks, also while Kafka is away; raises CorruptLog."""
+        with contextlib.suppress(Unavailable):
+            self._patiently(self._restore)
+            self._patiently(lambda: self._sink.attach(self.state))
+
+    def _restore(self) -> None:
+        self._open()
+        faults.point(f"{self.stage.name}.recovering")
+        state = StageState(self.stage.grain_ms, self._settings.event_partitions)
         live: dict[bytes, bytes] = {}
-        for message in read_to_end(settings.kafka, topic, self.partition):
+        for message in self._read_log():
             key, value = message.key(), message.value()
             if value is None:
                 live.pop(key, None)
             else:
                 live[key] = value
-        self.state.restore(list(live.items()), f"{topic}/{self.partition}")
-        self._patiently(lambda: self._sink.attach(self.state))
+        state.restore(list(live.items()), f"{self._settings.topic(self.stage.state_topic)}/{self.partition}")
+        self.state = state
 
-    def _patiently(self, call: Callable[[], Any]) -> None:
+    def _open(self) -> None:
+        """Register the transactional id: whoever had it is fenced, and its open transaction settled."""
+        self._check_alive()
+        name = f"{self._settings.key_prefix}{self.stage.name}-{self.partition}"
+        producer = TransactionalProducer(self._settings.kafka, name, self.stage.name)
+        try:
+            producer.open()
+        except Fenced as error:
+            raise Unavailable(str(error)) from error
+        self._producer = producer
+
+    def _read_log(self) -> Iterator[Any]:
+        for message in read_to_end(self._settings.kafka, self._settings.topic(self.stage.state_topic), self.partition):
+            self._check_alive()
+            yield message
+
+    def _check_alive(self) -> None:
+        if self.dead.is_set():
+            raise Unavailable(f"{self.where}: given away meanwhile")
+
+    def _patiently(self, call: Callable[[], Any]) -> Any:
         """Retry while a backend is away, as long as the partition is ours."""
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(Unavailable),
-            wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
-            stop=tenacity.stop_when_event_set(self.dead),
-            before_sleep=self._tell_once,
-            sleep=tenacity.sleep_using_event(self.dead),
-            reraise=True,
-        )
-        for attempt in retrying:
-            with attempt:
-                call()
-
-    def _tell_once(self, attempt: tenacity.RetryCallState) -> None:
-        if attempt.attempt_number == 1 and attempt.outcome is not None:
-            self._log.warning("waiting for a backend", why=str(attempt.outcome.exception()))
+        return patiently(call, self.dead, self._log, cap_s=2.0)
 
     def write(self, records: list[Record]) -> bool:
-        """One transaction; False when it was aborted. A lost partition dies."""
+        """One transaction; False when nothing of it happened. A lost partition dies."""
         assert self._producer is not None
         try:
             self._producer.write(records)
             return True
         except Aborted as error:
-            self._log.warning("flush aborted", why=str(error))
+            if not self._aborted:
+                self._log.warning("flush aborted, to be tried again", why=str(error))
+            self._aborted = True
             return False
         except Fenced as error:
-            self._log.warning("fenced", why=str(error))
-            self.die()
-            return False
+            self._log.warning("the outcome of a flush is not known", why=str(error))
+            return self._settle()
+
+    def _settle(self) -> bool:
+        """After a fence: whether the flush in hand is in the log. A broker that was away or gave a transaction up fences
+        the rightful owner, too; so open the id again, but only while the group says that the partition is ours.
+        """
+        fenced_at = time.monotonic()
+        with contextlib.suppress(Unavailable):
+            newest = self._patiently(lambda: self._newest_in_log(fenced_at))
+            if newest in (self.state.sequence, self.state.flushing.header.sequence):
+                self._log.info("settled", sequence=newest)
+                return bool(newest > self.state.sequence)
+            self._log.warning("another owner has written", sequence=newest, ours=self.state.sequence)
+        self.die()
+        return False
+
+    def _newest_in_log(self, fenced_at: float) -> int:
+        if not self._member_since(fenced_at):
+            raise Unavailable(f"{self.where} is not known to be still ours")
+        self._open()
+        return max((chunks.sequence_of(m.key()) for m in self._read_log() if m.value() is not None), default=0)
+
+    def flush_due(self, now_ms: int) -> bool:
+        """Whether it is time for a flush, and there is something to write."""
+        fine = self.stage.name == "minute"
+        since_s = time.monotonic() - self._flushed_at
+        if fine:
+            behind = now_ms - self.state.newest_sent_ms > _BEHIND_MS
+            patient = behind and since_s < _BEHIND_FLUSH_S and self.state.pending_rows < _BEHIND_ROWS
+        else:
+            limit_s = _CORRECTING_FLUSH_S if self.state.corrects else _COARSE_FLUSH_S
+            patient = since_s < limit_s and self.state.pending_rows < MAX_PENDING_ROWS // 2
+        return self.state.flush_due(now_ms, clock=fine, patient=patient)
+
+    def refresh_due(self) -> bool:
+        """Whether nothing was written for so long that the tier should be looked at."""
+        return time.monotonic() - max(self._flushed_at, self._looked_at) > _REFRESH_S
+
+    def refresh(self) -> None:
+        """Look whether the tier still has what it was given. Blocks, briefly."""
+        self._looked_at = time.monotonic()
+        with contextlib.suppress(Unavailable):
+            self._sink.refresh(self.state)
 
     def flush(self) -> None:
         """Write out the delta that `state.begin_flush` has taken, then show it. Blocks."""
+        self._flushed_at = time.monotonic()
+        faults.point(f"{self.stage.name}.flushing")
         flush = self.state.flushing
         topic = self._settings.topic(self.stage.state_topic)
         records = [Record(topic, None, key, self.partition) for key in flush.tombstones]
@@ -146,7 +222,11 @@ class StagePartition:
         if self.dead.is_set() or not self.write(records):
             self.state.abort()
             return
+        self._aborted = False
         changes = self.state.commit()
+        if self.state.too_old > self._too_old:
+            came, self._too_old = self.state.too_old - self._too_old, self.state.too_old
+            self._log.warning("partials came for windows that are gone: only the nightly run counts them", rows=came)
         try:
             if not self.dead.is_set():
                 self._patiently(lambda: self._sink.write(changes, self.state))

@@ -7,7 +7,7 @@ commit / abort  what becomes of it
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 import polars as pl
@@ -17,43 +17,12 @@ from ingest import blocks, partials
 from ingest.blocks import BlockHeader
 from stream import chunks
 from stream.chunks import CHANGED, ChunkHeader
+from stream.held import Window, by_window
 from stream.windows import Closing
 
 # A state log is rewritten when what came since the last base outweighs the base: amortised, each row twice.
 # A million loose rows are 45 MB to read at a recovery.
 _COMPACT_ROWS = 1_000_000
-_MERGE_PIECES = 32
-_WORTHWHILE = 0.8
-_SKIPPED_MERGES = 7
-
-
-@dataclass
-class Window:
-    """Durable rows of one window, in pieces that are merged when somebody needs them whole."""
-
-    pieces: list[pl.DataFrame] = field(default_factory=list)
-    rows: int = 0
-    merged: bool = True
-
-    def add(self, piece: pl.DataFrame) -> None:
-        """Take more rows in."""
-        self.pieces.append(piece)
-        self.rows += piece.height
-        self.merged = False
-        if len(self.pieces) > _MERGE_PIECES:
-            self.whole()
-
-    def whole(self) -> pl.DataFrame:
-        """All rows, one for each key."""
-        if not self.merged:
-            self.pieces = [chunks.merge(self.pieces)]
-            self.rows, self.merged = self.pieces[0].height, True
-        return self.pieces[0] if self.pieces else chunks.empty()
-
-    def of(self, campaigns: pl.Series) -> pl.DataFrame:
-        """The rows of some campaigns, one for each key. Merges only those: a correction touches few."""
-        wanted = pl.col("campaign_id").is_in(campaigns.implode())
-        return chunks.merge([piece.filter(wanted) for piece in self.pieces])
 
 
 @dataclass(frozen=True)
@@ -92,13 +61,16 @@ class StageState:
         self.dropped_ms = 0
         """Windows that end at or before this are gone; what still comes for them is counted in `too_old`."""
         self.too_old = 0
+        self.newest_sent_ms = 0
+        """When the newest block applied was sent."""
         self._sequence = 0
         self._durable_next = 0
         self._durable_closing = Closing()
         self._upstream_next: int | None = None
         self._pending: list[pl.DataFrame] = []
         self._pending_rows = 0
-        self._merge_again_in = 0
+        self.corrects = False
+        """Whether pending rows change windows that are shown as closed."""
         self._part = 0
         self._log: dict[bytes, int] = {}
         """Keys alive in the state log → the end of the newest window in them."""
@@ -116,8 +88,9 @@ class StageState:
                 known = self.closing.sources.get(r.partition)
                 blocks.check_tiles(known.next_offset if known else None, r, where)
         self._take(frame)
+        self.newest_sent_ms = max(self.newest_sent_ms, header.sent_at_ms)
         if header.part == header.parts - 1:
-            self.closing = self.closing.see(header.ranges)
+            self.closing = self.closing.see(header.ranges, self._sources)
         self._part = (header.part + 1) % header.parts
         self.next_message = offset + 1
 
@@ -146,8 +119,12 @@ class StageState:
             if old.any():
                 self.too_old += int(old.sum())
                 frame = frame.filter(~old)
+                if not frame.height:
+                    return
         self._pending.append(frame)
         self._pending_rows += frame.height
+        oldest = int(frame["window_ms"].min()) // self.grain_ms * self.grain_ms  # type: ignore[arg-type]
+        self.corrects |= self._is_closed(oldest, self._durable_closing.closed_ms)
 
     @property
     def pending_rows(self) -> int:
@@ -156,19 +133,21 @@ class StageState:
 
     # -- flush ----------------------------------------------------------------------------------------------
 
-    def flush_due(self, now_ms: int, *, clock: bool) -> bool:
+    def flush_due(self, now_ms: int, *, clock: bool, patient: bool = False) -> bool:
         """Whether there is anything to make durable: rows, or a closing watermark that crossed a window's end.
 
-        With `clock`, the watermark moves on first (the minute stage, which alone looks at the clock).
+        With `clock`, silence may move the watermark on first (the minute stage, which alone looks at the clock). `patient`: rows
+        may wait for more, but not the end of an hour or a day.
         """
         if self._part or self._flushing is not None:
             return False
         if clock:
-            self.closing = self.closing.advance(self._sources, now_ms)
-        if self._pending:
-            return True
+            self.closing = self.closing.tick(self._sources, now_ms)
         before, after = self._durable_closing.closed_ms, self.closing.closed_ms
-        if after is not None and (before is None or before // self.grain_ms != after // self.grain_ms):
+        crossed = after is not None and (before is None or before // self.grain_ms != after // self.grain_ms)
+        if patient:
+            return crossed and not clock
+        if self._pending or crossed:
             return True
         # Input without rows (heartbeats) needs no transaction of its own; now and then it moves the fence on.
         return self.next_message - self._durable_next > 200
@@ -177,14 +156,14 @@ class StageState:
         """Take the delta since the last flush. One flush at a time."""
         assert self._flushing is None
         delta = self._fold_pending()
-        self._pending, self._pending_rows = [], 0
+        self._pending, self._pending_rows, self.corrects = [], 0, False
         closed_before = self._durable_closing.closed_ms
         ends = pl.col("window_ms") + self.grain_ms
         late = (ends <= closed_before) if closed_before is not None else pl.lit(False)
         delta = delta.with_columns(late.cast(pl.Int64).alias(CHANGED)).select(list(chunks.SCHEMA))
         # By the watermarks of the flush before: rows of this very delta may still belong to windows that only its
         # own watermarks make droppable.
-        droppable = max(self.dropped_ms, self._durable_closing.droppable_ms(self._sources) or 0)
+        droppable = max(self.dropped_ms, self._durable_closing.droppable_ms(self._sources))
         dropped = [w for w in self.windows if w + self.grain_ms <= droppable]
         header = ChunkHeader(
             version=chunks.SCHEMA_VERSION,
@@ -207,19 +186,12 @@ class StageState:
         return self._flushing
 
     def _fold_pending(self) -> pl.DataFrame:
-        """Pending rows with windows of this grain. Merging is worth its cost only where keys repeat: when it gained
-        little, the next flushes only put the rows together. (Sums are the same; sinks that need one row a key merge.)
-        """
+        """Pending rows with windows of this grain, merged where keys repeat: sinks that need one row a key merge again."""
         if not self._pending:
             return partials.empty()
-        if self._merge_again_in > 0:
-            self._merge_again_in -= 1
-            window = (pl.col("window_ms") // self.grain_ms * self.grain_ms).alias("window_ms")
-            return pl.concat(self._pending).with_columns(window)
-        merged = partials.merge(self._pending, grain_ms=self.grain_ms)
-        if merged.height > _WORTHWHILE * self._pending_rows:
-            self._merge_again_in = _SKIPPED_MERGES
-        return merged
+        window = (pl.col("window_ms") // self.grain_ms * self.grain_ms).alias("window_ms")
+        loose = pl.concat(self._pending).with_columns(window)
+        return partials.merge([loose]) if chunks.repeats(loose) else loose
 
     @property
     def flushing(self) -> Flush:
@@ -234,6 +206,7 @@ class StageState:
         if flush.delta.height:
             self._pending.insert(0, flush.delta.select(list(partials.SCHEMA)))
             self._pending_rows += flush.delta.height
+            self.corrects = True
         self._flushing = None
 
     def commit(self) -> Changes:
@@ -265,10 +238,12 @@ class StageState:
     def _hold(self, frame: pl.DataFrame) -> list[int]:
         if not frame.height:
             return []
-        pieces = frame.partition_by("window_ms", as_dict=True)
-        for (start,), piece in pieces.items():
-            self.windows.setdefault(start, Window()).add(piece)
-        return [start for (start,) in pieces]
+        pieces = by_window(frame)
+        for start, piece in pieces.items():
+            if start not in self.windows:
+                self.windows[start] = Window(start)
+            self.windows[start].add(piece)
+        return list(pieces)
 
     def _remember(self, frame: pl.DataFrame, header: ChunkHeader, tombstones: list[bytes]) -> None:
         for key in tombstones:

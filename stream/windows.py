@@ -1,7 +1,8 @@
 """When windows close: the closing watermark, over the verdict watermarks of all source partitions.
 
-It is the minimum over the active partitions. When all are silent it moves on at the pace of the clock from where it
-stood. It never goes back, never jumps to now, and does not start before every partition is known.
+It is the minimum over the active partitions, taken at every block: how blocks are bundled into flushes changes
+nothing. When all are silent it moves on at the pace of the clock from where it stood. It never goes back, never jumps
+to now, and does not start before every partition is known.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from ingest.blocks import SourceRange
 
 # A window's state is kept until no accepted event can find it gone.
 KEPT_AFTER_END_MS = HOUR_MS
+# A partition that never speaks again must not keep all state for ever.
+KEPT_AFTER_CLOSE_MS = DAY_MS
 GRAINS = {"minute": MINUTE_MS, "hour": HOUR_MS, "day": DAY_MS}
 
 
@@ -27,31 +30,50 @@ class Source(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Closing(msgspec.Struct, frozen=True):
-    """The closing watermark and what it was derived from. `silent_since_ms` is clock time."""
+    """The closing watermark and what it was derived from. `silent_since_ms` and `noted_at_ms` are clock times."""
 
     sources: dict[int, Source] = {}
     closed_ms: int | None = None
     silent_since_ms: int | None = None
     silent_from_ms: int | None = None
+    noted_at_ms: int | None = None
+    noted_ms: int = 0
+    """Where the closing watermark was at `noted_at_ms`."""
+    aged_ms: int = 0
+    """Where it was a day ago or earlier."""
 
-    def see(self, ranges: Iterable[SourceRange]) -> Closing:
-        """With newer news of some partitions; the watermark itself moves in `advance`."""
+    def see(self, ranges: Iterable[SourceRange], partitions: int) -> Closing:
+        """After a block: newer news of some of the `partitions` there are, and the minimum over the active ones."""
         sources = dict(self.sources)
         for r in ranges:
             sources[r.partition] = Source(r.to_offset, r.watermark_ms, r.silent)
-        return msgspec.structs.replace(self, sources=sources)
+        marks = [s.watermark_ms for s in sources.values() if not s.silent]
+        known = [m for m in marks if m is not None]
+        if not marks or len(sources) < partitions:
+            return msgspec.structs.replace(self, sources=sources)
+        closed = self.closed_ms
+        if len(known) == len(marks):
+            closed = min(known) if closed is None else max(closed, min(known))
+        return msgspec.structs.replace(
+            self, sources=sources, closed_ms=closed, silent_since_ms=None, silent_from_ms=None
+        )
 
-    def advance(self, partitions: int, now_ms: int) -> Closing:
-        """With the watermark as far as it may go; `partitions` is how many there are."""
-        if len(self.sources) < partitions:
+    def tick(self, partitions: int, now_ms: int) -> Closing:
+        """With the clock: windows age, and the watermark moves on while all partitions are silent."""
+        return self._age(now_ms)._wait(partitions, now_ms)
+
+    def _age(self, now_ms: int) -> Closing:
+        if self.closed_ms is None:
             return self
-        active = [s.watermark_ms for s in self.sources.values() if not s.silent]
-        if active:
-            known = [w for w in active if w is not None]
-            if len(known) < len(active):
-                return msgspec.structs.replace(self, silent_since_ms=None, silent_from_ms=None)
-            closed = min(known) if self.closed_ms is None else max(self.closed_ms, min(known))
-            return msgspec.structs.replace(self, closed_ms=closed, silent_since_ms=None, silent_from_ms=None)
+        if self.noted_at_ms is None:
+            return msgspec.structs.replace(self, noted_at_ms=now_ms, noted_ms=self.closed_ms)
+        if now_ms - self.noted_at_ms < KEPT_AFTER_CLOSE_MS:
+            return self
+        return msgspec.structs.replace(self, aged_ms=self.noted_ms, noted_at_ms=now_ms, noted_ms=self.closed_ms)
+
+    def _wait(self, partitions: int, now_ms: int) -> Closing:
+        if len(self.sources) < partitions or not all(s.silent for s in self.sources.values()):
+            return self
         if self.silent_since_ms is None or self.silent_from_ms is None:
             seen = [s.watermark_ms for s in self.sources.values() if s.watermark_ms is not None]
             start = self.closed_ms if self.closed_ms is not None else min(seen, default=None)
@@ -59,9 +81,11 @@ class Closing(msgspec.Struct, frozen=True):
         moved = self.silent_from_ms + max(0, now_ms - self.silent_since_ms)
         return msgspec.structs.replace(self, closed_ms=max(moved, self.closed_ms or moved))
 
-    def droppable_ms(self, partitions: int) -> int | None:
-        """Windows that end at or before this can get no accepted event any more; None while that is unknown."""
+    def droppable_ms(self, partitions: int) -> int:
+        """Windows that end at or before this are closed, and can get no accepted event any more or are a day old."""
         marks = [s.watermark_ms for s in self.sources.values()]
-        if len(marks) < partitions or any(m is None for m in marks):
-            return None
-        return min(m for m in marks if m is not None) - KEPT_AFTER_END_MS
+        known = [m for m in marks if m is not None]
+        if len(known) < max(partitions, len(marks)) or self.closed_ms is None:
+            return self.aged_ms
+        # An event that is late by exactly an hour is still accepted. Silence may hold the close back for longer.
+        return max(self.aged_ms, min(self.closed_ms, min(known) - KEPT_AFTER_END_MS - 1))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import signal
 import tempfile
+import threading
 
 from infra import console, logs
 from infra.clickhouse.client import ClickHouse
 from infra.clock import now_ms
 from infra.console import App
 from infra.errors import AdclickError, Unavailable
+from infra.kafka import Admin
+from infra.patience import patiently
 from infra.redis import Redis
 from infra.settings import Settings
 from stream.agents import Agents
@@ -21,6 +25,7 @@ from stream.stage import Sink, Stage
 
 _TIERS = {"hour": "hours", "day": "days"}
 _EXPIRE_EVERY_S = 60
+_STOP_S = 4.0
 
 
 async def run(settings: Settings) -> None:
@@ -32,7 +37,7 @@ async def run(settings: Settings) -> None:
 
     def make_sink(stage: Stage, partition: int) -> Sink:
         if stage.name == "minute":
-            hot[partition] = HotSink(redis, settings.key_prefix, partition, settings.hot_hours)
+            hot[partition] = HotSink(redis, settings.key_prefix, partition, settings.hot_hours, settings.redis_page)
             return hot[partition]
         client = ClickHouse(settings.clickhouse, settings.database)
         return WarmSink(client, _TIERS[stage.name], stage.grain_ms, partition)
@@ -44,10 +49,20 @@ async def run(settings: Settings) -> None:
             except Unavailable as error:
                 log.warning("the hot tier was not tidied", why=str(error))
 
-    stopping = asyncio.Event()
+    stopping, waiting = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        stopping.set()
+        waiting.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, stop)
+    admin = Admin(settings.kafka)
+    try:
+        await loop.run_in_executor(None, patiently, lambda: admin.partitions(5.0), waiting, log)
+    except Unavailable:
+        return
     with tempfile.TemporaryDirectory(prefix="adclick-") as datadir:
         agents = Agents(settings, datadir, make_sink)
         await agents.start()
@@ -63,9 +78,11 @@ async def run(settings: Settings) -> None:
                 expired_at = loop.time()
                 await loop.run_in_executor(None, tidy)
         try:
-            await asyncio.wait_for(agents.stop(), 4)
+            await asyncio.wait_for(agents.stop(), _STOP_S)
         except TimeoutError:
-            log.warning("left without saying good-bye")
+            # Threads of the clients wait for a broker that is away. What they hold is in the log, or will be read again.
+            log.warning("left without saying good-bye", why=str(agents.failure or "a backend is away"))
+            os._exit(0 if agents.failure is None else 1)
     if agents.failure is not None:
         raise AdclickError(f"stream: {agents.failure}", hint="the supervisor starts it again") from agents.failure
     if agents.app.should_stop and not stopping.is_set():

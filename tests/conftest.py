@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,10 +35,21 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def settings(backends: Path, tmp_path: Path) -> Settings:
-    """Settings with topics, keys and a database of their own."""
+def new_settings(backends: Path, tmp_path: Path) -> Callable[[], Settings]:
+    """Makes settings with topics, keys, a database and an archive of their own."""
     found = resolve(str(backends)).settings
-    own = found.model_copy(update={"namespace": f"t{uuid.uuid4().hex[:8]}_", "archive": str(tmp_path / "archive")})
-    topics.ensure(own)
-    migrate(ClickHouse(own.clickhouse, own.database))
-    return own
+
+    def make() -> Settings:
+        name = f"t{uuid.uuid4().hex[:8]}_"
+        own = found.model_copy(update={"namespace": name, "archive": str(tmp_path / f"{name}archive")})
+        topics.ensure(own)
+        migrate(ClickHouse(own.clickhouse, own.database))
+        return own
+
+    return make
+
+
+@pytest.fixture
+def settings(new_settings: Callable[[], Settings]) -> Settings:
+    """Settings of the test's own."""
+    return new_settings()

@@ -44,10 +44,10 @@ class Product:
         """What its answers must be."""
         return Truths(self.made.truth)
 
-    def up(self, *words: str) -> None:
+    def up(self, *words: str, **env: str) -> None:
         """Start it in the background."""
         # By a relative path, as a person does.
-        done = adclick("up", "--detach", "--dir", self.folder.path.name, *words, cwd=self.folder.path.parent)
+        done = adclick("up", "--detach", "--dir", self.folder.path.name, *words, cwd=self.folder.path.parent, **env)
         assert done.returncode == 0, done.stderr
 
     def kill(self, name: str) -> None:

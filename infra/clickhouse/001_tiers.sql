@@ -22,8 +22,9 @@ ORDER BY (campaign_id, time, advertiser_id, ad_id, publisher_id, country, device
 TTL time + INTERVAL 30 DAY TO VOLUME 'slow', time + INTERVAL 731 DAY
 SETTINGS storage_policy = 'tiered', fsync_after_insert = 1, fsync_part_directory = 1;
 
--- How far each shard has written a tier: every window that ends at or before border_ms is in it.
+-- How far each shard has written a tier: every window that ends at or before watermark_ms is in it, and what ends at or
+-- before border_ms changes no more.
 CREATE TABLE IF NOT EXISTS {database}.tier_borders (
     tier LowCardinality(String), shard UInt16, border_ms UInt64, watermark_ms UInt64
-) ENGINE = ReplacingMergeTree(border_ms) ORDER BY (tier, shard)
+) ENGINE = ReplacingMergeTree(watermark_ms) ORDER BY (tier, shard)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;

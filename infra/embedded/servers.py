@@ -30,8 +30,27 @@ class Command:
     env: dict[str, str] = field(default_factory=dict)
 
 
+_kept: list[socket.socket] = []
+
+
+def _keep(port: int) -> bool:
+    """Claim a port for the life of this process, whether a server listens there at the moment or not."""
+    # A name in Linux's abstract namespace: gone with the process, however it ends.
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0adclick-port-{port}")
+    except OSError:
+        claim.close()
+        return False
+    _kept.append(claim)
+    return True
+
+
 def free_port(preferred: int, taken: set[int]) -> int:
-    """`preferred` where it can be bound, otherwise any free port."""
+    """`preferred` where it can be bound, otherwise any free port, and never one of another stack that runs.
+
+    Else a stack whose Kafka is down for a moment would find another's at its address, and write into it.
+    """
     first = 20_000 + preferred % 1000
     for port in [preferred, *range(first, first + 200)]:
         if port in taken:
@@ -42,6 +61,8 @@ def free_port(preferred: int, taken: set[int]) -> int:
                 probe.bind((LOOPBACK, port))
             except OSError:
                 continue
+        if not _keep(port):
+            continue
         taken.add(port)
         return int(port)
     raise UserError("no free port was found on the loopback interface")
@@ -65,12 +86,14 @@ transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
 auto.create.topics.enable=false
 message.max.bytes=16777216
 replica.fetch.max.bytes=16777216
 socket.request.max.bytes=134217728
 num.network.threads=2
 num.io.threads=4
+log.retention.check.interval.ms=30000
 log.cleaner.threads=1
 log.cleaner.dedupe.buffer.size=33554432
 """
@@ -111,7 +134,10 @@ def kafka(folder: Path, port: int, controller_port: int) -> Command:
         "-XX:-UsePerfData",
         "-Djava.awt.headless=true",
     ]
-    return Command("kafka", [binary, *options, "-cp", class_path, "kafka.Kafka", str(properties)], folder)
+    java_line = [binary, *options, "-cp", class_path, "kafka.Kafka"]
+    starter = [sys.executable, "-m", "infra.embedded.kafka_server"]
+    argv = [*starter, str(properties.resolve()), str(data.resolve()), str(controller_port), *java_line]
+    return Command("kafka", argv, Path.cwd())
 
 
 def redis_binary() -> str:
@@ -139,6 +165,8 @@ def redis(folder: Path, port: int) -> Command:
         "save": "",
         "maxmemory-policy": "noeviction",
         "aof-rewrite-incremental-fsync": "yes",
+        # Reading this much at a start takes two seconds; rewriting more often costs more than it saves.
+        "auto-aof-rewrite-min-size": "256mb",
         "daemonize": "no",
     }
     argv = [redis_binary()]

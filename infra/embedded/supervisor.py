@@ -6,7 +6,6 @@ supervisor out. Everything else about a running stack is read from files, see `s
 
 from __future__ import annotations
 
-import ctypes
 import datetime as dt
 import fcntl
 import json
@@ -26,6 +25,7 @@ from typing import Any
 from infra import logs, topics
 from infra.clickhouse.client import ClickHouse, migrate
 from infra.embedded import schedule, servers
+from infra.embedded.lifeline import die_with_parent
 from infra.embedded.servers import Command
 from infra.embedded.state import Folder
 from infra.errors import AdclickError, UserError
@@ -38,12 +38,15 @@ READY_TIMEOUT_S = 90.0
 # Workers hand over at once; backends may have to write. Together below 15 s.
 WORKER_GRACE_S = 5.0
 BACKEND_GRACE_S = 8.0
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
-
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+WORKER_ENV = {
+    # More threads than cores cost CPU and gain nothing: the processes are the parallelism.
+    "POLARS_MAX_THREADS": "1",
+    # Columns of a batch come and go many times a second: giving their pages back to the kernel each time costs a page
+    # fault for every 4 KiB of them.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+}
 
 
 @dataclass
@@ -145,9 +148,7 @@ class Supervisor:
         ):
             return None
         env = {f"ADCLICK_{k.upper()}": v for k, v in (self._overrides | endpoints).items()}
-        # More threads than cores cost CPU and gain nothing: the processes are the parallelism.
-        env |= {
-            "POLARS_MAX_THREADS": "1",
+        env |= WORKER_ENV | {
             "ADCLICK_USER_SECRET": state["user_secret"],
             "ADCLICK_DIR": str(path.resolve()),
         }
@@ -182,7 +183,7 @@ class Supervisor:
                 stderr=log_file,
                 # A signal from the terminal reaches the supervisor alone, which stops the others in order.
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
 
     def _wait(self, name: str, ready: Callable[[], bool]) -> bool:

@@ -7,6 +7,7 @@ come from the digest that Redis stores, and from nothing else, so that a filter 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -28,36 +29,33 @@ def halves(digests: Digests) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uin
     return first, second
 
 
-class _Filter:
-    """One pybloom filter, used by whole batches.
+def _position(a: npt.NDArray[np.uint64], b: npt.NDArray[np.uint64], i: int, width: int) -> npt.NDArray[np.uint64]:
+    """(a + i·b) mod width, in slice i: Kirsch and Mitzenmacher, "Less hashing, same performance", 2006."""
+    return (a + np.uint64(i) * b) % np.uint64(width)
 
-    Position i of a digest is (a + i·b) mod m in slice i: Kirsch and Mitzenmacher, "Less hashing, same performance",
-    2006.
-    """
+
+def _positions_of_one(width: int, slices: int, key: bytes) -> Iterator[int]:
+    a, b = halves(np.frombuffer(key, dtype=f"V{len(key)}"))
+    for i in range(slices):
+        yield int(_position(a, b, i, width)[0])
+
+
+class _Filter:
+    """One pybloom filter, used by whole batches."""
 
     def __init__(self, capacity: int) -> None:
         self.bloom = BloomFilter(capacity=capacity, error_rate=ERROR_RATE)
-        self.bloom.make_hashes = self._positions_of_one  # so that pybloom's own `in` agrees
+        # So that pybloom's own `in` agrees. Not a method of this object: it would be held by its own filter, and only
+        # ever be freed by a full collection.
+        self.bloom.make_hashes = partial(_positions_of_one, self.bloom.bits_per_slice, self.bloom.num_slices)
         self.capacity, self.count = capacity, 0
         self._bytes: npt.NDArray[np.uint8] = np.frombuffer(self.bloom.bitarray, np.uint8)
-
-    def _positions(self, a: npt.NDArray[np.uint64], b: npt.NDArray[np.uint64]) -> Iterator[npt.NDArray[np.uint64]]:
-        width = np.uint64(self.bloom.bits_per_slice)
-        for i in range(self.bloom.num_slices):
-            yield (a + np.uint64(i) * b) % width + np.uint64(i) * width
-
-    def _positions_of_one(self, key: bytes) -> Iterator[int]:
-        a, b = halves(np.frombuffer(key, dtype=f"V{len(key)}"))
-        width = self.bloom.bits_per_slice
-        for i, position in enumerate(self._positions(a, b)):
-            yield int(position[0]) - i * width
 
     def contains(self, a: npt.NDArray[np.uint64], b: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """Which may have been added. Only survivors of one slice are looked up in the next."""
         alive = np.arange(len(a))
-        width = np.uint64(self.bloom.bits_per_slice)
         for i in range(self.bloom.num_slices):
-            position = (a[alive] + np.uint64(i) * b[alive]) % width + np.uint64(i) * width
+            position = _position(a[alive], b[alive], i, self.bloom.bits_per_slice) + self._begin(i)
             hit = (self._bytes[position >> np.uint64(3)] >> (position & np.uint64(7)).astype(np.uint8)) & 1
             alive = alive[hit.astype(bool)]
             if not alive.size:
@@ -68,7 +66,8 @@ class _Filter:
 
     def add(self, a: npt.NDArray[np.uint64], b: npt.NDArray[np.uint64]) -> None:
         """Set the bits of all."""
-        for position in self._positions(a, b):
+        for i in range(self.bloom.num_slices):
+            position = _position(a, b, i, self.bloom.bits_per_slice) + self._begin(i)
             # Several digests may share a byte: `|=` through an index array would keep only one of them.
             np.bitwise_or.at(
                 self._bytes,
@@ -76,6 +75,9 @@ class _Filter:
                 np.uint8(1) << (position & np.uint64(7)).astype(np.uint8),
             )
         self.count += len(a)
+
+    def _begin(self, i: int) -> np.uint64:
+        return np.uint64(i * self.bloom.bits_per_slice)
 
 
 class GrowingBloom:

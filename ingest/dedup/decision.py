@@ -3,6 +3,9 @@
 Generations are as long as the horizon and turn with log time. An event is a copy when its id was recorded, at a
 lower offset, in its own generation or the one before: every copy within one horizon of the first occurrence
 is caught, and some up to two. The verdict is a function of the partition's log alone.
+
+Where ids were lost that no log holds any more, an id that may be one of them is in doubt: it is taken for a copy, and
+left to the nightly job, which has the archive.
 """
 
 from __future__ import annotations
@@ -34,32 +37,58 @@ class PartitionMemory:
     filters: dict[int, GrowingBloom] = field(default_factory=dict)
     complete: set[int] = field(default_factory=set)
     """Generations whose filter is known to hold every recorded id; in the others all ids count as positive."""
+    doubtful: set[int] = field(default_factory=set)
+    """Generations of which the registry has lost ids for good."""
 
     def filter_of(self, generation: int) -> GrowingBloom:
         """The filter of a generation, made when it is new."""
-        return self.filters.setdefault(generation, GrowingBloom())
+        if generation not in self.filters:
+            self.filters[generation] = GrowingBloom()
+        return self.filters[generation]
 
     def knows_all_of(self, generation: int) -> bool:
         """Whether an id that the filter has not seen is certainly not recorded in this generation."""
         return generation > self.assigned_generation or generation in self.complete
+
+    def inherit(self, former: PartitionMemory) -> None:
+        """Take over the filters of doubtful generations: what they have not seen is certainly new."""
+        for generation in self.doubtful:
+            if former.knows_all_of(generation):
+                self.filters[generation] = former.filters.get(generation) or GrowingBloom()
+                self.complete.add(generation)
 
     def turn(self, generation: int) -> None:
         """Drop filters that no event from `generation` on can need."""
         for old in [g for g in self.filters if g < generation - 1]:
             del self.filters[old]
             self.complete.discard(old)
+        self.doubtful = {g for g in self.doubtful if g >= generation - 1}
+
+
+def oldest_needed(committed_generation: int) -> int:
+    """The oldest generation that is ever looked up again.
+
+    A batch may span many generations, and is read again from its beginning when it was recorded and not committed.
+    """
+    return committed_generation - 1
 
 
 @dataclass(frozen=True)
 class Decision:
-    """`copy_of[i]` is the offset of the first occurrence, NOT_A_COPY for a first occurrence.
+    """`copy_of[i]` is the offset of the first occurrence, NOT_A_COPY for a first occurrence and for one in `doubt`.
 
     `news` is what must be recorded, by generation. `lookups` counts ids that Redis was asked about.
     """
 
     copy_of: Offsets
+    doubt: npt.NDArray[np.bool_]
     news: dict[int, tuple[Digests, Offsets]]
     lookups: int
+
+    @property
+    def first(self) -> npt.NDArray[np.bool_]:
+        """Which are first occurrences, beyond doubt."""
+        return np.asarray((self.copy_of == NOT_A_COPY) & ~self.doubt)
 
 
 def decide(
@@ -75,6 +104,7 @@ def decide(
     """
     count = len(offsets)
     copy_of = np.full(count, NOT_A_COPY, np.int64)
+    doubt, own = np.zeros(count, bool), np.zeros(count, bool)
     lookups = 0
     for generation in np.unique(generations).tolist():
         here = np.flatnonzero(generations == generation)
@@ -90,15 +120,20 @@ def decide(
             # Its own offset: a batch that was recorded and not committed, read again. A higher one cannot be
             # a first occurrence for this event.
             copies = (found != UNKNOWN) & (found < offsets[asked])
+            own[asked[found == offsets[asked]]] = True
+            if searched in memory.doubtful:
+                doubt[asked[found == UNKNOWN]] = True
             hit = asked[copies]
             copy_of[hit] = np.where(copy_of[hit] == NOT_A_COPY, found[copies], np.minimum(copy_of[hit], found[copies]))
     _copies_within(digests, offsets, generations, copy_of)
-    first = copy_of == NOT_A_COPY
-    news = {}
+    # Recorded under its own offset: it was beyond doubt when this batch was first read.
+    doubt &= (copy_of == NOT_A_COPY) & ~own
+    decision = Decision(copy_of, doubt, {}, lookups)
+    first = decision.first
     for generation in np.unique(generations[first]).tolist():
         mine = first & (generations == generation)
-        news[generation] = (digests[mine], offsets[mine])
-    return Decision(copy_of, news, lookups)
+        decision.news[generation] = (digests[mine], offsets[mine])
+    return decision
 
 
 def _copies_within(digests: Digests, offsets: Offsets, generations: npt.NDArray[np.int64], copy_of: Offsets) -> None:

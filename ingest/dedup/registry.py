@@ -2,12 +2,12 @@
 
 One hash a (partition, generation): digest → offset, eight bytes. Beside it one number a partition: recorded-up-to, the
 offset below which every id is in here; it is written in the same MULTI as the ids, and tells a Redis that lost its
-memory from one that never knew.
+memory from one that never knew. A set names the generations whose ids were lost for good.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -20,9 +20,9 @@ from ingest.dedup.bloom import Digests
 
 DIGEST_BYTES = 12
 DIGEST = np.dtype(f"V{DIGEST_BYTES}")
-# A pipeline that was down for a night must still know last evening's ids.
-TTL_S = 7 * 86_400
 _PAGE = 20_000
+# Generations dropped with each batch: more than one, for a log that jumps.
+_DROPPED = 8
 
 Offsets = npt.NDArray[np.int64]
 UNKNOWN = -1
@@ -44,8 +44,12 @@ class Registry(Protocol):
     def lookup(self, partition: int, generation: int, digests: Digests) -> Offsets:
         """The offset of each first occurrence in that generation, UNKNOWN where there is none."""
 
-    def begin(self, partition: int, up_to: int) -> None:
-        """Start the memory of a partition: nothing before `up_to` matters."""
+    def begin(self, partition: int, up_to: int, doubtful: Collection[int] = ()) -> None:
+        """Start the memory of a partition: nothing before `up_to` matters, but in the generations that are `doubtful`
+        ids are lost that no log holds any more."""
+
+    def doubtful(self, partition: int) -> set[int]:
+        """Generations whose ids are not all known any more."""
 
     def record(
         self,
@@ -69,14 +73,18 @@ class Registry(Protocol):
 class RedisRegistry:
     """The registry on Redis."""
 
-    def __init__(self, client: Redis, prefix: str) -> None:
-        self._redis, self._prefix = client, prefix
+    def __init__(self, client: Redis, prefix: str, ttl_s: int) -> None:
+        """`ttl_s`: for generations that nobody drops, since the log jumped over them; longer than the log is kept."""
+        self._redis, self._prefix, self._ttl_s = client, prefix, ttl_s
 
     def _key(self, partition: int, generation: int) -> str:
         return f"{self._prefix}dedup:{{p{partition}}}:{generation}"
 
     def _up_to_key(self, partition: int) -> str:
         return f"{self._prefix}dedup:{{p{partition}}}:upto"
+
+    def _doubt_key(self, partition: int) -> str:
+        return f"{self._prefix}dedup:{{p{partition}}}:doubt"
 
     def recorded_up_to(self, partition: int) -> int | None:
         found = self._redis.call("GET", self._up_to_key(partition))
@@ -92,8 +100,15 @@ class RedisRegistry:
         found = b"".join([v or missing for page in self._redis.pipeline(pages) for v in page])
         return np.frombuffer(found, "<i8").astype(np.int64)
 
-    def begin(self, partition: int, up_to: int) -> None:
-        self._redis.call("SET", self._up_to_key(partition), up_to)
+    def begin(self, partition: int, up_to: int, doubtful: Collection[int] = ()) -> None:
+        commands: list[tuple[object, ...]] = [("SET", self._up_to_key(partition), up_to)]
+        if doubtful:
+            commands.append(("SADD", self._doubt_key(partition), *doubtful))
+            commands.append(("EXPIRE", self._doubt_key(partition), self._ttl_s))
+        self._redis.pipeline(commands, atomic=True)
+
+    def doubtful(self, partition: int) -> set[int]:
+        return {int(g) for g in self._redis.call("SMEMBERS", self._doubt_key(partition))}
 
     def record(
         self,
@@ -112,8 +127,9 @@ class RedisRegistry:
             commands += [
                 pack_hset(key, fields[i : i + _PAGE], values[i : i + _PAGE]) for i in range(0, len(digests), _PAGE)
             ]
-            commands.append(pack("EXPIRE", key, TTL_S))
-        commands += [pack("UNLINK", self._key(partition, g)) for g in range(oldest_generation - 2, oldest_generation)]
+            commands.append(pack("EXPIRE", key, self._ttl_s))
+        gone = range(oldest_generation - _DROPPED, oldest_generation)
+        commands.append(pack("UNLINK", *(self._key(partition, g) for g in gone)))
 
         def accept(held: bytes | None) -> list[bytes] | None:
             if held is None or int(held) < expected:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator
 from importlib import resources
 from typing import Annotated, Any
 
@@ -13,14 +14,15 @@ import msgspec
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra import pipeline_state
 from infra.clock import now_ms
 from infra.errors import AdclickError, Unavailable
 from infra.settings import Settings
+from query.api.metrics import Metrics
 from query.request import BadQuestion, parse
 from query.router import Router
 
@@ -34,6 +36,31 @@ _TITLES = {
     500: "Internal error",
     503: "Unavailable",
 }
+
+
+class _Measured:
+    """Counts and times answers. Plain ASGI: Starlette's own base class costs a task and a queue for each request."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            self._metrics.answered(route, status, time.perf_counter() - started)
 
 
 class Problem(Exception):
@@ -72,17 +99,13 @@ class Problem(Exception):
 def create(settings: Settings) -> FastAPI:
     """The application of one query process."""
     router = Router(settings)
-    registry = CollectorRegistry()
-    asked = Counter(
-        "adclick_http_requests_total", "Answers by route and status.", ["route", "status"], registry=registry
-    )
-    seconds = Histogram("adclick_http_seconds", "Seconds to answer, by route.", ["route"], registry=registry)
+    metrics = Metrics(settings)
     app = FastAPI(
         title="adclick", version="1", description="Exact ad-click numbers: minutes, hours and days, and how final each is.",
         docs_url="/docs", redoc_url=None,
     )  # fmt: skip
 
-    def keyed(request: Request) -> None:
+    async def keyed(request: Request) -> None:
         """Refuse requests without the key; compared in constant time."""
         wanted = settings.api_key.get_secret_value()
         given = request.headers.get("authorization", "")
@@ -118,14 +141,7 @@ def create(settings: Settings) -> FastAPI:
     async def _http(_: Request, error: HTTPException) -> Response:
         return Problem(error.status_code, "http", str(error.detail), headers=dict(error.headers or {})).response()
 
-    @app.middleware("http")
-    async def _measure(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
-        started = asyncio.get_running_loop().time()
-        response = await call(request)
-        route = getattr(request.scope.get("route"), "path", "none")
-        asked.labels(route, str(response.status_code)).inc()
-        seconds.labels(route).observe(asyncio.get_running_loop().time() - started)
-        return response
+    app.add_middleware(_Measured, metrics=metrics)
 
     def ask(request: Request) -> dict[str, Any]:
         return router.answer(parse(request.query_params.multi_items(), now_ms(), router.held))
@@ -175,11 +191,11 @@ def create(settings: Settings) -> FastAPI:
         body = {"status": "not ready" if missing else "ready", "missing": missing}
         return JSONResponse(body, 503 if missing else 200)
 
-    @app.get("/metrics", summary="Prometheus metrics of this process", response_model=None)
-    def prometheus(request: Request) -> Response:
+    @app.get("/metrics", summary="Prometheus metrics of this process and of the pipeline", response_model=None)
+    async def prometheus(request: Request) -> Response:
         if request.client is None or request.client.host not in ("127.0.0.1", "::1"):
-            keyed(request)
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+            await keyed(request)
+        return Response(await run_in_threadpool(metrics.render), media_type=metrics.content_type)
 
     @app.get("/", include_in_schema=False)
     def page() -> HTMLResponse:
@@ -188,7 +204,7 @@ def create(settings: Settings) -> FastAPI:
     return app
 
 
-def _documented(
+async def _documented(
     campaign_id: Annotated[
         str | None, Query(description="Campaigns, several by comma; or give advertiser_id", examples=["7"])
     ] = None,

@@ -16,21 +16,31 @@ from stream.chunks import CHANGED
 from stream.sinks import rows
 from stream.sinks.hot import base_key
 
-_AHEAD_MS = 11 * MINUTE_MS
+_SPAN = -1
+_MARKS = ("closed_ms", "from_ms", "newest_ms")
 
 
 @dataclass(frozen=True)
 class Span:
-    """What each shard says it holds. `from_ms` is None for a shard that says nothing: unknown, not zero."""
+    """What each shard says it holds. `from_ms` is None for a shard that says nothing: unknown, not zero.
+
+    `newest_ms` is the newest minute of each shard that has rows.
+    """
 
     closed_ms: list[int | None]
     from_ms: list[int | None]
+    newest_ms: list[int | None]
 
     @property
     def watermark_ms(self) -> int | None:
         """The closing watermark over all shards."""
         known = [c for c in self.closed_ms if c is not None]
         return min(known) if known and len(known) == len(self.closed_ms) else None
+
+    @property
+    def held_from_ms(self) -> int | None:
+        """From when on all shards hold their minutes; None where one of them does not say."""
+        return None if self.unknown else max(f for f in self.from_ms if f is not None)
 
     @property
     def unknown(self) -> list[int]:
@@ -47,10 +57,10 @@ class HotTier:
     def span(self) -> Span:
         """What the tier holds, now."""
         found = self._redis.pipeline(
-            [("HMGET", f"{base_key(self._prefix, s)}:span", "closed_ms", "from_ms") for s in range(self._shards)]
+            [("HMGET", f"{base_key(self._prefix, s)}:span", *_MARKS) for s in range(self._shards)]
         )
-        numbers = [[None if v is None or v == b"" else int(v) for v in pair] for pair in found]
-        return Span([c for c, _ in numbers], [f for _, f in numbers])
+        numbers = [[None if v is None or v == b"" else int(v) for v in marks] for marks in found]
+        return Span(*([shard[i] for shard in numbers] for i in range(len(_MARKS))))
 
     def campaigns_of(self, advertiser: int) -> list[int]:
         """The campaigns that an advertiser has had in the hot tier."""
@@ -59,12 +69,10 @@ class HotTier:
         )
         return sorted({int(c) for members in found for c in members})
 
-    def read(self, question: Question, start_ms: int, end_ms: int, span: Span, now_ms: int) -> tuple[Table, int]:
+    def read(self, question: Question, start_ms: int, end_ms: int, span: Span) -> tuple[Table, int]:
         """Sums of the minutes in [start_ms, end_ms), and how many packed rows were read."""
         campaigns = question.campaigns or tuple(self.campaigns_of(question.advertiser or 0))
-        # Nothing is accepted that lies further ahead than this.
-        end_ms = min(end_ms, max(now_ms, span.watermark_ms or 0) + _AHEAD_MS)
-        if start_ms >= end_ms or not campaigns:
+        if not campaigns:
             return {}, 0
         packed: list[bytes] = []
         minutes: list[int] = []
@@ -72,17 +80,27 @@ class HotTier:
         commands: list[tuple[object, ...]] = []
         meaning: list[tuple[int, int]] = []
         for shard in range(self._shards):
-            asked, means = self._commands(shard, campaigns, start_ms, end_ms, span.closed_ms[shard])
+            newest = span.newest_ms[shard]
+            if newest is None or newest < start_ms:
+                continue
+            stop_ms = min(end_ms, newest + MINUTE_MS)
+            asked, means = self._commands(shard, campaigns, start_ms, stop_ms, span.closed_ms[shard])
             commands += asked
             meaning += means
+        closed_ms = 0
         for (campaign, first), found in zip(meaning, self._redis.pipeline(commands, atomic=True), strict=True):
-            # HMGET answers a list, minute by minute; HGETALL what the flushes added to one open minute.
-            values = list(found.values()) if isinstance(found, dict) else found
-            step = 0 if isinstance(found, dict) else MINUTE_MS
+            if campaign == _SPAN:
+                closed_ms = int(found[0] or 0)
+                continue
+            # HMGET answers a list, minute by minute; HGETALL what the flushes added to one open minute. A minute
+            # counts from one of them: which, says the span.
+            is_open = isinstance(found, dict)
+            values = list(found.values()) if is_open else found
             for number, value in enumerate(values):
-                if value is not None:
+                minute = first if is_open else first + number * MINUTE_MS
+                if value is not None and is_open == (minute + MINUTE_MS > closed_ms):
                     packed.append(value)
-                    minutes.append(first + number * step)
+                    minutes.append(minute)
                     owners.append(campaign)
         return self._sum(question, packed, minutes, owners)
 
@@ -90,8 +108,8 @@ class HotTier:
         self, shard: int, campaigns: tuple[int, ...], start_ms: int, end_ms: int, closed_ms: int | None
     ) -> tuple[list[tuple[object, ...]], list[tuple[int, int]]]:
         base = base_key(self._prefix, shard)
-        commands: list[tuple[object, ...]] = []
-        meaning: list[tuple[int, int]] = []
+        commands: list[tuple[object, ...]] = [("HMGET", f"{base}:span", "closed_ms")]
+        meaning: list[tuple[int, int]] = [(_SPAN, 0)]
         open_from = start_ms if closed_ms is None else max(start_ms, closed_ms // MINUTE_MS * MINUTE_MS)
         for campaign in campaigns:
             for hour in range(start_ms - start_ms % HOUR_MS, end_ms, HOUR_MS):
@@ -106,13 +124,13 @@ class HotTier:
 
     def _sum(self, question: Question, packed: list[bytes], minutes: list[int], owners: list[int]) -> tuple[Table, int]:
         unpacked, source = rows.unpack(packed)
-        if not len(unpacked):
+        if not len(source):
             return {}, 0
         frame = pl.DataFrame(
             {
                 "_bucket": np.array([question.bucket(m) for m in minutes], np.int64)[source],
                 "campaign_id": np.array(owners, np.int64)[source],
-                **{name: np.ascontiguousarray(unpacked[name]) for name in rows.WIDE.names or ()},
+                **unpacked,
             }
         )
         if question.advertiser is not None:
@@ -132,4 +150,4 @@ class HotTier:
         for row in sums.iter_rows():
             group = (known[v] if known else v for known, v in zip(names, row[1:width], strict=True))
             table[(row[0], *group)] = Sums(list(row[width:-2]), corrected=row[-2], sampled=row[-1])
-        return table, len(unpacked)
+        return table, len(source)

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from infra.clickhouse.client import ClickHouse
+from infra.clock import HOUR_MS
 from query.answer import Sums, Table
 from query.plan import COLD, EXACT, EXACT_DAYS, EXACT_HOURS, WARM, Borders, Piece
 from query.request import MEASURES, Question
@@ -50,6 +51,7 @@ class StoredTiers:
         }
         return Borders(
             warm_ms=tiers["hours"][0] if "hours" in tiers else None,
+            warm_closed_ms=tiers["hours"][1] // HOUR_MS * HOUR_MS if "hours" in tiers else None,
             cold_ms=tiers["days"][0] if "days" in tiers else None,
             watermark_ms=tiers["hours"][1] if "hours" in tiers else None,
             runs={seconds * 1000: run for kind, run, seconds, _, _ in found if kind == "run"},

@@ -3,10 +3,13 @@
     …hot:{sN}:h:HOUR      hash  CAMPAIGN:MM → packed rows of a closed minute, absolute
     …hot:{sN}:o:MINUTE:C  hash  SEQUENCE → packed rows that one flush added to an open minute
     …hot:{sN}:a:ADV       set   the advertiser's campaigns
-    …hot:{sN}:span        hash  sequence (the fence), closed_ms (closing watermark), from_ms (held since)
+    …hot:{sN}:span        hash  sequence (the fence), closed_ms (closing watermark), from_ms (held since),
+                                newest_ms (the newest minute that has rows)
 
-All of a flush goes through one script that checks the fence, so what was written is never written again, what an
-ousted owner still has in hand is refused, and a Redis that lost its memory is noticed. (Minute and hour in epoch ms.)
+Every write goes through one script that checks the fence, so what was written is never written again, what an
+ousted owner still has in hand is refused, and a Redis that lost its memory is noticed. A flush too large for one call
+ends with the call that moves the span and deletes what is open no more: until then readers, who take the span in the
+same MULTI, keep to the open rows. (Minute and hour in epoch ms.)
 """
 
 from __future__ import annotations
@@ -15,29 +18,30 @@ from collections.abc import Iterator
 
 import polars as pl
 
+from infra import faults
 from infra.clock import HOUR_MS, MINUTE_MS
 from infra.redis import Redis
 from stream.sinks import rows
 from stream.state import Changes, StageState
 
-_OPS_PER_CALL = 20_000
-
 # KEYS[1] the span; ARGV: expected sequence (-1: whatever it is), new sequence, is this the last call, closed_ms,
-# from_ms, then (op, key, field, value) over and over. Returns 1 applied, 0 known already, -1 memory lost.
+# from_ms, newest_ms, then (op, key, field, value) over and over. Returns 1 applied, 0 known already, -1 memory lost.
 _APPLY = """
 local held = redis.call('HGET', KEYS[1], 'sequence')
 if held and tonumber(held) >= tonumber(ARGV[2]) and ARGV[1] ~= '-1' then return 0 end
 if held and tonumber(held) > tonumber(ARGV[2]) then return 0 end
 if ARGV[1] ~= '-1' and (not held or tonumber(held) < tonumber(ARGV[1])) then return -1 end
-for i = 6, #ARGV, 4 do
+for i = 7, #ARGV, 4 do
   local op = ARGV[i]
-  if op == 'S' then redis.call('HSET', ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
+  if op == 'R' then redis.call('UNLINK', ARGV[i + 1]) end
+  if op == 'S' or op == 'R' then redis.call('HSET', ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
   elseif op == 'D' then redis.call('UNLINK', ARGV[i + 1])
   else redis.call('SADD', ARGV[i + 1], ARGV[i + 2]) end
 end
 if ARGV[3] == '1' then
   redis.call('HSET', KEYS[1], 'sequence', ARGV[2], 'closed_ms', ARGV[4])
   if ARGV[5] ~= '' then redis.call('HSET', KEYS[1], 'from_ms', ARGV[5]) end
+  if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'newest_ms', ARGV[6]) end
 end
 return 1
 """
@@ -53,7 +57,8 @@ def base_key(prefix: str, shard: int) -> str:
 class HotSink:
     """Writes one shard. Every method may raise Unavailable and can then simply be called again."""
 
-    def __init__(self, redis: Redis, prefix: str, shard: int, hot_hours: int) -> None:
+    def __init__(self, redis: Redis, prefix: str, shard: int, hot_hours: int, ops_per_call: int = 20_000) -> None:
+        self.ops_per_call = ops_per_call
         self._redis, self._base, self._hot_ms = redis, base_key(prefix, shard), hot_hours * HOUR_MS
         self._script = redis.script(_APPLY)
         self._known: set[tuple[int, int]] = set()
@@ -63,14 +68,19 @@ class HotSink:
         """After a recovery: bring Redis to the state's sequence, from whatever it holds."""
         self._known.clear()
         self._opened = set(state.windows)
+        self.refresh(state)
+
+    def refresh(self, state: StageState) -> None:
+        """Notice a Redis that is not where it was left: empty, or started from an older file."""
         found = self._redis.call("HGET", f"{self._base}:span", "sequence")
-        if found is None or int(found) != state.sequence:
-            self._rewrite(state, lost=found is None)
+        if found is None or int(found) < state.sequence:
+            # A flush is shown before the next one begins: Redis can only be one behind by itself.
+            self._rewrite(state, lost=found is None or int(found) < state.sequence - 1)
 
     def write(self, changes: Changes, state: StageState) -> None:
         """Show what a flush made durable. Safe to repeat."""
         ops = list(self._ops(changes, state))
-        if self._apply(changes.sequence - 1, changes, ops) == -1:
+        if self._apply(changes.sequence - 1, changes, state, ops) == -1:
             self._rewrite(state, lost=True)
         self._opened.update(changes.open)
         self._opened.intersection_update(w for w in self._opened if w not in set(changes.newly_closed))
@@ -82,30 +92,30 @@ class HotSink:
         since = ""
         if lost:
             since = str(0 if state.sequence == 0 else min(state.windows, default=state.durable_closed_ms or 0))
-        ops: list[Op] = []
-        for cell_window, campaign in self._cells(changes.delta):
-            ops.append(("D", self._open_key(cell_window, campaign), "", ""))
         self._opened = set(state.windows)
-        ops += self._ops(changes, state)
-        self._apply(-1, changes, ops, since)
+        ops = list(self._ops(changes, state, absolute=True))
+        self._apply(-1, changes, state, ops, since)
 
-    def _apply(self, expected: int, changes: Changes, ops: list[Op], from_ms: str = "") -> int:
+    def _apply(self, expected: int, changes: Changes, state: StageState, ops: list[Op], from_ms: str = "") -> int:
         answer = 1
-        for start in range(0, max(1, len(ops)), _OPS_PER_CALL):
-            page = ops[start : start + _OPS_PER_CALL]
-            last = "1" if start + _OPS_PER_CALL >= len(ops) else "0"
-            flat = [x for op in page for x in op]
-            closed = "" if changes.closed_ms is None else changes.closed_ms
-            answer = int(
-                self._script([f"{self._base}:span"], [str(expected), changes.sequence, last, closed, from_ms, *flat])
-            )
+        closed = "" if changes.closed_ms is None else changes.closed_ms
+        newest = max(state.windows, default="")
+        written, deleted = [op for op in ops if op[0] != "D"], [op for op in ops if op[0] == "D"]
+        pages = [written[start : start + self.ops_per_call] for start in range(0, len(written), self.ops_per_call)]
+        for number, page in enumerate(pages or [[]], start=1):
+            last = "1" if number >= len(pages) else "0"
+            flat = [x for op in (page + deleted if last == "1" else page) for x in op]
+            told = [str(expected), changes.sequence, last, closed, from_ms, newest]
+            answer = int(self._script([f"{self._base}:span"], [*told, *flat]))
             if answer != 1:
                 break
+            faults.point("hot.written" if last == "1" else "hot.half")
         return answer
 
-    def _ops(self, changes: Changes, state: StageState) -> Iterator[Op]:
+    def _ops(self, changes: Changes, state: StageState, *, absolute: bool = False) -> Iterator[Op]:
+        """What must be written. `absolute`: open rows replace what is there, instead of adding to it."""
         yield from self._advertisers(changes.delta)
-        closed = [state.windows[w].whole() for w in changes.newly_closed]
+        closed = [state.windows[w].together() for w in changes.newly_closed]
         closed += state.corrections(changes)
         if closed:
             cells, values = rows.pack(pl.concat(closed))
@@ -118,14 +128,10 @@ class HotSink:
         if changes.open:
             part = changes.delta.filter(pl.col("window_ms").is_in(changes.open))
             for (window, campaign), value in zip(*rows.pack(part), strict=True):
-                yield "S", self._open_key(window, campaign), changes.sequence, value
+                yield "R" if absolute else "S", self._open_key(window, campaign), changes.sequence, value
 
     def _open_key(self, window: int, campaign: int) -> str:
         return f"{self._base}:o:{window}:{campaign}"
-
-    @staticmethod
-    def _cells(frame: pl.DataFrame) -> list[tuple[int, int]]:
-        return frame.select("window_ms", "campaign_id").unique().rows()
 
     def _advertisers(self, delta: pl.DataFrame) -> Iterator[Op]:
         pairs = set(delta.select("advertiser_id", "campaign_id").unique().rows())

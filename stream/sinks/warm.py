@@ -1,7 +1,11 @@
 """The warm and cold tiers: hours and days in ClickHouse, written when their window closes and when it is corrected.
 
 Rows are absolute, replace themselves by key, and carry the flush's sequence as version: a blind re-send is safe,
-and what an ousted owner still has in hand loses. The tier's border moves only after the rows are acknowledged.
+and what an ousted owner still has in hand loses.
+
+Two marks are published, once the rows before them are acknowledged: `watermark_ms`, before whose last window end every
+window is here, and `border_ms`, an hour behind it. Late events reach the minutes a moment before they get here, so
+readers take a window from here only when none can come any more, or when the minutes are lost.
 """
 
 from __future__ import annotations
@@ -9,11 +13,13 @@ from __future__ import annotations
 import polars as pl
 import pyarrow as pa
 
+from infra import faults
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS
 from ingest import events, partials
 from stream import chunks
 from stream.state import Changes, StageState
+from stream.windows import KEPT_AFTER_END_MS
 
 _ROWS_PER_INSERT = 200_000
 
@@ -23,12 +29,15 @@ class WarmSink:
 
     def __init__(self, client: ClickHouse, tier: str, grain_ms: int, shard: int) -> None:
         self._client, self._tier, self._grain_ms, self._shard = client, tier, grain_ms, shard
-        self._border: int | None = None
+        self._marks: tuple[int, int] | None = None
 
     def attach(self, state: StageState) -> None:
         """After a recovery: the last flush may not have arrived, so send all closed windows that are held."""
         if state.sequence:
             self.write(state.everything(), state)
+
+    def refresh(self, state: StageState) -> None:
+        """ClickHouse syncs what it acknowledges: nothing to do."""
 
     def write(self, changes: Changes, state: StageState) -> None:
         """Show what a flush made durable. Safe to repeat."""
@@ -44,11 +53,13 @@ class WarmSink:
                         f"stream_{self._tier}",
                         self._table(day.slice(start, _ROWS_PER_INSERT), changes.sequence),
                     )
+                    faults.point("warm.half")
         if changes.closed_ms is not None:
-            border = changes.closed_ms // self._grain_ms * self._grain_ms
-            if self._border is None or border > self._border:
-                self._publish(border, changes.closed_ms)
-                self._border = border
+            settled = (changes.closed_ms - KEPT_AFTER_END_MS) // self._grain_ms * self._grain_ms
+            marks = (settled, changes.closed_ms // self._grain_ms)
+            if self._marks is None or marks > self._marks:
+                self._publish(settled, changes.closed_ms)
+                self._marks = marks
 
     def _table(self, frame: pl.DataFrame, version: int) -> pa.Table:
         shaped = to_clickhouse(frame).with_columns(
@@ -71,7 +82,7 @@ class WarmSink:
 
 
 def border_of(client: ClickHouse, tier: str, shard: int) -> int | None:
-    """The published border of a shard, whoever writes it; None before the first. Raises Unavailable."""
+    """The published border of a shard, whoever wrote it; None before the first. Raises Unavailable."""
     rows = client.rows(
         f"SELECT max(border_ms) FROM {client.database}.tier_borders"
         " WHERE tier = {tier:String} AND shard = {shard:UInt16} HAVING count() > 0",

@@ -27,6 +27,7 @@ from ingest.replay import Pace, replay_files
 from ingest.synthetic.generator import Spec, make
 from query.command import Client
 from query.questions import battery, dead_letters_differ, reconciled
+from tests.chaos import outages
 from tests.conftest import adclick
 from tests.product import SPAN_MS, Product, wait_until
 
@@ -296,6 +297,13 @@ def test_what_dies_is_restarted_and_a_second_up_is_refused(product: Product) -> 
     again = adclick("up", "--detach", "--dir", str(product.folder.path))
     assert again.returncode == 1
     assert "already running" in again.stderr
+
+
+@pytest.mark.parametrize("backend", ["redis", "clickhouse", "kafka"])
+def test_what_is_away_is_named_and_nobody_dies_of_it(product: Product, backend: str) -> None:
+    wait_until(lambda: _ready(product), 60, "ready")
+    assert outages.strike(product, backend, 8.0).faults() == []
+    wait_until(lambda: _ready(product), 60, f"{backend} is back")
 
 
 def _ready(product: Product) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 
@@ -9,14 +11,18 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+from confluent_kafka.admin import AdminClient, ConfigResource
 
 from infra import topics
 from infra.clickhouse.client import ClickHouse, migrate
-from infra.errors import AdclickError, Fenced, Unavailable, UserError
-from infra.kafka import Admin, Committed, GroupConsumer, OffsetOutOfRange, Record, TransactionalProducer, read_to_end
+from infra.embedded import servers
+from infra.errors import AdclickError, Fenced, OffsetOutOfRange, Unavailable, UserError
+from infra.kafka import Admin, GroupConsumer, TransactionalProducer, read_to_end
+from infra.records import Committed, Record
 from infra.redis import Redis
 from infra.settings import Settings
 from ingest.dedup.registry import RedisRegistry, Registry, digest
+from tests.product import wait_until
 from tests.unit.fakes import MemoryRegistry
 
 
@@ -28,6 +34,23 @@ def test_topics_are_made_once_and_a_different_partition_count_is_refused(setting
     assert topics.ensure(settings) == []
     with pytest.raises(UserError, match="ad-events has 4 partitions, the setting says 7"):
         topics.ensure(settings.model_copy(update={"event_partitions": 7}))
+
+
+def test_a_topic_keeps_for_as_long_as_the_settings_say_now(settings: Settings) -> None:
+    topics.ensure(settings.model_copy(update={"blocks_retention_s": 800}))
+    blocks, events = (ConfigResource("topic", settings.topic(name)) for name in (topics.BLOCKS, topics.EVENTS))
+    client = AdminClient({"bootstrap.servers": settings.kafka})
+
+    def told(of: ConfigResource, name: str) -> str:
+        return str(client.describe_configs([of])[of].result()[name].value)
+
+    try:
+        # The broker answers once the change is in its log, and applies it a moment later.
+        wait_until(lambda: told(blocks, "retention.ms") == "800000", 10, "the change is applied")
+        assert told(blocks, "segment.ms") == "100000"
+        assert told(events, "message.timestamp.type") == "LogAppendTime"
+    finally:
+        topics.ensure(settings)
 
 
 def test_a_transaction_is_seen_whole_or_not_at_all(settings: Settings) -> None:
@@ -94,7 +117,9 @@ def test_a_broker_that_is_not_there_is_unavailable() -> None:
 
 @pytest.fixture(params=["memory", "redis"])
 def registry(request: pytest.FixtureRequest, settings: Settings) -> Registry:
-    return MemoryRegistry() if request.param == "memory" else RedisRegistry(Redis(settings.redis), settings.key_prefix)
+    return (
+        MemoryRegistry() if request.param == "memory" else RedisRegistry(Redis(settings.redis), settings.key_prefix, 60)
+    )
 
 
 def ids(*names: str) -> np.ndarray[tuple[int], np.dtype[np.void]]:
@@ -172,3 +197,15 @@ def test_archived_files_are_named_by_range_and_read_back(tmp_path: Path) -> None
     assert back["decision"].cast(pl.String).to_list() == ["counted", "too-late"]
     assert back["partition"].to_list() == [3, 3]
     assert not list(tmp_path.rglob(".p*"))
+
+
+def test_a_port_of_a_running_stack_is_left_alone_while_nothing_listens_there() -> None:
+    claim = "import sys, time; from infra.embedded.servers import free_port; print(free_port(29_717, set()), flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", claim], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "29717\n"
+            assert servers.free_port(29_717, set()) != 29_717
+        finally:
+            other.kill()
+    assert servers.free_port(29_717, set()) == 29_717

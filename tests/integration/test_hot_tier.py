@@ -61,7 +61,7 @@ def tier(settings: Settings) -> HotTier:
 def minutes(tier: HotTier, **more: str) -> dict[Any, int]:
     given = {"campaign_id": "1", "start": "-60m", "end": "now", "granularity": "minute"} | more
     question = parse(list(given.items()), NOW, Held(24 * HOUR_MS, 10**12))
-    table, _ = tier.read(question, question.start_ms, question.end_ms, tier.span(), NOW)
+    table, _ = tier.read(question, question.start_ms, question.end_ms, tier.span())
     return {((k[0] - START) // MINUTE, *k[1:]): v.values[0] for k, v in table.items()}
 
 
@@ -79,6 +79,29 @@ def test_open_and_closed_minutes_are_read_as_one(shard: Shard, tier: HotTier) ->
     shard.show([at(0, 1000)], START + 2 * MINUTE)
     assert minutes(tier) == {(0,): 1011, (1,): 122}
     assert not shard.redis.scan_keys(f"{shard.sink._base}:o:*")
+
+
+def test_a_flush_of_several_calls_is_never_counted_twice_or_missed_in_between(
+    shard: Shard, tier: HotTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard.show([at(0, 1), at(1, 2), at(2, 4)], START)
+    shard.sink.ops_per_call = 1
+    seen: list[dict[Any, int]] = []
+    call = shard.sink._script
+
+    def watched(keys: Any, args: Any) -> Any:
+        seen.append(minutes(tier))
+        return call(keys, args)
+
+    monkeypatch.setattr(shard.sink, "_script", watched)
+    shard.show([at(0, 10), at(1, 20), at(3, 8)], START + 2 * MINUTE)
+    assert len(seen) >= 3
+    for step in seen:
+        assert {m: step[(m,)] for m in range(3)} == {0: 1, 1: 2, 2: 4}
+    assert minutes(tier) == {(0,): 11, (1,): 22, (2,): 4, (3,): 8}
+    assert {key.split(b":")[-2] for key in shard.redis.scan_keys(f"{shard.sink._base}:o:*")} == {
+        str(START + m * MINUTE).encode() for m in (2, 3)
+    }
 
 
 def test_writing_a_flush_again_changes_nothing(shard: Shard, tier: HotTier) -> None:
@@ -121,12 +144,32 @@ def test_a_redis_that_lost_its_memory_is_filled_from_what_is_held_and_says_since
     assert tier.span().from_ms == [START]
 
 
+@pytest.mark.parametrize("idle", [True, False])
+def test_a_redis_that_went_back_in_time_is_brought_up_to_what_is_held(
+    shard: Shard, tier: HotTier, settings: Settings, idle: bool
+) -> None:
+    shard.show([at(0, 1), at(5, 1)], START)
+    old = {k: shard.redis.call("DUMP", k) for k in shard.redis.scan_keys(f"{settings.key_prefix}hot:*")}
+    shard.show([at(0, 10)], START)
+    shard.show([at(5, 2)], START + 6 * MINUTE)
+    for key in shard.redis.scan_keys(f"{settings.key_prefix}hot:*"):
+        shard.redis.call("DEL", key)
+    for key, value in old.items():
+        shard.redis.call("RESTORE", key, 0, value)
+    if idle:
+        shard.sink.refresh(shard.state)
+    else:
+        shard.show([at(7, 4)], START + 6 * MINUTE)
+    assert minutes(tier) == {(0,): 11, (5,): 3} | ({} if idle else {(7,): 4})
+    assert tier.span().from_ms == [START]
+
+
 def test_another_advertisers_use_of_the_campaigns_number_is_kept_apart(shard: Shard, tier: HotTier) -> None:
     shard.show([at(0, 1, advertiser_id=1), at(0, 10, advertiser_id=2)], START)
     assert minutes(tier, campaign_id="1") == {(0,): 11}
     given = [("advertiser_id", "2"), ("start", "-60m"), ("end", "now"), ("granularity", "minute")]
     question = parse(given, NOW, Held(24 * HOUR_MS, 10**12))
-    table, _ = tier.read(question, question.start_ms, question.end_ms, tier.span(), NOW)
+    table, _ = tier.read(question, question.start_ms, question.end_ms, tier.span())
     assert [v.values[0] for v in table.values()] == [10]
 
 

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 
 import polars as pl
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from infra import topics
 from infra.clock import now_ms
-from infra.kafka import EventProducer, read_to_end
+from infra.kafka import Admin, EventProducer, read_to_end
 from infra.redis import Redis
 from infra.settings import Settings
 from ingest import blocks
@@ -105,5 +107,52 @@ def test_ids_that_redis_lost_are_rebuilt_from_the_log(settings: Settings, alive:
         with running(settings, "a"):
             send(settings, *NAMES, "new")
             found = decisions(settings, 401)
+    assert len(found) == 401
+    assert counted(found) == sorted([*NAMES, "new"])
+
+
+def test_what_the_topic_no_longer_holds_is_in_doubt_and_dropped(settings: Settings) -> None:
+    redis, kafka = Redis(settings.redis), AdminClient({"bootstrap.servers": settings.kafka})
+    topic = settings.topic(topics.EVENTS)
+    with running(settings, "a"):
+        send(settings, *NAMES)
+        assert len(decisions(settings, 200)) == 200
+        ends = Admin(settings.kafka).ends(topic, settings.event_partitions)
+        gone = [TopicPartition(topic, p, end) for p, end in enumerate(ends)]
+        for future in kafka.delete_records(gone).values():
+            future.result()
+        for key in redis.scan_keys(f"{settings.key_prefix}dedup:*"):
+            redis.call("DEL", key)
+        # The filters are still there: what they have not seen is certainly new.
+        send(settings, *NAMES, *(f"new{n}" for n in range(100)))
+        found = decisions(settings, 500)
+    assert len(found) == 500
+    assert set(NAMES) & set(counted(found)) == set(NAMES)
+    assert len(counted(found)) == len(set(counted(found)))
+    doubted = [name for name, decision in found if decision == Decision.DOUBT]
+    assert set(NAMES) <= set(doubted)
+    assert sum(name.startswith("new") for name in counted(found)) > 90
+    # Another worker has no filters: all is in doubt, and nothing is counted twice.
+    with running(settings, "b"):
+        send(settings, *NAMES, "newest")
+        found = decisions(settings, 701)
+    assert counted(found) == sorted(set(counted(found)))
+    assert ("newest", Decision.DOUBT) in found
+
+
+def test_a_redis_that_went_back_in_time_is_noticed(settings: Settings) -> None:
+    redis = Redis(settings.redis)
+    with running(settings, "a"):
+        send(settings, *NAMES[:100])
+        assert len(decisions(settings, 100)) == 100
+        kept = {k: redis.call("DUMP", k) for k in redis.scan_keys(f"{settings.key_prefix}dedup:*")}
+        send(settings, *NAMES[100:])
+        assert len(decisions(settings, 200)) == 200
+        for key in redis.scan_keys(f"{settings.key_prefix}dedup:*"):
+            redis.call("DEL", key)
+        for key, value in kept.items():
+            redis.call("RESTORE", key, 0, value)
+        send(settings, *NAMES, "new")
+        found = decisions(settings, 401)
     assert len(found) == 401
     assert counted(found) == sorted([*NAMES, "new"])

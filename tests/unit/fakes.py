@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -16,6 +16,7 @@ class MemoryRegistry:
     def __init__(self) -> None:
         self.ids: dict[tuple[int, int], dict[bytes, int]] = {}
         self.up_to: dict[int, int] = {}
+        self.doubts: dict[int, set[int]] = {}
 
     def recorded_up_to(self, partition: int) -> int | None:
         return self.up_to.get(partition)
@@ -24,8 +25,12 @@ class MemoryRegistry:
         known = self.ids.get((partition, generation), {})
         return np.array([known.get(d.tobytes(), UNKNOWN) for d in digests], np.int64)
 
-    def begin(self, partition: int, up_to: int) -> None:
+    def begin(self, partition: int, up_to: int, doubtful: Collection[int] = ()) -> None:
         self.up_to[partition] = up_to
+        self.doubts.setdefault(partition, set()).update(doubtful)
+
+    def doubtful(self, partition: int) -> set[int]:
+        return self.doubts.get(partition, set())
 
     def record(
         self,
@@ -42,8 +47,8 @@ class MemoryRegistry:
         for generation, (digests, offsets) in news.items():
             known = self.ids.setdefault((partition, generation), {})
             known.update(zip((d.tobytes() for d in digests), offsets.tolist(), strict=True))
-        for old in (oldest_generation - 2, oldest_generation - 1):
-            self.ids.pop((partition, old), None)
+        for old in [g for p, g in self.ids if p == partition and g < oldest_generation]:
+            del self.ids[partition, old]
         self.up_to[partition] = max(up_to, held)
         return True
 
@@ -52,5 +57,6 @@ class MemoryRegistry:
 
     def forget(self, partition: int) -> None:
         self.up_to.pop(partition, None)
+        self.doubts.pop(partition, None)
         for key in [k for k in self.ids if k[0] == partition]:
             del self.ids[key]

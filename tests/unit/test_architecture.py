@@ -26,7 +26,7 @@ CLIENTS = {
     "pyspark": "batch/exact.py",
     "pybloom_live": "ingest/dedup/bloom.py",
     "fastapi": "query/api/app.py",
-    "prometheus_client": "query/api/app.py",
+    "prometheus_client": "query/api/metrics.py",
 }
 PURE = [
     "ingest/events.py", "ingest/decode.py", "ingest/lateness.py", "ingest/shedding.py", "ingest/salting.py", "ingest/partials.py",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.dedup.bloom import GrowingBloom
-from ingest.dedup.decision import NOT_A_COPY, PartitionMemory, decide, remember
+from ingest.dedup.decision import NOT_A_COPY, PartitionMemory, decide, oldest_needed, remember
 from ingest.dedup.registry import digest
 from tests.unit.fakes import MemoryRegistry
 
@@ -27,6 +30,18 @@ def test_a_filter_never_forgets_and_pybloom_agrees_bit_by_bit() -> None:
     assert found.mean() < 0.05
     assert [d.tobytes() in bloom for d in others] == found.tolist()
     assert all(d.tobytes() in bloom for d in known)
+
+
+def test_a_filter_that_is_dropped_is_freed_at_once() -> None:
+    gc.disable()
+    try:
+        memory = PartitionMemory(0, 0, 0)
+        dropped = weakref.ref(memory.filter_of(1)._filters[0].bloom)
+        assert dropped() is not None
+        memory.turn(9)
+        assert dropped() is None, "one filter a batch, and no collection for hours"
+    finally:
+        gc.enable()
 
 
 Log = list[tuple[str, int]]
@@ -78,11 +93,12 @@ def test_each_id_counts_once_whatever_the_batches_crashes_and_aborts(
         offsets, generations = np.arange(start, start + len(part)), np.array([g for _, g in part])
         decision = decide(memory, registry, digests, offsets, generations)
         end = start + len(part)
-        assert registry.record(0, decision.news, expected=memory.recorded_up_to, up_to=end, oldest_generation=0)
+        before = log[start - 1][1] if start else log[0][1]
+        told = {"expected": memory.recorded_up_to, "up_to": end, "oldest_generation": oldest_needed(before)}
+        assert registry.record(0, decision.news, **told)
         memory.recorded_up_to = max(memory.recorded_up_to, end)
         if fate == "crash":
             # Recorded and not committed: another worker takes over at the committed offset, without filters.
-            before = log[start - 1][1] if start else log[0][1]
             memory = PartitionMemory(0, registry.up_to[0], assigned_generation=before)
         elif fate == "ok":
             remember(memory, decision)
@@ -103,3 +119,32 @@ def test_certainly_new_ids_are_not_looked_up() -> None:
     again = decide(memory, registry, digests, np.arange(1_000, 2_000), np.full(1_000, 8))
     assert again.lookups == 1_000
     assert again.copy_of.tolist() == list(range(1_000))
+
+
+def test_what_may_be_a_copy_of_a_lost_id_is_in_doubt_and_nothing_else_is() -> None:
+    registry = MemoryRegistry()
+    registry.begin(0, 0)
+    former = PartitionMemory(0, 0, assigned_generation=6)
+    old = digest(ids([f"old{i}" for i in range(100)]))
+    first = decide(former, registry, old, np.arange(100), np.full(100, 7))
+    remember(former, first)
+    registry.forget(0)
+    registry.begin(0, 100, {7})
+    memory = PartitionMemory(0, 100, assigned_generation=8, doubtful={7})
+    both = np.concatenate((old, digest(ids([f"new{i}" for i in range(100)]))))
+    offsets, generations = np.arange(100, 300), np.full(200, 8)
+    # Without the filters anything may be a copy.
+    assert decide(memory, registry, both, offsets, generations).doubt.all()
+    memory.inherit(former)
+    for _ in range(2):
+        judged = decide(memory, registry, both, offsets, generations)
+        assert judged.doubt[:100].all()
+        assert judged.first[100:].mean() > 0.95
+        assert not (judged.first & judged.doubt).any()
+        # Read again after an abort, the verdicts are the same.
+        assert registry.record(0, judged.news, expected=100, up_to=300, oldest_generation=0)
+    assert set(judged.news) == {8}
+    later = decide(memory, registry, both, offsets + 200, generations)
+    assert not later.first.any()
+    memory.turn(9)
+    assert not memory.doubtful

@@ -91,16 +91,6 @@ def test_packed_rows_are_what_was_packed(made: list[dict[str, Any]], wide: bool)
     if wide:
         made = [*made, partial(impressions=2**40)]
     given_rows = chunk_frame(made)
-    cells, values = rows.pack(given_rows)
-    assert len(set(cells)) == len(cells) == len(values)
-    unpacked, source = rows.unpack(values)
-    found = sorted(
-        (
-            *cells[s],
-            *(int(r[n]) for n in ("advertiser_id", "ad_id", "publisher_id", "country", "impressions", "spend_micros")),
-        )
-        for r, s in zip(unpacked, source.tolist(), strict=True)
-    )
     columns = [
         "window_ms",
         "campaign_id",
@@ -108,9 +98,20 @@ def test_packed_rows_are_what_was_packed(made: list[dict[str, Any]], wide: bool)
         "ad_id",
         "publisher_id",
         "country",
-        "impressions",
+        *partials.COUNTS,
         "spend_micros",
+        "late_events",
     ]
+    cells, values = rows.pack(given_rows)
+    assert len(set(cells)) == len(cells) == len(values)
+    unpacked, source = rows.unpack(values)
+    found = sorted(
+        (
+            *cells[s],
+            *(int(unpacked[n][i]) for n in columns[2:]),
+        )
+        for i, s in enumerate(source.tolist())
+    )
     assert found == sorted(given_rows.select(columns).rows())
 
 

@@ -103,6 +103,8 @@ _day = NOW // DAY_MS * DAY_MS
 _borders = st.builds(
     Borders,
     warm_ms=st.one_of(st.none(), st.integers(-60, 30).map(lambda h: _day + h * HOUR_MS)),
+    warm_closed_ms=st.one_of(st.none(), st.integers(-60, 30).map(lambda h: _day + h * HOUR_MS)),
+    hot_from_ms=st.one_of(st.none(), st.integers(-60, 30).map(lambda h: _day + h * HOUR_MS)),
     cold_ms=st.one_of(st.none(), st.integers(-4, 1).map(lambda d: _day + d * DAY_MS)),
     watermark_ms=st.none(),
     runs=st.sets(st.integers(-4, 1)).map(lambda days: {_day + d * DAY_MS: f"run{d}" for d in days}),
@@ -125,9 +127,11 @@ def test_pieces_tile_the_range_and_no_tier_serves_what_it_does_not_hold(
         days = range(piece.start_ms // DAY_MS * DAY_MS, piece.end_ms, DAY_MS)
         if piece.tier in (EXACT_HOURS, EXACT_DAYS):
             assert [borders.runs[d] for d in days] == [piece.run]
-        if piece.tier == WARM:
-            assert borders.warm_ms is not None
-            assert piece.end_ms <= borders.warm_ms
+        for hour in range(piece.start_ms, piece.end_ms, HOUR_MS) if piece.tier == WARM else ():
+            settled = borders.warm_ms is not None and hour + HOUR_MS <= borders.warm_ms
+            closed = borders.warm_closed_ms is not None and hour + HOUR_MS <= borders.warm_closed_ms
+            lost = borders.hot_from_ms is None or hour < borders.hot_from_ms
+            assert settled or (closed and lost)
         if piece.tier == COLD:
             assert borders.cold_ms is not None
             assert piece.end_ms <= borders.cold_ms

@@ -14,7 +14,7 @@ from infra.errors import CorruptLog
 from ingest import partials
 from ingest.blocks import BlockHeader, SourceRange
 from stream import chunks
-from stream.state import StageState
+from stream.state import Changes, StageState
 from stream.windows import Closing
 from tests.unit.test_partials_and_rows import frame, partial
 
@@ -22,12 +22,13 @@ MINUTE = 60_000
 
 
 def seen(*news: tuple[int | None, bool]) -> Closing:
-    return Closing().see(SourceRange(p, 0, 1, mark, silent) for p, (mark, silent) in enumerate(news))
+    ranges = [SourceRange(p, 0, 1, mark, silent) for p, (mark, silent) in enumerate(news)]
+    return Closing().see(ranges, len(news))
 
 
 def test_nothing_closes_before_every_partition_is_known() -> None:
-    assert seen((100, False)).advance(2, 0).closed_ms is None
-    assert seen((100, False), (None, False)).advance(2, 0).closed_ms is None
+    assert Closing().see([SourceRange(0, 0, 1, 100, False)], 2).closed_ms is None
+    assert seen((100, False), (None, False)).closed_ms is None
 
 
 @pytest.mark.parametrize(
@@ -40,18 +41,25 @@ def test_nothing_closes_before_every_partition_is_known() -> None:
     ],
 )
 def test_it_is_the_minimum_over_the_active(news: tuple[tuple[int | None, bool], ...], closed: int | None) -> None:
-    assert seen(*news).advance(2, 0).closed_ms == closed
+    assert seen(*news).closed_ms == closed
+    assert seen(*news).tick(2, 0).closed_ms == closed
 
 
 def test_when_all_are_silent_it_moves_at_the_pace_of_the_clock_from_where_it_stood() -> None:
-    closing = seen((100, False), (90, False)).advance(2, 10_000)
-    closing = closing.see([SourceRange(0, 1, 1, 100, True), SourceRange(1, 1, 1, 90, True)]).advance(2, 20_000)
+    silent = [SourceRange(0, 1, 1, 100, True), SourceRange(1, 1, 1, 90, True)]
+    closing = seen((100, False), (90, False)).see(silent, 2).tick(2, 20_000)
     assert closing.closed_ms == 90
-    assert closing.advance(2, 20_700).closed_ms == 790
+    assert closing.tick(2, 20_700).closed_ms == 790
     # A clock that is set back moves nothing back; a partition that comes back does not either.
-    later = closing.advance(2, 20_700).advance(2, 5_000)
+    later = closing.tick(2, 20_700).tick(2, 5_000)
     assert later.closed_ms == 790
-    assert later.see([SourceRange(0, 1, 2, 200, False)]).advance(2, 21_000).closed_ms == 790
+    assert later.see([SourceRange(0, 1, 2, 200, False)], 2).tick(2, 21_000).closed_ms == 790
+
+
+def test_news_and_then_silence_in_one_flush_close_what_the_news_close() -> None:
+    news = [SourceRange(0, 1, 2, 5_000, False), SourceRange(1, 1, 2, 4_000, False)]
+    silent = [SourceRange(0, 2, 2, 5_000, True), SourceRange(1, 2, 2, 4_000, True)]
+    assert seen((100, False), (90, False)).see(news, 2).see(silent, 2).tick(2, 0).closed_ms == 4_000
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 10**6), st.booleans(), st.integers(0, 10**6)), max_size=40))
@@ -60,7 +68,7 @@ def test_it_never_goes_back(steps: list[tuple[int, int, bool, int]]) -> None:
     last: int | None = None
     for partition, mark, silent, now in steps:
         marks[partition] = max(marks[partition], mark)
-        closing = closing.see([SourceRange(partition, 0, 0, marks[partition], silent)]).advance(3, now)
+        closing = closing.see([SourceRange(partition, 0, 0, marks[partition], silent)], 3).tick(3, now)
         if last is not None:
             assert closing.closed_ms is not None
             assert closing.closed_ms >= last
@@ -68,8 +76,23 @@ def test_it_never_goes_back(steps: list[tuple[int, int, bool, int]]) -> None:
 
 
 def test_state_is_kept_while_any_partition_may_still_send_for_it() -> None:
-    assert seen((10_000_000, True), (None, True)).droppable_ms(2) is None
-    assert seen((10_000_000, False), (9_000_000, True)).droppable_ms(2) == 9_000_000 - 3_600_000
+    assert seen((10_000_000, True), (None, True)).droppable_ms(2) == 0
+    assert seen((10_000_000, False), (9_000_000, True)).droppable_ms(2) == 9_000_000 - 3_600_000 - 1
+    # All silent: what has not closed yet must still be shown as closed, from whole windows.
+    held_back = seen((0, False), (0, False)).see([SourceRange(p, 1, 1, 10_000_000, True) for p in (0, 1)], 2)
+    assert held_back.droppable_ms(2) == 0
+
+
+def test_a_partition_that_never_speaks_keeps_state_for_a_day_of_clock_time() -> None:
+    closing, hour = seen((10_000_000, False), (None, True)), 3_600_000
+    dropped = []
+    for clock in range(50):
+        news = [SourceRange(0, clock, clock + 1, 10_000_000 + clock * hour, False)]
+        closing = closing.see(news, 2).tick(2, clock * hour)
+        dropped.append(closing.droppable_ms(2))
+    assert dropped[23] == 0
+    assert dropped[24:48] == [10_000_000] * 24
+    assert dropped[48] == 10_000_000 + 24 * hour
 
 
 class Log:
@@ -79,7 +102,7 @@ class Log:
         self.live: dict[bytes, bytes] = {}
         self.downstream: list[tuple[pl.DataFrame, Any]] = []
 
-    def commit(self, state: StageState) -> None:
+    def commit(self, state: StageState) -> Changes:
         flush = state.flushing
         for key in flush.tombstones:
             self.live.pop(key, None)
@@ -87,7 +110,7 @@ class Log:
             assert key not in self.live
             self.live[key] = value
         self.downstream.append((flush.delta, flush.header))
-        state.commit()
+        return state.commit()
 
 
 _blocks = st.lists(
@@ -133,6 +156,68 @@ def test_every_block_counts_once_whatever_is_flushed_aborted_or_recovered(
     # What goes to the next stage tiles the input.
     ranges = [(h.from_offset, h.to_offset) for _, h in log.downstream]
     assert all(a[1] == b[0] for a, b in pairwise(ranges))
+
+
+class Shown:
+    """What readers see: open rows added up, closed windows written whole, corrected campaigns written anew."""
+
+    def __init__(self) -> None:
+        self.open: dict[tuple[int, int], int] = {}
+        self.closed: dict[tuple[int, int], int] = {}
+        self.closed_ms = 0
+
+    def write(self, changes: Changes, state: StageState) -> None:
+        for start in changes.newly_closed:
+            self.closed |= _sums(state.windows[start].together())
+        for rows in state.corrections(changes):
+            self.closed |= _sums(rows)
+        for cell, count in _sums(changes.delta.filter(pl.col("window_ms").is_in(changes.open))).items():
+            self.open[cell] = self.open.get(cell, 0) + count
+        self.closed_ms = changes.closed_ms or 0
+
+    def read(self) -> dict[tuple[int, int], int]:
+        seen = {c: n for c, n in self.open.items() if c[0] + MINUTE > self.closed_ms}
+        return seen | {c: n for c, n in self.closed.items() if c[0] + MINUTE <= self.closed_ms}
+
+
+def _sums(rows: pl.DataFrame) -> dict[tuple[int, int], int]:
+    found = rows.group_by("window_ms", "campaign_id").agg(pl.sum("impressions"))
+    return {(window, campaign): count for window, campaign, count in found.rows()}
+
+
+# (partition, minutes that its watermark moves on, how late in minutes, whether it falls silent then)
+_arrivals = st.tuples(st.integers(0, 1), st.sampled_from([0, 1, 30, 90]), st.integers(0, 59), st.booleans())
+_moves = st.lists(st.one_of(_arrivals, st.sampled_from(["flush", "tick", "recover"])), max_size=40)
+
+
+@settings(max_examples=300, deadline=None)
+@given(_moves)
+def test_readers_see_every_accepted_event_whenever_windows_close_and_are_dropped(moves: list[Any]) -> None:
+    log, state, shown = Log(), StageState(MINUTE, 2), Shown()
+    truth: dict[tuple[int, int], int] = {}
+    marks, offsets, now = [0, 0], [0, 0], 0
+    sent: list[tuple[pl.DataFrame, BlockHeader]] = []
+    for move in [*moves, "flush"]:
+        if isinstance(move, tuple):
+            p, ahead, late, silent = move
+            window = max(0, marks[p] // MINUTE - late - 1) * MINUTE
+            marks[p] += ahead * MINUTE
+            for count, falls_silent in ((1, False), (0, silent)):
+                ranges = (SourceRange(p, offsets[p], offsets[p] + count, marks[p], falls_silent),)
+                sent.append((frame([partial(window_ms=window)] if count else []), BlockHeader(1, ranges, 0)))
+                offsets[p] += count
+            truth[window, 1] = truth.get((window, 1), 0) + 1
+        elif move == "recover":
+            state = StageState(MINUTE, 2)
+            state.restore(list(log.live.items()), "here")
+        elif move == "tick":
+            now += 20 * MINUTE
+        for number in range(state.next_message, len(sent)):
+            state.apply_block(number, *sent[number], "here")
+        if move in ("flush", "tick") and state.flush_due(now, clock=True):
+            state.begin_flush()
+            shown.write(log.commit(state), state)
+            assert shown.read() == truth
 
 
 def test_a_log_is_rewritten_when_it_outweighs_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,165 @@
+"""What chaos does to a running stack: strikes that end by themselves, at moments drawn from a seed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.embedded.supervisor import WORKER_ENV
+from infra.settings import read_endpoints
+from tests.product import Product
+
+WORKERS = ("ingest-0", "ingest-1", "archive-0", "stream-0", "stream-1")
+BACKENDS = ("kafka", "redis", "clickhouse")
+# What is done, how often out of a hundred, and to what.
+_KINDS = (
+    ("kill", 50, (*WORKERS, *BACKENDS, "query-0")),
+    ("stop", 20, WORKERS),
+    ("outage", 15, BACKENDS),
+    ("extra worker", 10, ("ingest", "stream")),
+    ("supervisor", 5, ("supervisor",)),
+)
+# Longer than a session (6 s) and than an open transaction (8 s).
+_STOP_S, _EXTRA_S = (9.0, 15.0), (10.0, 20.0)
+
+
+@dataclass(frozen=True)
+class Strike:
+    """One strike: `at_s` after the start, and for how long where it lasts."""
+
+    at_s: float
+    kind: str
+    target: str
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        lasting = f" for {self.seconds:.0f} s" if self.seconds else ""
+        return f"{self.kind} {self.target}{lasting}"
+
+
+def plan(count: int, over_s: float, rng: random.Random, outage_s: tuple[float, float]) -> list[Strike]:
+    """`count` strikes over `over_s` seconds, each kind at least once where there is room."""
+    kinds = [k for k, *_ in _KINDS][:count]
+    kinds += rng.choices([k for k, *_ in _KINDS], [weight for _, weight, _ in _KINDS], k=count - len(kinds))
+    rng.shuffle(kinds)
+    targets = {kind: found for kind, _, found in _KINDS}
+    lasting = {"stop": _STOP_S, "outage": outage_s, "extra worker": _EXTRA_S}
+    moments = sorted(rng.uniform(3.0, over_s) for _ in kinds)
+    return [
+        Strike(at, kind, rng.choice(targets[kind]), rng.uniform(*lasting[kind]) if kind in lasting else 0.0)
+        for at, kind in zip(moments, kinds, strict=True)
+    ]
+
+
+class Striker:
+    """Carries a plan out. Strikes may overlap, but for the supervisor's, which has the stack to itself."""
+
+    def __init__(self, product: Product, words: tuple[str, ...]) -> None:
+        self._product, self._words = product, words
+        self._hold = threading.Lock()
+        """Held while the supervisor is halted or replaced."""
+        self._lasting: list[threading.Thread] = []
+        self._stop = threading.Event()
+        self.done: list[tuple[float, float, Strike]] = []
+        """(began, ended, strike), in clock time of `time.monotonic`."""
+        self.failures: list[str] = []
+        """Strikes that could not be carried out."""
+
+    def run(self, strikes: list[Strike]) -> None:
+        """Blocks until all have ended."""
+        start = time.monotonic()
+        for strike in strikes:
+            if self._stop.wait(max(0.0, start + strike.at_s - time.monotonic())):
+                break
+            print(f"{time.monotonic() - start:6.0f} s  {strike}", flush=True)
+            if strike.kind == "supervisor":
+                for thread in self._lasting:
+                    thread.join()
+            if strike.seconds:
+                thread = threading.Thread(target=self._carry_out, args=(strike,))
+                thread.start()
+                self._lasting.append(thread)
+            else:
+                self._carry_out(strike)
+        for thread in self._lasting:
+            thread.join()
+
+    def stop(self) -> None:
+        """End early; what lasts is undone."""
+        self._stop.set()
+
+    def _carry_out(self, strike: Strike) -> None:
+        began = time.monotonic()
+        try:
+            self._strike(strike)
+        except Exception as error:
+            self.failures.append(f"{strike}: {error!r}")
+        self.done.append((began, time.monotonic(), strike))
+
+    def _strike(self, strike: Strike) -> None:
+        {"kill": self._kill, "stop": self._halt, "outage": self._outage, "extra worker": self._extra,
+         "supervisor": self._supervisor}[strike.kind](strike)  # fmt: skip
+
+    def _send(self, name: str, number: signal.Signals) -> int | None:
+        pid = self._product.folder.pids().get(name)
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        return pid
+
+    def _kill(self, strike: Strike) -> None:
+        self._send(strike.target, signal.SIGKILL)
+
+    def _halt(self, strike: Strike) -> None:
+        pid = self._send(strike.target, signal.SIGSTOP)
+        self._stop.wait(strike.seconds)
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def _outage(self, strike: Strike) -> None:
+        """Nobody answers at the backend's port: it is dead, and its supervisor is halted meanwhile."""
+        with self._hold:
+            supervisor = self._product.folder.supervisor_pid()
+            if supervisor is None:
+                return
+            os.kill(supervisor, signal.SIGSTOP)
+            try:
+                self._send(strike.target, signal.SIGKILL)
+                self._stop.wait(strike.seconds)
+            finally:
+                os.kill(supervisor, signal.SIGCONT)
+
+    def _extra(self, strike: Strike) -> None:
+        """A worker more, for a while; it leaves in order."""
+        folder = Path(self._product.folder.path)
+        env = {k: v for k, v in os.environ.items() if not k.startswith("ADCLICK_")} | WORKER_ENV
+        env |= {f"ADCLICK_{k.upper()}": str(v) for k, v in read_endpoints(folder).items()}
+        env |= {
+            "ADCLICK_WORKER": f"{strike.target}-extra-{int(strike.at_s)}",
+            "ADCLICK_USER_SECRET": str(self._product.folder.state()["user_secret"]),
+        }
+        log = self._product.folder.log(f"{strike.target}-extra").open("ab")
+        with log, subprocess.Popen([sys.executable, "-m", "infra", strike.target], env=env, stderr=log) as worker:
+            self._stop.wait(strike.seconds)
+            worker.send_signal(signal.SIGTERM)
+            try:
+                worker.wait(20)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+
+    def _supervisor(self, _strike: Strike) -> None:
+        with self._hold:
+            pid = self._product.folder.supervisor_pid()
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(1)
+            self._product.up(*self._words)

@@ -1,0 +1,154 @@
+"""A client that reads all along: how fresh the answers are, and whether closed numbers ever go back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from infra.clock import iso
+from infra.errors import AdclickError
+from ingest.synthetic.generator import Made
+from query.command import Client
+from tests.product import SPAN_MS, Product
+
+_EVERY_S = 0.5
+_FRESH_S = 3.0
+# What a strike does to answers shows within this time.
+_NOTICED_S = _FRESH_S + 3.0
+_COUNTS = ("impressions", "clicks", "conversions")
+
+
+def countable(made: Made) -> npt.NDArray[np.bool_]:
+    """Which lines count in the stream: first occurrences that are not dead-lettered."""
+    keys, dead = made.keys, made.truth.dead
+    # Copies of an event that came too late are copies, too; what was invalid is not remembered.
+    valid = np.ones(len(keys), bool)
+    valid[dead.filter(pl.col("reason") != "too-late")["line"].to_numpy()] = False
+    counts = np.zeros(len(keys), bool)
+    counts[valid] = keys.filter(pl.Series(valid)).is_first_distinct().to_numpy()
+    counts[dead["line"].to_numpy()] = False
+    return counts
+
+
+@dataclass
+class Watcher:
+    """Asks for every hour of every campaign, twice a second."""
+
+    product: Product
+    sent: list[tuple[float, int]]
+    """(moment, lines acknowledged so far), growing."""
+    looked: list[tuple[float, bool]] = field(default_factory=list)
+    """Moments of asking, and whether the answer held all that was acknowledged _FRESH_S before."""
+    went_back: list[str] = field(default_factory=list)
+    asked: int = 0
+    missing: int = 0
+    """Events that the last answer ought to have had, and had not."""
+    said: Counter[str] = field(default_factory=Counter)
+    """Refusals and warnings, and how often."""
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._countable = np.concatenate(([0], np.cumsum(countable(self.product.made))))
+        self._campaigns = self.product.truths.campaigns()
+        self._closed: dict[tuple[str, int], tuple[int, ...]] = {}
+
+    def run(self) -> None:
+        """Until `stop`."""
+        parameters = [
+            ("campaign_id", ",".join(map(str, self._campaigns))),
+            ("start", iso(self.product.start_ms)),
+            ("end", iso(self.product.start_ms + SPAN_MS)),
+            ("granularity", "hour"),
+            ("group_by", "campaign_id"),
+            ("limit", "10000"),
+        ]
+        while not self._stop.wait(_EVERY_S):
+            now = time.monotonic()
+            try:
+                body = Client(self.product.settings).get("/v1/metrics", parameters)
+            except AdclickError as error:
+                self.said[str(error)[:90]] += 1
+                self.looked.append((now, False))
+                continue
+            self.asked += 1
+            self.said.update(str(w)[:90] for w in body["warnings"])
+            # An answer that says that something is missing is honest, and no base for a comparison.
+            if body["warnings"]:
+                self.looked.append((now, False))
+            else:
+                self._look(body, now)
+
+    def stop(self) -> None:
+        """End after the answer in hand."""
+        self._stop.set()
+
+    def _look(self, body: dict[str, Any], now: float) -> None:
+        rows = body["data"]
+        acknowledged = max((n for moment, n in self.sent if moment <= now - _FRESH_S), default=0)
+        shown = sum(row[name] for row in rows for name in _COUNTS)
+        self.missing = int(self._countable[acknowledged]) - shown
+        self.looked.append((now, self.missing <= 0))
+        found = {(row["time"], row["campaign_id"]): row for row in rows}
+        for key, before in self._closed.items():
+            after = tuple(found[key][name] for name in _COUNTS) if key in found else (0, 0, 0)
+            if any(a < b for a, b in zip(after, before, strict=True)):
+                self.went_back.append(f"{key}: {before}, and then {after}")
+        for key, row in found.items():
+            if row["finality"] != "provisional":
+                self._closed[key] = tuple(row[name] for name in _COUNTS)
+
+    def sent_between(self, began: float, ended: float) -> tuple[int, int]:
+        """The lines [first, last) that were acknowledged between two moments."""
+        counts = [n for moment, n in self.sent if began <= moment <= ended]
+        return (min(counts), max(counts)) if counts else (0, 0)
+
+    def recovery_s(self, moment: float) -> float:
+        """How long after a moment answers were fresh again: 0 when they never ceased to be, infinite when never again."""
+        after = [(at - moment, fresh) for at, fresh in self.looked if at >= moment]
+        stale = next((at for at, fresh in after if not fresh and at <= _NOTICED_S), None)
+        if stale is None:
+            return 0.0
+        return next((at for at, fresh in after if fresh and at > stale), float("inf"))
+
+
+@dataclass(frozen=True)
+class Fates:
+    """What became of the lines that were sent, by the archive: which were lost, and which counted more than once."""
+
+    lost: npt.NDArray[np.intp]
+    doubled: npt.NDArray[np.intp]
+    unlike: str
+    """What of the archive is not what was sent; empty when nothing is."""
+
+    def within(self, first: int, last: int) -> tuple[int, int]:
+        """How many of the lines [first, last) were lost, and doubled."""
+        lost, doubled = (int(((x >= first) & (x < last)).sum()) for x in (self.lost, self.doubled))
+        return lost, doubled
+
+
+def fates(product: Product) -> Fates:
+    """Read the archive: each valid message once, whatever its files repeat, and each event counted once."""
+    files = list((product.folder.path / "archive").rglob("*.parquet"))
+    rows = pl.concat([pl.read_parquet(f, columns=["partition", "offset", "event_id", "decision"]) for f in files])
+    rows = rows.unique(["partition", "offset"]).with_columns(pl.col("decision").cast(pl.String))
+    keys, made = product.made.keys, product.made
+    invalid = made.truth.dead.filter(pl.col("reason") != "too-late")["line"]
+    sent = pl.DataFrame({"event_id": keys}).with_row_index("line").filter(~pl.col("line").is_in(invalid.implode()))
+    counted = rows.filter(pl.col("decision") == "counted").group_by("event_id").agg(pl.len().alias("counted"))
+    firsts = pl.DataFrame({"event_id": keys}).with_row_index("line").filter(pl.Series(countable(made)))
+    judged = firsts.join(counted, on="event_id", how="left")
+    found = rows.group_by("event_id").len().sort("event_id")
+    true = sent.group_by("event_id").len().sort("event_id")
+    unlike = "" if found.equals(true) else f"{sent.height} valid messages were sent, {rows.height} are archived"
+    return Fates(
+        judged.filter(pl.col("counted").is_null())["line"].to_numpy(),
+        judged.filter(pl.col("counted") > 1)["line"].to_numpy(),
+        unlike,
+    )

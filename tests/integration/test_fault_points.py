@@ -1,0 +1,101 @@
+"""A process ends exactly in each gap between two writes; the numbers stay the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infra.settings import Settings
+from tests.flow import STEP, Flow, flow
+
+HALF = STEP // 2
+
+
+def struck(running: Flow, name: str, fault: str) -> None:
+    """All workers run, one with a fault; it dies, comes back without, and the truth is told."""
+    for worker in ("ingest-0", "stream-0"):
+        running.start(worker, fault if worker == name else "")
+    running.send(HALF)
+    running.died(name)
+    running.start(name)
+    running.send()
+    running.true_within(60)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "ingest.recorded",  # ids in Redis, nothing in Kafka
+        "ingest.produced:2",  # the transaction is in the log, not committed
+        "ingest.committed:2",  # committed, and nothing in memory has moved
+    ],
+)
+def test_ingest_dies_between_two_writes(settings: Settings, tmp_path: Path, fault: str) -> None:
+    with flow(settings, tmp_path) as running:
+        running.settings = running.settings.model_copy(update={"ingest_batch": 1_000})
+        struck(running, "ingest-0", f"kill@{fault}")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "minute.flushing:3",  # the delta is taken, nothing written
+        "minute.produced:3",  # chunk and state are in the log, not committed
+        "minute.committed:3",  # durable, not shown
+        "hour.produced:2",
+        "hour.committed:2",
+        "day.committed:2",
+        "hot.written:3",  # shown, and nothing in memory has moved
+        "warm.half",  # rows in ClickHouse, the border not moved
+    ],
+)
+def test_a_stream_worker_dies_between_two_writes(settings: Settings, tmp_path: Path, fault: str) -> None:
+    with flow(settings, tmp_path) as running:
+        running.settings = running.settings.model_copy(update={"ingest_batch": 1_000})
+        struck(running, "stream-0", f"kill@{fault}")
+
+
+def test_a_stream_worker_dies_halfway_through_a_large_flush_to_redis(settings: Settings, tmp_path: Path) -> None:
+    with flow(settings, tmp_path) as running:
+        running.settings = running.settings.model_copy(update={"redis_page": 20})
+        struck(running, "stream-0", "kill@hot.half:5")
+
+
+@pytest.mark.parametrize("fault", ["archive.written:2", "archive.renamed:2"])
+def test_the_archive_worker_dies_around_the_rename_of_a_file(settings: Settings, tmp_path: Path, fault: str) -> None:
+    with flow(settings, tmp_path) as running:
+        running.settings = running.settings.model_copy(update={"ingest_batch": 1_000, "archive_flush_ms": 500})
+        running.start("ingest-0")
+        running.start("archive-0", f"kill@{fault}")
+        running.send(HALF)
+        running.died("archive-0")
+        running.start("archive-0")
+        running.send()
+        running.archived_within(40)
+
+
+@pytest.mark.parametrize("name", ["ingest-0", "stream-0"])
+def test_a_worker_dies_while_it_takes_over(settings: Settings, tmp_path: Path, name: str) -> None:
+    with flow(settings, tmp_path) as running:
+        running.start("ingest-0")
+        running.start("stream-0")
+        running.send(HALF)
+        running.start(name.replace("0", "1"), "kill@ingest.assigned" if name == "ingest-0" else "kill@hour.recovering")
+        running.died(name.replace("0", "1"))
+        running.send()
+        running.true_within(60)
+
+
+@pytest.mark.parametrize("name", ["ingest-0", "stream-0"])
+def test_a_worker_dies_while_it_hands_over(settings: Settings, tmp_path: Path, name: str) -> None:
+    kind = name.split("-")[0]
+    with flow(settings, tmp_path) as running:
+        for worker in ("ingest-0", "stream-0"):
+            running.start(worker, f"kill@{kind}.revoked" if worker == name else "")
+        running.send(HALF)
+        running.true_in_part()
+        running.start(f"{kind}-1")
+        running.died(name)
+        running.send()
+        running.true_within(60)

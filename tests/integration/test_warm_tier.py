@@ -1,0 +1,70 @@
+"""The warm tier's sink on the real ClickHouse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from infra.clickhouse.client import ClickHouse
+from infra.clock import HOUR_MS
+from infra.settings import Settings
+from ingest.blocks import BlockHeader, SourceRange
+from stream.sinks.warm import WarmSink, border_of
+from stream.state import Changes, StageState
+from tests.unit.test_partials_and_rows import frame, partial
+
+START = 1_795_132_800_000
+
+
+class Owner:
+    """An owner of a shard of hours, with the state and the sink that it believes to be current."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.client = ClickHouse(settings.clickhouse, settings.database)
+        self.state = StageState(HOUR_MS, 1)
+        self.sink = WarmSink(self.client, "hours", HOUR_MS, 0)
+
+    def flush(self, impressions: int, watermark_ms: int, **more: Any) -> Changes:
+        at = self.state.next_message
+        header = BlockHeader(1, (SourceRange(0, at, at + 1, watermark_ms, False),), 0)
+        rows = [partial(window_ms=START, impressions=impressions, **more)]
+        self.state.apply_block(at, frame(rows), header, "here")
+        self.state.begin_flush()
+        return self.state.commit()
+
+    def shown(self) -> int:
+        database = self.client.database
+        return int(self.client.rows(f"SELECT sum(impressions) FROM {database}.stream_hours FINAL")[0][0])
+
+
+@pytest.fixture
+def owners(settings: Settings) -> tuple[Owner, Owner]:
+    """One that is halted before its write, and its successor, with the same log behind them."""
+    return Owner(settings), Owner(settings)
+
+
+def test_an_ousted_owners_late_write_changes_nothing(owners: tuple[Owner, Owner]) -> None:
+    ousted, successor = owners
+    closed = START + HOUR_MS
+    stuck = ousted.flush(1, closed)
+    successor.flush(1, closed)
+    successor.sink.attach(successor.state)
+    assert successor.shown() == 1
+    successor.sink.write(successor.flush(10, closed), successor.state)
+    assert successor.shown() == 11
+    ousted.sink.write(stuck, ousted.state)
+    assert successor.shown() == 11
+    successor.sink.attach(successor.state)
+    assert successor.shown() == 11
+
+
+def test_the_border_moves_only_with_what_is_written(owners: tuple[Owner, Owner]) -> None:
+    owner, _ = owners
+    changes = owner.flush(1, START + 2 * HOUR_MS + 60_000)
+    assert border_of(owner.client, "hours", 0) is None
+    for _ in range(2):
+        owner.sink.write(changes, owner.state)
+        assert owner.shown() == 1
+    # An hour behind the close: until then late events may be in the minutes first.
+    assert border_of(owner.client, "hours", 0) == START + HOUR_MS
