@@ -1,7 +1,8 @@
 """Fault points: places where a test may end or halt this process, to see that nothing is lost or counted twice.
 
-`ADCLICK_FAULT=kill@POINT` ends it with SIGKILL there, `stop@POINT` halts it with SIGSTOP; `:N` waits for the N-th time that
-the point is passed. Without the variable a point is a call of an empty function.
+`ADCLICK_FAULT=kill@POINT` ends it with SIGKILL there, `stop@POINT` halts it with SIGSTOP, `lose@POINT` loses the answer of the
+call in hand, as a broker does that fences its client; `:N` waits for the N-th time that the point is passed. Without the
+variable a point is a call of an empty function.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 import signal
 from collections.abc import Callable
 
-from infra.errors import UserError
+from infra.errors import Fenced, UserError
 
 Prepare = Callable[[], object]
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
@@ -23,20 +24,23 @@ def _nothing(name: str, prepare: Prepare | None = None) -> None:
 
 def armed(text: str) -> Callable[[str, Prepare | None], None]:
     """What `point` does under a value of ADCLICK_FAULT. Raises UserError when it means nothing."""
-    found = re.fullmatch(r"(kill|stop)@([a-z.-]+)(?::([1-9]\d*))?", text)
+    found = re.fullmatch(r"(kill|stop|lose)@([a-z.-]+)(?::([1-9]\d*))?", text)
     if found is None:
         raise UserError(f"ADCLICK_FAULT={text} means nothing", hint="like kill@ingest.recorded:2")
-    number, wanted, left = _SIGNALS[found[1]], found[2], int(found[3] or 1)
+    number, wanted, left = _SIGNALS.get(found[1]), found[2], int(found[3] or 1)
 
     def strike(name: str, prepare: Prepare | None = None) -> None:
         nonlocal left
         if name != wanted:
             return
         left -= 1
-        if left == 0:
-            if prepare is not None:
-                prepare()
-            os.kill(os.getpid(), number)
+        if left != 0:
+            return
+        if prepare is not None:
+            prepare()
+        if number is None:
+            raise Fenced(f"the answer was lost at {name}")
+        os.kill(os.getpid(), number)
 
     return strike
 

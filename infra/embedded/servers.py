@@ -136,7 +136,7 @@ def kafka(folder: Path, port: int, controller_port: int) -> Command:
     ]
     java_line = [binary, *options, "-cp", class_path, "kafka.Kafka"]
     starter = [sys.executable, "-m", "infra.embedded.kafka_server"]
-    argv = [*starter, str(properties.resolve()), str(data.resolve()), str(controller_port), *java_line]
+    argv = [*starter, str(properties.resolve()), str(data.resolve()), *java_line]
     return Command("kafka", argv, Path.cwd())
 
 

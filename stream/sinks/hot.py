@@ -27,10 +27,10 @@ from stream.state import Changes, StageState
 # KEYS[1] the span; ARGV: expected sequence (-1: whatever it is), new sequence, is this the last call, closed_ms,
 # from_ms, newest_ms, then (op, key, field, value) over and over. Returns 1 applied, 0 known already, -1 memory lost.
 _APPLY = """
-local held = redis.call('HGET', KEYS[1], 'sequence')
-if held and tonumber(held) >= tonumber(ARGV[2]) and ARGV[1] ~= '-1' then return 0 end
-if held and tonumber(held) > tonumber(ARGV[2]) then return 0 end
-if ARGV[1] ~= '-1' and (not held or tonumber(held) < tonumber(ARGV[1])) then return -1 end
+local held = tonumber(redis.call('HGET', KEYS[1], 'sequence') or -1)
+local expected, new = tonumber(ARGV[1]), tonumber(ARGV[2])
+if held > new or (held == new and expected ~= -1) then return 0 end
+if held < expected then return -1 end
 for i = 7, #ARGV, 4 do
   local op = ARGV[i]
   if op == 'R' then redis.call('UNLINK', ARGV[i + 1]) end

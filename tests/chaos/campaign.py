@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -36,6 +37,7 @@ WORDS = ("--ingest-workers", "2", "--stream-workers", "2")
 _SLICE_S = 0.2
 # A strike is blamed for what happened to events that came this long before and after it.
 _AROUND_S = 10.0
+_EXPLAIN_LINES = 150
 
 
 def send(product: Product, rate: int, sent: list[tuple[float, int]]) -> None:
@@ -80,7 +82,11 @@ def campaign(count: int, seed: int, rate: int, minutes: float, *, nightly: bool 
         threads[2].join()
         threads[0].join()
         quiet = time.monotonic()
-        wait_until(product.caught_up, 240, "all counted")
+        try:
+            wait_until(product.caught_up, 240, "all counted")
+        except AssertionError:
+            _explain(product)
+            raise
         print(f"quiet after {time.monotonic() - quiet:.0f} s", flush=True)
         time.sleep(8)
         watcher.stop()
@@ -96,6 +102,20 @@ def campaign(count: int, seed: int, rate: int, minutes: float, *, nightly: bool 
         adclick("down", "--dir", str(work / "stack"))
         if not os.environ.get("KEEP"):
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _explain(product: Product) -> None:
+    """Why it does not become quiet: what `status` says, where the workers' threads are, and how their logs end."""
+    print(adclick("status", "--json", "--dir", str(product.folder.path)).stdout)
+    workers = {
+        n: p for n, p in product.folder.processes().items() if n.split("-")[0] in ("ingest", "archive", "stream")
+    }
+    for process in workers.values():
+        process.send_signal(signal.SIGUSR1)
+    time.sleep(1)
+    for name in (*workers, "kafka", "supervisor"):
+        lines = product.folder.log(name).read_text(errors="replace").splitlines()[-_EXPLAIN_LINES:]
+        print(f"--- {name}", *lines, sep="\n")
 
 
 def _tell(striker: Striker, watcher: Watcher, found: Fates) -> None:

@@ -62,6 +62,28 @@ def test_a_stream_worker_dies_halfway_through_a_large_flush_to_redis(settings: S
         struck(running, "stream-0", "kill@hot.half:5")
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "ingest.committed:2",
+        "minute.produced:3",  # not committed: to be written again
+        "minute.committed:3",  # committed: never to be written again
+    ],
+)
+def test_the_answer_of_a_transaction_is_lost(settings: Settings, tmp_path: Path, fault: str) -> None:
+    name = "ingest-0" if fault.startswith("ingest") else "stream-0"
+    with flow(settings, tmp_path) as running:
+        running.settings = running.settings.model_copy(update={"ingest_batch": 1_000})
+        for worker in ("ingest-0", "stream-0"):
+            running.start(worker, f"lose@{fault}" if worker == name else "")
+        running.send(HALF)
+        running.true_in_part()
+        running.send()
+        running.true_within(60)
+        assert "the answer was lost" in (tmp_path / "log").read_text()
+        assert running.workers[name].poll() is None
+
+
 @pytest.mark.parametrize("fault", ["archive.written:2", "archive.renamed:2"])
 def test_the_archive_worker_dies_around_the_rename_of_a_file(settings: Settings, tmp_path: Path, fault: str) -> None:
     with flow(settings, tmp_path) as running:

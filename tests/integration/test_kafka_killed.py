@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from infra.embedded import servers
-from infra.embedded.kafka_server import controller_only, ended_uncleanly
+from infra.embedded.kafka_server import controller_only, ended_uncleanly, fence_the_dead, fenced
 from infra.errors import AdclickError
 from infra.kafka import Admin, TransactionalProducer, read_to_end
 from infra.records import Record
@@ -46,6 +46,7 @@ def test_no_transaction_hangs_after_kafka_was_killed(tmp_path: Path) -> None:
     port, controller = servers.free_port(39_092, taken), servers.free_port(39_093, taken)
     address = f"127.0.0.1:{port}"
     command = servers.kafka(tmp_path, port, controller)
+    data = tmp_path / "data"
 
     def started() -> subprocess.Popen[bytes]:
         process = subprocess.Popen(command.argv, cwd=command.cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -64,7 +65,7 @@ def test_no_transaction_hangs_after_kafka_was_killed(tmp_path: Path) -> None:
             kafka.kill()
             kafka.wait()
             stop.set()
-            assert ended_uncleanly(tmp_path / "data")
+            assert ended_uncleanly(data) and not fenced(data)
             kafka = started()
             for writer in writers:
                 writer.join(40)
@@ -80,7 +81,20 @@ def test_no_transaction_hangs_after_kafka_was_killed(tmp_path: Path) -> None:
     finally:
         kafka.terminate()
         kafka.wait(20)
-    assert not ended_uncleanly(tmp_path / "data")
+    assert not ended_uncleanly(data)
+
+
+def test_the_controller_alone_ends_once_the_dead_broker_is_fenced(tmp_path: Path) -> None:
+    taken: set[int] = set()
+    port, controller = servers.free_port(39_092, taken), servers.free_port(39_093, taken)
+    command = servers.kafka(tmp_path, port, controller)
+    data, java = tmp_path / "data", command.argv[5:]
+    with subprocess.Popen(command.argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as kafka:
+        wait_until(lambda: servers.kafka_ready(f"127.0.0.1:{port}"), 60, "Kafka answers")
+        assert not fenced(data)
+        kafka.kill()
+    fence_the_dead(java, tmp_path / "server.properties", data)
+    assert fenced(data)
 
 
 @pytest.mark.parametrize("port", [9093, 20_093])
