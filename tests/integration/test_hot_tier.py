@@ -111,13 +111,17 @@ def test_writing_a_flush_again_changes_nothing(shard: Shard, tier: HotTier) -> N
     assert minutes(tier) == {(0,): 1}
 
 
-def test_an_ousted_owner_cannot_write(shard: Shard, tier: HotTier) -> None:
-    stuck = shard.flush([at(0, 1)], START)
-    successor = shard.new_sink()
-    successor.attach(shard.state)
-    successor.write(shard.flush([at(0, 5)], START), shard.state)
+def test_an_ousted_owner_cannot_write(shard: Shard, tier: HotTier, settings: Settings) -> None:
+    stuck = shard.flush([at(0, 1)], START + 2 * MINUTE)
+    successor = Shard(settings)
+    successor.show([at(0, 1)], START + 2 * MINUTE)
+    successor.show([at(0, 5)], START + 2 * MINUTE)
+    since = tier.span().from_ms
     shard.sink.write(stuck, shard.state)
     assert minutes(tier) == {(0,): 6}
+    successor.show([at(3, 2)], START + 3 * MINUTE)
+    assert minutes(tier) == {(0,): 6, (3,): 2}
+    assert tier.span().from_ms == since
 
 
 def test_a_recovered_owner_shows_what_its_predecessor_had_not(shard: Shard, tier: HotTier) -> None:
