@@ -36,6 +36,9 @@ BEGINNING: int = OFFSET_BEGINNING
 REQUEST_TIMEOUT_S = 15.0
 # A stopped worker's open transaction holds every reader back for this long at most.
 TRANSACTION_TIMEOUT_MS = 8_000
+# A broker that is just coming back knows no topics yet. A group whose leader asks it then assigns nothing to anybody, until
+# that leader looks again: after five minutes, by the clients' defaults.
+METADATA_REFRESH_MS = 3_000
 
 # For one call about a transaction, and for a commit in all.
 _CALL_S, _COMMIT_S = 8.0, 20.0
@@ -210,6 +213,7 @@ class GroupConsumer:
                 "fetch.message.max.bytes": 4 << 20,
                 "receive.message.max.bytes": 128 << 20,
                 "fetch.wait.max.ms": 100,
+                "topic.metadata.refresh.interval.ms": METADATA_REFRESH_MS,
             }
         )
         self._consumer.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)

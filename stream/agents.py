@@ -18,6 +18,7 @@ from faust.types import TP
 
 from infra import faults, logs, topics
 from infra.clock import now_ms
+from infra.kafka import METADATA_REFRESH_MS
 from infra.settings import Settings
 from ingest import blocks
 from stream import chunks
@@ -102,6 +103,7 @@ class Agents:
             broker_request_timeout=20,
             consumer_max_fetch_size=8 << 20,
             consumer_auto_offset_reset="earliest",
+            consumer_metadata_max_age_ms=METADATA_REFRESH_MS,
             producer_max_request_size=8 << 20,
             stream_buffer_maxsize=16,
             stream_wait_empty=False,
