@@ -122,6 +122,7 @@ def _print_status(app: App, found: dict[str, Any]) -> None:
             ["", ""],
             [
                 ("watermark", found["watermark"] or "none yet"),
+                ("stream lag", "unknown" if found["stream_lag_s"] is None else f"{found['stream_lag_s']:.1f} s"),
                 ("overload", found["level"]),
                 (
                     "reconciled",

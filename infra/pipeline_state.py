@@ -16,7 +16,9 @@ from infra.redis import Redis
 from infra.settings import Settings
 
 _PATIENCE_S = 3.0
-_NOTHING_KNOWN: dict[str, Any] = {"watermark": None, "silent_shards": [], "level": "unknown", "ingest_workers": []}
+_NOTHING_KNOWN: dict[str, Any] = {
+    "watermark": None, "stream_lag_s": None, "silent_shards": [], "level": "unknown", "ingest_workers": [],
+}  # fmt: skip
 BACKENDS = ("kafka", "redis", "clickhouse")
 LEVELS = ("normal", "elevated", "sampling", "critical")
 
@@ -61,17 +63,21 @@ def _workers(settings: Settings) -> dict[str, Any]:
         found = [redis.call("GET", k) for k in redis.scan_keys(f"{settings.key_prefix}ingest:*")]
         marks = redis.pipeline(
             [
-                ("HMGET", f"{settings.key_prefix}hot:{{s{s}}}:span", "sequence", "closed_ms")
+                ("HMGET", f"{settings.key_prefix}hot:{{s{s}}}:span", "sequence", "closed_ms", "sent_ms")
                 for s in range(settings.block_partitions)
             ]
         )
     finally:
         redis.close()
     workers = [json.loads(told) for told in found if told]
-    known = [int(closed) for _, closed in marks if closed]
+    known = [int(closed) for _, closed, _ in marks if closed]
+    shown = [int(sent) for _, _, sent in marks if sent]
+    sent = max((w["sent_ms"] for w in workers), default=0)
     return {
         "watermark": iso(min(known)) if len(known) == settings.block_partitions else None,
-        "silent_shards": [s for s, (sequence, _) in enumerate(marks) if sequence is None],
+        # How much older what is shown is than what ingest has handed over: each of its transactions reaches each shard.
+        "stream_lag_s": max(0, sent - min(shown)) / 1000 if sent and len(shown) == settings.block_partitions else None,
+        "silent_shards": [s for s, (sequence, *_) in enumerate(marks) if sequence is None],
         "level": max((w["level"] for w in workers), key=LEVELS.index, default="normal"),
         "ingest_workers": sorted(workers, key=lambda w: str(w["worker"])),
     }

@@ -87,6 +87,7 @@ class IngestWorker:
         self._announced: dict[int, tuple[int | None, bool]] = {}
         self._stopping = threading.Event()
         self._told_at = self._sent_at = 0.0
+        self._sent_ms = 0
         self._consumer: GroupConsumer
         self._producer: TransactionalProducer
 
@@ -286,7 +287,7 @@ class IngestWorker:
         positions = [Committed(p, a.offset, a.metadata()) for p, a in moved.items()]
         announced = {p: (r.watermark_ms, r.silent) for p in self._owned for r in [self._range(p, outcome.after.get(p))]}
         self._producer.write(outcome.records, consumed=positions, source=self._consumer)
-        self._announced, self._sent_at = announced, time.monotonic()
+        self._announced, self._sent_at, self._sent_ms = announced, time.monotonic(), now_ms()
         for p, after in outcome.after.items():
             partition = self._owned.get(p)
             if partition is None:
@@ -334,6 +335,7 @@ class IngestWorker:
             "level": self._level.name.lower(),
             "lag": lag,
             "doubt": self._doubted,
+            "sent_ms": self._sent_ms,
             "partitions": {
                 str(p): {"offset": s.position.offset, "watermark_ms": s.position.watermark}
                 for p, s in self._owned.items()

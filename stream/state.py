@@ -35,6 +35,7 @@ class Flush:
     state_header: ChunkHeader
     tombstones: list[bytes]
     dropped: list[int]
+    sent_ms: int
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class StageState:
         self.too_old = 0
         self.newest_sent_ms = 0
         """When the newest block applied was sent."""
+        self.durable_sent_ms = 0
+        """The same of the last flush; 0 before the first since a recovery."""
         self._sequence = 0
         self._durable_next = 0
         self._durable_closing = Closing()
@@ -182,7 +185,7 @@ class StageState:
             state = chunks.merge([*(w.whole() for start, w in self.windows.items() if start not in gone), delta])
             state_header = msgspec.structs.replace(header, base=True)
             tombstones = list(self._log)
-        self._flushing = Flush(header, delta, state, state_header, tombstones, dropped)
+        self._flushing = Flush(header, delta, state, state_header, tombstones, dropped, self.newest_sent_ms)
         return self._flushing
 
     def _fold_pending(self) -> pl.DataFrame:
@@ -221,7 +224,7 @@ class StageState:
         self._durable_next = flush.header.to_offset
         self._sequence = flush.header.sequence
         before, after = self._durable_closing.closed_ms, flush.header.closing.closed_ms
-        self._durable_closing = flush.header.closing
+        self._durable_closing, self.durable_sent_ms = flush.header.closing, flush.sent_ms
         touched = self._hold(flush.delta)
         return Changes(
             sequence=self._sequence,

@@ -60,6 +60,11 @@ class _Pipeline(Collector):
         for topic, count in found["topics"].items():
             lag.add_metric([topic], count)
         yield lag
+        if found["stream_lag_s"] is not None:
+            yield GaugeMetricFamily(
+                "adclick_stream_lag_seconds", "By how much answers are older than what ingest has handed over.",
+                value=found["stream_lag_s"],
+            )  # fmt: skip
         if found["watermark"] is not None:
             mark = dt.datetime.fromisoformat(found["watermark"]).timestamp()
             yield GaugeMetricFamily("adclick_watermark_timestamp_seconds", "The closing watermark.", value=mark)

@@ -4,7 +4,8 @@
     …hot:{sN}:o:MINUTE:C  hash  SEQUENCE → packed rows that one flush added to an open minute
     …hot:{sN}:a:ADV       set   the advertiser's campaigns
     …hot:{sN}:span        hash  sequence (the fence), closed_ms (closing watermark), from_ms (held since),
-                                newest_ms (the newest minute that has rows)
+                                newest_ms (the newest minute that has rows), sent_ms (when ingest sent what
+                                is shown by now)
 
 Every write goes through one script that checks the fence, so what was written is never written again, what an
 ousted owner still has in hand is refused, and a Redis that lost its memory is noticed. A flush too large for one call
@@ -25,13 +26,13 @@ from stream.sinks import rows
 from stream.state import Changes, StageState
 
 # KEYS[1] the span; ARGV: expected sequence (-1: whatever it is), new sequence, is this the last call, closed_ms,
-# from_ms, newest_ms, then (op, key, field, value) over and over. Returns 1 applied, 0 known already, -1 memory lost.
+# from_ms, newest_ms, sent_ms, then (op, key, field, value) over and over. Returns 1 applied, 0 known already, -1 memory lost.
 _APPLY = """
 local held = tonumber(redis.call('HGET', KEYS[1], 'sequence') or -1)
 local expected, new = tonumber(ARGV[1]), tonumber(ARGV[2])
 if held > new or (held == new and expected ~= -1) then return 0 end
 if held < expected then return -1 end
-for i = 7, #ARGV, 4 do
+for i = 8, #ARGV, 4 do
   local op = ARGV[i]
   if op == 'R' then redis.call('UNLINK', ARGV[i + 1]) end
   if op == 'S' or op == 'R' then redis.call('HSET', ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
@@ -42,6 +43,7 @@ if ARGV[3] == '1' then
   redis.call('HSET', KEYS[1], 'sequence', ARGV[2], 'closed_ms', ARGV[4])
   if ARGV[5] ~= '' then redis.call('HSET', KEYS[1], 'from_ms', ARGV[5]) end
   if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'newest_ms', ARGV[6]) end
+  if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'sent_ms', ARGV[7]) end
 end
 return 1
 """
@@ -105,7 +107,7 @@ class HotSink:
         for number, page in enumerate(pages or [[]], start=1):
             last = "1" if number >= len(pages) else "0"
             flat = [x for op in (page + deleted if last == "1" else page) for x in op]
-            told = [str(expected), changes.sequence, last, closed, from_ms, newest]
+            told = [str(expected), changes.sequence, last, closed, from_ms, newest, state.durable_sent_ms or ""]
             answer = int(self._script([f"{self._base}:span"], [*told, *flat]))
             if answer != 1:
                 break
