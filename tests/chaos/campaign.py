@@ -82,11 +82,7 @@ def campaign(count: int, seed: int, rate: int, minutes: float, *, nightly: bool 
         threads[2].join()
         threads[0].join()
         quiet = time.monotonic()
-        try:
-            wait_until(product.caught_up, 240, "all counted")
-        except AssertionError:
-            _explain(product)
-            raise
+        wait_for_quiet(product)
         print(f"quiet after {time.monotonic() - quiet:.0f} s", flush=True)
         time.sleep(8)
         watcher.stop()
@@ -102,6 +98,15 @@ def campaign(count: int, seed: int, rate: int, minutes: float, *, nightly: bool 
         adclick("down", "--dir", str(work / "stack"))
         if not os.environ.get("KEEP"):
             shutil.rmtree(work, ignore_errors=True)
+
+
+def wait_for_quiet(product: Product) -> None:
+    """Until all that was sent is counted; tells what can be known when that takes too long."""
+    try:
+        wait_until(product.caught_up, 240, "all counted")
+    except AssertionError:
+        _explain(product)
+        raise
 
 
 def _explain(product: Product) -> None:

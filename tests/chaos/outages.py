@@ -27,11 +27,11 @@ from infra.embedded.state import Folder
 from infra.errors import AdclickError
 from ingest.synthetic.generator import Spec, make
 from query.command import Client
-from tests.chaos.campaign import WORDS, compare, send
+from tests.chaos.campaign import WORDS, compare, send, wait_for_quiet
 from tests.chaos.strikes import BACKENDS, WORKERS
 from tests.chaos.watcher import Watcher, fates
 from tests.conftest import adclick
-from tests.product import SPAN_MS, Product, wait_until
+from tests.product import SPAN_MS, Product
 
 _SETTLED_S = 45.0
 _TAKEN_OVER_S, _BETWEEN_KILLS_S = 15.0, 25.0
@@ -148,7 +148,7 @@ def run(seconds: float, rate: int, seed: int, work: Path) -> list[str]:
             print(f"  {backend} is back", flush=True)
             time.sleep(_SETTLED_S)
         sender.join()
-        wait_until(product.caught_up, 240, "all counted")
+        wait_for_quiet(product)
         time.sleep(8)
         watcher.stop()
         reader.join()
