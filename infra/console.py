@@ -17,6 +17,9 @@ import click
 if TYPE_CHECKING:
     from infra.settings import Resolved, Settings
 
+# Where nobody wraps lines, none is cut.
+_WIDEST = 4_000
+
 GLOBAL_OPTIONS = [
     click.Option(["--dir", "directory"], metavar="DIR", help="Folder of an embedded stack.  [default: .adclick]"),
     click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."),
@@ -71,7 +74,7 @@ class App:
             table.add_column(name, no_wrap=True)
         for row in rows:
             table.add_row(*("" if v is None else str(v) for v in row))
-        Console(width=None if terminal else 240, no_color=not terminal, highlight=False).print(table)
+        Console(width=None if terminal else _WIDEST, no_color=not terminal, highlight=False).print(table)
 
     def progress(self, label: str, total: int) -> Any:
         """A rich progress bar (a context manager) with rate and remaining time; silent when not on a terminal."""

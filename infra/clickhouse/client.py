@@ -113,4 +113,10 @@ def migrate(client: ClickHouse) -> list[str]:
 
 
 def _first_line(error: BaseException) -> str:
+    """What a person needs of an error: of a refused connection, only that."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
