@@ -29,6 +29,8 @@ _KINDS = (
 )
 # Longer than a session (6 s) and than an open transaction (8 s).
 _STOP_S, _EXTRA_S = (9.0, 15.0), (10.0, 20.0)
+# Sooner than any backend can start.
+_LOOK_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,6 @@ class Striker:
 
     def __init__(self, product: Product, words: tuple[str, ...]) -> None:
         self._product, self._words = product, words
-        self._hold = threading.Lock()
-        """Held while the supervisor is halted or replaced."""
         self._lasting: list[threading.Thread] = []
         self._stop = threading.Event()
         self.done: list[tuple[float, float, Strike]] = []
@@ -126,17 +126,11 @@ class Striker:
                 os.kill(pid, signal.SIGCONT)
 
     def _outage(self, strike: Strike) -> None:
-        """Nobody answers at the backend's port: it is dead, and its supervisor is halted meanwhile."""
-        with self._hold:
-            supervisor = self._product.folder.supervisor_pid()
-            if supervisor is None:
-                return
-            os.kill(supervisor, signal.SIGSTOP)
-            try:
-                self._send(strike.target, signal.SIGKILL)
-                self._stop.wait(strike.seconds)
-            finally:
-                os.kill(supervisor, signal.SIGCONT)
+        """Nobody answers at the backend's port for long: it is killed as often as its supervisor starts it."""
+        end = time.monotonic() + strike.seconds
+        while time.monotonic() < end and not self._stop.is_set():
+            self._send(strike.target, signal.SIGKILL)
+            time.sleep(_LOOK_S)
 
     def _extra(self, strike: Strike) -> None:
         """A worker more, for a while; it leaves in order."""
@@ -157,9 +151,8 @@ class Striker:
                 worker.kill()
 
     def _supervisor(self, _strike: Strike) -> None:
-        with self._hold:
-            pid = self._product.folder.supervisor_pid()
-            if pid is not None:
-                os.kill(pid, signal.SIGKILL)
-            time.sleep(1)
-            self._product.up(*self._words)
+        pid = self._product.folder.supervisor_pid()
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(1)
+        self._product.up(*self._words)
