@@ -68,11 +68,14 @@ class StreamApp(faust.App):  # type: ignore[misc]
     def _new_transport(self) -> Any:
         return _Transport(self.conf.broker_consumer, self)
 
+    def _create_directories(self) -> None:
+        """None: there is no table that would lie in them."""
+
 
 class Agents:
     """The three agents of one worker, and the partitions that they own now."""
 
-    def __init__(self, settings: Settings, datadir: str, make_sink: Callable[[Stage, int], Sink]) -> None:
+    def __init__(self, settings: Settings, make_sink: Callable[[Stage, int], Sink]) -> None:
         self._settings, self._make_sink = settings, make_sink
         self._log = logs.get("stream")
         self._owned: dict[TP, StagePartition] = {}
@@ -88,7 +91,6 @@ class Agents:
             settings.topic(topics.STREAM_GROUP),
             fences=self._fences,
             broker=f"kafka://{settings.kafka}",
-            datadir=datadir,
             store="memory://",
             topic_allow_declare=False,
             topic_disable_leader=True,

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import os
 import signal
-import tempfile
 import threading
 
 from infra import console, logs
@@ -63,26 +62,25 @@ async def run(settings: Settings) -> None:
         await loop.run_in_executor(None, patiently, lambda: admin.partitions(5.0), waiting, log)
     except Unavailable:
         return
-    with tempfile.TemporaryDirectory(prefix="adclick-") as datadir:
-        agents = Agents(settings, datadir, make_sink)
-        await agents.start()
-        gc.collect()
-        gc.freeze()
-        expired_at = loop.time()
-        while not stopping.is_set() and agents.failure is None and not agents.app.should_stop:
-            try:
-                await asyncio.wait_for(stopping.wait(), 0.2)
-            except TimeoutError:
-                pass
-            if loop.time() - expired_at > _EXPIRE_EVERY_S:
-                expired_at = loop.time()
-                await loop.run_in_executor(None, tidy)
+    agents = Agents(settings, make_sink)
+    await agents.start()
+    gc.collect()
+    gc.freeze()
+    expired_at = loop.time()
+    while not stopping.is_set() and agents.failure is None and not agents.app.should_stop:
         try:
-            await asyncio.wait_for(agents.stop(), _STOP_S)
+            await asyncio.wait_for(stopping.wait(), 0.2)
         except TimeoutError:
-            # Threads of the clients wait for a broker that is away. What they hold is in the log, or will be read again.
-            log.warning("left without saying good-bye", why=str(agents.failure or "a backend is away"))
-            os._exit(0 if agents.failure is None else 1)
+            pass
+        if loop.time() - expired_at > _EXPIRE_EVERY_S:
+            expired_at = loop.time()
+            await loop.run_in_executor(None, tidy)
+    try:
+        await asyncio.wait_for(agents.stop(), _STOP_S)
+    except TimeoutError:
+        # Threads of the clients wait for a broker that is away. What they hold is in the log, or will be read again.
+        log.warning("left without saying good-bye", why=str(agents.failure or "a backend is away"))
+        os._exit(0 if agents.failure is None else 1)
     if agents.failure is not None:
         raise AdclickError(f"stream: {agents.failure}", hint="the supervisor starts it again") from agents.failure
     if agents.app.should_stop and not stopping.is_set():

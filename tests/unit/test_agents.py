@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from unittest.mock import Mock
 
 from faust.types import TP
@@ -12,11 +11,11 @@ from infra.settings import resolve
 from stream.agents import Agents
 
 
-def test_a_transaction_marker_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_transaction_marker_leaves_nothing_behind() -> None:
     """Offsets have a gap after every transaction: nobody commits them, so whatever is kept of a gap is kept for ever."""
 
     async def read() -> int:
-        consumer, tp = Agents(resolve().settings, str(tmp_path), Mock()).app.consumer, TP("ad-blocks", 0)
+        consumer, tp = Agents(resolve().settings, Mock()).app.consumer, TP("ad-blocks", 0)
         for offset in range(1, 4_000, 2):
             await consumer._add_gap(tp, offset, offset)
         return sum(len(gaps) for gaps in consumer._gap.values())
