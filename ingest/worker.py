@@ -62,8 +62,9 @@ class Partition:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one transaction writes."""
+    """What one transaction writes. `sent_ms` is in the header of its blocks."""
 
+    sent_ms: int
     records: list[Record]
     after: dict[int, Position]
     judged: dict[int, Judged]
@@ -124,7 +125,7 @@ class IngestWorker:
                         outcome = self._patiently(partial(self._process, messages))
                         self._step(outcome)
                     elif self._heartbeat_due():
-                        self._step(Outcome(list(self._blocks(partials.empty(), {})), {}, {}))
+                        self._step(self._heartbeat())
                 except Aborted as error:
                     self._log.warning("transaction aborted, rolled back", why=str(error))
                     self._roll_back()
@@ -178,7 +179,7 @@ class IngestWorker:
         columns = Columns.of(messages)
         mine = self._sort(columns)
         if not mine:
-            return Outcome(list(self._blocks(partials.empty(), {})), {}, {})
+            return self._heartbeat()
         order = np.concatenate([rows for _, rows in mine])
         times: list[Offsets] = []
         ends: dict[int, Position] = {}
@@ -231,27 +232,32 @@ class IngestWorker:
         after = {p: j.after for p, j in judged.items()}
         rows = pl.concat([j.rows for j in judged.values()])
         accepted = rows.filter(pl.col("decision") == Decision.COUNTED)
-        records = list(self._blocks(partials.fold_events(accepted), after))
+        sent_ms = now_ms()
+        records = list(self._blocks(partials.fold_events(accepted), after, sent_ms))
         for p, j in judged.items():
             source = self._range(p, j.after)
-            for value in blocks.encode(j.rows.drop("row"), (source,), now_ms()):
+            for value in blocks.encode(j.rows.drop("row"), (source,), sent_ms):
                 records.append(Record(self._settings.topic(topics.ARCHIVE), value, partition=p))
         records += self._dead_letters(messages, judged, rejected)
-        return Outcome(records, after, judged)
+        return Outcome(sent_ms, records, after, judged)
 
     def _range(self, p: int, after: Position | None) -> SourceRange:
         before = self._owned[p].position
         now = after or before
         return SourceRange(p, before.offset, now.offset, now.watermark, self._silent(p) if after is None else False)
 
-    def _blocks(self, folded: pl.DataFrame, after: dict[int, Position]) -> Iterator[Record]:
+    def _heartbeat(self) -> Outcome:
+        sent_ms = now_ms()
+        return Outcome(sent_ms, list(self._blocks(partials.empty(), {}, sent_ms)), {}, {})
+
+    def _blocks(self, folded: pl.DataFrame, after: dict[int, Position], sent_ms: int) -> Iterator[Record]:
         """One block to every block partition, empty where there is nothing: each accounts for all ranges."""
         shards = self._settings.block_partitions
         ranges = tuple(self._range(p, after.get(p)) for p in sorted(self._owned))
         of = salting.shard(folded, shards)
-        topic, sent_at = self._settings.topic(topics.BLOCKS), now_ms()
+        topic = self._settings.topic(topics.BLOCKS)
         for shard in range(shards):
-            for value in blocks.encode(folded.filter(of == shard), ranges, sent_at):
+            for value in blocks.encode(folded.filter(of == shard), ranges, sent_ms):
                 yield Record(topic, value, partition=shard)
 
     def _dead_letters(
@@ -287,7 +293,7 @@ class IngestWorker:
         positions = [Committed(p, a.offset, a.metadata()) for p, a in moved.items()]
         announced = {p: (r.watermark_ms, r.silent) for p in self._owned for r in [self._range(p, outcome.after.get(p))]}
         self._producer.write(outcome.records, consumed=positions, source=self._consumer)
-        self._announced, self._sent_at, self._sent_ms = announced, time.monotonic(), now_ms()
+        self._announced, self._sent_at, self._sent_ms = announced, time.monotonic(), outcome.sent_ms
         for p, after in outcome.after.items():
             partition = self._owned.get(p)
             if partition is None:

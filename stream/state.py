@@ -64,8 +64,7 @@ class StageState:
         self.too_old = 0
         self.newest_sent_ms = 0
         """When the newest block applied was sent."""
-        self.durable_sent_ms = 0
-        """The same of the last flush; 0 before the first since a recovery."""
+        self._durable_sent_ms = 0
         self._sequence = 0
         self._durable_next = 0
         self._durable_closing = Closing()
@@ -224,7 +223,7 @@ class StageState:
         self._durable_next = flush.header.to_offset
         self._sequence = flush.header.sequence
         before, after = self._durable_closing.closed_ms, flush.header.closing.closed_ms
-        self._durable_closing, self.durable_sent_ms = flush.header.closing, flush.sent_ms
+        self._durable_closing, self._durable_sent_ms = flush.header.closing, flush.sent_ms
         touched = self._hold(flush.delta)
         return Changes(
             sequence=self._sequence,
@@ -293,6 +292,11 @@ class StageState:
     def sequence(self) -> int:
         """How many flushes are durable."""
         return self._sequence
+
+    @property
+    def shown_sent_ms(self) -> int:
+        """When the newest block was sent that has no row left to be made durable; 0 before the first since a recovery."""
+        return self._durable_sent_ms if self._pending or self._flushing is not None else self.newest_sent_ms
 
     @property
     def durable_closed_ms(self) -> int | None:

@@ -74,10 +74,14 @@ class HotSink:
 
     def refresh(self, state: StageState) -> None:
         """Notice a Redis that is not where it was left: empty, or started from an older file."""
-        found = self._redis.call("HGET", f"{self._base}:span", "sequence")
+        span = f"{self._base}:span"
+        found = self._redis.call("HGET", span, "sequence")
         if found is None or int(found) < state.sequence:
             # A flush is shown before the next one begins: Redis can only be one behind by itself.
             self._rewrite(state, lost=found is None or int(found) < state.sequence - 1)
+        elif int(found) == state.sequence and state.shown_sent_ms:
+            # Blocks without rows need no flush, but are shown, too.
+            self._redis.call("HSET", span, "sent_ms", state.shown_sent_ms)
 
     def write(self, changes: Changes, state: StageState) -> None:
         """Show what a flush made durable. Safe to repeat."""
@@ -107,7 +111,7 @@ class HotSink:
         for number, page in enumerate(pages or [[]], start=1):
             last = "1" if number >= len(pages) else "0"
             flat = [x for op in (page + deleted if last == "1" else page) for x in op]
-            told = [str(expected), changes.sequence, last, closed, from_ms, newest, state.durable_sent_ms or ""]
+            told = [str(expected), changes.sequence, last, closed, from_ms, newest, state.shown_sent_ms or ""]
             answer = int(self._script([f"{self._base}:span"], [*told, *flat]))
             if answer != 1:
                 break
