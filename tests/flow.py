@@ -50,6 +50,12 @@ def environment(settings: Settings) -> dict[str, str]:
     return told
 
 
+def worker_environment(settings: Settings, name: str, **more: str) -> dict[str, str]:
+    """All that a worker's process is given: these settings, and none that this process has."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("ADCLICK_")}
+    return clean | WORKER_ENV | environment(settings) | {"ADCLICK_WORKER": name} | more
+
+
 class Flow:
     """Workers, what they were sent, and whether the answers are the truth."""
 
@@ -62,8 +68,7 @@ class Flow:
 
     def start(self, name: str, fault: str = "", **more: str) -> subprocess.Popen[bytes]:
         """Start a worker, e.g. `ingest-0`, with a fault armed or none."""
-        told = {k: v for k, v in os.environ.items() if not k.startswith("ADCLICK_")} | WORKER_ENV
-        told |= environment(self.settings) | {"ADCLICK_WORKER": name, "ADCLICK_FAULT": fault} | more
+        told = worker_environment(self.settings, name, ADCLICK_FAULT=fault, **more)
         with self._log.open("ab") as log:
             worker = subprocess.Popen([sys.executable, "-m", "infra", name.split("-")[0]], env=told, stderr=log)
         self.workers[name] = worker

@@ -22,14 +22,13 @@ import psutil
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso, now_ms
 from infra.console import App
 from infra.embedded.state import Folder
-from infra.embedded.supervisor import WORKER_ENV
 from infra.kafka import Admin
-from infra.settings import read_endpoints
 from ingest.replay import Pace, replay_files
 from ingest.synthetic.command import write_lines
 from ingest.synthetic.generator import Spec, make
 from query.command import Client
 from query.questions import Truths
+from tests.flow import worker_environment
 
 _WATCHED = 12
 ADCLICK = [sys.executable, "-m", "infra"]
@@ -77,10 +76,11 @@ def run(work: Path, events: int, span_ms: int, ingest_workers: int, stream_worke
     replay_files(app, [source], Pace(), 0)
     bare = bare_loop(app)
     folder = Folder(Path(stack))
-    env = os.environ | WORKER_ENV | {"ADCLICK_USER_SECRET": "bench"}
-    env |= {f"ADCLICK_{k.upper()}": str(v) for k, v in read_endpoints(Path(stack)).items()}
     workers = {
-        name: subprocess.Popen([*ADCLICK, name.split("-")[0], "-q"], env=env | {"ADCLICK_WORKER": name})
+        name: subprocess.Popen(
+            [*ADCLICK, name.split("-")[0], "-q"],
+            env=worker_environment(app.settings, name, ADCLICK_USER_SECRET="bench"),
+        )
         for kind, count in (("stream", stream_workers), ("ingest", ingest_workers))
         for name in (f"{kind}-{n}" for n in range(count))
     }

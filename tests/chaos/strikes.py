@@ -11,10 +11,8 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
-from infra.embedded.supervisor import WORKER_ENV
-from infra.settings import read_endpoints
+from tests.flow import worker_environment
 from tests.product import Product
 
 WORKERS = ("ingest-0", "ingest-1", "archive-0", "stream-0", "stream-1")
@@ -134,13 +132,9 @@ class Striker:
 
     def _extra(self, strike: Strike) -> None:
         """A worker more, for a while; it leaves in order."""
-        folder = Path(self._product.folder.path)
-        env = {k: v for k, v in os.environ.items() if not k.startswith("ADCLICK_")} | WORKER_ENV
-        env |= {f"ADCLICK_{k.upper()}": str(v) for k, v in read_endpoints(folder).items()}
-        env |= {
-            "ADCLICK_WORKER": f"{strike.target}-extra-{int(strike.at_s)}",
-            "ADCLICK_USER_SECRET": str(self._product.folder.state()["user_secret"]),
-        }
+        secret = str(self._product.folder.state()["user_secret"])
+        name = f"{strike.target}-extra-{int(strike.at_s)}"
+        env = worker_environment(self._product.settings, name, ADCLICK_USER_SECRET=secret)
         log = self._product.folder.log(f"{strike.target}-extra").open("ab")
         with log, subprocess.Popen([sys.executable, "-m", "infra", strike.target], env=env, stderr=log) as worker:
             self._stop.wait(strike.seconds)
