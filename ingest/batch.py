@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import msgspec
@@ -10,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ingest import lateness, shedding, siphash
+from ingest import lateness, shedding
 from ingest.archived import WIRE, Decision
-from ingest.dedup import decision, registry
+from ingest.dedup import decision
 from ingest.dedup.decision import NOT_A_COPY, PartitionMemory
+from ingest.dedup.digest import Digests, first_words
 from ingest.dedup.registry import Registry
 from ingest.lateness import NO_WATERMARK, Lateness
 
@@ -62,6 +62,7 @@ def log_times(timestamps_ms: npt.NDArray[np.int64], before_ms: int) -> npt.NDArr
 
 def judge(
     valid: pl.DataFrame,
+    digests: Digests,
     offsets: npt.NDArray[np.int64],
     log_time_ms: npt.NDArray[np.int64],
     before: Position,
@@ -72,24 +73,21 @@ def judge(
     horizon_ms: int,
     level: shedding.Level,
     policy: shedding.Policy,
-    secret: bytes,
 ) -> Judged:
-    """Judge the valid events (`decode.COLUMNS`) of one partition; `offsets` and `log_time_ms` belong to them.
+    """Judge the valid events (`decode.COLUMNS`) of one partition; `digests`, `offsets` and `log_time_ms` belong to them.
 
     `end` carries offset and log time after the batch; its watermark is filled in. Raises Unavailable.
     """
-    digests = registry.digest(valid["event_id"])
     copies = decision.decide(memory, known, digests, offsets, log_time_ms // horizon_ms)
     first = copies.first
     late, late_by, watermark = lateness.judge(valid["time_ms"].to_numpy(), first, before.watermark_ms)
     taken = np.full(len(offsets), Decision.COUNTED, np.uint8)
-    words = np.ascontiguousarray(digests).view(np.uint8).reshape(-1, registry.DIGEST_BYTES)[:, 4:12]
     weight = shedding.weigh(
         level,
         policy,
         valid["event_type"].to_numpy(),
         valid["cost_micros"].to_numpy(),
-        np.ascontiguousarray(words).view("<u8").reshape(-1),
+        first_words(digests),
     )
     taken[weight == 0] = Decision.SHED
     taken[late == Lateness.TOO_LATE] = Decision.TOO_LATE
@@ -101,7 +99,7 @@ def judge(
         pl.Series("offset", offsets),
         pl.Series("log_time_ms", log_time_ms),
         *(c for c in list(WIRE)[2:11]),
-        hash_users(valid["user_id"], secret).alias("user"),
+        "user",
         "cost_micros",
         pl.Series("decision", taken),
         pl.Series("weight", weight),
@@ -114,13 +112,3 @@ def judge(
 def replace_watermark(position: Position, watermark_ms: int) -> Position:
     """The position with another watermark."""
     return Position(position.offset, watermark_ms, position.log_time_ms)
-
-
-def hash_users(users: pl.Series, secret: bytes) -> pl.Series:
-    """Keyed hash of each user id, 63 bits, under a key derived from the secret; null stays null."""
-    key = hashlib.blake2b(secret, digest_size=siphash.KEY_BYTES).digest()
-    _, offsets, data = users.fill_null("").to_arrow(compat_level=pl.CompatLevel.oldest()).buffers()
-    edges = np.frombuffer(offsets, np.int64)[: len(users) + 1]
-    text = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
-    hashes = siphash.siphash(text, edges[:-1], np.diff(edges), key) >> np.uint64(1)
-    return pl.select(pl.when(users.is_not_null()).then(pl.Series(hashes.astype(np.int64)))).to_series()

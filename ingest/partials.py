@@ -5,10 +5,15 @@ Sums are exact 64-bit integers; one that would overflow raises, it never wraps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import polars as pl
 
 from infra.clock import MINUTE_MS
 from ingest.events import EVENT_TYPES, TYPE_CODE
+from ingest.grouping import rows_of, sum_by_key
 from ingest.lateness import Lateness
 
 KEYS: dict[str, pl.DataType] = {
@@ -41,26 +46,18 @@ def empty() -> pl.DataFrame:
 
 def fold_events(events: pl.DataFrame) -> pl.DataFrame:
     """Accepted events to partials. Columns: those of `decode.COLUMNS`, and `weight` u32, `lateness` u8."""
-    weight = pl.col("weight").cast(pl.Int64)
-    late = pl.col("lateness") > Lateness.ON_TIME
-    _refuse_overflow(events.select((pl.col("cost_micros").cast(pl.Float64) * pl.col("weight")).sum()).item())
-    return (
-        events.group_by(
-            (pl.col("time_ms") // MINUTE_MS * MINUTE_MS).alias("window_ms"),
-            *(name for name in KEYS if name != "window_ms"),
-        )
-        .agg(
-            *(
-                pl.when(pl.col("event_type") == TYPE_CODE[kind]).then(weight).otherwise(0).sum().alias(name)
-                for kind, name in zip(EVENT_TYPES, COUNTS, strict=True)
-            ),
-            (pl.col("cost_micros") * weight).sum().alias("spend_micros"),
-            late.sum().cast(pl.Int64).alias("late"),
-            (pl.col("lateness") == Lateness.FLAGGED).sum().cast(pl.Int64).alias("late_events"),
-            (weight > 1).sum().cast(pl.Int64).alias("sampled"),
-        )
-        .cast(SCHEMA)
-    )
+    column = {name: events[name].to_numpy() for name in events.columns}
+    weight, lateness = column["weight"].astype(np.int64), column["lateness"]
+    _refuse_overflow(float(np.dot(column["cost_micros"].astype(np.float64), weight)))
+    column["window_ms"] = column["time_ms"] // MINUTE_MS * MINUTE_MS
+    amounts = [
+        *(np.where(column["event_type"] == TYPE_CODE[kind], weight, 0) for kind in EVENT_TYPES),
+        column["cost_micros"] * weight,
+        lateness > Lateness.ON_TIME,
+        lateness == Lateness.FLAGGED,
+        weight > 1,
+    ]
+    return _grouped([column[name] for name in KEYS], amounts, SCHEMA)
 
 
 def merge(frames: list[pl.DataFrame], *, grain_ms: int | None = None, extra: tuple[str, ...] = ()) -> pl.DataFrame:
@@ -69,10 +66,22 @@ def merge(frames: list[pl.DataFrame], *, grain_ms: int | None = None, extra: tup
     `extra` names further integer columns to sum.
     """
     whole = pl.concat(frames) if frames else empty()
-    sums = [*SUMS, *extra]
-    _refuse_overflow(float(whole.get_column("spend_micros").cast(pl.Float64).sum()))
-    window = pl.col("window_ms") if grain_ms is None else pl.col("window_ms") // grain_ms * grain_ms
-    return whole.group_by(window.alias("window_ms"), *(n for n in KEYS if n != "window_ms")).agg(pl.col(sums).sum())
+    column = {name: whole[name].to_numpy() for name in (*KEYS, *SUMS, *extra)}
+    _refuse_overflow(float(column["spend_micros"].astype(np.float64).sum()))
+    if grain_ms is not None:
+        column["window_ms"] = column["window_ms"] // grain_ms * grain_ms
+    schema = {**SCHEMA, **dict.fromkeys(extra, pl.Int64())}
+    return _grouped([column[name] for name in KEYS], [column[name] for name in (*SUMS, *extra)], schema)
+
+
+def _grouped(keys: list[Any], amounts: list[Any], schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    """One row for each key, with its sums."""
+    rows = rows_of(keys)
+    first, sums = sum_by_key(rows, rows_of(amounts))
+    columns = [*np.ascontiguousarray(rows[first].T), *np.ascontiguousarray(sums.T)]
+    return pl.DataFrame(
+        [pl.Series(name, column).cast(kind) for (name, kind), column in zip(schema.items(), columns, strict=True)]
+    )
 
 
 def _refuse_overflow(total: float) -> None:

@@ -7,6 +7,7 @@ Reads top down: `IngestWorker.run` is a session that starts over whenever owners
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 import signal
@@ -24,13 +25,14 @@ import polars as pl
 
 from infra import console, faults, logs, topics
 from infra.clock import now_ms
+from infra.columns import Columns
 from infra.console import App
 from infra.errors import Aborted, Fenced, Unavailable
 from infra.kafka import (
     Admin,
-    Columns,
     GroupConsumer,
     TransactionalProducer,
+    columns_of,
 )
 from infra.patience import in_sessions, patiently
 from infra.records import Committed, Record
@@ -40,12 +42,14 @@ from ingest import batch, blocks, partials, salting, shedding
 from ingest.archived import Decision
 from ingest.batch import Judged, Position
 from ingest.blocks import SourceRange
-from ingest.decode import Decoder
+from ingest.decode import decode
 from ingest.dedup import decision as dedup
 from ingest.dedup.decision import MemoryLost, PartitionMemory
+from ingest.dedup.digest import Digests
 from ingest.dedup.registry import Offsets
 from ingest.dedup.takeover import Memories
 from ingest.events import Reason, Rejection
+from ingest.siphash import KEY_BYTES
 
 STAGE = "ingest"
 _TELL_EVERY_S = 1.0
@@ -78,9 +82,9 @@ class IngestWorker:
         self._log = logs.get("ingest").bind(worker=name)
         self._redis = Redis(settings.redis)
         self._memories = Memories(settings, self._redis, name)
-        self._decoder = Decoder()
         self._horizon_ms = settings.dedup_horizon_s * 1000
-        self._secret = settings.user_secret.get_secret_value().encode()
+        secret = settings.user_secret.get_secret_value().encode()
+        self._user_key = hashlib.blake2b(secret, digest_size=KEY_BYTES).digest()
         self._policy = shedding.Policy()
         self._level = shedding.Level.NORMAL
         self._owned: dict[int, Partition] = {}
@@ -176,7 +180,7 @@ class IngestWorker:
 
     def _process(self, messages: list[Any]) -> Outcome:
         """Judge the messages and lay out the transaction. Records ids in Redis on the way. Raises Unavailable."""
-        columns = Columns.of(messages)
+        columns = columns_of(messages)
         mine = self._sort(columns)
         if not mine:
             return self._heartbeat()
@@ -187,15 +191,15 @@ class IngestWorker:
             before = self._owned[p].position
             times.append(batch.log_times(columns.timestamps_ms[rows], before.log_time_ms))
             ends[p] = Position(int(columns.offsets[rows[-1]]) + 1, before.watermark_ms, int(times[-1][-1]))
-        decoded = self._decoder.decode([columns.values[i] for i in order.tolist()], np.concatenate(times))
+        decoded = decode(columns.values.take(order), np.concatenate(times), self._user_key)
         at = decoded.events["row"].to_numpy()
         judged: dict[int, Judged] = {}
         start = 0
         for (p, rows), log_time in zip(mine, times, strict=True):
             first, last = np.searchsorted(at, (start, start + len(rows)))
-            valid = decoded.events[int(first) : int(last)]
+            valid, digests = decoded.events[int(first) : int(last)], decoded.digests[first:last]
             here = at[first:last] - start
-            judged[p] = self._judge(p, valid, columns.offsets[rows[here]], log_time[here], ends[p])
+            judged[p] = self._judge(p, valid, digests, columns.offsets[rows[here]], log_time[here], ends[p])
             start += len(rows)
         return self._lay_out([messages[i] for i in order.tolist()], judged, decoded.rejected)
 
@@ -216,12 +220,14 @@ class IngestWorker:
                 mine.append((p, rows))
         return mine
 
-    def _judge(self, p: int, valid: pl.DataFrame, offsets: Any, log_time: Any, end: Position) -> Judged:
+    def _judge(
+        self, p: int, valid: pl.DataFrame, digests: Digests, offsets: Any, log_time: Any, end: Position
+    ) -> Judged:
         partition = self._owned[p]
         level = self._level if self._settings.shed == "on" else shedding.Level.NORMAL
         judged = batch.judge(
-            valid, offsets, log_time, partition.position, end, partition.memory, self._memories.registry,
-            horizon_ms=self._horizon_ms, level=level, policy=self._policy, secret=self._secret,
+            valid, digests, offsets, log_time, partition.position, end, partition.memory, self._memories.registry,
+            horizon_ms=self._horizon_ms, level=level, policy=self._policy,
         )  # fmt: skip
         committed_generation = partition.position.log_time_ms // self._horizon_ms
         self._memories.record(partition.memory, judged.copies, end.offset, committed_generation)

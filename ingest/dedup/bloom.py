@@ -1,6 +1,6 @@
 """Tier 1 of dedup: "certainly new" without asking anybody.
 
-pybloom_live sizes and holds the bits; whole batches are checked and added with numpy on the same memory. Positions
+pybloom_live sizes and holds the bits; whole batches are checked and added by compiled loops on the same memory. Positions
 come from the digest that Redis stores, and from nothing else, so that a filter rebuilt from there is the same.
 """
 
@@ -8,36 +8,59 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pybloom_live import BloomFilter
+
+from infra.columns import Bools, Bytes
+from infra.compiled import byte_at, compiled, word_at
+from ingest.dedup.digest import DIGEST_BYTES, Digests
 
 # Positives are confirmed in Redis, so a loose rate is enough.
 ERROR_RATE = 1e-3
 FIRST_CAPACITY = 500_000
 
-Digests = npt.NDArray[np.void]
-"""Digests of `registry.DIGEST_BYTES` bytes each."""
-
-
-def halves(digests: Digests) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """Two hash values of each digest: its first eight bytes, and its last four made odd."""
-    raw = np.ascontiguousarray(digests).view(np.uint8).reshape(len(digests), digests.dtype.itemsize)
-    first = np.ascontiguousarray(raw[:, :8]).view("<u8").reshape(-1)
-    second = np.ascontiguousarray(raw[:, 8:12]).view("<u4").reshape(-1).astype(np.uint64) | np.uint64(1)
-    return first, second
-
-
-def _position(a: npt.NDArray[np.uint64], b: npt.NDArray[np.uint64], i: int, width: int) -> npt.NDArray[np.uint64]:
-    """(a + i·b) mod width, in slice i: Kirsch and Mitzenmacher, "Less hashing, same performance", 2006."""
-    return (a + np.uint64(i) * b) % np.uint64(width)
-
 
 def _positions_of_one(width: int, slices: int, key: bytes) -> Iterator[int]:
-    a, b = halves(np.frombuffer(key, dtype=f"V{len(key)}"))
+    """As the compiled loops below have them: for pybloom itself."""
+    a, b = int.from_bytes(key[:8], "little"), int.from_bytes(key[8:12], "little") | 1
     for i in range(slices):
-        yield int(_position(a, b, i, width)[0])
+        yield (a + i * b) % (1 << 64) % width
+
+
+@compiled
+def _position(digest: int, i: int, width: Any) -> Any:
+    """(a + i·b) mod width, in slice i: Kirsch and Mitzenmacher, "Less hashing, same performance", 2006.
+
+    a is the digest's first eight bytes, b its last four made odd.
+    """
+    a, b = word_at(digest, 0), (word_at(digest, 4) >> np.uint64(32)) | np.uint64(1)
+    return (a + np.uint64(i) * b) % width + np.uint64(i) * width
+
+
+@compiled
+def _contains(digests: Any, bits: Any, slices: int, width: Any, found: Any) -> None:
+    """Mark in `found` which may have been added."""
+    for row in range(len(found)):
+        if found[row]:
+            continue
+        alive = True
+        for i in range(slices):
+            position = _position(digests + DIGEST_BYTES * row, i, width)
+            byte = byte_at(bits, np.int64(position >> np.uint64(3)))
+            if not (byte >> np.uint8(position & np.uint64(7))) & 1:
+                alive = False
+                break
+        found[row] = alive
+
+
+@compiled
+def _add(digests: Any, count: int, bits: Any, slices: int, width: Any) -> None:
+    for row in range(count):
+        for i in range(slices):
+            position = _position(digests + DIGEST_BYTES * row, i, width)
+            bits[np.int64(position >> np.uint64(3))] |= np.uint8(1) << np.uint8(position & np.uint64(7))
 
 
 class _Filter:
@@ -49,35 +72,17 @@ class _Filter:
         # ever be freed by a full collection.
         self.bloom.make_hashes = partial(_positions_of_one, self.bloom.bits_per_slice, self.bloom.num_slices)
         self.capacity, self.count = capacity, 0
-        self._bytes: npt.NDArray[np.uint8] = np.frombuffer(self.bloom.bitarray, np.uint8)
+        self._bytes: Bytes = np.frombuffer(self.bloom.bitarray, np.uint8)
+        self._width = np.uint64(self.bloom.bits_per_slice)
 
-    def contains(self, a: npt.NDArray[np.uint64], b: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-        """Which may have been added. Only survivors of one slice are looked up in the next."""
-        alive = np.arange(len(a))
-        for i in range(self.bloom.num_slices):
-            position = _position(a[alive], b[alive], i, self.bloom.bits_per_slice) + self._begin(i)
-            hit = (self._bytes[position >> np.uint64(3)] >> (position & np.uint64(7)).astype(np.uint8)) & 1
-            alive = alive[hit.astype(bool)]
-            if not alive.size:
-                break
-        found = np.zeros(len(a), dtype=bool)
-        found[alive] = True
-        return found
+    def contains(self, digests: Digests, found: Bools) -> None:
+        """Mark in `found` which may have been added."""
+        _contains(digests.ctypes.data, self._bytes.ctypes.data, self.bloom.num_slices, self._width, found)
 
-    def add(self, a: npt.NDArray[np.uint64], b: npt.NDArray[np.uint64]) -> None:
+    def add(self, digests: Digests) -> None:
         """Set the bits of all."""
-        for i in range(self.bloom.num_slices):
-            position = _position(a, b, i, self.bloom.bits_per_slice) + self._begin(i)
-            # Several digests may share a byte: `|=` through an index array would keep only one of them.
-            np.bitwise_or.at(
-                self._bytes,
-                position >> np.uint64(3),
-                np.uint8(1) << (position & np.uint64(7)).astype(np.uint8),
-            )
-        self.count += len(a)
-
-    def _begin(self, i: int) -> np.uint64:
-        return np.uint64(i * self.bloom.bits_per_slice)
+        _add(digests.ctypes.data, len(digests), self._bytes, self.bloom.num_slices, self._width)
+        self.count += len(digests)
 
 
 class GrowingBloom:
@@ -86,12 +91,11 @@ class GrowingBloom:
     def __init__(self, first_capacity: int = FIRST_CAPACITY) -> None:
         self._filters = [_Filter(first_capacity)]
 
-    def contains(self, digests: Digests) -> npt.NDArray[np.bool_]:
+    def contains(self, digests: Digests) -> Bools:
         """Which may have been added; False is certain."""
-        a, b = halves(digests)
-        found = np.zeros(len(digests), dtype=bool)
+        digests, found = np.ascontiguousarray(digests), np.zeros(len(digests), np.bool_)
         for part in self._filters:
-            found |= part.contains(a, b)
+            part.contains(digests, found)
         return found
 
     def add(self, digests: Digests) -> None:
@@ -102,7 +106,7 @@ class GrowingBloom:
         if last.count >= last.capacity:
             last = _Filter(last.capacity * 2)
             self._filters.append(last)
-        last.add(*halves(digests))
+        last.add(np.ascontiguousarray(digests))
 
     def join(self, other: GrowingBloom) -> None:
         """Hold what the other one holds, too."""

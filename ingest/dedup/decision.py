@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import AdclickError
-from ingest.dedup.bloom import Digests, GrowingBloom, halves
+from ingest.dedup.bloom import GrowingBloom
+from ingest.dedup.digest import Digests, first_words
 from ingest.dedup.registry import UNKNOWN, Offsets, Registry
 
 NOT_A_COPY = -1
@@ -138,8 +139,7 @@ def decide(
 
 def _copies_within(digests: Digests, offsets: Offsets, generations: npt.NDArray[np.int64], copy_of: Offsets) -> None:
     """Mark copies of events of the same batch: the first one wins."""
-    words, _ = halves(digests)
-    _, inverse, counts = np.unique(words, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(first_words(digests), return_inverse=True, return_counts=True)
     if len(counts) == len(digests):
         return
     # Few: walk them in order, since a first occurrence may have aged out of reach within one batch.

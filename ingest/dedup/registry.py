@@ -12,27 +12,16 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
-import xxhash
 
 from infra.redis import Redis, pack, pack_hset
-from ingest.dedup.bloom import Digests
+from ingest.dedup.digest import DIGEST, DIGEST_BYTES, Digests
 
-DIGEST_BYTES = 12
-DIGEST = np.dtype(f"V{DIGEST_BYTES}")
 _PAGE = 20_000
 # Generations dropped with each batch: more than one, for a log that jumps.
 _DROPPED = 8
 
 Offsets = npt.NDArray[np.int64]
 UNKNOWN = -1
-
-
-def digest(ids: pl.Series) -> Digests:
-    """96 bits of XXH3-128 of each id (a String series); ten million ids collide with probability 6e-16."""
-    whole = b"".join(map(xxhash.xxh3_128_digest, ids.cast(pl.Binary).to_list()))
-    raw = np.frombuffer(whole, np.uint8).reshape(-1, 16)[:, :DIGEST_BYTES]
-    return np.ascontiguousarray(raw).view(DIGEST).reshape(-1)
 
 
 class Registry(Protocol):

@@ -11,16 +11,16 @@ from typing import Any
 
 from infra import faults, logs, topics
 from infra.errors import Unavailable
-from infra.kafka import Admin, Columns, offset_at, read_to_end
+from infra.kafka import Admin, columns_of, offset_at, read_to_end
 from infra.redis import Redis
 from infra.settings import Settings
 from ingest import batch
 from ingest.batch import Position
-from ingest.decode import Decoder
+from ingest.decode import decode
 from ingest.dedup import decision as dedup
 from ingest.dedup.bloom import GrowingBloom
 from ingest.dedup.decision import MemoryLost, PartitionMemory
-from ingest.dedup.registry import RedisRegistry, Registry, digest
+from ingest.dedup.registry import RedisRegistry, Registry
 
 _REBUILD_BATCH = 20_000
 
@@ -37,7 +37,6 @@ class Memories:
         self._settings = settings
         self.registry: Registry = _registry(settings, redis)
         self._log = logs.get("ingest").bind(worker=worker)
-        self._decoder = Decoder()
         self._horizon_ms = settings.dedup_horizon_s * 1000
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="filters")
         self._closed = threading.Event()
@@ -99,12 +98,12 @@ class Memories:
             nonlocal log_time
             if not pending:
                 return
-            columns = Columns.of(pending)
+            columns = columns_of(pending)
             offsets, times = columns.offsets, batch.log_times(columns.timestamps_ms, log_time)
-            valid = self._decoder.decode(columns.values, times).events
-            rows = valid["row"].to_numpy()
+            decoded = decode(columns.values, times)
+            rows = decoded.events["row"].to_numpy()
             generations = times[rows] // self._horizon_ms
-            judged = dedup.decide(memory, self.registry, digest(valid["event_id"]), offsets[rows], generations)
+            judged = dedup.decide(memory, self.registry, decoded.digests, offsets[rows], generations)
             self.record(memory, judged, int(offsets[-1]) + 1, generation - 1)
             dedup.remember(memory, judged)
             log_time = int(times[-1])

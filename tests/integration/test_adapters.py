@@ -15,13 +15,15 @@ from confluent_kafka.admin import AdminClient, ConfigResource
 
 from infra import topics
 from infra.clickhouse.client import ClickHouse, migrate
+from infra.columns import Values
 from infra.embedded import servers
 from infra.errors import AdclickError, Fenced, OffsetOutOfRange, Unavailable, UserError
 from infra.kafka import Admin, GroupConsumer, TransactionalProducer, read_to_end
 from infra.records import Committed, Record
 from infra.redis import Redis
 from infra.settings import Settings
-from ingest.dedup.registry import RedisRegistry, Registry, digest
+from ingest.dedup.digest import digest
+from ingest.dedup.registry import RedisRegistry, Registry
 from tests.product import wait_until
 from tests.unit.fakes import MemoryRegistry
 
@@ -123,7 +125,7 @@ def registry(request: pytest.FixtureRequest, settings: Settings) -> Registry:
 
 
 def ids(*names: str) -> np.ndarray[tuple[int], np.dtype[np.void]]:
-    return digest(pl.Series(names, dtype=pl.String))
+    return digest(Values.of([name.encode() for name in names]))
 
 
 def test_registry_contract(registry: Registry) -> None:

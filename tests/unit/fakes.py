@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
-from ingest.dedup.bloom import Digests
-from ingest.dedup.registry import DIGEST, UNKNOWN, Offsets
+from ingest.dedup.digest import DIGEST, Digests
+from ingest.dedup.registry import UNKNOWN, Offsets
 
 
 class MemoryRegistry:

@@ -21,6 +21,8 @@ MAY_IMPORT = {
 CLIENTS = {
     "confluent_kafka": "infra/kafka.py",
     "redis": "infra/redis.py",
+    "numba": "infra/compiled.py",
+    "llvmlite": "infra/compiled.py",
     "clickhouse_connect": "infra/clickhouse/client.py",
     "faust": "stream/agents.py",
     "pyspark": "batch/exact.py",
@@ -29,7 +31,7 @@ CLIENTS = {
     "prometheus_client": "query/api/metrics.py",
 }
 PURE = [
-    "ingest/events.py", "ingest/decode.py", "ingest/lateness.py", "ingest/shedding.py", "ingest/salting.py", "ingest/partials.py",
+    "ingest/events.py", "ingest/decode.py", "ingest/scan.py", "ingest/tokens.py", "ingest/grouping.py", "ingest/lateness.py", "ingest/shedding.py", "ingest/salting.py", "ingest/partials.py",
     "ingest/blocks.py", "ingest/dedup/decision.py", "stream/windows.py", "stream/state.py", "stream/chunks.py",
     "stream/sinks/rows.py", "query/plan.py", "query/answer.py", "query/request.py",
 ]  # fmt: skip

@@ -6,22 +6,23 @@ import gc
 import weakref
 
 import numpy as np
-import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra.columns import Values
 from ingest.dedup.bloom import GrowingBloom
 from ingest.dedup.decision import NOT_A_COPY, PartitionMemory, decide, oldest_needed, remember
-from ingest.dedup.registry import digest
+from ingest.dedup.digest import Digests
+from ingest.dedup.digest import digest as of_values
 from tests.unit.fakes import MemoryRegistry
 
 
-def ids(names: list[str]) -> pl.Series:
-    return pl.Series(names, dtype=pl.String)
+def digest(names: list[str]) -> Digests:
+    return of_values(Values.of([name.encode() for name in names]))
 
 
 def test_a_filter_never_forgets_and_pybloom_agrees_bit_by_bit() -> None:
-    known, others = digest(ids([f"k{i}" for i in range(3_000)])), digest(ids([f"o{i}" for i in range(3_000)]))
+    known, others = digest([f"k{i}" for i in range(3_000)]), digest([f"o{i}" for i in range(3_000)])
     bloom = GrowingBloom(first_capacity=500)
     for start in range(0, 3_000, 250):
         bloom.add(known[start : start + 250])
@@ -89,7 +90,7 @@ def test_each_id_counts_once_whatever_the_batches_crashes_and_aborts(
         turn += 1
         start = len(verdicts)
         part = log[start : start + size]
-        digests = digest(ids([name for name, _ in part]))
+        digests = digest([name for name, _ in part])
         offsets, generations = np.arange(start, start + len(part)), np.array([g for _, g in part])
         decision = decide(memory, registry, digests, offsets, generations)
         end = start + len(part)
@@ -111,7 +112,7 @@ def test_certainly_new_ids_are_not_looked_up() -> None:
     registry = MemoryRegistry()
     registry.begin(0, 0)
     memory = PartitionMemory(0, 0, assigned_generation=-5)
-    digests = digest(ids([f"n{i}" for i in range(1_000)]))
+    digests = digest([f"n{i}" for i in range(1_000)])
     first = decide(memory, registry, digests, np.arange(1_000), np.full(1_000, 7))
     registry.record(0, first.news, expected=0, up_to=1_000, oldest_generation=0)
     remember(memory, first)
@@ -125,13 +126,13 @@ def test_what_may_be_a_copy_of_a_lost_id_is_in_doubt_and_nothing_else_is() -> No
     registry = MemoryRegistry()
     registry.begin(0, 0)
     former = PartitionMemory(0, 0, assigned_generation=6)
-    old = digest(ids([f"old{i}" for i in range(100)]))
+    old = digest([f"old{i}" for i in range(100)])
     first = decide(former, registry, old, np.arange(100), np.full(100, 7))
     remember(former, first)
     registry.forget(0)
     registry.begin(0, 100, {7})
     memory = PartitionMemory(0, 100, assigned_generation=8, doubtful={7})
-    both = np.concatenate((old, digest(ids([f"new{i}" for i in range(100)]))))
+    both = np.concatenate((old, digest([f"new{i}" for i in range(100)])))
     offsets, generations = np.arange(100, 300), np.full(200, 8)
     # Without the filters anything may be a copy.
     assert decide(memory, registry, both, offsets, generations).doubt.all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -10,11 +11,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ingest import decode, events
-from ingest.decode import Decoder
+from infra.columns import Values
+from ingest import decode as decoding
+from ingest import events
+from ingest.decode import decode
+from ingest.dedup.digest import digest
 from ingest.events import Event, Reason, Rejection, judge
+from ingest.siphash import siphash
 
 NOW = 1_795_000_000_000
+USER_KEY = bytes(range(16))
 GOOD: dict[str, Any] = {
     "event_id": "a1", "event_type": "click", "event_time": NOW - 5, "campaign_id": 7, "ad_id": 8, "advertiser_id": 9,
     "publisher_id": 10, "country": "DE", "device": "ctv", "user_id": "u", "cost_micros": 11,
@@ -34,14 +40,22 @@ def verdict_of(value: bytes | None) -> Event | Rejection:
     return strict
 
 
-def assert_same(values: list[bytes | None], strict: list[Event | Rejection], decoder: Decoder | None = None) -> None:
-    decoded = (decoder or Decoder(worthwhile=1)).decode(values, np.full(len(values), NOW, np.int64))
-    fast: dict[int, Event | Rejection] = dict(decoded.rejected)
-    for row in decoded.events.iter_rows(named=True):
-        number = row.pop("row")
-        fast[number] = Event(**row)
-    assert [fast[i] for i in range(len(values))] == strict
+def hashed(texts: list[str]) -> list[int]:
+    values = siphash(Values.of([text.encode() for text in texts]), USER_KEY)[:, 0] >> np.uint64(1)
+    return [int(value) for value in values]
+
+
+def assert_same(values: list[bytes | None], strict: list[Event | Rejection]) -> None:
+    decoded = decode(Values.of(values), np.full(len(values), NOW, np.int64), USER_KEY)
     assert decoded.events["row"].is_sorted()
+    wanted = [(row, v) for row, v in enumerate(strict) if isinstance(v, Event)]
+    assert decoded.rejected == {row: v for row, v in enumerate(strict) if isinstance(v, Rejection)}
+    assert decoded.events.rows(named=True) == [
+        {k: v for k, v in dataclasses.asdict(event).items() if k != "user_id"}
+        | {"row": row, "user": None if event.user_id is None else hashed([event.user_id])[0]}
+        for row, event in wanted
+    ]
+    assert decoded.digests.tobytes() == digest(Values.of([e.event_id.encode() for _, e in wanted])).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -218,24 +232,27 @@ def _messages(draw: st.DrawFn) -> bytes | None:
 @example([message(event_time="2026-11-18T11:06:40Z"), message(event_time="2026-11-18T11:06:40.5+19:59")])
 def test_the_verdict_never_depends_on_the_neighbours(values: list[bytes | None]) -> None:
     strict = [judge(v, NOW) for v in values]
-    decoder = Decoder(worthwhile=1)
-    assert_same(values, strict, decoder)
-    # A decoder that has learned from them says the same of each, and in any company.
-    assert_same(values[::-1] * 2, strict[::-1] * 2, decoder)
+    assert_same(values, strict)
+    assert_same(values[::-1] * 2, strict[::-1] * 2)
     for value, verdict in zip(values, strict, strict=True):
-        assert_same([value], [verdict], decoder)
+        assert_same([value], [verdict])
 
 
 def test_usual_messages_take_the_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    strict = decode._judge_each
+    strict = decoding._judge_each
 
-    def spy(values: list[bytes | None], rows: list[int], *rest: Any) -> Any:
+    def spy(values: Values, rows: list[int], *rest: Any) -> Any:
         asked.extend(rows)
         return strict(values, rows, *rest)
 
-    monkeypatch.setattr(decode, "_judge_each", spy)
+    monkeypatch.setattr(decoding, "_judge_each", spy)
     values = [message(event_id=f"e{i}") for i in range(500)]
     values += [message(event_id=f"t{i}", event_time="2026-11-18T11:06:40Z") for i in range(500)]
-    Decoder().decode(list(values), np.full(1000, NOW, np.int64))
+    unread = {"note": "日本", "price": -1.5e3, "more": None, "far": [[], {}, {"a": [{"b": "\n"}, 1.5, "}"]}]}
+    for i in range(250):
+        event = GOOD | {"event_id": f"ü{i}", "user_id": "Zoë"} | unread
+        values.append(json.dumps(event, ensure_ascii=False).encode())
+        values.append(json.dumps(unread | GOOD | {"event_id": f"n{i}"}).encode())
+    decode(Values.of(values), np.full(1500, NOW, np.int64))
     assert asked == []

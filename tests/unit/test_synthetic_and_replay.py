@@ -159,15 +159,3 @@ def test_lines_are_read_whole_whatever_the_blocks(tmp_path: Path, monkeypatch: p
     wanted = [b'{"a":%d}' % n for n in range(50)]
     file.write_bytes(b"\n".join(wanted) + b"\n\n\nlast \xff without an end")
     assert [line for part in replay.chunks(file) for line in part] == [*wanted, b"last \xff without an end"]
-
-
-def test_a_frame_of_ids_hashes_like_its_parts() -> None:
-    from ingest.batch import hash_users
-
-    users = pl.Series("user_id", ["a", None, "b", "a"])
-    whole = hash_users(users, b"secret")
-    assert whole[0] == whole[3] != whole[2]
-    assert whole[1] is None
-    assert whole.to_list() == [hash_users(users[i : i + 1], b"secret")[0] for i in range(4)]
-    assert hash_users(users, b"other")[0] != whole[0]
-    assert (whole.drop_nulls() >= 0).all()
