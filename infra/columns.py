@@ -14,6 +14,7 @@ PADDING = 64
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+_NONE = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,21 @@ class Values:
     def take(self, rows: Ints | slice) -> Values:
         """Some of them, in the order of `rows`."""
         return Values(self.data, self.starts[rows], self.ends[rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Values]) -> Values:
+        """Of several, one after the other; only what they refer to is copied."""
+        if len(parts) == 1:
+            return parts[0]
+        stretches, starts, ends, at = list[Bytes](), list[Ints](), list[Ints](), 0
+        for part in parts:
+            low, high = (int(part.starts.min()), int(part.ends.max())) if len(part) else (0, 0)
+            stretches.append(part.data[low : max(low, high)])
+            starts.append(part.starts + (at - low))
+            ends.append(part.ends + (at - low))
+            at += len(stretches[-1])
+        data = np.concatenate([*stretches, np.zeros(PADDING, np.uint8)])
+        return cls(data, np.concatenate(starts or [_NONE]), np.concatenate(ends or [_NONE]))
 
     @classmethod
     def of(cls, values: Sequence[bytes | None]) -> Values:

@@ -99,6 +99,14 @@ class Admin:
             found = self._client.list_topics(timeout=timeout_s)
         return {name: len(meta.partitions) for name, meta in found.topics.items()}
 
+    def leaders(self, topic: str) -> dict[int, tuple[str, int]]:
+        """The address of each partition's leader, where there is one. Raises Unavailable."""
+        with _translated():
+            found = self._client.list_topics(topic, timeout=self._timeout_s)
+        brokers = {b.id: (b.host, int(b.port)) for b in found.brokers.values()}
+        partitions = found.topics[topic].partitions.values()
+        return {p.id: brokers[p.leader] for p in partitions if p.leader in brokers}
+
     def create(self, topics: dict[str, tuple[int, dict[str, str]]]) -> None:
         """Make topics (name → partitions, config); ones that exist are left as they are. See `configure`."""
         if not topics:
@@ -182,8 +190,12 @@ class GroupConsumer:
         on_assign: Callable[[list[int]], dict[int, int]],
         on_revoke: Callable[[list[int]], None],
         session_timeout_ms: int = 6_000,
+        *,
+        reads: bool = True,
     ) -> None:
+        """A member that does not read is one in name: others read for it."""
         self.topic = topic
+        self._reads = reads
         self._on_assign, self._on_revoke = on_assign, on_revoke
         self._failure: BaseException | None = None
         self._consumer = Consumer(
@@ -211,7 +223,10 @@ class GroupConsumer:
         # An exception raised in a callback is lost inside the client: keep it for `consume`.
         try:
             starts = self._on_assign([tp.partition for tp in partitions])
-            consumer.assign([TopicPartition(self.topic, p, offset) for p, offset in starts.items()])
+            positions = [TopicPartition(self.topic, p, offset) for p, offset in starts.items()]
+            consumer.assign(positions)
+            if not self._reads:
+                consumer.pause(positions)
         except BaseException as error:
             self._failure = error
 
@@ -243,16 +258,6 @@ class GroupConsumer:
     def committed(self, partitions: Iterable[int]) -> list[Committed]:
         """The group's committed positions. Raises Unavailable."""
         return _committed(self._consumer, self.topic, partitions)
-
-    def ends(self, partition: int) -> tuple[int, int]:
-        """(first, end) offsets as last seen by the fetcher, without a request; (−1001, −1001) before that."""
-        low, high = self._consumer.get_watermark_offsets(TopicPartition(self.topic, partition), cached=True)
-        return low, high
-
-    def seek(self, partition: int, offset: int) -> None:
-        """Go back (or forward) to an offset."""
-        with _translated():
-            self._consumer.seek(TopicPartition(self.topic, partition, offset))
 
     def commit(self, positions: Sequence[Committed]) -> None:
         """Commit outside a transaction, and wait. Raises Unavailable or Fenced."""

@@ -20,21 +20,20 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from infra import console, faults, logs, topics
 from infra.clock import now_ms
-from infra.columns import Columns
+from infra.columns import Ints, Values
 from infra.console import App
 from infra.errors import Aborted, Fenced, Unavailable
+from infra.fetch import ColumnConsumer
 from infra.kafka import (
     Admin,
-    GroupConsumer,
     TransactionalProducer,
-    columns_of,
 )
 from infra.patience import in_sessions, patiently
+from infra.record_batches import Records
 from infra.records import Committed, Record
 from infra.redis import Redis
 from infra.settings import Settings
@@ -46,13 +45,13 @@ from ingest.decode import decode
 from ingest.dedup import decision as dedup
 from ingest.dedup.decision import MemoryLost, PartitionMemory
 from ingest.dedup.digest import Digests
-from ingest.dedup.registry import Offsets
 from ingest.dedup.takeover import Memories
 from ingest.events import Reason, Rejection
 from ingest.siphash import KEY_BYTES
 
 STAGE = "ingest"
 _TELL_EVERY_S = 1.0
+_NONE = np.empty(0, np.int64)
 
 
 @dataclass
@@ -74,6 +73,29 @@ class Outcome:
     judged: dict[int, Judged]
 
 
+class Taken:
+    """What was taken in one go, by column: `rows[p]` are those of partition p."""
+
+    def __init__(self, parts: dict[int, list[Records]]) -> None:
+        self.parts, self.rows = parts, dict[int, slice]()
+        whole, start = [records for held in parts.values() for records in held], 0
+        for p, held in parts.items():
+            stop = start + sum(len(records.offsets) for records in held)
+            self.rows[p], start = slice(start, stop), stop
+        self.offsets = np.concatenate([_NONE, *(records.offsets for records in whole)])
+        self.timestamps_ms = np.concatenate([_NONE, *(records.timestamps_ms for records in whole)])
+        self.values = Values.joined([records.values for records in whole])
+
+    def source(self, row: int) -> tuple[int, int, bytes | None]:
+        """Partition, offset and key of a message."""
+        p = next(p for p, rows in self.rows.items() if rows.start <= row < rows.stop)
+        offset = int(self.offsets[row])
+        for records in self.parts[p]:
+            if offset < records.next_offset:
+                return p, offset, records.keys[int(np.searchsorted(records.offsets, offset))]
+        raise AssertionError(f"row {row} of partition {p} lies in no part")
+
+
 class IngestWorker:
     """One worker. `run` blocks until `stop` is called from a signal handler or another thread."""
 
@@ -93,7 +115,7 @@ class IngestWorker:
         self._stopping = threading.Event()
         self._told_at = self._sent_at = 0.0
         self._sent_ms = 0
-        self._consumer: GroupConsumer
+        self._consumer: ColumnConsumer
         self._producer: TransactionalProducer
 
     def stop(self) -> None:
@@ -110,7 +132,7 @@ class IngestWorker:
         self._owned.clear()
         self._producer = TransactionalProducer(settings.kafka, f"{settings.key_prefix}{self._name}", STAGE)
         self._producer.open()
-        self._consumer = GroupConsumer(
+        self._consumer = ColumnConsumer(
             settings.kafka,
             settings.topic(topics.INGEST_GROUP),
             settings.topic(topics.EVENTS),
@@ -120,13 +142,13 @@ class IngestWorker:
         )
         try:
             while not self._stopping.is_set():
-                messages = self._consumer.consume(settings.ingest_batch, settings.ingest_linger_ms / 1000)
+                taken = self._consumer.take(settings.ingest_batch, settings.ingest_linger_ms / 1000)
                 for partition in self._owned.values():
                     self._memories.adopt_filled(partition.memory)
                 try:
-                    if messages:
+                    if taken:
                         # Until Redis is back nothing more is consumed. Ids recorded twice are recorded once.
-                        outcome = self._patiently(partial(self._process, messages))
+                        outcome = self._patiently(partial(self._process, taken))
                         self._step(outcome)
                     elif self._heartbeat_due():
                         self._step(self._heartbeat())
@@ -150,7 +172,7 @@ class IngestWorker:
         self._announced.clear()
         topic = self._settings.topic(topics.EVENTS)
         firsts: list[int] = []
-        for found in self._patiently(lambda: self._consumer.committed(partitions)):
+        for found in self._patiently(lambda: self._consumer.member.committed(partitions)):
             position = Position.committed(found.offset, found.metadata)
             if position.offset < 0:
                 firsts = firsts or self._patiently(
@@ -178,47 +200,25 @@ class IngestWorker:
 
     # -- the path of a batch --------------------------------------------------------------------------------
 
-    def _process(self, messages: list[Any]) -> Outcome:
+    def _process(self, taken: dict[int, list[Records]]) -> Outcome:
         """Judge the messages and lay out the transaction. Records ids in Redis on the way. Raises Unavailable."""
-        columns = columns_of(messages)
-        mine = self._sort(columns)
-        if not mine:
-            return self._heartbeat()
-        order = np.concatenate([rows for _, rows in mine])
-        times: list[Offsets] = []
+        read = Taken({p: parts for p, parts in taken.items() if p in self._owned})
+        times: dict[int, Ints] = {}
         ends: dict[int, Position] = {}
-        for p, rows in mine:
+        for p, parts in read.parts.items():
             before = self._owned[p].position
-            times.append(batch.log_times(columns.timestamps_ms[rows], before.log_time_ms))
-            ends[p] = Position(int(columns.offsets[rows[-1]]) + 1, before.watermark_ms, int(times[-1][-1]))
-        decoded = decode(columns.values.take(order), np.concatenate(times), self._user_key)
+            times[p] = batch.log_times(read.timestamps_ms[read.rows[p]], before.log_time_ms)
+            log_time_ms = int(times[p][-1]) if len(times[p]) else before.log_time_ms
+            ends[p] = Position(parts[-1].next_offset, before.watermark_ms, log_time_ms)
+        decoded = decode(read.values, np.concatenate([*times.values(), _NONE]), self._user_key)
         at = decoded.events["row"].to_numpy()
         judged: dict[int, Judged] = {}
-        start = 0
-        for (p, rows), log_time in zip(mine, times, strict=True):
-            first, last = np.searchsorted(at, (start, start + len(rows)))
+        for p, rows in read.rows.items():
+            first, last = np.searchsorted(at, (rows.start, rows.stop))
             valid, digests = decoded.events[int(first) : int(last)], decoded.digests[first:last]
-            here = at[first:last] - start
-            judged[p] = self._judge(p, valid, digests, columns.offsets[rows[here]], log_time[here], ends[p])
-            start += len(rows)
-        return self._lay_out([messages[i] for i in order.tolist()], judged, decoded.rejected)
-
-    def _sort(self, columns: Columns) -> list[tuple[int, npt.NDArray[np.intp]]]:
-        """Which messages are of which partition, in offset order.
-
-        After a rebalance in the middle of a `consume`, some may belong to partitions that are gone, or come a second
-        time: those are left out.
-        """
-        mine = []
-        for p in sorted(set(np.unique(columns.partitions).tolist()) & self._owned.keys()):
-            rows = np.flatnonzero(columns.partitions == p)
-            offsets, first = columns.offsets[rows], self._owned[p].position.offset
-            if offsets[0] < first or (np.diff(offsets) <= 0).any():
-                highest = np.concatenate(([first - 1], np.maximum.accumulate(offsets)[:-1]))
-                rows = rows[offsets > np.maximum(highest, first - 1)]
-            if rows.size:
-                mine.append((p, rows))
-        return mine
+            here = at[first:last]
+            judged[p] = self._judge(p, valid, digests, read.offsets[here], times[p][here - rows.start], ends[p])
+        return self._lay_out(read, judged, decoded.rejected)
 
     def _judge(
         self, p: int, valid: pl.DataFrame, digests: Digests, offsets: Any, log_time: Any, end: Position
@@ -234,8 +234,10 @@ class IngestWorker:
         faults.point("ingest.recorded")
         return judged
 
-    def _lay_out(self, messages: list[Any], judged: dict[int, Judged], rejected: dict[int, Rejection]) -> Outcome:
+    def _lay_out(self, read: Taken, judged: dict[int, Judged], rejected: dict[int, Rejection]) -> Outcome:
         after = {p: j.after for p, j in judged.items()}
+        if not after:
+            return self._heartbeat()
         rows = pl.concat([j.rows for j in judged.values()])
         accepted = rows.filter(pl.col("decision") == Decision.COUNTED)
         sent_ms = now_ms()
@@ -244,7 +246,7 @@ class IngestWorker:
             source = self._range(p, j.after)
             for value in blocks.encode(j.rows.drop("row"), (source,), sent_ms):
                 records.append(Record(self._settings.topic(topics.ARCHIVE), value, partition=p))
-        records += self._dead_letters(messages, judged, rejected)
+        records += self._dead_letters(read, judged, rejected)
         return Outcome(sent_ms, records, after, judged)
 
     def _range(self, p: int, after: Position | None) -> SourceRange:
@@ -266,9 +268,7 @@ class IngestWorker:
             for value in blocks.encode(folded.filter(of == shard), ranges, sent_ms):
                 yield Record(topic, value, partition=shard)
 
-    def _dead_letters(
-        self, messages: list[Any], judged: dict[int, Judged], rejected: dict[int, Rejection]
-    ) -> Iterator[Record]:
+    def _dead_letters(self, read: Taken, judged: dict[int, Judged], rejected: dict[int, Rejection]) -> Iterator[Record]:
         letters = dict(rejected)
         for j in judged.values():
             late = (j.rows["decision"] == Decision.TOO_LATE).to_numpy()
@@ -276,21 +276,15 @@ class IngestWorker:
                 letters[row] = Rejection(Reason.TOO_LATE, f"{by} ms after the end of its minute")
         topic = self._settings.topic(topics.DEAD_LETTERS)
         for row in sorted(letters):
-            message, verdict = messages[row], letters[row]
-            source = f"{message.topic()}/{message.partition()}/{message.offset()}"
+            verdict, (p, offset, key) = letters[row], read.source(row)
+            source = f"{self._settings.topic(topics.EVENTS)}/{p}/{offset}"
             headers = (
                 ("reason", verdict.reason.value.encode()),
                 ("detail", verdict.detail.encode("utf-8", "replace")),
                 ("source", source.encode()),
                 ("stage", STAGE.encode()),
             )
-            yield Record(
-                topic,
-                message.value(),
-                message.key(),
-                message.partition() % self._settings.event_partitions,
-                headers,
-            )
+            yield Record(topic, read.values[row], key, p % self._settings.event_partitions, headers)
 
     def _step(self, outcome: Outcome) -> None:
         """Commit the transaction; only then does anything in memory move."""
@@ -298,7 +292,7 @@ class IngestWorker:
         moved = outcome.after or {p: s.position for p, s in self._owned.items()}
         positions = [Committed(p, a.offset, a.metadata()) for p, a in moved.items()]
         announced = {p: (r.watermark_ms, r.silent) for p in self._owned for r in [self._range(p, outcome.after.get(p))]}
-        self._producer.write(outcome.records, consumed=positions, source=self._consumer)
+        self._producer.write(outcome.records, consumed=positions, source=self._consumer.member)
         self._announced, self._sent_at, self._sent_ms = announced, time.monotonic(), outcome.sent_ms
         for p, after in outcome.after.items():
             partition = self._owned.get(p)
@@ -319,7 +313,7 @@ class IngestWorker:
     def _silent(self, p: int) -> bool:
         """At its end, and either without any valid event so far or without a message for a while."""
         partition = self._owned[p]
-        _, high = self._consumer.ends(p)
+        high = self._consumer.end(p)
         if high < 0 or partition.position.offset < high:
             return False
         idle_ms = (time.monotonic() - partition.active_at) * 1000
@@ -339,7 +333,7 @@ class IngestWorker:
         self._told_at = now
         lag = 0
         for p, partition in self._owned.items():
-            _, high = self._consumer.ends(p)
+            high = self._consumer.end(p)
             lag += max(0, high - partition.position.offset)
         self._level = shedding.next_level(self._level, lag, self._policy)
         told = {
