@@ -42,10 +42,10 @@ BACKEND_GRACE_S = 8.0
 WORKER_ENV = {
     # More threads than cores cost CPU and gain nothing: the processes are the parallelism.
     "POLARS_MAX_THREADS": "1",
-    # Columns of a batch come and go many times a second: giving their pages back to the kernel each time costs a page
-    # fault for every 4 KiB of them.
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    # The same for each of the allocators: glibc's, polars' and Arrow's.
+    **servers.MEMORY_ENV,
+    "_RJEM_MALLOC_CONF": "narenas:1,thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
 }
 
 

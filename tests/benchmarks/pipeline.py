@@ -61,7 +61,7 @@ def run(work: Path, events: int, span_ms: int, ingest_workers: int, stream_worke
     # Across a UTC midnight, and recent enough for its minutes to be held.
     midnight = now_ms() // DAY_MS * DAY_MS
     start = midnight - span_ms // 2
-    if now_ms() - start > 23 * HOUR_MS or midnight + span_ms // 2 > now_ms():
+    if now_ms() - start > 23.7 * HOUR_MS or midnight + span_ms // 2 > now_ms():
         start = (now_ms() - 2 * HOUR_MS) // MINUTE_MS * MINUTE_MS
     made = make(Spec(events=events, start_ms=start, span_ms=span_ms, late=0.001, malformed=0.0, future=0.0))
     source = work / "events.ndjson"
