@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from infra.compiled import Number, compiled, put_word, word_at
 
 PADDING = 64
 """Bytes that follow the last message, so that whole words may be read."""
@@ -15,16 +18,6 @@ Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 _NONE = np.empty(0, np.int64)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Messages of a topic; `timestamps_ms` are Kafka's."""
-
-    partitions: Ints
-    offsets: Ints
-    timestamps_ms: Ints
-    values: Values
 
 
 @dataclass(frozen=True)
@@ -42,9 +35,17 @@ class Values:
         start, end = self.starts[row], self.ends[row]
         return None if end < start else self.data[start:end].tobytes()
 
-    def take(self, rows: Ints | slice) -> Values:
+    def take(self, rows: Ints | Bools | slice) -> Values:
         """Some of them, in the order of `rows`."""
         return Values(self.data, self.starts[rows], self.ends[rows])
+
+    def copied(self) -> Values:
+        """The same texts, one right after the other."""
+        sizes = np.maximum(self.ends - self.starts, 0)
+        ends = np.cumsum(sizes)
+        data = np.zeros(int(sizes.sum()) + PADDING, np.uint8)
+        _copy(self.data.ctypes.data, self.starts, sizes, data.ctypes.data)
+        return Values(data, ends - sizes, ends)
 
     @classmethod
     def joined(cls, parts: Sequence[Values]) -> Values:
@@ -71,3 +72,23 @@ class Values:
         starts = ends - lengths
         ends[[row for row, value in enumerate(values) if value is None]] = -1
         return cls(data, starts, ends)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Messages of a topic; `timestamps_ms` are Kafka's."""
+
+    partitions: Ints
+    offsets: Ints
+    timestamps_ms: Ints
+    values: Values
+
+
+@compiled
+def _copy(data: Number, starts: Any, sizes: Any, into: Number) -> None:
+    """Copy texts together, by whole words: what lies beyond one is overwritten by the next."""
+    at = 0
+    for row in range(len(starts)):
+        for done in range(0, sizes[row], 8):
+            put_word(into, at + done, word_at(data, starts[row] + done))
+        at += sizes[row]

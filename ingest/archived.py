@@ -45,6 +45,9 @@ WIRE: dict[str, pl.DataType] = {
 }
 
 
+ARROW = pl.DataFrame(schema=WIRE).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+
+
 def readable(frame: pl.DataFrame, partition: int) -> pl.DataFrame:
     """Wire rows as they are stored: names instead of codes, and the source partition beside the offset."""
     names = {

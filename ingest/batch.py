@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import polars as pl
+import pyarrow as pa
 
+from infra.columns import Ints, Values
 from ingest import lateness, shedding
-from ingest.archived import WIRE, Decision
+from ingest.archived import ARROW, WIRE, Decision
+from ingest.decode import NO_USER, Events
 from ingest.dedup import decision
 from ingest.dedup.decision import NOT_A_COPY, PartitionMemory
-from ingest.dedup.digest import Digests, first_words
+from ingest.dedup.digest import first_words
 from ingest.dedup.registry import Registry
 from ingest.lateness import NO_WATERMARK, Lateness
 
@@ -43,13 +46,18 @@ class Position(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Judged:
-    """`rows` has the columns of `archived.WIRE` and `row`, the message's place in the whole consumed batch.
+    """Events with what was decided on each; `late_by_ms` is negative for one that was early.
 
-    `late_by_ms` belongs to each row. `after` is the position once this is committed.
+    `after` is the position once this is committed.
     """
 
-    rows: pl.DataFrame
-    late_by_ms: npt.NDArray[np.int64]
+    events: Events
+    offsets: Ints
+    log_time_ms: Ints
+    decisions: npt.NDArray[np.uint8]
+    weights: npt.NDArray[np.uint32]
+    lateness: npt.NDArray[np.uint8]
+    late_by_ms: Ints
     copies: decision.Decision
     before: Position
     after: Position
@@ -61,10 +69,9 @@ def log_times(timestamps_ms: npt.NDArray[np.int64], before_ms: int) -> npt.NDArr
 
 
 def judge(
-    valid: pl.DataFrame,
-    digests: Digests,
-    offsets: npt.NDArray[np.int64],
-    log_time_ms: npt.NDArray[np.int64],
+    valid: Events,
+    offsets: Ints,
+    log_time_ms: Ints,
     before: Position,
     end: Position,
     memory: PartitionMemory,
@@ -74,41 +81,54 @@ def judge(
     level: shedding.Level,
     policy: shedding.Policy,
 ) -> Judged:
-    """Judge the valid events (`decode.COLUMNS`) of one partition; `digests`, `offsets` and `log_time_ms` belong to them.
+    """Judge the valid events of one partition; `offsets` and `log_time_ms` belong to them.
 
     `end` carries offset and log time after the batch; its watermark is filled in. Raises Unavailable.
     """
-    copies = decision.decide(memory, known, digests, offsets, log_time_ms // horizon_ms)
+    copies = decision.decide(memory, known, valid.digests, offsets, log_time_ms // horizon_ms)
     first = copies.first
-    late, late_by, watermark = lateness.judge(valid["time_ms"].to_numpy(), first, before.watermark_ms)
+    late, late_by, watermark = lateness.judge(valid["time_ms"], first, before.watermark_ms)
     taken = np.full(len(offsets), Decision.COUNTED, np.uint8)
     weight = shedding.weigh(
         level,
         policy,
-        valid["event_type"].to_numpy(),
-        valid["cost_micros"].to_numpy(),
-        first_words(digests),
+        valid["event_type"],
+        valid["cost_micros"],
+        first_words(valid.digests),
     )
     taken[weight == 0] = Decision.SHED
     taken[late == Lateness.TOO_LATE] = Decision.TOO_LATE
     taken[~first] = Decision.COPY
     taken[copies.doubt] = Decision.DOUBT
     weight[taken != Decision.COUNTED] = 1
-    rows = valid.select(
-        "row",
-        pl.Series("offset", offsets),
-        pl.Series("log_time_ms", log_time_ms),
-        *(c for c in list(WIRE)[2:11]),
-        "user",
-        "cost_micros",
-        pl.Series("decision", taken),
-        pl.Series("weight", weight),
-        pl.Series("lateness", late),
-        pl.Series("copy_of", copies.copy_of).replace(NOT_A_COPY, None),
-    )
-    return Judged(rows, late_by, copies, before, replace_watermark(end, watermark))
+    after = replace_watermark(end, watermark)
+    return Judged(valid, offsets, log_time_ms, taken, weight, late, late_by, copies, before, after)
 
 
 def replace_watermark(position: Position, watermark_ms: int) -> Position:
     """The position with another watermark."""
     return Position(position.offset, watermark_ms, position.log_time_ms)
+
+
+def wire(judged: Judged) -> pa.RecordBatch:
+    """Judged events as they go on the wire."""
+    found, copy_of = judged.events, judged.copies.copy_of
+    told: dict[str, Any] = {
+        **found.columns,
+        "offset": judged.offsets,
+        "log_time_ms": judged.log_time_ms,
+        "decision": judged.decisions,
+        "weight": judged.weights,
+        "lateness": judged.lateness,
+    }
+    columns = {name: pa.array(told[name]) for name in WIRE.keys() & told.keys() - {"user"}}
+    columns["event_id"] = texts(found.ids)
+    columns["user"] = pa.array(found["user"], mask=found["user"] == NO_USER)
+    columns["copy_of"] = pa.array(copy_of, mask=copy_of == NOT_A_COPY)
+    return pa.RecordBatch.from_arrays([columns[name] for name in WIRE], schema=ARROW)
+
+
+def texts(joined: Values) -> pa.Array:
+    """Texts that lie one right after the other, as a column of Arrow's."""
+    edges = np.concatenate((joined.starts[:1], joined.ends)) if len(joined) else np.zeros(1, np.int64)
+    return pa.LargeStringArray.from_buffers(len(joined), pa.py_buffer(edges), pa.py_buffer(joined.data))

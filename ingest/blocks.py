@@ -45,12 +45,18 @@ class BlockHeader(msgspec.Struct, frozen=True):
     parts: int = 1
 
 
-def pack(frame: pl.DataFrame, header: bytes) -> bytes:
-    """A frame as one Arrow IPC stream with a header in its schema's metadata."""
-    table = frame.to_arrow().combine_chunks().replace_schema_metadata({_HEADER: header})
+def rows_of(frame: pl.DataFrame) -> pa.RecordBatch:
+    """A frame as what is packed."""
+    table = frame.to_arrow().combine_chunks()
+    return table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], schema=table.schema)
+
+
+def pack(rows: pa.RecordBatch, header: bytes) -> bytes:
+    """Rows as one Arrow IPC stream with a header in its schema's metadata."""
+    rows = rows.replace_schema_metadata({_HEADER: header})
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=_COMPRESSION) as writer:
-        writer.write_table(table)
+    with pa.ipc.new_stream(sink, rows.schema, options=_COMPRESSION) as writer:
+        writer.write_batch(rows)
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
@@ -66,16 +72,19 @@ def unpack(value: bytes) -> tuple[pl.DataFrame, bytes]:
     return frame, header
 
 
-def split(frame: pl.DataFrame, rows: int = _ROWS_PER_PART) -> list[pl.DataFrame]:
+def parts_of(rows: int) -> int:
+    """How many messages so many rows take; at least one."""
+    return max(1, -(-rows // _ROWS_PER_PART))
+
+
+def split(rows: pa.RecordBatch) -> list[pa.RecordBatch]:
     """Parts that each fit a message; at least one, which may be empty."""
-    if frame.height <= rows:
-        return [frame]
-    return [frame.slice(start, rows) for start in range(0, frame.height, rows)]
+    return [rows.slice(n * _ROWS_PER_PART, _ROWS_PER_PART) for n in range(parts_of(rows.num_rows))]
 
 
-def encode(frame: pl.DataFrame, ranges: tuple[SourceRange, ...], sent_at_ms: int) -> Iterator[bytes]:
+def encode(rows: pa.RecordBatch, ranges: tuple[SourceRange, ...], sent_at_ms: int) -> Iterator[bytes]:
     """A block as messages, in the order in which they must be written."""
-    parts = split(frame)
+    parts = split(rows)
     for number, part in enumerate(parts):
         header = BlockHeader(SCHEMA_VERSION, ranges, sent_at_ms, number, len(parts))
         yield pack(part, msgspec.json.encode(header))

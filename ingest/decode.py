@@ -7,10 +7,10 @@ one by one by the strict path.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import polars as pl
-import pyarrow as pa
+import numpy.typing as npt
 
 from infra.columns import Bools, Ints, Values
 from ingest import events
@@ -19,90 +19,107 @@ from ingest.events import Event, Rejection
 from ingest.scan import NUMBERS, Scanned, scan
 from ingest.siphash import KEY_BYTES, siphash
 
-COLUMNS: dict[str, pl.DataType] = {
-    "row": pl.UInt32(),
-    "event_id": pl.String(),
-    "event_type": pl.UInt8(),
-    "time_ms": pl.Int64(),
-    "campaign_id": pl.Int64(),
-    "ad_id": pl.Int64(),
-    "advertiser_id": pl.Int64(),
-    "publisher_id": pl.Int64(),
-    "country": pl.UInt16(),
-    "device": pl.UInt8(),
-    "user": pl.Int64(),
-    "cost_micros": pl.Int64(),
+Column = npt.NDArray[Any]
+
+COLUMNS: dict[str, npt.DTypeLike] = {
+    "row": np.int64,
+    "event_type": np.uint8,
+    "time_ms": np.int64,
+    **dict.fromkeys(events.ID_FIELDS, np.int64),
+    "country": np.uint16,
+    "device": np.uint8,
+    "user": np.int64,
+    "cost_micros": np.int64,
 }
+NO_USER = -1
+
+
+@dataclass(frozen=True)
+class Events:
+    """Valid events by column (COLUMNS), with their ids and these ids' digests.
+
+    `row` is the message's place in its batch. `user` is 63 bits of the keyed hash of user_id, or NO_USER.
+    """
+
+    columns: dict[str, Column]
+    ids: Values
+    digests: Digests
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, name: str) -> Column:
+        return self.columns[name]
+
+    def take(self, rows: slice | Ints | Bools) -> Events:
+        """Some of them."""
+        return Events({n: c[rows] for n, c in self.columns.items()}, self.ids.take(rows), self.digests[rows])
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """`events` has COLUMNS, ordered by `row`, the position in the batch; the rest was rejected.
+    """`events` are ordered by row; the rest was rejected."""
 
-    `user` is the keyed hash of user_id. `digests` belong to the events.
-    """
-
-    events: pl.DataFrame
-    digests: Digests
+    events: Events
     rejected: dict[int, Rejection]
 
 
 def decode(messages: Values, log_time_ms: Ints, user_key: bytes = bytes(KEY_BYTES)) -> Decoded:
     """Judge a batch; `log_time_ms[i]` is the Kafka timestamp of each. `user_key` is that of the users' hashes."""
     found = scan(messages, log_time_ms)
-    fast, digests = _columns(found, user_key)
-    others = np.flatnonzero(~found.fits).tolist()
-    if not others:
-        return Decoded(fast, digests, {})
-    slow, slow_digests, rejected = _judge_each(messages, others, log_time_ms, user_key)
-    frame = pl.concat([fast.filter(pl.Series(found.fits)), slow], rechunk=True)
-    digests = np.concatenate((digests[found.fits], slow_digests))
-    order = np.argsort(frame["row"].to_numpy(), kind="stable")
-    return Decoded(frame[order], digests[order], rejected)
+    fast = _fast(found, user_key)
+    if found.fits.all():
+        return Decoded(fast, {})
+    fast = fast.take(found.fits)
+    slow, rejected = _judge_each(messages, np.flatnonzero(~found.fits).tolist(), log_time_ms, user_key)
+    return Decoded(_merged(fast, slow) if len(slow) else fast, rejected)
 
 
-def _columns(found: Scanned, user_key: bytes) -> tuple[pl.DataFrame, Digests]:
-    columns: dict[str, object] = {
-        "row": np.arange(len(found.fits), dtype=np.uint32),
-        "event_id": _texts(found.ids),
-        "user": _users(found.users, found.has_user, user_key),
-    }
+def _fast(found: Scanned, user_key: bytes) -> Events:
+    columns: dict[str, Column] = {"row": np.arange(len(found.fits))}
     for name, column in zip(NUMBERS, found.numbers, strict=True):
         columns["time_ms" if name == "event_time" else name] = column
-    frame = pl.DataFrame(columns).select(pl.col(name).cast(kind) for name, kind in COLUMNS.items())
-    return frame, digest(found.ids)
+    columns["user"] = _users(found.users, found.has_user, user_key)
+    return Events(_typed(columns), found.ids, digest(found.ids))
 
 
-def _users(texts: Values, there: Bools, key: bytes) -> pl.Series:
-    """63 bits of a keyed hash; null where there is none."""
+def _typed(columns: dict[str, Column]) -> dict[str, Column]:
+    return {name: columns[name].astype(kind, copy=False) for name, kind in COLUMNS.items()}
+
+
+def _users(texts: Values, there: Bools, key: bytes) -> Ints:
     hashes = (siphash(texts, key)[:, 0] >> np.uint64(1)).astype(np.int64)
-    column = pl.Series(hashes)
-    return column if there.all() else pl.select(pl.when(pl.Series(there)).then(column)).to_series()
+    return np.where(there, hashes, NO_USER)
 
 
-def _texts(joined: Values) -> pl.Series:
-    """Texts that follow each other as a String series."""
-    edges = np.concatenate((np.zeros(1, np.int64), joined.ends))
-    array = pa.LargeStringArray.from_buffers(len(joined), pa.py_buffer(edges), pa.py_buffer(joined.data))
-    return pl.Series(pl.from_arrow(array), dtype=pl.String)
+def _merged(fast: Events, slow: Events) -> Events:
+    """Both, by row. Ids come to lie one after the other again."""
+    order = np.argsort(np.concatenate((fast["row"], slow["row"])), kind="stable")
+    return Events(
+        {name: np.concatenate((fast[name], slow[name]))[order] for name in COLUMNS},
+        Values.joined([fast.ids, slow.ids]).take(order).copied(),
+        np.concatenate((fast.digests, slow.digests))[order],
+    )
 
 
 def _judge_each(
     messages: Values, rows: list[int], log_time_ms: Ints, user_key: bytes
-) -> tuple[pl.DataFrame, Digests, dict[int, Rejection]]:
+) -> tuple[Events, dict[int, Rejection]]:
     """The strict path, one message at a time."""
-    good: list[tuple[int, Event]] = []
+    good: list[Event] = []
+    kept: list[int] = []
     rejected: dict[int, Rejection] = {}
     for row in rows:
         verdict = events.judge(messages[row], int(log_time_ms[row]))
         if isinstance(verdict, Rejection):
             rejected[row] = verdict
         else:
-            good.append((row, verdict))
-    columns: dict[str, object] = {"row": [row for row, _ in good]}
-    for name in set(COLUMNS) - {"row", "user"}:
-        columns[name] = [getattr(event, name) for _, event in good]
-    users = Values.of([(event.user_id or "").encode() for _, event in good])
-    columns["user"] = _users(users, np.array([event.user_id is not None for _, event in good], np.bool_), user_key)
-    frame = pl.DataFrame(columns, schema=COLUMNS)
-    return frame, digest(Values.of([event.event_id.encode() for _, event in good])), rejected
+            good.append(verdict)
+            kept.append(row)
+    columns: dict[str, Column] = {"row": np.array(kept, np.int64)}
+    for name in COLUMNS.keys() - {"row", "user"}:
+        columns[name] = np.array([getattr(event, name) for event in good], np.int64)
+    users = Values.of([(event.user_id or "").encode() for event in good])
+    columns["user"] = _users(users, np.array([event.user_id is not None for event in good], np.bool_), user_key)
+    ids = Values.of([event.event_id.encode() for event in good])
+    return Events(_typed(columns), ids, digest(ids)), rejected

@@ -5,13 +5,18 @@ Sums are exact 64-bit integers; one that would overflow raises, it never wraps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from infra.clock import MINUTE_MS
+from infra.columns import Ints
+from ingest.archived import Decision
+from ingest.batch import Judged
 from ingest.events import EVENT_TYPES, TYPE_CODE
 from ingest.grouping import rows_of, sum_by_key
 from ingest.lateness import Lateness
@@ -35,6 +40,7 @@ SUMS: dict[str, pl.DataType] = {
     "sampled": pl.Int64(),  # events that stand for more than themselves
 }
 SCHEMA = pl.Schema({**KEYS, **SUMS})
+ARROW = pl.DataFrame(schema=SCHEMA).to_arrow().schema
 COUNTS = tuple(f"{name}s" for name in EVENT_TYPES)
 _LIMIT = 2.0**62
 
@@ -44,20 +50,30 @@ def empty() -> pl.DataFrame:
     return pl.DataFrame(schema=SCHEMA)
 
 
-def fold_events(events: pl.DataFrame) -> pl.DataFrame:
-    """Accepted events to partials. Columns: those of `decode.COLUMNS`, and `weight` u32, `lateness` u8."""
-    column = {name: events[name].to_numpy() for name in events.columns}
-    weight, lateness = column["weight"].astype(np.int64), column["lateness"]
-    _refuse_overflow(float(np.dot(column["cost_micros"].astype(np.float64), weight)))
-    column["window_ms"] = column["time_ms"] // MINUTE_MS * MINUTE_MS
+def fold_events(judged: Sequence[Judged]) -> pa.RecordBatch:
+    """What was counted of some judged events, as partials."""
+    kept = [j.decisions == Decision.COUNTED for j in judged]
+
+    def gathered(columns: Iterable[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        return np.concatenate([c if k.all() else c[k] for c, k in zip(columns, kept, strict=True)])
+
+    weight = gathered(j.weights for j in judged).astype(np.int64)
+    lateness = gathered(j.lateness for j in judged)
+    kind, cost = (gathered(j.events[name] for j in judged) for name in ("event_type", "cost_micros"))
+    _refuse_overflow(float(np.dot(cost.astype(np.float64), weight)))
+    time_ms = gathered(j.events["time_ms"] for j in judged)
+    keys = [time_ms - time_ms % MINUTE_MS]
+    keys += [gathered(j.events[name] for j in judged) for name in KEYS if name != "window_ms"]
     amounts = [
-        *(np.where(column["event_type"] == TYPE_CODE[kind], weight, 0) for kind in EVENT_TYPES),
-        column["cost_micros"] * weight,
+        *(np.where(kind == TYPE_CODE[name], weight, 0) for name in EVENT_TYPES),
+        cost * weight,
         lateness > Lateness.ON_TIME,
         lateness == Lateness.FLAGGED,
         weight > 1,
     ]
-    return _grouped([column[name] for name in KEYS], amounts, SCHEMA)
+    columns = _grouped(keys, amounts)
+    arrays = [pa.array(c.astype(f.type.to_pandas_dtype())) for c, f in zip(columns, ARROW, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=ARROW)
 
 
 def merge(frames: list[pl.DataFrame], *, grain_ms: int | None = None, extra: tuple[str, ...] = ()) -> pl.DataFrame:
@@ -71,17 +87,17 @@ def merge(frames: list[pl.DataFrame], *, grain_ms: int | None = None, extra: tup
     if grain_ms is not None:
         column["window_ms"] = column["window_ms"] // grain_ms * grain_ms
     schema = {**SCHEMA, **dict.fromkeys(extra, pl.Int64())}
-    return _grouped([column[name] for name in KEYS], [column[name] for name in (*SUMS, *extra)], schema)
-
-
-def _grouped(keys: list[Any], amounts: list[Any], schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    """One row for each key, with its sums."""
-    rows = rows_of(keys)
-    first, sums = sum_by_key(rows, rows_of(amounts))
-    columns = [*np.ascontiguousarray(rows[first].T), *np.ascontiguousarray(sums.T)]
+    columns = _grouped([column[name] for name in KEYS], [column[name] for name in (*SUMS, *extra)])
     return pl.DataFrame(
         [pl.Series(name, column).cast(kind) for (name, kind), column in zip(schema.items(), columns, strict=True)]
     )
+
+
+def _grouped(keys: list[npt.NDArray[Any]], amounts: list[npt.NDArray[Any]]) -> list[Ints]:
+    """One row for each key, with its sums, by column."""
+    rows = rows_of(keys)
+    first, sums = sum_by_key(rows, rows_of(amounts))
+    return [*np.ascontiguousarray(rows[first].T), *np.ascontiguousarray(sums.T)]
 
 
 def _refuse_overflow(total: float) -> None:

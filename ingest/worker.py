@@ -17,10 +17,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import polars as pl
+import pyarrow as pa
 
 from infra import console, faults, logs, topics
 from infra.clock import now_ms
@@ -41,10 +42,9 @@ from ingest import batch, blocks, partials, salting, shedding
 from ingest.archived import Decision
 from ingest.batch import Judged, Position
 from ingest.blocks import SourceRange
-from ingest.decode import decode
+from ingest.decode import Events, decode
 from ingest.dedup import decision as dedup
 from ingest.dedup.decision import MemoryLost, PartitionMemory
-from ingest.dedup.digest import Digests
 from ingest.dedup.takeover import Memories
 from ingest.events import Reason, Rejection
 from ingest.siphash import KEY_BYTES
@@ -211,22 +211,20 @@ class IngestWorker:
             log_time_ms = int(times[p][-1]) if len(times[p]) else before.log_time_ms
             ends[p] = Position(parts[-1].next_offset, before.watermark_ms, log_time_ms)
         decoded = decode(read.values, np.concatenate([*times.values(), _NONE]), self._user_key)
-        at = decoded.events["row"].to_numpy()
+        at = decoded.events["row"]
         judged: dict[int, Judged] = {}
         for p, rows in read.rows.items():
             first, last = np.searchsorted(at, (rows.start, rows.stop))
-            valid, digests = decoded.events[int(first) : int(last)], decoded.digests[first:last]
-            here = at[first:last]
-            judged[p] = self._judge(p, valid, digests, read.offsets[here], times[p][here - rows.start], ends[p])
+            valid = decoded.events.take(slice(int(first), int(last)))
+            here = valid["row"]
+            judged[p] = self._judge(p, valid, read.offsets[here], times[p][here - rows.start], ends[p])
         return self._lay_out(read, judged, decoded.rejected)
 
-    def _judge(
-        self, p: int, valid: pl.DataFrame, digests: Digests, offsets: Any, log_time: Any, end: Position
-    ) -> Judged:
+    def _judge(self, p: int, valid: Events, offsets: Ints, log_time: Ints, end: Position) -> Judged:
         partition = self._owned[p]
         level = self._level if self._settings.shed == "on" else shedding.Level.NORMAL
         judged = batch.judge(
-            valid, digests, offsets, log_time, partition.position, end, partition.memory, self._memories.registry,
+            valid, offsets, log_time, partition.position, end, partition.memory, self._memories.registry,
             horizon_ms=self._horizon_ms, level=level, policy=self._policy,
         )  # fmt: skip
         committed_generation = partition.position.log_time_ms // self._horizon_ms
@@ -238,13 +236,11 @@ class IngestWorker:
         after = {p: j.after for p, j in judged.items()}
         if not after:
             return self._heartbeat()
-        rows = pl.concat([j.rows for j in judged.values()])
-        accepted = rows.filter(pl.col("decision") == Decision.COUNTED)
         sent_ms = now_ms()
-        records = list(self._blocks(partials.fold_events(accepted), after, sent_ms))
+        records = list(self._blocks(partials.fold_events(list(judged.values())), after, sent_ms))
         for p, j in judged.items():
             source = self._range(p, j.after)
-            for value in blocks.encode(j.rows.drop("row"), (source,), sent_ms):
+            for value in blocks.encode(batch.wire(j), (source,), sent_ms):
                 records.append(Record(self._settings.topic(topics.ARCHIVE), value, partition=p))
         records += self._dead_letters(read, judged, rejected)
         return Outcome(sent_ms, records, after, judged)
@@ -256,23 +252,25 @@ class IngestWorker:
 
     def _heartbeat(self) -> Outcome:
         sent_ms = now_ms()
-        return Outcome(sent_ms, list(self._blocks(partials.empty(), {}, sent_ms)), {}, {})
+        return Outcome(sent_ms, list(self._blocks(blocks.rows_of(partials.empty()), {}, sent_ms)), {}, {})
 
-    def _blocks(self, folded: pl.DataFrame, after: dict[int, Position], sent_ms: int) -> Iterator[Record]:
+    def _blocks(self, folded: pa.RecordBatch, after: dict[int, Position], sent_ms: int) -> Iterator[Record]:
         """One block to every block partition, empty where there is nothing: each accounts for all ranges."""
         shards = self._settings.block_partitions
         ranges = tuple(self._range(p, after.get(p)) for p in sorted(self._owned))
         of = salting.shard(folded, shards)
+        sorted_ = folded.take(pa.array(np.argsort(of, kind="stable")))
+        edges = np.cumsum(np.bincount(of, minlength=shards)).tolist()
         topic = self._settings.topic(topics.BLOCKS)
-        for shard in range(shards):
-            for value in blocks.encode(folded.filter(of == shard), ranges, sent_ms):
+        for shard, (start, stop) in enumerate(pairwise([0, *edges])):
+            for value in blocks.encode(sorted_.slice(start, stop - start), ranges, sent_ms):
                 yield Record(topic, value, partition=shard)
 
     def _dead_letters(self, read: Taken, judged: dict[int, Judged], rejected: dict[int, Rejection]) -> Iterator[Record]:
         letters = dict(rejected)
         for j in judged.values():
-            late = (j.rows["decision"] == Decision.TOO_LATE).to_numpy()
-            for row, by in zip(j.rows["row"].to_numpy()[late].tolist(), j.late_by_ms[late].tolist(), strict=True):
+            late = j.decisions == Decision.TOO_LATE
+            for row, by in zip(j.events["row"][late].tolist(), j.late_by_ms[late].tolist(), strict=True):
                 letters[row] = Rejection(Reason.TOO_LATE, f"{by} ms after the end of its minute")
         topic = self._settings.topic(topics.DEAD_LETTERS)
         for row in sorted(letters):

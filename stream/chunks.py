@@ -57,7 +57,7 @@ def sequence_of(key: bytes) -> int:
 
 def encode(frame: pl.DataFrame, header: ChunkHeader) -> Iterator[tuple[bytes, bytes]]:
     """(key, value) of each message of a chunk, in order."""
-    parts = blocks.split(frame)
+    parts = blocks.split(blocks.rows_of(frame))
     for number, part in enumerate(parts):
         told = msgspec.structs.replace(header, part=number, parts=len(parts))
         yield key(header, number), blocks.pack(part, msgspec.json.encode(told))

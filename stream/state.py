@@ -251,7 +251,7 @@ class StageState:
         for key in tombstones:
             self._log.pop(key, None)
         newest = int(frame["window_ms"].max()) + self.grain_ms if frame.height else 0  # type: ignore[arg-type]
-        for part in range(len(blocks.split(frame))):
+        for part in range(blocks.parts_of(frame.height)):
             self._log[chunks.key(header, part)] = newest
         if header.base:
             self._base_rows, self._loose_rows = frame.height, 0

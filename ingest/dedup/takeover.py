@@ -101,9 +101,9 @@ class Memories:
             columns = columns_of(pending)
             offsets, times = columns.offsets, batch.log_times(columns.timestamps_ms, log_time)
             decoded = decode(columns.values, times)
-            rows = decoded.events["row"].to_numpy()
+            rows = decoded.events["row"]
             generations = times[rows] // self._horizon_ms
-            judged = dedup.decide(memory, self.registry, decoded.digests, offsets[rows], generations)
+            judged = dedup.decide(memory, self.registry, decoded.events.digests, offsets[rows], generations)
             self.record(memory, judged, int(offsets[-1]) + 1, generation - 1)
             dedup.remember(memory, judged)
             log_time = int(times[-1])

@@ -12,9 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from infra.columns import Values
+from ingest import batch, events
 from ingest import decode as decoding
-from ingest import events
-from ingest.decode import decode
+from ingest.decode import NO_USER, decode
 from ingest.dedup.digest import digest
 from ingest.events import Event, Reason, Rejection, judge
 from ingest.siphash import siphash
@@ -47,15 +47,18 @@ def hashed(texts: list[str]) -> list[int]:
 
 def assert_same(values: list[bytes | None], strict: list[Event | Rejection]) -> None:
     decoded = decode(Values.of(values), np.full(len(values), NOW, np.int64), USER_KEY)
-    assert decoded.events["row"].is_sorted()
     wanted = [(row, v) for row, v in enumerate(strict) if isinstance(v, Event)]
     assert decoded.rejected == {row: v for row, v in enumerate(strict) if isinstance(v, Rejection)}
-    assert decoded.events.rows(named=True) == [
-        {k: v for k, v in dataclasses.asdict(event).items() if k != "user_id"}
-        | {"row": row, "user": None if event.user_id is None else hashed([event.user_id])[0]}
-        for row, event in wanted
-    ]
-    assert decoded.digests.tobytes() == digest(Values.of([e.event_id.encode() for _, e in wanted])).tobytes()
+    names = [f.name for f in dataclasses.fields(Event) if f.name not in ("event_id", "user_id")]
+    found = decoded.events
+    assert [
+        (int(found["row"][i]), *(int(found[name][i]) for name in names), (found.ids[i] or b"").decode())
+        for i in range(len(found))
+    ] == [(row, *(getattr(event, name) for name in names), event.event_id) for row, event in wanted]
+    users = [NO_USER if event.user_id is None else hashed([event.user_id])[0] for _, event in wanted]
+    assert found["user"].tolist() == users
+    assert found.digests.tobytes() == digest(Values.of([e.event_id.encode() for _, e in wanted])).tobytes()
+    assert batch.texts(found.ids).to_pylist() == [event.event_id for _, event in wanted]
 
 
 @pytest.mark.parametrize(
