@@ -42,6 +42,7 @@ BACKEND_GRACE_S = 8.0
 WORKER_ENV = {
     # More threads than cores cost CPU and gain nothing: the processes are the parallelism.
     "POLARS_MAX_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
     # The same for each of the allocators: glibc's, polars' and Arrow's.
     **servers.MEMORY_ENV,
     "_RJEM_MALLOC_CONF": "narenas:1,thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1",
