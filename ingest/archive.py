@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import polars as pl
+import pyarrow as pa
 
 from infra import console, faults, logs, topics
 from infra.clock import DAY_MS, HOUR_MS, iso
@@ -40,8 +41,8 @@ class Partition:
     from_offset: int | None
     to_offset: int | None
     next_message: int
-    frames: list[pl.DataFrame] = field(default_factory=list)
-    rows: int = 0
+    rows: list[pa.Table] = field(default_factory=list)
+    count: int = 0
     since: float | None = None
     whole: bool = True
     """False between two parts of one block: a file must not end there."""
@@ -109,14 +110,14 @@ class ArchiveWorker:
         if partition is None:
             return
         where = f"{message.topic()}/{message.partition()}/{message.offset()}"
-        frame, header = blocks.decode(message.value(), where)
+        rows, header = blocks.decode(message.value(), where)
         (source,) = header.ranges
         if header.part == 0:
             blocks.check_tiles(partition.to_offset, source, where)
         if partition.from_offset is None:
             partition.from_offset = source.from_offset
-        partition.frames.append(frame)
-        partition.rows += frame.height
+        partition.rows.append(rows)
+        partition.count += rows.num_rows
         partition.since = partition.since or time.monotonic()
         partition.whole = header.part == header.parts - 1
         if partition.whole:
@@ -130,14 +131,16 @@ class ArchiveWorker:
             if not partition.whole:
                 continue
             age_ms = (now - partition.since) * 1000
-            if not everything and partition.rows < _ROWS_PER_FILE and age_ms < self._settings.archive_flush_ms:
+            if not everything and partition.count < _ROWS_PER_FILE and age_ms < self._settings.archive_flush_ms:
                 continue
-            if partition.frames and partition.rows:
-                write_files(self._root, p, partition.from_offset, partition.to_offset, pl.concat(partition.frames))
+            if partition.count:
+                frame = pl.from_arrow(pa.concat_tables(partition.rows))
+                assert isinstance(frame, pl.DataFrame)
+                write_files(self._root, p, partition.from_offset, partition.to_offset, frame)
             faults.point("archive.renamed")
             told = msgspec.json.encode({"to": partition.to_offset}).decode()
             self._consumer.commit([Committed(p, partition.next_message, told)])
-            partition.frames, partition.rows, partition.since = [], 0, None
+            partition.rows, partition.count, partition.since = [], 0, None
             partition.from_offset = partition.to_offset
 
 

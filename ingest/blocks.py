@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-import polars as pl
 import pyarrow as pa
 
 from infra.errors import CorruptLog
 
-SCHEMA_VERSION = 1
-READABLE_VERSIONS = (1,)
+# Version 2 has columns in any integer types.
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 MAX_BLOCK_BYTES = 2 << 20
 # Compressed rows of a partial take 20 to 45 bytes, of an archived event 60 to 90.
 _ROWS_PER_PART = 20_000
@@ -45,12 +45,6 @@ class BlockHeader(msgspec.Struct, frozen=True):
     parts: int = 1
 
 
-def rows_of(frame: pl.DataFrame) -> pa.RecordBatch:
-    """A frame as what is packed."""
-    table = frame.to_arrow().combine_chunks()
-    return table.to_batches()[0] if table.num_rows else pa.RecordBatch.from_pylist([], schema=table.schema)
-
-
 def pack(rows: pa.RecordBatch, header: bytes) -> bytes:
     """Rows as one Arrow IPC stream with a header in its schema's metadata."""
     rows = rows.replace_schema_metadata({_HEADER: header})
@@ -60,16 +54,14 @@ def pack(rows: pa.RecordBatch, header: bytes) -> bytes:
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
-def unpack(value: bytes) -> tuple[pl.DataFrame, bytes]:
-    """The frame and the header. Raises CorruptLog when this is no block."""
+def unpack(value: bytes) -> tuple[pa.Table, bytes]:
+    """The rows and the header. Raises CorruptLog when this is no block."""
     try:
         with pa.ipc.open_stream(pa.py_buffer(value)) as reader:
             header = (reader.schema.metadata or {})[_HEADER]
-            frame = pl.from_arrow(reader.read_all())
+            return reader.read_all(), header
     except (pa.ArrowInvalid, OSError, KeyError) as error:
         raise CorruptLog(f"not a block: {error}") from error
-    assert isinstance(frame, pl.DataFrame)
-    return frame, header
 
 
 def parts_of(rows: int) -> int:
@@ -90,11 +82,10 @@ def encode(rows: pa.RecordBatch, ranges: tuple[SourceRange, ...], sent_at_ms: in
         yield pack(part, msgspec.json.encode(header))
 
 
-def decode(value: bytes, where: str) -> tuple[pl.DataFrame, BlockHeader]:
+def decode(value: bytes, where: str) -> tuple[pa.Table, BlockHeader]:
     """A message as block. Raises CorruptLog, naming `where`, on an unknown version."""
-    frame, raw = unpack(value)
-    header = decode_header(raw, BlockHeader, where)
-    return frame, header
+    rows, raw = unpack(value)
+    return rows, decode_header(raw, BlockHeader, where)
 
 
 def decode_header(raw: bytes, kind: type[Any], where: str) -> Any:

@@ -1,11 +1,13 @@
 """The partial: sums of events that share a minute and all five dimensions. What a block carries downstream.
 
-Sums are exact 64-bit integers; one that would overflow raises, it never wraps.
+Sums are exact 64-bit integers; one that would overflow raises, it never wraps. Columns are held in the smallest type that
+holds them: some 25 bytes a row, where eight each would be 120.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,47 +16,124 @@ import polars as pl
 import pyarrow as pa
 
 from infra.clock import MINUTE_MS
-from infra.columns import Ints
+from infra.columns import Bools, Ints
 from ingest.archived import Decision
 from ingest.batch import Judged
 from ingest.events import EVENT_TYPES, TYPE_CODE
 from ingest.grouping import rows_of, sum_by_key
 from ingest.lateness import Lateness
 
-KEYS: dict[str, pl.DataType] = {
-    "window_ms": pl.Int64(),
-    "advertiser_id": pl.Int64(),
-    "campaign_id": pl.Int64(),
-    "ad_id": pl.Int64(),
-    "publisher_id": pl.Int64(),
-    "country": pl.UInt16(),
-    "device": pl.UInt8(),
-}
-SUMS: dict[str, pl.DataType] = {
-    "impressions": pl.Int64(),
-    "clicks": pl.Int64(),
-    "conversions": pl.Int64(),
-    "spend_micros": pl.Int64(),
-    "late": pl.Int64(),  # events late by their own partition, however little
-    "late_events": pl.Int64(),  # of these, the ones late by more than five minutes
-    "sampled": pl.Int64(),  # events that stand for more than themselves
-}
-SCHEMA = pl.Schema({**KEYS, **SUMS})
-ARROW = pl.DataFrame(schema=SCHEMA).to_arrow().schema
+Column = npt.NDArray[Any]
+
+WINDOW = "window_ms"
+KEYS = (WINDOW, "advertiser_id", "campaign_id", "ad_id", "publisher_id", "country", "device")
 COUNTS = tuple(f"{name}s" for name in EVENT_TYPES)
+SUMS = (
+    *COUNTS,
+    "spend_micros",
+    "late",  # events late by their own partition, however little
+    "late_events",  # of these, the ones late by more than five minutes
+    "sampled",  # events that stand for more than themselves
+)
 _LIMIT = 2.0**62
 
 
-def empty() -> pl.DataFrame:
+@dataclass(frozen=True)
+class Partials:
+    """Rows by column: KEYS, SUMS, and what a stage adds. A column of one value takes no memory (its stride is 0)."""
+
+    columns: dict[str, Column]
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Column]) -> Partials:
+        """Columns of any integer types; none is negative, but for windows."""
+        return cls({name: _narrow(column, name) for name, column in columns.items()})
+
+    @classmethod
+    def of_arrow(cls, rows: pa.Table) -> Partials:
+        """As they came over the wire."""
+        return cls.of({name: rows.column(name).to_numpy() for name in rows.column_names})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Partials]) -> Partials:
+        """All rows of several, which have the same columns."""
+        full = [part for part in parts if len(part)] or list(parts[:1])
+        if len(full) == 1:
+            return full[0]
+        if not full:
+            return empty()
+        return cls({name: _concatenated([part.columns[name] for part in full]) for name in full[0].columns})
+
+    def __len__(self) -> int:
+        return len(self.columns[WINDOW])
+
+    def __getitem__(self, name: str) -> Column:
+        return self.columns[name]
+
+    def take(self, rows: slice | Ints | Bools) -> Partials:
+        """Some of them."""
+        return Partials({name: _picked(column, rows) for name, column in self.columns.items()})
+
+    def with_column(self, name: str, column: Column) -> Partials:
+        """With a column added or replaced."""
+        return Partials({**self.columns, name: _narrow(column, name)})
+
+    def only(self, names: Iterable[str]) -> Partials:
+        """Some columns."""
+        return Partials({name: self.columns[name] for name in names})
+
+    def arrow(self) -> pa.RecordBatch:
+        """As they go over the wire."""
+        arrays = [pa.array(np.ascontiguousarray(column)) for column in self.columns.values()]
+        return pa.RecordBatch.from_arrays(arrays, names=list(self.columns))
+
+    def frame(self) -> pl.DataFrame:
+        """With 64 bits for each sum and key, as ClickHouse is given them."""
+        return pl.DataFrame({name: column.astype(np.int64) for name, column in self.columns.items()})
+
+
+def _constant(value: Any, size: int) -> Column:
+    return np.broadcast_to(value, size)
+
+
+def _is_constant(column: Column) -> bool:
+    return column.strides == (0,) and len(column) > 0
+
+
+def _narrow(column: Column, name: str) -> Column:
+    if not len(column):
+        return np.empty(0, np.int64 if name == WINDOW else np.uint8)
+    if _is_constant(column):
+        low = top = int(column[0])
+    else:
+        low, top = int(column.min()), int(column.max())
+    kind = np.dtype(np.int64) if name == WINDOW else np.min_scalar_type(top)
+    return _constant(np.array(top, kind), len(column)) if low == top else column.astype(kind, copy=False)
+
+
+def _picked(column: Column, rows: slice | Ints | Bools) -> Column:
+    if isinstance(rows, slice) or not _is_constant(column):
+        return column[rows]
+    return _constant(column[:1][0], int(rows.sum()) if rows.dtype == np.bool_ else len(rows))
+
+
+def _concatenated(columns: list[Column]) -> Column:
+    first = columns[0][0]
+    if all(_is_constant(column) and column[0] == first for column in columns):
+        return _constant(first, sum(map(len, columns)))
+    return np.concatenate(columns)
+
+
+def empty() -> Partials:
     """No partials."""
-    return pl.DataFrame(schema=SCHEMA)
+    return Partials.of({name: np.empty(0, np.int64) for name in (*KEYS, *SUMS)})
 
 
-def fold_events(judged: Sequence[Judged]) -> pa.RecordBatch:
-    """What was counted of some judged events, as partials."""
+def fold_events(judged: Sequence[Judged]) -> Partials:
+    """What was counted of some judged events."""
     kept = [j.decisions == Decision.COUNTED for j in judged]
 
-    def gathered(columns: Iterable[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    def gathered(columns: Iterable[Column]) -> Column:
         return np.concatenate([c if k.all() else c[k] for c, k in zip(columns, kept, strict=True)])
 
     weight = gathered(j.weights for j in judged).astype(np.int64)
@@ -62,8 +141,7 @@ def fold_events(judged: Sequence[Judged]) -> pa.RecordBatch:
     kind, cost = (gathered(j.events[name] for j in judged) for name in ("event_type", "cost_micros"))
     _refuse_overflow(float((cost * weight.astype(np.float64)).sum()))
     time_ms = gathered(j.events["time_ms"] for j in judged)
-    keys = [time_ms - time_ms % MINUTE_MS]
-    keys += [gathered(j.events[name] for j in judged) for name in KEYS if name != "window_ms"]
+    keys = {name: gathered(j.events[name] for j in judged) for name in KEYS if name != WINDOW}
     amounts = [
         *(np.where(kind == TYPE_CODE[name], weight, 0) for name in EVENT_TYPES),
         cost * weight,
@@ -71,33 +149,37 @@ def fold_events(judged: Sequence[Judged]) -> pa.RecordBatch:
         lateness == Lateness.FLAGGED,
         weight > 1,
     ]
-    columns = _grouped(keys, amounts)
-    arrays = [pa.array(c.astype(f.type.to_pandas_dtype())) for c, f in zip(columns, ARROW, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=ARROW)
+    return _grouped({WINDOW: time_ms - time_ms % MINUTE_MS, **keys}, dict(zip(SUMS, amounts, strict=True)))
 
 
-def merge(frames: list[pl.DataFrame], *, grain_ms: int | None = None, extra: tuple[str, ...] = ()) -> pl.DataFrame:
-    """Sum partials that share a key; with `grain_ms`, of the wider window that holds them. Order does not matter.
-
-    `extra` names further integer columns to sum.
-    """
-    whole = pl.concat(frames) if frames else empty()
-    column = {name: whole[name].to_numpy() for name in (*KEYS, *SUMS, *extra)}
-    _refuse_overflow(float(column["spend_micros"].astype(np.float64).sum()))
-    if grain_ms is not None:
-        column["window_ms"] = column["window_ms"] // grain_ms * grain_ms
-    schema = {**SCHEMA, **dict.fromkeys(extra, pl.Int64())}
-    columns = _grouped([column[name] for name in KEYS], [column[name] for name in (*SUMS, *extra)])
-    return pl.DataFrame(
-        [pl.Series(name, column).cast(kind) for (name, kind), column in zip(schema.items(), columns, strict=True)]
-    )
+def merge(parts: Sequence[Partials]) -> Partials:
+    """Sum rows that share a key. Order does not matter, and is not kept."""
+    whole = Partials.joined(parts) if parts else empty()
+    _refuse_overflow(float(whole["spend_micros"].sum(dtype=np.float64)))
+    sums = {name: column for name, column in whole.columns.items() if name not in KEYS}
+    return _grouped({name: whole[name] for name in KEYS}, sums)
 
 
-def _grouped(keys: list[npt.NDArray[Any]], amounts: list[npt.NDArray[Any]]) -> list[Ints]:
-    """One row for each key, with its sums, by column."""
-    rows = rows_of(keys)
-    first, sums = sum_by_key(rows, rows_of(amounts))
-    return [*np.ascontiguousarray(rows[first].T), *np.ascontiguousarray(sums.T)]
+def widened(partials: Partials, grain_ms: int) -> Partials:
+    """The same rows, each in the wider window that holds it."""
+    window = partials[WINDOW]
+    return partials.with_column(WINDOW, window - window % grain_ms)
+
+
+def keys_among(partials: Partials) -> int:
+    """How many keys there are."""
+    keys = rows_of([partials[name] for name in KEYS])
+    first, _ = sum_by_key(keys, np.empty((len(keys), 0), np.int64))
+    return len(first)
+
+
+def _grouped(keys: dict[str, Column], amounts: dict[str, Column]) -> Partials:
+    rows = rows_of(list(keys.values()))
+    first, sums = sum_by_key(rows, rows_of(list(amounts.values())))
+    # Keys keep the types that hold them; of sums it is not known.
+    found = {name: _picked(column, first) for name, column in keys.items()}
+    found |= dict(zip(amounts, np.ascontiguousarray(sums.T), strict=True))
+    return Partials.of(found)
 
 
 def _refuse_overflow(total: float) -> None:

@@ -23,7 +23,7 @@ def main() -> None:
     known = GrowingBloom()
     known.add(found.digests)
     assert known.contains(found.digests).all()
-    partials.merge([])
+    partials.keys_among(partials.merge([]))
     record_batches.read(np.zeros(PADDING, np.uint8), 0, 0, 0, [])
 
 

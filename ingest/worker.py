@@ -21,7 +21,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from infra import console, faults, logs, topics
 from infra.clock import now_ms
@@ -47,6 +46,7 @@ from ingest.dedup import decision as dedup
 from ingest.dedup.decision import MemoryLost, PartitionMemory
 from ingest.dedup.takeover import Memories
 from ingest.events import Reason, Rejection
+from ingest.partials import Partials
 from ingest.siphash import KEY_BYTES
 
 STAGE = "ingest"
@@ -252,18 +252,18 @@ class IngestWorker:
 
     def _heartbeat(self) -> Outcome:
         sent_ms = now_ms()
-        return Outcome(sent_ms, list(self._blocks(blocks.rows_of(partials.empty()), {}, sent_ms)), {}, {})
+        return Outcome(sent_ms, list(self._blocks(partials.empty(), {}, sent_ms)), {}, {})
 
-    def _blocks(self, folded: pa.RecordBatch, after: dict[int, Position], sent_ms: int) -> Iterator[Record]:
+    def _blocks(self, folded: Partials, after: dict[int, Position], sent_ms: int) -> Iterator[Record]:
         """One block to every block partition, empty where there is nothing: each accounts for all ranges."""
         shards = self._settings.block_partitions
         ranges = tuple(self._range(p, after.get(p)) for p in sorted(self._owned))
         of = salting.shard(folded, shards)
-        sorted_ = folded.take(pa.array(np.argsort(of, kind="stable")))
+        rows = folded.take(np.argsort(of, kind="stable")).arrow()
         edges = np.cumsum(np.bincount(of, minlength=shards)).tolist()
         topic = self._settings.topic(topics.BLOCKS)
         for shard, (start, stop) in enumerate(pairwise([0, *edges])):
-            for value in blocks.encode(sorted_.slice(start, stop - start), ranges, sent_ms):
+            for value in blocks.encode(rows.slice(start, stop - start), ranges, sent_ms):
                 yield Record(topic, value, partition=shard)
 
     def _dead_letters(self, read: Taken, judged: dict[int, Judged], rejected: dict[int, Rejection]) -> Iterator[Record]:

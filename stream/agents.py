@@ -21,6 +21,7 @@ from infra.clock import now_ms
 from infra.kafka import METADATA_REFRESH_MS
 from infra.settings import Settings
 from ingest import blocks
+from ingest.partials import Partials
 from stream import chunks
 from stream.stage import MAX_PENDING_ROWS, STAGES, Sink, Stage, StagePartition
 
@@ -145,7 +146,7 @@ class Agents:
         where = f"{message.topic}/{message.partition}/{message.offset}"
         if stage.name == "minute":
             block, block_header = blocks.decode(message.value, where)
-            owned.state.apply_block(message.offset, block, block_header, where)
+            owned.state.apply_block(message.offset, Partials.of_arrow(block), block_header, where)
         else:
             chunk, chunk_header = chunks.decode(message.value, where)
             owned.state.apply_chunk(message.offset, chunk, chunk_header, where)

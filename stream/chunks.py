@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import msgspec
-import polars as pl
+import numpy as np
 
 from ingest import blocks, partials
+from ingest.partials import Partials
 from stream.windows import Closing
 
 SCHEMA_VERSION = blocks.SCHEMA_VERSION
 # Beside the sums of a partial: rows that came when their window (of this stage's grain) was closed.
 CHANGED = "changed"
-SCHEMA = pl.Schema({**partials.SCHEMA, CHANGED: pl.Int64()})
 _SAMPLED_KEYS, _WORTHWHILE = 8, 0.8
 
 
@@ -40,9 +40,9 @@ class ChunkHeader(msgspec.Struct, frozen=True):
     parts: int = 1
 
 
-def empty() -> pl.DataFrame:
+def empty() -> Partials:
     """No rows."""
-    return pl.DataFrame(schema=SCHEMA)
+    return partials.empty().with_column(CHANGED, np.empty(0, np.int64))
 
 
 def key(header: ChunkHeader, part: int) -> bytes:
@@ -55,28 +55,21 @@ def sequence_of(key: bytes) -> int:
     return int(key.split(b":", 1)[0])
 
 
-def encode(frame: pl.DataFrame, header: ChunkHeader) -> Iterator[tuple[bytes, bytes]]:
+def encode(rows: Partials, header: ChunkHeader) -> Iterator[tuple[bytes, bytes]]:
     """(key, value) of each message of a chunk, in order."""
-    parts = blocks.split(blocks.rows_of(frame))
+    parts = blocks.split(rows.arrow())
     for number, part in enumerate(parts):
         told = msgspec.structs.replace(header, part=number, parts=len(parts))
         yield key(header, number), blocks.pack(part, msgspec.json.encode(told))
 
 
-def decode(value: bytes, where: str) -> tuple[pl.DataFrame, ChunkHeader]:
+def decode(value: bytes, where: str) -> tuple[Partials, ChunkHeader]:
     """A message as chunk. Raises CorruptLog."""
-    frame, raw = blocks.unpack(value)
-    return frame, blocks.decode_header(raw, ChunkHeader, where)
+    rows, raw = blocks.unpack(value)
+    return Partials.of_arrow(rows), blocks.decode_header(raw, ChunkHeader, where)
 
 
-def merge(frames: list[pl.DataFrame]) -> pl.DataFrame:
-    """Sum rows that share a key."""
-    if not frames:
-        return empty()
-    return partials.merge(frames, extra=(CHANGED,)).select(list(SCHEMA))
-
-
-def repeats(frame: pl.DataFrame) -> bool:
+def repeats(rows: Partials) -> bool:
     """Whether merging would drop a fifth of the rows or more, judged by the rows of an eighth of the keys."""
-    sample = frame.filter((pl.col("ad_id") + pl.col("publisher_id")) % _SAMPLED_KEYS == 0)
-    return sample.select(list(partials.KEYS)).n_unique() < _WORTHWHILE * sample.height
+    sample = rows.take((rows["ad_id"].astype(np.int64) + rows["publisher_id"]) % _SAMPLED_KEYS == 0)
+    return partials.keys_among(sample) < _WORTHWHILE * len(sample)

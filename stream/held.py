@@ -1,27 +1,42 @@
-"""The durable rows of one window, as they are held: in pieces, and in the smallest integers that hold them.
+"""The durable rows of one window, as they are held: in pieces, each ordered by campaign, so that one is found at once.
 
-A row is some 25 bytes here and 120 when it is used. An hour of open minutes is what a worker's memory is spent on.
+An hour of open minutes is what a worker's memory is spent on.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
-import polars as pl
+import numpy as np
 
+from infra.columns import Ints
+from ingest import partials
+from ingest.partials import WINDOW, Partials
 from stream import chunks
 
 _MERGE_PIECES = 32
+_MAX_KEY = 2**62
 
 
-def by_window(frame: pl.DataFrame) -> dict[int, pl.DataFrame]:
-    """Rows of many windows, narrow and without their window, by its start."""
-    pieces = _narrow(frame).partition_by("window_ms", as_dict=True, include_key=False)
-    return {int(start): piece for (start,), piece in pieces.items()}
+def by_window(rows: Partials) -> dict[int, Partials]:
+    """Rows of many windows by the start of each, ordered by campaign."""
+    rows = rows.take(order(rows))
+    window = rows[WINDOW]
+    edges = [0, *(np.flatnonzero(np.diff(window)) + 1).tolist(), len(rows)]
+    pieces = (rows.take(slice(a, b)) for a, b in pairwise(edges) if b > a)
+    return {int(piece[WINDOW][0]): Partials.of(piece.columns) for piece in pieces}
 
 
-def _narrow(frame: pl.DataFrame) -> pl.DataFrame:
-    return frame.with_columns(column.shrink_dtype() for column in frame.iter_columns())
+def order(rows: Partials) -> Ints:
+    """What puts rows in the order of windows and campaigns."""
+    window, campaign = rows[WINDOW], rows["campaign_id"].astype(np.int64)
+    if not len(rows) or window.strides == (0,):
+        return np.argsort(campaign)
+    first, top = int(window.min()), int(campaign.max()) + 1
+    if (int(window.max()) - first + 1) * top < _MAX_KEY:
+        return np.argsort((window - first) * top + campaign)
+    return np.lexsort((campaign, window))
 
 
 @dataclass
@@ -29,7 +44,7 @@ class Window:
     """Rows of the window that begins at `start`, in pieces that are merged when somebody needs them whole."""
 
     start: int
-    pieces: list[pl.DataFrame] = field(default_factory=list)
+    pieces: list[Partials] = field(default_factory=list)
     loose: int = 0
     """How many of the last pieces were never merged."""
 
@@ -38,7 +53,7 @@ class Window:
         """Whether there is one row for each key for certain."""
         return len(self.pieces) + self.loose < 2
 
-    def add(self, piece: pl.DataFrame) -> None:
+    def add(self, piece: Partials) -> None:
         """Take more rows in, as `by_window` gives them."""
         self.pieces.append(piece)
         self.loose += 1
@@ -51,39 +66,39 @@ class Window:
         So a row is merged log n times, however much its window holds (a log-structured merge).
         """
         count = self.loose
-        rows = sum(piece.height for piece in self.pieces[-count:])
-        while count < len(self.pieces) and self.pieces[-count - 1].height <= rows:
-            rows += self.pieces[-count - 1].height
+        rows = sum(map(len, self.pieces[-count:]))
+        while count < len(self.pieces) and len(self.pieces[-count - 1]) <= rows:
+            rows += len(self.pieces[-count - 1])
             count += 1
         return count
 
-    def _merge_last(self, count: int) -> pl.DataFrame:
-        merged = chunks.merge([self._wide(self.pieces[-count:])])
-        self.pieces[-count:] = [_narrow(merged.drop("window_ms"))]
+    def _merge_last(self, count: int) -> Partials:
+        merged = partials.merge(self.pieces[-count:])
+        self.pieces[-count:] = [merged.take(order(merged))]
         self.loose = 0
-        return merged
+        return self.pieces[-1]
 
-    def whole(self) -> pl.DataFrame:
+    def whole(self) -> Partials:
         """All rows, one for each key."""
-        return self._wide(self.pieces) if self.merged else self._merge_last(len(self.pieces))
+        if self.merged:
+            return self.pieces[0] if self.pieces else chunks.empty()
+        return self._merge_last(len(self.pieces))
 
-    def together(self) -> pl.DataFrame:
+    def together(self) -> Partials:
         """All rows; one for each key only where that is worth a merge."""
-        loose = self._wide(self.pieces)
+        loose = Partials.joined(self.pieces) if self.pieces else chunks.empty()
         return self.whole() if not self.merged and chunks.repeats(loose) else loose
 
-    def of(self, campaigns: pl.Series) -> pl.DataFrame:
-        """The rows of some campaigns, one for each key. Merges only those: a correction touches few."""
-        wanted = pl.col("campaign_id").is_in(campaigns.implode())
-        return chunks.merge([self._wide([piece.filter(wanted) for piece in self.pieces])])
+    def of(self, campaigns: Ints) -> Partials:
+        """The rows of some campaigns, which are in order, one for each key. Reads only those: a correction touches few."""
+        return partials.merge([_of(piece, campaigns) for piece in self.pieces])
 
-    def _wide(self, pieces: list[pl.DataFrame]) -> pl.DataFrame:
-        if not pieces:
-            return chunks.empty()
-        window = pl.lit(self.start, pl.Int64).alias("window_ms")
-        return (
-            pl.concat(pieces, how="vertical_relaxed")
-            .with_columns(window)
-            .select(list(chunks.SCHEMA))
-            .cast(chunks.SCHEMA)
-        )
+
+def _of(piece: Partials, campaigns: Ints) -> Partials:
+    held = piece["campaign_id"]
+    # In the type of what is searched, or all of that would be converted.
+    wanted = campaigns[campaigns <= np.iinfo(held.dtype).max].astype(held.dtype)
+    starts, stops = np.searchsorted(held, wanted, "left"), np.searchsorted(held, wanted, "right")
+    sizes = stops - starts
+    rows = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(int(sizes.sum()))
+    return piece.take(rows)

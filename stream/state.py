@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import msgspec
-import polars as pl
+import numpy as np
 
 from infra.errors import CorruptLog
 from ingest import blocks, partials
 from ingest.blocks import BlockHeader
+from ingest.partials import WINDOW, Partials
 from stream import chunks
 from stream.chunks import CHANGED, ChunkHeader
 from stream.held import Window, by_window
@@ -30,8 +31,8 @@ class Flush:
     """What a flush writes. `delta` goes to the next stage; `state` with the keys in `tombstones` to the log."""
 
     header: ChunkHeader
-    delta: pl.DataFrame
-    state: pl.DataFrame
+    delta: Partials
+    state: Partials
     state_header: ChunkHeader
     tombstones: list[bytes]
     dropped: list[int]
@@ -44,7 +45,7 @@ class Changes:
 
     sequence: int
     closed_ms: int | None
-    delta: pl.DataFrame
+    delta: Partials
     newly_closed: list[int]
     corrected: list[int]
     open: list[int]
@@ -69,7 +70,7 @@ class StageState:
         self._durable_next = 0
         self._durable_closing = Closing()
         self._upstream_next: int | None = None
-        self._pending: list[pl.DataFrame] = []
+        self._pending: list[Partials] = []
         self._pending_rows = 0
         self.corrects = False
         """Whether pending rows change windows that are shown as closed."""
@@ -82,26 +83,26 @@ class StageState:
 
     # -- input ----------------------------------------------------------------------------------------------
 
-    def apply_block(self, offset: int, frame: pl.DataFrame, header: BlockHeader, where: str) -> None:
+    def apply_block(self, offset: int, rows: Partials, header: BlockHeader, where: str) -> None:
         """Fold a block of partials (minute stage). Raises CorruptLog when its ranges do not tile."""
         self._check_part(header.part, where)
         if header.part == 0:
             for r in header.ranges:
                 known = self.closing.sources.get(r.partition)
                 blocks.check_tiles(known.next_offset if known else None, r, where)
-        self._take(frame)
+        self._take(rows)
         self.newest_sent_ms = max(self.newest_sent_ms, header.sent_at_ms)
         if header.part == header.parts - 1:
             self.closing = self.closing.see(header.ranges, self._sources)
         self._part = (header.part + 1) % header.parts
         self.next_message = offset + 1
 
-    def apply_chunk(self, offset: int, frame: pl.DataFrame, header: ChunkHeader, where: str) -> None:
+    def apply_chunk(self, offset: int, rows: Partials, header: ChunkHeader, where: str) -> None:
         """Fold a chunk of the stage before. Raises CorruptLog when its range does not tile."""
         self._check_part(header.part, where)
         if header.part == 0 and self._upstream_next is not None and header.from_offset != self._upstream_next:
             raise CorruptLog(f"{where}: chunk begins at {header.from_offset}, expected {self._upstream_next}")
-        self._take(frame)
+        self._take(rows)
         if header.part == header.parts - 1:
             self._upstream_next = header.to_offset
             self.closing = header.closing
@@ -112,20 +113,21 @@ class StageState:
         if part != self._part:
             raise CorruptLog(f"{where}: part {part} of a message in parts, expected part {self._part}")
 
-    def _take(self, frame: pl.DataFrame) -> None:
-        if not frame.height:
+    def _take(self, rows: Partials) -> None:
+        if not len(rows):
             return
-        frame = frame.select(list(partials.SCHEMA))
+        rows = rows.only((*partials.KEYS, *partials.SUMS))
+        window = rows[WINDOW]
         if self.dropped_ms:
-            old = frame["window_ms"] // self.grain_ms * self.grain_ms + self.grain_ms <= self.dropped_ms
+            old = window - window % self.grain_ms + self.grain_ms <= self.dropped_ms
             if old.any():
                 self.too_old += int(old.sum())
-                frame = frame.filter(~old)
-                if not frame.height:
+                rows = rows.take(~old)
+                if not len(rows):
                     return
-        self._pending.append(frame)
-        self._pending_rows += frame.height
-        oldest = int(frame["window_ms"].min()) // self.grain_ms * self.grain_ms  # type: ignore[arg-type]
+        self._pending.append(rows)
+        self._pending_rows += len(rows)
+        oldest = int(rows[WINDOW].min()) // self.grain_ms * self.grain_ms
         self.corrects |= self._is_closed(oldest, self._durable_closing.closed_ms)
 
     @property
@@ -160,9 +162,8 @@ class StageState:
         delta = self._fold_pending()
         self._pending, self._pending_rows, self.corrects = [], 0, False
         closed_before = self._durable_closing.closed_ms
-        ends = pl.col("window_ms") + self.grain_ms
-        late = (ends <= closed_before) if closed_before is not None else pl.lit(False)
-        delta = delta.with_columns(late.cast(pl.Int64).alias(CHANGED)).select(list(chunks.SCHEMA))
+        late = delta[WINDOW] + self.grain_ms <= (-(2**62) if closed_before is None else closed_before)
+        delta = delta.with_column(CHANGED, late.astype(np.uint8))
         # By the watermarks of the flush before: rows of this very delta may still belong to windows that only its
         # own watermarks make droppable.
         droppable = max(self.dropped_ms, self._durable_closing.droppable_ms(self._sources))
@@ -179,20 +180,17 @@ class StageState:
         )
         state, state_header = delta, header
         tombstones = [key for key, end in self._log.items() if end <= droppable]
-        if self._loose_rows + delta.height > max(_COMPACT_ROWS, 2 * self._base_rows):
+        if self._loose_rows + len(delta) > max(_COMPACT_ROWS, 2 * self._base_rows):
             gone = set(dropped)
-            state = chunks.merge([*(w.whole() for start, w in self.windows.items() if start not in gone), delta])
+            state = partials.merge([*(w.whole() for start, w in self.windows.items() if start not in gone), delta])
             state_header = msgspec.structs.replace(header, base=True)
             tombstones = list(self._log)
         self._flushing = Flush(header, delta, state, state_header, tombstones, dropped, self.newest_sent_ms)
         return self._flushing
 
-    def _fold_pending(self) -> pl.DataFrame:
+    def _fold_pending(self) -> Partials:
         """Pending rows with windows of this grain, merged where keys repeat: sinks that need one row a key merge again."""
-        if not self._pending:
-            return partials.empty()
-        window = (pl.col("window_ms") // self.grain_ms * self.grain_ms).alias("window_ms")
-        loose = pl.concat(self._pending).with_columns(window)
+        loose = partials.widened(Partials.joined(self._pending), self.grain_ms)
         return partials.merge([loose]) if chunks.repeats(loose) else loose
 
     @property
@@ -205,9 +203,9 @@ class StageState:
         """The flush did not happen: its delta belongs to the next one."""
         flush = self._flushing
         assert flush is not None
-        if flush.delta.height:
-            self._pending.insert(0, flush.delta.select(list(partials.SCHEMA)))
-            self._pending_rows += flush.delta.height
+        if len(flush.delta):
+            self._pending.insert(0, flush.delta.only((*partials.KEYS, *partials.SUMS)))
+            self._pending_rows += len(flush.delta)
             self.corrects = True
         self._flushing = None
 
@@ -237,26 +235,28 @@ class StageState:
     def _is_closed(self, start: int, closed_ms: int | None) -> bool:
         return closed_ms is not None and start + self.grain_ms <= closed_ms
 
-    def _hold(self, frame: pl.DataFrame) -> list[int]:
-        if not frame.height:
-            return []
-        pieces = by_window(frame)
+    def _hold(self, rows: Partials) -> list[int]:
+        pieces = by_window(rows)
         for start, piece in pieces.items():
             if start not in self.windows:
                 self.windows[start] = Window(start)
             self.windows[start].add(piece)
         return list(pieces)
 
-    def _remember(self, frame: pl.DataFrame, header: ChunkHeader, tombstones: list[bytes]) -> None:
+    def _remember(self, rows: Partials, header: ChunkHeader, tombstones: list[bytes]) -> None:
         for key in tombstones:
             self._log.pop(key, None)
-        newest = int(frame["window_ms"].max()) + self.grain_ms if frame.height else 0  # type: ignore[arg-type]
-        for part in range(blocks.parts_of(frame.height)):
+        newest = self._end_of(rows)
+        for part in range(blocks.parts_of(len(rows))):
             self._log[chunks.key(header, part)] = newest
         if header.base:
-            self._base_rows, self._loose_rows = frame.height, 0
+            self._base_rows, self._loose_rows = len(rows), 0
         else:
-            self._loose_rows += frame.height
+            self._loose_rows += len(rows)
+
+    def _end_of(self, rows: Partials) -> int:
+        """The end of the newest window."""
+        return int(rows[WINDOW].max()) + self.grain_ms if len(rows) else 0
 
     # -- recovery -------------------------------------------------------------------------------------------
 
@@ -264,17 +264,17 @@ class StageState:
         """Rebuild from the live (key, value) messages of the state log. Raises CorruptLog when ranges do not tile."""
         found = sorted(((*chunks.decode(v, where), k) for k, v in log), key=lambda c: (c[1].sequence, c[1].part))
         last: ChunkHeader | None = None
-        for frame, header, key in found:
+        for rows, header, key in found:
             if last is not None and header.part == 0 and not header.base and header.from_offset < last.to_offset:
                 raise CorruptLog(
                     f"{where}: chunk [{header.from_offset}, {header.to_offset}) overlaps offset {last.to_offset}"
                 )
-            self._hold(frame)
-            self._log[key] = int(frame["window_ms"].max()) + self.grain_ms if frame.height else 0  # type: ignore[arg-type]
+            self._hold(rows)
+            self._log[key] = self._end_of(rows)
             if header.base:
-                self._base_rows += frame.height
+                self._base_rows += len(rows)
             else:
-                self._loose_rows += frame.height
+                self._loose_rows += len(rows)
             last = header
         if last is None:
             return
@@ -303,16 +303,15 @@ class StageState:
         """The closing watermark as it is in the log."""
         return self._durable_closing.closed_ms
 
-    def corrections(self, changes: Changes) -> list[pl.DataFrame]:
+    def corrections(self, changes: Changes) -> list[Partials]:
         """For each corrected window, all its rows of the campaigns that changed."""
-        touched = changes.delta.select("window_ms", "campaign_id").filter(pl.col("window_ms").is_in(changes.corrected))
-        parts = touched.unique().partition_by("window_ms", as_dict=True)
-        return [self.windows[start].of(part["campaign_id"]) for (start,), part in parts.items()]
+        window, campaign = changes.delta[WINDOW], changes.delta["campaign_id"]
+        return [self.windows[w].of(np.unique(campaign[window == w]).astype(np.int64)) for w in changes.corrected]
 
     def everything(self) -> Changes:
         """All that is held, as if it had just become durable: for a sink that lost its memory."""
         closed_ms = self._durable_closing.closed_ms
         closed = [w for w in self.windows if self._is_closed(w, closed_ms)]
         still_open = sorted(set(self.windows) - set(closed))
-        delta = pl.concat([chunks.empty(), *(self.windows[w].whole() for w in still_open)])
+        delta = Partials.joined([chunks.empty(), *(self.windows[w].whole() for w in still_open)])
         return Changes(self._sequence, closed_ms, delta, closed, [], still_open)

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import polars as pl
+import numpy as np
 
 from infra import faults
 from infra.clock import HOUR_MS, MINUTE_MS
 from infra.redis import Redis
+from ingest.grouping import rows_of, sum_by_key
+from ingest.partials import WINDOW, Partials
 from stream.sinks import rows
 from stream.state import Changes, StageState
 
@@ -124,7 +126,7 @@ class HotSink:
         closed = [state.windows[w].together() for w in changes.newly_closed]
         closed += state.corrections(changes)
         if closed:
-            cells, values = rows.pack(pl.concat(closed))
+            cells, values = rows.pack(Partials.joined(closed))
             opened = self._opened
             for (window, campaign), value in zip(cells, values, strict=True):
                 hour = window - window % HOUR_MS
@@ -132,15 +134,17 @@ class HotSink:
                 if window in opened:
                     yield "D", self._open_key(window, campaign), "", ""
         if changes.open:
-            part = changes.delta.filter(pl.col("window_ms").is_in(changes.open))
+            part = changes.delta.take(np.isin(changes.delta[WINDOW], changes.open))
             for (window, campaign), value in zip(*rows.pack(part), strict=True):
                 yield "R" if absolute else "S", self._open_key(window, campaign), changes.sequence, value
 
     def _open_key(self, window: int, campaign: int) -> str:
         return f"{self._base}:o:{window}:{campaign}"
 
-    def _advertisers(self, delta: pl.DataFrame) -> Iterator[Op]:
-        pairs = set(delta.select("advertiser_id", "campaign_id").unique().rows())
+    def _advertisers(self, delta: Partials) -> Iterator[Op]:
+        found = rows_of([delta["advertiser_id"], delta["campaign_id"]])
+        first, _ = sum_by_key(found, np.empty((len(found), 0), np.int64))
+        pairs = set(map(tuple, found[first].tolist()))
         for advertiser, campaign in pairs - self._known:
             yield "A", f"{self._base}:a:{advertiser}", campaign, ""
         self._known |= pairs

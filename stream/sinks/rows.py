@@ -10,12 +10,12 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
-from ingest import partials
+from ingest.partials import SUMS, WINDOW, Partials
 from stream.chunks import CHANGED
+from stream.held import order
 
-COLUMNS = ("advertiser_id", "ad_id", "publisher_id", "country", "device", *partials.SUMS, CHANGED)
+COLUMNS = ("advertiser_id", "ad_id", "publisher_id", "country", "device", *SUMS, CHANGED)
 # Readers ask only whether there was any.
 _FLAGS = ("late", "sampled", CHANGED)
 _HEAD = len(COLUMNS)
@@ -30,24 +30,23 @@ def _width(largest: int) -> int:
     return 0 if largest == 0 else next(w for w in (1, 2, 4, 8) if largest < 1 << (8 * w))
 
 
-def pack(frame: pl.DataFrame) -> tuple[list[tuple[int, int]], list[bytes]]:
-    """(window_ms, campaign_id) of each cell, and its packed rows. Columns: `chunks.SCHEMA`."""
-    if not frame.height:
+def pack(partials: Partials) -> tuple[list[tuple[int, int]], list[bytes]]:
+    """(window_ms, campaign_id) of each cell, and its packed rows. Columns: those of a chunk."""
+    if not len(partials):
         return [], []
-    frame = frame.sort("window_ms", "campaign_id").with_columns(
-        pl.min_horizontal(name, 1).alias(name) for name in _FLAGS
-    )
-    widths = [_width(largest) for largest in frame.select(pl.col(COLUMNS).max()).row(0)]
+    partials = partials.take(order(partials))
+    columns = {name: np.minimum(partials[name], 1) if name in _FLAGS else partials[name] for name in COLUMNS}
+    widths = [_width(int(column.max())) for column in columns.values()]
     if not any(widths):
         widths[0] = 1
     head = bytes(widths)
-    packed = np.empty(frame.height, _layout(head))
+    packed = np.empty(len(partials), _layout(head))
     for name in packed.dtype.names or ():
-        packed[name] = frame[name].to_numpy()
-    window, campaign = frame["window_ms"].to_numpy(), frame["campaign_id"].to_numpy()
-    edge = np.flatnonzero((np.diff(window) != 0) | (np.diff(campaign) != 0)) + 1
+        packed[name] = columns[name]
+    window, campaign = partials[WINDOW], partials["campaign_id"]
+    edge = np.flatnonzero((window[1:] != window[:-1]) | (campaign[1:] != campaign[:-1])) + 1
     starts = np.concatenate(([0], edge))
-    stops = np.concatenate((edge, [frame.height]))
+    stops = np.concatenate((edge, [len(partials)]))
     raw, width = packed.tobytes(), packed.itemsize
     cells = list(zip(window[starts].tolist(), campaign[starts].tolist(), strict=True))
     values = [head + raw[a * width : b * width] for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]

@@ -41,9 +41,11 @@ class WarmSink:
 
     def write(self, changes: Changes, state: StageState) -> None:
         """Show what a flush made durable. Safe to repeat."""
-        parts = [state.windows[w].whole() for w in changes.newly_closed]
-        keys = list(partials.KEYS)
-        parts += [rows.join(changes.delta, on=keys, how="semi") for rows in state.corrections(changes)]
+        parts = [state.windows[w].whole().frame() for w in changes.newly_closed]
+        corrected = state.corrections(changes)
+        if corrected:
+            keys, delta = list(partials.KEYS), changes.delta.frame()
+            parts += [rows.frame().join(delta, on=keys, how="semi") for rows in corrected]
         if parts:
             frame = pl.concat(parts)
             # One insert a day: an insert over several partitions is not atomic.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from infra.errors import CorruptLog
 from ingest import blocks, partials, salting
 from ingest.blocks import SourceRange
+from ingest.partials import Partials
 from stream import chunks
 from stream.sinks import rows
 
@@ -19,7 +21,7 @@ HOUR = 3_600_000
 
 
 def partial(**changes: Any) -> dict[str, Any]:
-    base = dict.fromkeys(partials.SCHEMA, 1) | {"window_ms": 60_000}
+    base = dict.fromkeys((*partials.KEYS, *partials.SUMS), 1) | {"window_ms": 60_000}
     return base | changes
 
 
@@ -39,21 +41,24 @@ _rows = st.lists(
 )
 
 
-def frame(made: list[dict[str, Any]]) -> pl.DataFrame:
-    return pl.DataFrame(made, schema=partials.SCHEMA)
+def frame(made: list[dict[str, Any]]) -> Partials:
+    names = (*partials.KEYS, *partials.SUMS)
+    return Partials.of({name: np.array([row[name] for row in made], np.int64) for name in names})
 
 
-def totals(found: pl.DataFrame, *keys: str) -> dict[Any, Any]:
-    sums = found.group_by(keys).agg(pl.col(list(partials.SUMS)).sum())
+def totals(found: Partials, *keys: str) -> dict[Any, Any]:
+    sums = found.frame().group_by(keys).agg(pl.col(list(partials.SUMS)).sum())
     return {row[: len(keys)]: row[len(keys) :] for row in sums.iter_rows()}
 
 
 @given(_rows, st.integers(0, 40))
 def test_rolling_up_preserves_sums_and_order_does_not_matter(made: list[dict[str, Any]], cut: int) -> None:
     whole = frame(made)
-    split = partials.merge([whole[cut:], whole[:cut]], grain_ms=HOUR)
-    direct = partials.merge([partials.merge([whole])], grain_ms=HOUR)
+    parts = [whole.take(slice(cut, None)), whole.take(slice(None, cut))]
+    split = partials.merge([partials.widened(part, HOUR) for part in parts])
+    direct = partials.merge([partials.widened(partials.merge([whole]), HOUR)])
     assert totals(split, *partials.KEYS) == totals(direct, *partials.KEYS)
+    assert len(split) == len(totals(split, *partials.KEYS)) == partials.keys_among(split)
     assert (split["window_ms"] % HOUR == 0).all()
     for keys in (("campaign_id",), ("ad_id", "country")):
         assert totals(split, *keys) == totals(whole, *keys)
@@ -62,16 +67,15 @@ def test_rolling_up_preserves_sums_and_order_does_not_matter(made: list[dict[str
 @given(_rows, st.integers(1, 8))
 def test_every_partial_goes_to_exactly_one_shard(made: list[dict[str, Any]], shards: int) -> None:
     whole = frame(made)
-    of = salting.shard(blocks.rows_of(whole), shards)
-    assert len(of) == whole.height
+    of = salting.shard(whole, shards)
+    assert len(of) == len(whole)
     assert all(0 <= s < shards for s in of)
 
 
 def test_a_hot_campaign_is_spread_and_a_small_one_is_not() -> None:
     hot = frame([partial(campaign_id=1, ad_id=n) for n in range(400)])
     small = frame([partial(campaign_id=2, ad_id=n) for n in range(20)])
-    both = pl.concat([hot, small])
-    of = salting.shard(blocks.rows_of(both), 4)
+    of = salting.shard(Partials.joined([hot, small]), 4)
     assert len(set(of[:400].tolist())) == 4
     assert len(set(of[400:].tolist())) == 1
 
@@ -82,8 +86,8 @@ def test_a_sum_that_would_overflow_is_refused() -> None:
         partials.merge([big])
 
 
-def chunk_frame(made: list[dict[str, Any]]) -> pl.DataFrame:
-    return frame(made).with_columns(pl.lit(0, dtype=pl.Int64).alias(chunks.CHANGED)).select(list(chunks.SCHEMA))
+def chunk_frame(made: list[dict[str, Any]]) -> Partials:
+    return frame(made).with_column(chunks.CHANGED, np.zeros(len(made), np.int64))
 
 
 @given(_rows, st.booleans())
@@ -112,7 +116,7 @@ def test_packed_rows_are_what_was_packed(made: list[dict[str, Any]], wide: bool)
         )
         for i, s in enumerate(source.tolist())
     )
-    assert found == sorted(given_rows.select(columns).rows())
+    assert found == sorted(given_rows.frame().select(columns).rows())
 
 
 def test_narrow_and_wide_values_are_read_together() -> None:
@@ -126,11 +130,11 @@ def test_narrow_and_wide_values_are_read_together() -> None:
 def test_a_block_comes_back_as_it_was_and_in_parts_below_the_limit() -> None:
     many = frame([partial(ad_id=n) for n in range(45_000)])
     ranges = (SourceRange(0, 10, 20, 5, False), SourceRange(1, 0, 0, None, True))
-    messages = list(blocks.encode(blocks.rows_of(many), ranges, 7))
+    messages = list(blocks.encode(many.arrow(), ranges, 7))
     assert len(messages) == 3
     assert max(map(len, messages)) < blocks.MAX_BLOCK_BYTES
     decoded = [blocks.decode(m, "here") for m in messages]
-    assert pl.concat([f for f, _ in decoded]).equals(many)
+    assert Partials.joined([Partials.of_arrow(f) for f, _ in decoded]).frame().equals(many.frame())
     assert [(h.part, h.parts, h.ranges) for _, h in decoded] == [(n, 3, ranges) for n in range(3)]
 
 
@@ -142,7 +146,7 @@ def test_what_is_no_block_stops_the_reader(value: bytes) -> None:
 
 def test_an_unknown_schema_version_is_named() -> None:
     with pytest.raises(CorruptLog, match="ad-blocks/0/7: schema version 99"):
-        blocks.decode(blocks.pack(blocks.rows_of(partials.empty()), b'{"version":99}'), "ad-blocks/0/7")
+        blocks.decode(blocks.pack(partials.empty().arrow(), b'{"version":99}'), "ad-blocks/0/7")
 
 
 @pytest.mark.parametrize(("start", "word"), [(9, "overlap"), (11, "hole")])

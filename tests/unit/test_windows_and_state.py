@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from infra.errors import CorruptLog
 from ingest import partials
 from ingest.blocks import BlockHeader, SourceRange
+from ingest.partials import Partials
 from stream import chunks
 from stream.state import Changes, StageState
 from stream.windows import Closing
@@ -100,7 +102,7 @@ class Log:
 
     def __init__(self) -> None:
         self.live: dict[bytes, bytes] = {}
-        self.downstream: list[tuple[pl.DataFrame, Any]] = []
+        self.downstream: list[tuple[Partials, Any]] = []
 
     def commit(self, state: StageState) -> Changes:
         flush = state.flushing
@@ -146,13 +148,9 @@ def test_every_block_counts_once_whatever_is_flushed_aborted_or_recovered(
         elif fate == "crash":
             state = StageState(MINUTE, 1)
             state.restore(list(log.live.items()), "here")
-    applied = pl.concat([frame(b) for b in made[: state.next_message]] or [partials.empty()])
-    held = chunks.merge([w.whole() for w in state.windows.values()])
-    sent = pl.concat([d for d, _ in log.downstream] or [chunks.empty()])
-    keys = ["window_ms", "campaign_id"]
-    expected = applied.group_by(keys).agg(pl.sum("impressions")).sort(keys).rows()
-    assert held.group_by(keys).agg(pl.sum("impressions")).sort(keys).rows() == expected
-    assert sent.group_by(keys).agg(pl.sum("impressions")).sort(keys).rows() == expected
+    expected = _sums(Partials.joined([frame(b) for b in made[: state.next_message]]))
+    assert _sums(partials.merge([w.whole() for w in state.windows.values()])) == expected
+    assert _sums(Partials.joined([d for d, _ in log.downstream])) == expected
     # What goes to the next stage tiles the input.
     ranges = [(h.from_offset, h.to_offset) for _, h in log.downstream]
     assert all(a[1] == b[0] for a, b in pairwise(ranges))
@@ -171,7 +169,7 @@ class Shown:
             self.closed |= _sums(state.windows[start].together())
         for rows in state.corrections(changes):
             self.closed |= _sums(rows)
-        for cell, count in _sums(changes.delta.filter(pl.col("window_ms").is_in(changes.open))).items():
+        for cell, count in _sums(changes.delta.take(np.isin(changes.delta["window_ms"], changes.open))).items():
             self.open[cell] = self.open.get(cell, 0) + count
         self.closed_ms = changes.closed_ms or 0
 
@@ -180,8 +178,8 @@ class Shown:
         return seen | {c: n for c, n in self.closed.items() if c[0] + MINUTE <= self.closed_ms}
 
 
-def _sums(rows: pl.DataFrame) -> dict[tuple[int, int], int]:
-    found = rows.group_by("window_ms", "campaign_id").agg(pl.sum("impressions"))
+def _sums(rows: Partials) -> dict[tuple[int, int], int]:
+    found = rows.frame().group_by("window_ms", "campaign_id").agg(pl.sum("impressions"))
     return {(window, campaign): count for window, campaign, count in found.rows()}
 
 
@@ -196,7 +194,7 @@ def test_readers_see_every_accepted_event_whenever_windows_close_and_are_dropped
     log, state, shown = Log(), StageState(MINUTE, 2), Shown()
     truth: dict[tuple[int, int], int] = {}
     marks, offsets, now = [0, 0], [0, 0], 0
-    sent: list[tuple[pl.DataFrame, BlockHeader]] = []
+    sent: list[tuple[Partials, BlockHeader]] = []
     for move in [*moves, "flush"]:
         if isinstance(move, tuple):
             p, ahead, late, silent = move
@@ -232,7 +230,7 @@ def test_a_log_is_rewritten_when_it_outweighs_what_it_holds(monkeypatch: pytest.
     again = StageState(MINUTE, 1)
     again.restore(list(log.live.items()), "here")
     assert again.next_message == 30
-    assert again.windows[MINUTE].whole().sort("campaign_id")["impressions"].to_list() == [30, 30]
+    assert again.windows[MINUTE].whole()["impressions"].tolist() == [30, 30]
 
 
 def test_windows_are_dropped_an_hour_after_their_end_and_late_rows_for_them_are_counted() -> None:
@@ -264,7 +262,7 @@ def test_rows_that_come_after_the_close_are_marked_as_changes() -> None:
         state.begin_flush()
         log.commit(state)
     assert [d[chunks.CHANGED].sum() for d, _ in log.downstream] == [0, 0, 1]
-    assert state.windows[0].whole()["impressions"].to_list() == [3]
+    assert state.windows[0].whole()["impressions"].tolist() == [3]
 
 
 def test_a_block_that_leaves_a_hole_or_repeats_stops_the_reader() -> None:
