@@ -161,6 +161,7 @@ def measure(
         "ratio_to_bare": round(sum(cpu.values()) / bare["cpu_s_per_million"], 2),
         **latencies,
         **{f"cpu_s_per_million_{n}": round(c, 2) for n, c in sorted(cpu.items())}, **rss,
+        **{f"bytes_per_event_{n}": round(b / total, 1) for n, b in written(folder.path, settings.archive).items()},
     }  # fmt: skip
     print(
         f"{counted:,} events from {iso(start)} over {span_ms // MINUTE_MS} minutes: {'exact' if exact else 'NOT EXACT'}"
@@ -169,6 +170,21 @@ def measure(
     if not exact:
         sys.exit(1)
     return report
+
+
+def written(stack: Path, archive: str) -> dict[str, int]:
+    """Bytes on disk by what wrote them: each topic, Redis' log, ClickHouse, the archive."""
+
+    def size(folder: Path, pattern: str = "*") -> int:
+        return sum(f.stat().st_size for f in folder.rglob(pattern) if f.is_file())
+
+    topics: dict[str, int] = {}
+    for folder in sorted((stack / "kafka" / "data").glob("ad-*-*")):
+        name = "kafka_" + folder.name.rsplit("-", 1)[0]
+        topics[name] = topics.get(name, 0) + size(folder, "*.log")
+    return topics | {
+        "redis": size(stack / "redis"), "clickhouse": size(stack / "clickhouse"), "archive": size(Path(archive)),
+    }  # fmt: skip
 
 
 def latency(client: Client, campaigns: list[int], start: int, span_ms: int) -> dict[str, float]:
