@@ -45,7 +45,7 @@ soak: setup ## Twenty minutes at half load: memory, files and disk (MINUTES=20 R
 hostile: setup ## A million hostile messages, each accounted for (MESSAGES=1000000 SEED=1)
 	@$(BIN)/python -m tests.chaos.hostile
 
-bench: setup ## The pipeline at full speed: events/s and CPU by process (EVENTS=2000000)
+bench: setup ## The pipeline at full speed beside a bare loop (EVENTS=10000000)
 	@$(BIN)/python -m tests.benchmarks.pipeline $(if $(EVENTS),--events $(EVENTS))
 
 up: setup ## Start a stack in .adclick; Ctrl-C stops it

@@ -1,0 +1,153 @@
+"""A private stack with a prefilled topic, and what its processes use: what all benchmarks begin with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from infra import topics
+from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, now_ms
+from infra.console import App
+from infra.embedded.state import Folder
+from infra.kafka import Admin
+from infra.settings import Settings
+from ingest.replay import Pace, replay_files
+from ingest.synthetic.command import write_lines
+from ingest.synthetic.generator import Spec, Truth, make
+from tests.flow import worker_environment
+
+ADCLICK = [sys.executable, "-m", "infra"]
+RESULTS = Path(".bench")
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What the topic holds: `total` messages that begin at `start_ms` and cover `span_ms`."""
+
+    truth: Truth
+    total: int
+    start_ms: int
+    span_ms: int
+    generated_per_s: float
+    replayed_per_s: float
+
+
+class Bench:
+    """A stack without workers until they are started here."""
+
+    def __init__(self, work: Path) -> None:
+        self.work, self.stack = work, work / "stack"
+        words = ["up", "--detach", "--dir", str(self.stack), "--ingest-workers", "0", "--stream-workers", "0", "-q"]
+        subprocess.run([*ADCLICK, *words], check=True, stdout=subprocess.DEVNULL)
+        self.app = App(str(self.stack), False, False, True)
+        self.settings: Settings = self.app.settings
+        self.admin = Admin(self.settings.kafka)
+        self._workers: dict[str, subprocess.Popen[bytes]] = {}
+
+    def fill(self, spec: Spec) -> Filled:
+        """Make events and send them, as `adclick generate` and `adclick replay` do."""
+        began = time.monotonic()
+        made = make(spec)
+        write_lines(made, self.work / "events.ndjson")
+        truth, total = made.truth, len(made.lines)
+        del made
+        generated = time.monotonic()
+        replay_files(self.app, [self.work / "events.ndjson"], Pace(), 0)
+        replayed = time.monotonic()
+        (self.work / "events.ndjson").unlink()
+        return Filled(
+            truth, total, spec.start_ms, spec.span_ms, total / (generated - began), total / (replayed - generated)
+        )
+
+    def start(self, ingest: int, stream: int) -> None:
+        """Start workers; they are watched from now on."""
+        for kind, count in (("stream", stream), ("ingest", ingest)):
+            for name in (f"{kind}-{n}" for n in range(count)):
+                environment = worker_environment(self.settings, name, ADCLICK_USER_SECRET="bench")
+                self._workers[name] = subprocess.Popen([*ADCLICK, kind, "-q"], env=environment)
+
+    def stop(self) -> None:
+        """Stop the workers that were started."""
+        for worker in self._workers.values():
+            worker.terminate()
+        for worker in self._workers.values():
+            worker.wait(15)
+        self._workers.clear()
+
+    def processes(self) -> dict[str, psutil.Process]:
+        """All that the product is made of here."""
+        stack = {n: p for n, p in Folder(self.stack).processes().items() if n != "supervisor"}
+        return stack | {name: psutil.Process(worker.pid) for name, worker in self._workers.items()}
+
+    def consumed(self, group: str = topics.INGEST_GROUP, topic: str = topics.EVENTS) -> int:
+        """How many offsets of a topic a group has committed."""
+        committed = self.admin.committed(group, topic, self.settings.event_partitions)
+        return sum(max(0, c.offset) for c in committed)
+
+    def written(self) -> dict[str, int]:
+        """Bytes on disk by what wrote them: each topic, Redis' log, ClickHouse, the archive."""
+
+        def size(folder: Path, pattern: str = "*") -> int:
+            return sum(f.stat().st_size for f in folder.rglob(pattern) if f.is_file())
+
+        found: dict[str, int] = {}
+        for folder in sorted((self.stack / "kafka" / "data").glob("ad-*-*")):
+            name = "kafka_" + folder.name.rsplit("-", 1)[0].replace("-", "_")
+            found[name] = found.get(name, 0) + size(folder, "*.log")
+        others = {"redis": self.stack / "redis", "clickhouse": self.stack / "clickhouse"}
+        return found | {n: size(f) for n, f in others.items()} | {"archive": size(Path(self.settings.archive))}
+
+
+@contextmanager
+def bench() -> Iterator[Bench]:
+    """A stack that is gone afterwards."""
+    work = Path(tempfile.mkdtemp(prefix="adclick-bench-"))
+    made = None
+    try:
+        made = Bench(work)
+        yield made
+    finally:
+        if made is not None:
+            made.stop()
+        subprocess.run([*ADCLICK, "down", "--dir", str(work / "stack"), "-q"], check=False)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def across_midnight(span_ms: int) -> int:
+    """When events over `span_ms` begin that cross a UTC midnight, and whose minutes are held: else two hours ago."""
+    midnight = now_ms() // DAY_MS * DAY_MS
+    start = midnight - span_ms // 2
+    if now_ms() - start > 23.6 * HOUR_MS or midnight + span_ms // 2 > now_ms():
+        return (now_ms() - 2 * HOUR_MS) // MINUTE_MS * MINUTE_MS
+    return start
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """User and system time so far."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def peak_mb(process: psutil.Process) -> int:
+    """The most memory that a process has had."""
+    for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) >> 10
+    return 0
+
+
+def save(name: str, report: dict[str, Any]) -> None:
+    """As flat JSON into .bench."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
