@@ -21,10 +21,31 @@ _LOW = np.uint64(0xFFFFFFFF)
 
 def rows_of(columns: Sequence[npt.NDArray[Any]]) -> Ints:
     """(n, columns): columns of any integers, row by row."""
+    if len(columns) == 1:
+        return columns[0].astype(np.int64).reshape(-1, 1)
     rows = np.empty((len(columns[0]), len(columns)), np.int64)
     for number, column in enumerate(columns):
         rows[:, number] = column
     return rows
+
+
+def packed(columns: Sequence[npt.NDArray[Any]]) -> Ints:
+    """(n, words): columns of unsigned integers side by side in as few words of 64 bits as they fit into.
+
+    Rows are equal where all their columns are. A column of one value (its stride is 0) tells nothing, and is left out.
+    """
+    words, used = list[npt.NDArray[np.uint64]](), 64
+    for column in columns:
+        bits = column.dtype.itemsize * 8
+        if column.strides == (0,):
+            continue
+        if used + bits > 64:
+            words.append(column.astype(np.uint64))
+            used = bits
+        else:
+            words[-1] |= column.astype(np.uint64) << np.uint64(used)
+            used += bits
+    return rows_of(words or [np.zeros(len(columns[0]), np.uint64)])
 
 
 def sum_by_key(keys: Ints, amounts: Ints) -> tuple[Ints, Ints]:

@@ -20,7 +20,7 @@ from infra.columns import Bools, Ints
 from ingest.archived import Decision
 from ingest.batch import Judged
 from ingest.events import EVENT_TYPES, TYPE_CODE
-from ingest.grouping import rows_of, sum_by_key
+from ingest.grouping import packed, rows_of, sum_by_key
 from ingest.lateness import Lateness
 
 Column = npt.NDArray[Any]
@@ -168,18 +168,38 @@ def widened(partials: Partials, grain_ms: int) -> Partials:
 
 def keys_among(partials: Partials) -> int:
     """How many keys there are."""
-    keys = rows_of([partials[name] for name in KEYS])
-    first, _ = sum_by_key(keys, np.empty((len(keys), 0), np.int64))
+    first, _ = sum_by_key(_packed_keys(partials), np.empty((len(partials), 0), np.int64))
     return len(first)
 
 
+def among(rows: Partials, others: Partials) -> Partials:
+    """Those of `rows`, which has each key once, whose keys `others` has, too."""
+    both = Partials.joined([others.only(KEYS), rows.only(KEYS)])
+    first, _ = sum_by_key(_packed_keys(both), np.empty((len(both), 0), np.int64))
+    kept = np.ones(len(rows), np.bool_)
+    kept[first[first >= len(others)] - len(others)] = False
+    return rows.take(kept)
+
+
 def _grouped(keys: dict[str, Column], amounts: dict[str, Column]) -> Partials:
-    rows = rows_of(list(keys.values()))
-    first, sums = sum_by_key(rows, rows_of(list(amounts.values())))
-    # Keys keep the types that hold them; of sums it is not known.
-    found = {name: _picked(column, first) for name, column in keys.items()}
-    found |= dict(zip(amounts, np.ascontiguousarray(sums.T), strict=True))
+    narrow = Partials.of(keys)
+    summed = {name: column for name, column in amounts.items() if len(column) and column.any()}
+    size = len(narrow)
+    table = rows_of(list(summed.values())) if summed else np.empty((size, 0), np.int64)
+    first, sums = sum_by_key(_packed_keys(narrow), table)
+    found = {name: _picked(column, first) for name, column in narrow.columns.items()}
+    zero = _constant(np.uint8(0), len(first))
+    found |= dict.fromkeys(amounts, zero)
+    found |= dict(zip(summed, np.ascontiguousarray(sums.T), strict=True))
     return Partials.of(found)
+
+
+def _packed_keys(partials: Partials) -> Ints:
+    """Equal where all keys are."""
+    window = partials[WINDOW]
+    if len(window) and not _is_constant(window):
+        window = _narrow(window - window.min(), "")
+    return packed([window, *(partials[name] for name in KEYS[1:])])
 
 
 def _refuse_overflow(total: float) -> None:

@@ -71,5 +71,5 @@ def decode(value: bytes, where: str) -> tuple[Partials, ChunkHeader]:
 
 def repeats(rows: Partials) -> bool:
     """Whether merging would drop a fifth of the rows or more, judged by the rows of an eighth of the keys."""
-    sample = rows.take((rows["ad_id"].astype(np.int64) + rows["publisher_id"]) % _SAMPLED_KEYS == 0)
+    sample = rows.only(partials.KEYS).take((rows["ad_id"].astype(np.int64) + rows["publisher_id"]) % _SAMPLED_KEYS == 0)
     return partials.keys_among(sample) < _WORTHWHILE * len(sample)

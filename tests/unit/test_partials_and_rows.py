@@ -64,6 +64,16 @@ def test_rolling_up_preserves_sums_and_order_does_not_matter(made: list[dict[str
         assert totals(split, *keys) == totals(whole, *keys)
 
 
+@given(_rows, _rows)
+def test_rows_among_others_are_those_whose_keys_they_share(
+    some: list[dict[str, Any]], more: list[dict[str, Any]]
+) -> None:
+    rows, others = partials.merge([frame(some)]), frame(more)
+    shared = totals(rows, *partials.KEYS).keys() & totals(others, *partials.KEYS).keys()
+    found = totals(partials.among(rows, others), *partials.KEYS)
+    assert found == {key: sums for key, sums in totals(rows, *partials.KEYS).items() if key in shared}
+
+
 @given(_rows, st.integers(1, 8))
 def test_every_partial_goes_to_exactly_one_shard(made: list[dict[str, Any]], shards: int) -> None:
     whole = frame(made)
