@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EVENTS ?=
 
-.PHONY: help setup demo test lint unit integration e2e chaos outages soak hostile bench up down lock clean
+.PHONY: help setup demo test lint unit integration e2e chaos outages soak hostile bench bench-peers bench-latency profile up down lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -47,6 +47,15 @@ hostile: setup ## A million hostile messages, each accounted for (MESSAGES=10000
 
 bench: setup ## The pipeline at full speed beside a bare loop (EVENTS=10000000)
 	@$(BIN)/python -m tests.benchmarks.pipeline $(if $(EVENTS),--events $(EVENTS))
+
+bench-peers: setup ## The peers that install with pip, on the same events, with and without dedup
+	@$(BIN)/python -m tests.benchmarks.peers
+
+bench-latency: setup ## From an event produced to its count over HTTP, under load (after bench, or FULL=200000)
+	@$(BIN)/python -m tests.benchmarks.latency
+
+profile: setup ## Flame graphs of each worker while the pipeline runs, in .bench (EVENTS=10000000)
+	@$(BIN)/python -m tests.benchmarks.profile $(if $(EVENTS),--events $(EVENTS))
 
 up: setup ## Start a stack in .adclick; Ctrl-C stops it
 	@$(BIN)/adclick up
