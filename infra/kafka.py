@@ -47,6 +47,8 @@ _GIVE_UP_S = 20.0
 _FENCED = {
     KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_ID_MAPPING,
 }  # fmt: skip
+# A topic that was just made, or one whose leader just moved: the answer of a moment.
+_NO_LEADER_YET = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 
 
 def columns_of(messages: Sequence[Any]) -> Columns:
@@ -148,12 +150,18 @@ class Admin:
 
     def _offsets(self, topic: str, partitions: int, spec: Any) -> list[int]:
         request = {TopicPartition(topic, p): spec for p in range(partitions)}
-        with _translated():
-            futures = self._client.list_offsets(
-                request, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=self._timeout_s
-            )
-            found = {tp.partition: future.result().offset for tp, future in futures.items()}
-        return [found[p] for p in range(partitions)]
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                futures = self._client.list_offsets(
+                    request, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=self._timeout_s
+                )
+                found = {tp.partition: future.result().offset for tp, future in futures.items()}
+                return [found[p] for p in range(partitions)]
+            except KafkaException as error:
+                if error.args[0].code() not in _NO_LEADER_YET or time.monotonic() > deadline:
+                    raise _translate(error) from error
+                time.sleep(0.05)
 
     def committed(self, group: str, topic: str, partitions: int) -> list[Committed]:
         """What a group has committed, without joining it."""
