@@ -7,8 +7,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -51,8 +49,27 @@ class Redis:
         except _AWAY as error:
             raise Unavailable(f"Redis: {error}") from error
 
-    def write_if(self, key: str, accept: Callable[[bytes | None], Sequence[bytes] | None]) -> bool:
-        """MULTI/EXEC, but only while `key` keeps the value for which `accept` gave commands (packed, see `pack`).
+    def ranges(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Bytes of strings, from first to last, in one round trip."""
+        if not wanted:
+            return []
+        pool = self._client.connection_pool
+        try:
+            connection = pool.get_connection()
+            try:
+                packed = [pack("GETRANGE", key, first, last) for key, first, last in wanted]
+                connection.send_packed_command(packed, check_health=False)
+                return [connection.read_response() for _ in wanted]
+            except BaseException:
+                connection.disconnect()
+                raise
+            finally:
+                pool.release(connection)
+        except _AWAY as error:
+            raise Unavailable(f"Redis: {error}") from error
+
+    def write_if(self, key: str, accept: Callable[[bytes | None], Sequence[Sequence[Any]] | None]) -> bool:
+        """MULTI/EXEC, but only while `key` keeps the value for which `accept` gave commands.
 
         `accept` gets the value and returns None to write nothing. Check and write share one connection and a WATCH, so
         that a server that restarted in between fails the write.
@@ -68,7 +85,8 @@ class Redis:
                     connection.send_packed_command([pack("UNWATCH")], check_health=False)
                     connection.read_response()
                     return False
-                connection.send_packed_command([pack("MULTI"), *commands, pack("EXEC")], check_health=False)
+                packed = [pack("MULTI"), *(pack(*command) for command in commands), pack("EXEC")]
+                connection.send_packed_command(packed, check_health=False)
                 for _ in range(1 + len(commands)):
                     connection.read_response()
                 if connection.read_response() is None:
@@ -88,15 +106,6 @@ class Redis:
     def script(self, source: str) -> Script:
         """A Lua script that is loaded where it is not known yet."""
         return Script(self, source)
-
-    def scan_hash(self, key: str, count: int = 20_000) -> Iterable[dict[bytes, bytes]]:
-        """The fields of a big hash in pages; a field may come twice."""
-        cursor: Any = 0
-        while True:
-            cursor, page = self.call("HSCAN", key, cursor, "COUNT", count)
-            yield page
-            if int(cursor) == 0:
-                return
 
     def scan_keys(self, pattern: str) -> list[bytes]:
         """Keys that match, by SCAN."""
@@ -137,25 +146,9 @@ class Redis:
 
 
 def pack(*command: bytes | str | int) -> bytes:
-    """A command in Redis' own protocol (RESP)."""
+    """A command in Redis' own protocol (RESP): redis-py takes six times as long."""
     parts = [c if isinstance(c, bytes) else str(c).encode() for c in command]
     return b"*%d\r\n%b" % (len(parts), b"".join([b"$%d\r\n%b\r\n" % (len(p), p) for p in parts]))
-
-
-def pack_hset(key: str, fields: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8]) -> bytes:
-    """HSET of many fields of one width and values of one width, as (n, width) bytes: 0.05 µs each instead of 4."""
-    count, field_width = fields.shape
-    value_width = values.shape[1]
-    head_f, head_v = f"${field_width}\r\n".encode(), f"${value_width}\r\n".encode()
-    line_end = np.frombuffer(b"\r\n", np.uint8)
-    columns = [np.frombuffer(head_f, np.uint8), fields, line_end, np.frombuffer(head_v, np.uint8), values, line_end]
-    packed = np.empty((count, sum(c.shape[-1] for c in columns)), np.uint8)
-    at = 0
-    for column in columns:
-        packed[:, at : at + column.shape[-1]] = column
-        at += column.shape[-1]
-    name = key.encode()
-    return b"*%d\r\n$4\r\nHSET\r\n$%d\r\n%b\r\n%b" % (2 + 2 * count, len(name), name, packed.tobytes())
 
 
 class Script:

@@ -46,6 +46,7 @@ class Settings(BaseSettings):
 
     session_timeout_ms: int = Field(6_000, ge=1_000, description="a worker unheard of for this long loses its place")
     dedup_horizon_s: int = Field(3600, ge=60, description="copies within this much log time are caught")
+    dedup_segment_ids: int = Field(2_000_000, ge=1, description="ids that are put in order in Redis together, at most")
     events_retention_s: int = Field(7 * 86_400, ge=180, description="how long ad-events are kept: 3 horizons at least")
     blocks_retention_s: int = Field(3 * 86_400, ge=60, description="how long what passes between stages is kept")
     ingest_batch: int = Field(50_000, ge=1, le=200_000, description="messages an ingest transaction takes at most")

@@ -15,8 +15,9 @@ from ingest import lateness, shedding
 from ingest.archived import ARROW, WIRE, Decision
 from ingest.decode import NO_USER, Events
 from ingest.dedup import decision
-from ingest.dedup.decision import NOT_A_COPY, PartitionMemory
+from ingest.dedup.decision import NOT_A_COPY
 from ingest.dedup.digest import first_words
+from ingest.dedup.memory import PartitionMemory
 from ingest.dedup.registry import Registry
 from ingest.lateness import NO_WATERMARK, Lateness
 

@@ -8,7 +8,7 @@ from infra import record_batches
 from infra.columns import PADDING, Values
 from ingest import partials
 from ingest.decode import decode
-from ingest.dedup.bloom import GrowingBloom
+from ingest.dedup import segments
 
 _EVENT = (
     b'{"event_id":"a","event_type":"click","event_time":1,"campaign_id":1,"ad_id":1,"advertiser_id":1,'
@@ -20,9 +20,10 @@ def main() -> None:
     """One event through every compiled function."""
     found = decode(Values.of([_EVENT, b""]), np.ones(2, np.int64)).events
     Values.joined([found.ids, found.ids]).copied()
-    known = GrowingBloom()
-    known.add(found.digests)
-    assert known.contains(found.digests).all()
+    known, offsets = segments.Open(1), np.zeros(1, np.int64)
+    known.add(segments.rows_of(found.digests, offsets))
+    known.find(found.digests, offsets)
+    segments.scan(found.digests, offsets, [known.closed()[1]], offsets)
     partials.keys_among(partials.merge([]))
     record_batches.read(np.zeros(PADDING, np.uint8), 0, 0, 0, [])
 

@@ -43,7 +43,8 @@ from ingest.batch import Judged, Position
 from ingest.blocks import SourceRange
 from ingest.decode import Events, decode
 from ingest.dedup import decision as dedup
-from ingest.dedup.decision import MemoryLost, PartitionMemory
+from ingest.dedup.memory import PartitionMemory
+from ingest.dedup.registry import MemoryLost
 from ingest.dedup.takeover import Memories
 from ingest.events import Reason, Rejection
 from ingest.partials import Partials
@@ -125,7 +126,6 @@ class IngestWorker:
     def run(self) -> None:
         """Consume until stopped; start a new session, with a growing pause, after each loss."""
         in_sessions(self._session, self._stopping, self._log, (Fenced, Unavailable, MemoryLost))
-        self._memories.close()
 
     def _session(self) -> None:
         settings = self._settings
@@ -143,8 +143,6 @@ class IngestWorker:
         try:
             while not self._stopping.is_set():
                 taken = self._consumer.take(settings.ingest_batch, settings.ingest_linger_ms / 1000)
-                for partition in self._owned.values():
-                    self._memories.adopt_filled(partition.memory)
                 try:
                     if taken:
                         # Until Redis is back nothing more is consumed. Ids recorded twice are recorded once.
@@ -227,8 +225,9 @@ class IngestWorker:
             valid, offsets, log_time, partition.position, end, partition.memory, self._memories.registry,
             horizon_ms=self._horizon_ms, level=level, policy=self._policy,
         )  # fmt: skip
-        committed_generation = partition.position.log_time_ms // self._horizon_ms
-        self._memories.record(partition.memory, judged.copies, end.offset, committed_generation)
+        # Whoever reads this batch again begins in the generation that is committed now.
+        oldest = dedup.oldest_needed(partition.position.log_time_ms // self._horizon_ms)
+        self._memories.registry.record(partition.memory, judged.copies.news, up_to=end.offset, oldest_generation=oldest)
         faults.point("ingest.recorded")
         return judged
 
@@ -298,8 +297,6 @@ class IngestWorker:
                 continue
             partition.position, partition.active_at = after, time.monotonic()
             self._doubted += int(outcome.judged[p].copies.doubt.sum())
-            dedup.remember(partition.memory, outcome.judged[p].copies)
-            partition.memory.turn(after.log_time_ms // self._horizon_ms)
 
     def _roll_back(self) -> None:
         """Read again from the committed positions; nothing else in memory has moved."""

@@ -1,7 +1,7 @@
 """Tier 1 of dedup: "certainly new" without asking anybody.
 
 pybloom_live sizes and holds the bits; whole batches are checked and added by compiled loops on the same memory. Positions
-come from the digest that Redis stores, and from nothing else, so that a filter rebuilt from there is the same.
+come from the digest that is stored, and from nothing else, so that a filter rebuilt from there is the same.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from infra.columns import Bools, Bytes
 from infra.compiled import byte_at, compiled, word_at
 from ingest.dedup.digest import DIGEST_BYTES, Digests
 
-# Positives are confirmed in Redis, so a loose rate is enough.
+# Positives are confirmed, so a loose rate is enough.
 ERROR_RATE = 1e-3
-FIRST_CAPACITY = 500_000
 
 
 def _positions_of_one(width: int, slices: int, key: bytes) -> Iterator[int]:
@@ -63,7 +62,7 @@ def _add(digests: Any, count: int, bits: Any, slices: int, width: Any) -> None:
             bits[np.int64(position >> np.uint64(3))] |= np.uint8(1) << np.uint8(position & np.uint64(7))
 
 
-class _Filter:
+class Filter:
     """One pybloom filter, used by whole batches."""
 
     def __init__(self, capacity: int) -> None:
@@ -71,52 +70,34 @@ class _Filter:
         # So that pybloom's own `in` agrees. Not a method of this object: it would be held by its own filter, and only
         # ever be freed by a full collection.
         self.bloom.make_hashes = partial(_positions_of_one, self.bloom.bits_per_slice, self.bloom.num_slices)
-        self.capacity, self.count = capacity, 0
-        self._bytes: Bytes = np.frombuffer(self.bloom.bitarray, np.uint8)
+        self._bits: Bytes = np.frombuffer(self.bloom.bitarray, np.uint8)
         self._width = np.uint64(self.bloom.bits_per_slice)
 
-    def contains(self, digests: Digests, found: Bools) -> None:
-        """Mark in `found` which may have been added."""
-        _contains(digests.ctypes.data, self._bytes.ctypes.data, self.bloom.num_slices, self._width, found)
-
-    def add(self, digests: Digests) -> None:
-        """Set the bits of all."""
-        _add(digests.ctypes.data, len(digests), self._bytes, self.bloom.num_slices, self._width)
-        self.count += len(digests)
-
-
-class GrowingBloom:
-    """Filters that double in capacity, so that no volume has to be known before."""
-
-    def __init__(self, first_capacity: int = FIRST_CAPACITY) -> None:
-        self._filters = [_Filter(first_capacity)]
-
-    def contains(self, digests: Digests) -> Bools:
-        """Which may have been added; False is certain."""
-        digests, found = np.ascontiguousarray(digests), np.zeros(len(digests), np.bool_)
-        for part in self._filters:
-            part.contains(digests, found)
+    def contains(self, digests: Digests, found: Bools | None = None) -> Bools:
+        """Which may have been added; False is certain. Those that are marked in `found` stay so."""
+        found = np.zeros(len(digests), np.bool_) if found is None else found
+        digests = np.ascontiguousarray(digests)
+        _contains(digests.ctypes.data, self._bits.ctypes.data, self.bloom.num_slices, self._width, found)
         return found
 
     def add(self, digests: Digests) -> None:
         """Remember all of these."""
-        if not len(digests):
-            return
-        last = self._filters[-1]
-        if last.count >= last.capacity:
-            last = _Filter(last.capacity * 2)
-            self._filters.append(last)
-        last.add(np.ascontiguousarray(digests))
+        digests = np.ascontiguousarray(digests)
+        _add(digests.ctypes.data, len(digests), self._bits, self.bloom.num_slices, self._width)
 
-    def join(self, other: GrowingBloom) -> None:
-        """Hold what the other one holds, too."""
-        self._filters = other._filters[:-1] + self._filters + other._filters[-1:]
+    @property
+    def size(self) -> int:
+        """Bytes of a snapshot."""
+        return len(self._bits)
+
+    def snapshot(self) -> bytes:
+        """The bits."""
+        return self._bits.tobytes()
+
+    def restore(self, snapshot: bytes) -> None:
+        """Take the bits of a filter of this capacity."""
+        self._bits[:] = np.frombuffer(snapshot, np.uint8)
 
     def __contains__(self, digest: bytes) -> bool:
         """pybloom's own answer for one digest."""
-        return any(digest in part.bloom for part in self._filters)
-
-    @property
-    def count(self) -> int:
-        """How many were added."""
-        return sum(part.count for part in self._filters)
+        return digest in self.bloom

@@ -10,60 +10,17 @@ left to the nightly job, which has the archive.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from infra.errors import AdclickError
-from ingest.dedup.bloom import GrowingBloom
 from ingest.dedup.digest import Digests, first_words
-from ingest.dedup.registry import UNKNOWN, Offsets, Registry
+from ingest.dedup.memory import PartitionMemory
+from ingest.dedup.registry import News, Registry
+from ingest.dedup.segments import UNKNOWN, Offsets
 
 NOT_A_COPY = -1
-
-
-class MemoryLost(AdclickError):
-    """Redis no longer knows what this partition has recorded: rebuild before going on."""
-
-
-@dataclass
-class PartitionMemory:
-    """What a worker holds of one partition, beside the registry."""
-
-    partition: int
-    recorded_up_to: int
-    assigned_generation: int
-    """The generation in which this worker took the partition over; later ones began under its eyes."""
-    filters: dict[int, GrowingBloom] = field(default_factory=dict)
-    complete: set[int] = field(default_factory=set)
-    """Generations whose filter is known to hold every recorded id; in the others all ids count as positive."""
-    doubtful: set[int] = field(default_factory=set)
-    """Generations of which the registry has lost ids for good."""
-
-    def filter_of(self, generation: int) -> GrowingBloom:
-        """The filter of a generation, made when it is new."""
-        if generation not in self.filters:
-            self.filters[generation] = GrowingBloom()
-        return self.filters[generation]
-
-    def knows_all_of(self, generation: int) -> bool:
-        """Whether an id that the filter has not seen is certainly not recorded in this generation."""
-        return generation > self.assigned_generation or generation in self.complete
-
-    def inherit(self, former: PartitionMemory) -> None:
-        """Take over the filters of doubtful generations: what they have not seen is certainly new."""
-        for generation in self.doubtful:
-            if former.knows_all_of(generation):
-                self.filters[generation] = former.filters.get(generation) or GrowingBloom()
-                self.complete.add(generation)
-
-    def turn(self, generation: int) -> None:
-        """Drop filters that no event from `generation` on can need."""
-        for old in [g for g in self.filters if g < generation - 1]:
-            del self.filters[old]
-            self.complete.discard(old)
-        self.doubtful = {g for g in self.doubtful if g >= generation - 1}
 
 
 def oldest_needed(committed_generation: int) -> int:
@@ -78,12 +35,12 @@ def oldest_needed(committed_generation: int) -> int:
 class Decision:
     """`copy_of[i]` is the offset of the first occurrence, NOT_A_COPY for a first occurrence and for one in `doubt`.
 
-    `news` is what must be recorded, by generation. `lookups` counts ids that Redis was asked about.
+    `news` is what must be recorded. `lookups` counts searches in Redis.
     """
 
     copy_of: Offsets
     doubt: npt.NDArray[np.bool_]
-    news: dict[int, tuple[Digests, Offsets]]
+    news: News
     lookups: int
 
     @property
@@ -101,7 +58,7 @@ def decide(
 ) -> Decision:
     """Judge the valid events of a batch, in offset order. `generations` never decreases.
 
-    Nothing is recorded yet; the filters are not changed either. Raises Unavailable.
+    Nothing is recorded yet. Raises Unavailable, MemoryLost.
     """
     count = len(offsets)
     copy_of = np.full(count, NOT_A_COPY, np.int64)
@@ -109,22 +66,17 @@ def decide(
     lookups = 0
     for generation in np.unique(generations).tolist():
         here = np.flatnonzero(generations == generation)
+        asked, own_offsets = digests[here], offsets[here]
         for searched in (generation, generation - 1):
-            asked = here
-            if memory.knows_all_of(searched):
-                known = memory.filters.get(searched)
-                asked = here[known.contains(digests[here])] if known is not None and known.count else here[:0]
-            if not asked.size:
-                continue
-            lookups += len(asked)
-            found = registry.lookup(memory.partition, searched, digests[asked])
+            found, looked_up = registry.lookup(memory, searched, asked)
+            lookups += looked_up
             # Its own offset: a batch that was recorded and not committed, read again. A higher one cannot be
             # a first occurrence for this event.
-            copies = (found != UNKNOWN) & (found < offsets[asked])
-            own[asked[found == offsets[asked]]] = True
+            copies = (found != UNKNOWN) & (found < own_offsets)
+            own[here[found == own_offsets]] = True
             if searched in memory.doubtful:
-                doubt[asked[found == UNKNOWN]] = True
-            hit = asked[copies]
+                doubt[here[(found == UNKNOWN) & memory.may_be_lost(searched, asked)]] = True
+            hit = here[copies]
             copy_of[hit] = np.where(copy_of[hit] == NOT_A_COPY, found[copies], np.minimum(copy_of[hit], found[copies]))
     _copies_within(digests, offsets, generations, copy_of)
     # Recorded under its own offset: it was beyond doubt when this batch was first read.
@@ -153,9 +105,3 @@ def _copies_within(digests: Digests, offsets: Offsets, generations: npt.NDArray[
             copy_of[i] = before[1]
         else:
             recorded[key] = (generation, int(offsets[i]))
-
-
-def remember(memory: PartitionMemory, decision: Decision) -> None:
-    """Put recorded ids into the filters. Bits of a batch that is then aborted do no harm: positives are confirmed."""
-    for generation, (digests, _) in decision.news.items():
-        memory.filter_of(generation).add(digests)

@@ -184,9 +184,10 @@ def _kept_too_long(product: Product) -> list[str]:
         if not any(Admin(settings.kafka).starts(topic, settings.event_partitions)):
             found.append(f"{topic}: nothing was ever deleted")
     redis = Redis(settings.redis)
-    generations = [k.rsplit(b":", 1) for k in redis.scan_keys(f"{settings.key_prefix}dedup:*")]
-    many = Counter(partition for partition, generation in generations if generation.isdigit())
-    found += [f"{partition.decode()}: {count} generations" for partition, count in many.items() if count > 3]
+    keys = [k.decode().split("}:") for k in redis.scan_keys(f"{settings.key_prefix}dedup:*")]
+    generations = {(partition, rest.split(":")[0]) for partition, rest in keys if rest != "head"}
+    many = Counter(partition for partition, _ in generations)
+    found += [f"{partition}}}: {count} generations" for partition, count in many.items() if count > 3]
     ends = [int(k.rsplit(b":", 1)[1]) + HOUR_MS for k in redis.scan_keys(f"{settings.key_prefix}hot:*:h:*")]
     if min(ends) < now_ms() - (settings.hot_hours + 2) * HOUR_MS:
         found.append(f"Redis still has minutes before {iso(min(ends))}")

@@ -23,9 +23,10 @@ from infra.records import Committed, Record
 from infra.redis import Redis
 from infra.settings import Settings
 from ingest.dedup.digest import digest
-from ingest.dedup.registry import RedisRegistry, Registry
+from ingest.dedup.memory import Kept
+from ingest.dedup.registry import MemoryLost, Registry, Store
 from tests.product import wait_until
-from tests.unit.fakes import MemoryRegistry
+from tests.unit.fakes import MemoryStore
 
 
 def values(settings: Settings, topic: str, partition: int = 0) -> list[bytes]:
@@ -118,39 +119,40 @@ def test_a_broker_that_is_not_there_is_unavailable() -> None:
 
 
 @pytest.fixture(params=["memory", "redis"])
-def registry(request: pytest.FixtureRequest, settings: Settings) -> Registry:
-    return (
-        MemoryRegistry() if request.param == "memory" else RedisRegistry(Redis(settings.redis), settings.key_prefix, 60)
-    )
+def store(request: pytest.FixtureRequest, settings: Settings) -> Store:
+    return MemoryStore() if request.param == "memory" else Redis(settings.redis)
 
 
-def ids(*names: str) -> np.ndarray[tuple[int], np.dtype[np.void]]:
-    return digest(Values.of([name.encode() for name in names]))
-
-
-def test_registry_contract(registry: Registry) -> None:
-    assert registry.recorded_up_to(0) is None
-    assert not registry.record(0, {}, expected=0, up_to=5, oldest_generation=0)
-    registry.begin(0, 0)
-    first = ids(*[f"id{n}" for n in range(30_000)])
-    news = {7: (first, np.arange(30_000, dtype=np.int64)), 8: (ids("other"), np.array([2**40]))}
-    assert registry.record(0, news, expected=0, up_to=30_001, oldest_generation=0)
-    assert registry.recorded_up_to(0) == 30_001
-    assert registry.lookup(0, 7, first[::1000]).tolist() == list(range(0, 30_000, 1000))
-    assert registry.lookup(0, 8, ids("id1", "other", "id2")).tolist() == [-1, 2**40, -1]
-    assert registry.lookup(1, 7, ids("id1")).tolist() == [-1]
-    assert registry.lookup(0, 7, ids()).tolist() == []
-    assert {d.tobytes() for page in registry.pages(0, 7) for d in page} == {d.tobytes() for d in first}
-    # A stopped worker's late write moves nothing back; one that expects more than is there writes nothing.
-    assert registry.record(0, {}, expected=10, up_to=20, oldest_generation=0)
-    assert registry.recorded_up_to(0) == 30_001
-    assert not registry.record(0, {7: (ids("lost"), np.array([1]))}, expected=30_002, up_to=40_000, oldest_generation=0)
-    assert registry.lookup(0, 7, ids("lost")).tolist() == [-1]
-    assert registry.record(0, {}, expected=30_001, up_to=30_002, oldest_generation=8)
-    assert registry.lookup(0, 7, first[:2]).tolist() == [-1, -1]
-    registry.forget(0)
-    assert registry.recorded_up_to(0) is None
-    assert registry.lookup(0, 8, ids("other")).tolist() == [-1]
+def test_registry_contract(store: Store, settings: Settings) -> None:
+    registry = Registry(store, settings.key_prefix, ttl_s=60, segment_ids=20_000)
+    assert registry.load(0) is None
+    memory, first = registry.begin(0, 0), digest(Values.of([b"id%d" % n for n in range(45_000)]))
+    other = digest(Values.of([b"other"]))
+    for start in range(0, 45_000, 15_000):
+        news = {7: (first[start : start + 15_000], np.arange(start, start + 15_000))}
+        registry.record(memory, news, up_to=start + 15_000, oldest_generation=0)
+    assert memory.head.generations == {7: Kept(closed=1, open=15_000)}
+    registry.record(memory, {8: (other, np.array([2**40]))}, up_to=45_001, oldest_generation=0)
+    assert memory.head.generations == {7: Kept(closed=2), 8: Kept(open=1)}
+    loaded = registry.load(0)
+    assert loaded is not None
+    for held in (memory, loaded):
+        assert held.recorded_up_to == 45_001
+        assert registry.lookup(held, 7, first[::100])[0].tolist() == list(range(0, 45_000, 100))
+        both = np.concatenate((first[:1], other))
+        assert registry.lookup(held, 8, both)[0].tolist() == [-1, 2**40]
+        assert registry.lookup(held, 7, both)[0].tolist() == [0, -1]
+        assert registry.lookup(held, 7, first[:0])[0].tolist() == []
+    assert registry.load(1) is None
+    registry.record(memory, {}, up_to=45_002, oldest_generation=8)
+    assert registry.lookup(memory, 7, first[:2])[0].tolist() == [-1, -1]
+    assert len(list(store.scan_keys(f"{settings.key_prefix}dedup:*"))) == 2, "the head, and what is open"
+    with pytest.raises(Unavailable, match="another worker recorded"):
+        registry.record(loaded, {}, up_to=50_000, oldest_generation=0)
+    assert loaded.head == memory.head
+    registry.begin(0, 5)
+    with pytest.raises(MemoryLost):
+        registry.record(memory, {}, up_to=50_000, oldest_generation=0)
 
 
 def test_migrations_are_applied_once_and_rows_replace_themselves(settings: Settings) -> None:

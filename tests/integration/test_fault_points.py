@@ -27,13 +27,15 @@ def struck(running: Flow, name: str, fault: str) -> None:
     "fault",
     [
         "ingest.recorded",  # ids in Redis, nothing in Kafka
+        "ingest.closing:2",  # a segment is full, and not in order yet
         "ingest.produced:2",  # the transaction is in the log, not committed
         "ingest.committed:2",  # committed, and nothing in memory has moved
     ],
 )
 def test_ingest_dies_between_two_writes(settings: Settings, tmp_path: Path, fault: str) -> None:
     with flow(settings, tmp_path) as running:
-        running.settings = running.settings.model_copy(update={"ingest_batch": 1_000})
+        small = {"ingest_batch": 1_000, "dedup_segment_ids": 400}
+        running.settings = running.settings.model_copy(update=small)
         struck(running, "ingest-0", f"kill@{fault}")
 
 

@@ -1,62 +1,49 @@
-"""Fakes of what unit tests may not reach. `tests/contracts.py` runs over them and over the real parts."""
+"""Fakes of what unit tests may not reach."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-
-import numpy as np
-
-from ingest.dedup.digest import DIGEST, Digests
-from ingest.dedup.registry import UNKNOWN, Offsets
+from collections.abc import Callable, Sequence
+from typing import Any
 
 
-class MemoryRegistry:
-    """A registry in a dictionary."""
+class MemoryStore:
+    """As much of Redis as the registry needs, in a dictionary."""
 
     def __init__(self) -> None:
-        self.ids: dict[tuple[int, int], dict[bytes, int]] = {}
-        self.up_to: dict[int, int] = {}
-        self.doubts: dict[int, set[int]] = {}
+        self.held: dict[str, Any] = {}
+        self.ranges_read = 0
 
-    def recorded_up_to(self, partition: int) -> int | None:
-        return self.up_to.get(partition)
+    def call(self, *command: Any) -> Any:
+        name, key, *rest = command
+        match name:
+            case "GET":
+                return self.held.get(key)
+            case "SET":
+                self.held[key] = rest[0]
+            case "STRLEN":
+                return len(self.held.get(key, b""))
+            case "RPUSH":
+                self.held.setdefault(key, []).append(rest[0])
+            case "LRANGE":
+                return self.held.get(key, [])[rest[0] : rest[1] + 1]
+            case "UNLINK":
+                for gone in (key, *rest):
+                    self.held.pop(gone.decode() if isinstance(gone, bytes) else gone, None)
+            case "EXPIRE":
+                pass
+            case _:
+                raise AssertionError(f"no {name} here")
+        return None
 
-    def lookup(self, partition: int, generation: int, digests: Digests) -> Offsets:
-        known = self.ids.get((partition, generation), {})
-        return np.array([known.get(d.tobytes(), UNKNOWN) for d in digests], np.int64)
+    def ranges(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        self.ranges_read += len(wanted)
+        return [self.held.get(key, b"")[first : last + 1] for key, first, last in wanted]
 
-    def begin(self, partition: int, up_to: int, doubtful: Collection[int] = ()) -> None:
-        self.up_to[partition] = up_to
-        self.doubts.setdefault(partition, set()).update(doubtful)
+    def write_if(self, key: str, accept: Callable[[bytes | None], Sequence[tuple[Any, ...]] | None]) -> bool:
+        commands = accept(self.held.get(key))
+        for command in commands or ():
+            self.call(*command)
+        return commands is not None
 
-    def doubtful(self, partition: int) -> set[int]:
-        return self.doubts.get(partition, set())
-
-    def record(
-        self,
-        partition: int,
-        news: dict[int, tuple[Digests, Offsets]],
-        *,
-        expected: int,
-        up_to: int,
-        oldest_generation: int,
-    ) -> bool:
-        held = self.up_to.get(partition)
-        if held is None or held < expected:
-            return False
-        for generation, (digests, offsets) in news.items():
-            known = self.ids.setdefault((partition, generation), {})
-            known.update(zip((d.tobytes() for d in digests), offsets.tolist(), strict=True))
-        for old in [g for p, g in self.ids if p == partition and g < oldest_generation]:
-            del self.ids[partition, old]
-        self.up_to[partition] = max(up_to, held)
-        return True
-
-    def pages(self, partition: int, generation: int) -> Iterator[Digests]:
-        yield np.array(list(self.ids.get((partition, generation), {})), DIGEST)
-
-    def forget(self, partition: int) -> None:
-        self.up_to.pop(partition, None)
-        self.doubts.pop(partition, None)
-        for key in [k for k in self.ids if k[0] == partition]:
-            del self.ids[key]
+    def scan_keys(self, pattern: str) -> list[bytes]:
+        return [key.encode() for key in self.held if key.startswith(pattern.removesuffix("*"))]

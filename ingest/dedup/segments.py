@@ -1,0 +1,199 @@
+"""Recorded ids of one generation: an open segment, which grows, and closed ones, which are sorted and never change.
+
+A row is a digest and the offset of the first occurrence. The open segment lies in Redis as a list of chunks of rows, in the
+order in which they were recorded, and in the worker with a hash index. A closed one lies in Redis alone; of it the worker
+keeps the Bloom filter and every 32nd digest's first word.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from infra.columns import Ints
+from infra.compiled import Number, compiled, word_at
+from ingest.dedup.bloom import Filter
+from ingest.dedup.digest import DIGEST, DIGEST_BYTES, Digests, first_words
+
+ROW = np.dtype([("digest", DIGEST), ("offset", "<i8")])
+ROW_BYTES = ROW.itemsize
+Rows = npt.NDArray[np.void]
+"""Elements of type ROW."""
+Offsets = Ints
+UNKNOWN = -1
+
+FIRST_CAPACITY = 250_000
+_SPARSE = 32
+_HEAD = struct.Struct("<8sqq")
+_MAGIC = b"adclick1"
+HEAD_BYTES = _HEAD.size
+
+
+class Damaged(Exception):
+    """A segment in Redis is not what was written there."""
+
+
+def rows_of(digests: Digests, offsets: Offsets) -> Rows:
+    """Side by side."""
+    rows = np.empty(len(digests), ROW)
+    rows["digest"], rows["offset"] = digests, offsets
+    return rows
+
+
+@compiled
+def _same(a: Number, b: Number) -> Number:
+    """Whether the digests at two addresses are equal."""
+    return word_at(a, 0) == word_at(b, 0) and word_at(a, 4) == word_at(b, 4)
+
+
+@compiled
+def _index(rows: int, start: int, stop: int, slots: npt.NDArray[np.int32]) -> None:
+    """Put rows into a hash index: linear probing from the digest's first word, 0 for an empty slot, else row + 1."""
+    mask = len(slots) - 1
+    for row in range(start, stop):
+        slot = np.int64(word_at(rows, ROW_BYTES * row) & np.uint64(mask))
+        while slots[slot] != 0:
+            slot = (slot + 1) & mask
+        slots[slot] = row + 1
+
+
+@compiled
+def _find(digests: int, asked: Ints, rows: int, slots: npt.NDArray[np.int32], found: Offsets) -> None:
+    """The offsets of those of `asked` that are indexed."""
+    mask = len(slots) - 1
+    for at in asked:
+        digest = digests + DIGEST_BYTES * at
+        slot = np.int64(word_at(digest, 0) & np.uint64(mask))
+        while slots[slot] != 0:
+            row = rows + ROW_BYTES * np.int64(slots[slot] - 1)
+            if _same(digest, row):
+                found[at] = np.int64(word_at(row, DIGEST_BYTES))
+                break
+            slot = (slot + 1) & mask
+
+
+@compiled
+def _scan(digests: int, asked: Ints, windows: int, edges: Ints, found: Offsets) -> None:
+    """The offsets of those of `asked` that are in their window of rows, which begins at edges[i] and ends at edges[i + 1]."""
+    for i in range(len(asked)):
+        digest = digests + DIGEST_BYTES * asked[i]
+        for at in range(edges[i], edges[i + 1], ROW_BYTES):
+            if _same(digest, windows + at):
+                found[asked[i]] = np.int64(word_at(windows + at, DIGEST_BYTES))
+                break
+
+
+class Open:
+    """The segment that ids are recorded in."""
+
+    def __init__(self, capacity: int) -> None:
+        """`capacity`: ids; one batch more does no harm."""
+        self.capacity, self.count = capacity, 0
+        self.filter = Filter(capacity)
+        self._rows: Rows = np.empty(1024, ROW)
+        self._slots = np.zeros(2 * len(self._rows), np.int32)
+
+    def add(self, rows: Rows) -> None:
+        """Hold these, too."""
+        start, stop = self.count, self.count + len(rows)
+        if stop > len(self._rows):
+            larger = np.empty(1 << (stop - 1).bit_length(), ROW)
+            larger[:start] = self._rows[:start]
+            self._rows, self._slots = larger, np.zeros(2 * len(larger), np.int32)
+            _index(larger.ctypes.data, 0, start, self._slots)
+        self._rows[start:stop] = rows
+        _index(self._rows.ctypes.data, start, stop, self._slots)
+        self.filter.add(rows["digest"])
+        self.count = stop
+
+    def find(self, digests: Digests, found: Offsets) -> None:
+        """Fill in the offsets of those that are here."""
+        if not self.count:
+            return
+        asked = np.flatnonzero(self.filter.contains(digests))
+        if asked.size:
+            _find(digests.ctypes.data, asked, self._rows.ctypes.data, self._slots, found)
+
+    @property
+    def full(self) -> bool:
+        """Whether it is to be closed."""
+        return self.count >= self.capacity
+
+    def closed(self) -> tuple[Closed, bytes]:
+        """The same ids in order, and how they are stored: head, sparse index, filter, rows."""
+        rows = self._rows[: self.count]
+        words = first_words(rows["digest"])
+        order = np.argsort(words)
+        sparse = words[order[::_SPARSE]]
+        head = _HEAD.pack(_MAGIC, self.capacity, self.count)
+        stored = b"".join((head, sparse.tobytes(), self.filter.snapshot(), rows[order].tobytes()))
+        return Closed(self.count, self.filter, sparse), stored
+
+
+@dataclass(frozen=True)
+class Closed:
+    """What a worker holds of a closed segment; `sparse` has the first word of every 32nd row."""
+
+    count: int
+    filter: Filter
+    sparse: npt.NDArray[np.uint64]
+
+    @staticmethod
+    def sizes(head: bytes) -> tuple[int, int, int]:
+        """Capacity and rows, as the head tells, and the bytes before the rows. Raises Damaged."""
+        if len(head) != HEAD_BYTES:
+            raise Damaged("no head")
+        magic, capacity, count = _HEAD.unpack(head)
+        if magic != _MAGIC or capacity < 1 or count < 1:
+            raise Damaged("not a segment")
+        return capacity, count, HEAD_BYTES + 8 * -(-count // _SPARSE) + Filter(capacity).size
+
+    @classmethod
+    def loaded(cls, start: bytes) -> Closed:
+        """From all that comes before the rows. Raises Damaged."""
+        capacity, count, size = cls.sizes(start[:HEAD_BYTES])
+        if len(start) != size:
+            raise Damaged("cut short")
+        held, sparse = Filter(capacity), -(-count // _SPARSE)
+        held.restore(start[HEAD_BYTES + 8 * sparse :])
+        return cls(count, held, np.frombuffer(start, "<u8", sparse, HEAD_BYTES))
+
+    def windows(self, digests: Digests) -> tuple[Ints, Ints]:
+        """Where the rows lie among which each must be: first and last byte of the stored segment."""
+        words = first_words(digests)
+        first = np.maximum(np.searchsorted(self.sparse, words, "left") - 1, 0) * _SPARSE
+        last = np.minimum(np.searchsorted(self.sparse, words, "right") * _SPARSE, self.count)
+        rows_at = HEAD_BYTES + 8 * len(self.sparse) + self.filter.size
+        # Before the first row of all: one row, which is another's.
+        return rows_at + ROW_BYTES * first, rows_at + ROW_BYTES * np.maximum(last, 1) - 1
+
+
+def scan(digests: Digests, asked: Ints, windows: list[bytes], found: Offsets) -> None:
+    """Look for the digests `asked` in their windows, and fill in their offsets."""
+    joined = np.frombuffer(b"".join(windows), np.uint8)
+    edges = np.zeros(len(windows) + 1, np.int64)
+    np.cumsum([len(window) for window in windows], out=edges[1:])
+    _scan(digests.ctypes.data, asked, joined.ctypes.data, edges, found)
+
+
+@dataclass
+class Generation:
+    """All ids of one generation."""
+
+    limit: int
+    """Ids of a segment at most."""
+    closed: list[Closed] = field(default_factory=list)
+    open: Open | None = None
+
+    def opened(self) -> Open:
+        """The open segment; a new one is twice as large as the one before."""
+        self.open = self.open or Open(min(self.limit, FIRST_CAPACITY << len(self.closed)))
+        return self.open
+
+    @property
+    def filters(self) -> list[Filter]:
+        """An id that none of them has seen is not recorded here."""
+        return [part.filter for part in (*self.closed, self.open) if part is not None]
