@@ -51,15 +51,21 @@ class Redis:
 
     def ranges(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes]:
         """Bytes of strings, from first to last, in one round trip."""
-        if not wanted:
-            return []
+        packed = [pack("GETRANGE", key, first, last) for key, first, last in wanted]
+        with self._connection() as connection:
+            connection.send_packed_command(packed, check_health=False)
+            return [connection.read_response() for _ in wanted]
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[Any]:
+        """One of the pool; after an error replies may still be on their way, and it is not used again."""
         pool = self._client.connection_pool
         try:
             connection = pool.get_connection()
             try:
-                packed = [pack("GETRANGE", key, first, last) for key, first, last in wanted]
-                connection.send_packed_command(packed, check_health=False)
-                return [connection.read_response() for _ in wanted]
+                yield connection
+            except redis.exceptions.NoScriptError:
+                raise
             except BaseException:
                 connection.disconnect()
                 raise
@@ -74,10 +80,8 @@ class Redis:
         `accept` gets the value and returns None to write nothing. Check and write share one connection and a WATCH, so
         that a server that restarted in between fails the write.
         """
-        pool = self._client.connection_pool
         try:
-            connection = pool.get_connection()
-            try:
+            with self._connection() as connection:
                 connection.send_packed_command([pack("WATCH", key), pack("GET", key)], check_health=False)
                 connection.read_response()
                 commands = accept(connection.read_response())
@@ -92,14 +96,6 @@ class Redis:
                 if connection.read_response() is None:
                     raise Unavailable(f"Redis: {key} was changed by another writer")
                 return True
-            except BaseException:
-                # Replies may still be on their way: this connection cannot be used again.
-                connection.disconnect()
-                raise
-            finally:
-                pool.release(connection)
-        except _AWAY as error:
-            raise Unavailable(f"Redis: {error}") from error
         except redis.ResponseError as error:
             raise Unavailable(f"Redis refused a write: {error}") from error
 
@@ -160,7 +156,10 @@ class Script:
     def __call__(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
         if not self._sha:
             self._sha = self._client.call("SCRIPT", "LOAD", self._source).decode()
+        packed = pack("EVALSHA", self._sha, len(keys), *keys, *args)
         try:
-            return self._client.call("EVALSHA", self._sha, len(keys), *keys, *args)
+            with self._client._connection() as connection:
+                connection.send_packed_command([packed], check_health=False)
+                return connection.read_response()
         except redis.exceptions.NoScriptError:
             return self._client.call("EVAL", self._source, len(keys), *keys, *args)

@@ -93,7 +93,9 @@ class Partials:
 
 
 def _constant(value: Any, size: int) -> Column:
-    return np.broadcast_to(value, size)
+    """As numpy.broadcast_to, which takes ten times as long."""
+    held = np.asarray(value)
+    return np.ndarray((size,), held.dtype, held, 0, (0,))
 
 
 def _is_constant(column: Column) -> bool:

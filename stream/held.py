@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from infra.columns import Ints
 from ingest import partials
@@ -20,23 +22,30 @@ _MAX_KEY = 2**62
 
 
 def by_window(rows: Partials) -> dict[int, Partials]:
-    """Rows of many windows by the start of each, ordered by campaign."""
-    rows = rows.take(order(rows))
-    window = rows[WINDOW]
-    edges = [0, *(np.flatnonzero(np.diff(window)) + 1).tolist(), len(rows)]
-    pieces = (rows.take(slice(a, b)) for a, b in pairwise(edges) if b > a)
-    return {int(piece[WINDOW][0]): Partials.of(piece.columns) for piece in pieces}
+    """Ordered rows of many windows by the start of each."""
+    return {int(rows[WINDOW][a]): Partials.of(rows.take(slice(a, b)).columns) for a, b in stretches(rows[WINDOW])}
 
 
-def order(rows: Partials) -> Ints:
-    """What puts rows in the order of windows and campaigns."""
+def stretches(*columns: npt.NDArray[Any]) -> list[tuple[int, int]]:
+    """Where rows begin and end that have the same value in each column."""
+    size = len(columns[0])
+    differs = np.zeros(max(0, size - 1), np.bool_)
+    for column in columns:
+        differs |= column[1:] != column[:-1]
+    edges = [0, *(np.flatnonzero(differs) + 1).tolist(), size]
+    return list(pairwise(edges)) if size else []
+
+
+def ordered(rows: Partials) -> Partials:
+    """In the order of windows and campaigns."""
     window, campaign = rows[WINDOW], rows["campaign_id"].astype(np.int64)
-    if not len(rows) or window.strides == (0,):
-        return np.argsort(campaign)
+    if len(rows) < 2:
+        return rows
     first, top = int(window.min()), int(campaign.max()) + 1
-    if (int(window.max()) - first + 1) * top < _MAX_KEY:
-        return np.argsort((window - first) * top + campaign)
-    return np.lexsort((campaign, window))
+    if (int(window.max()) - first + 1) * top >= _MAX_KEY:
+        return rows.take(np.lexsort((campaign, window)))
+    place = campaign if window.strides == (0,) else (window - first) * top + campaign
+    return rows if (place[1:] >= place[:-1]).all() else rows.take(np.argsort(place))
 
 
 @dataclass
@@ -73,8 +82,7 @@ class Window:
         return count
 
     def _merge_last(self, count: int) -> Partials:
-        merged = partials.merge(self.pieces[-count:])
-        self.pieces[-count:] = [merged.take(order(merged))]
+        self.pieces[-count:] = [ordered(partials.merge(self.pieces[-count:]))]
         self.loose = 0
         return self.pieces[-1]
 

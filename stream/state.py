@@ -18,12 +18,12 @@ from ingest.blocks import BlockHeader
 from ingest.partials import WINDOW, Partials
 from stream import chunks
 from stream.chunks import CHANGED, ChunkHeader
-from stream.held import Window, by_window
+from stream.held import Window, by_window, ordered
 from stream.windows import Closing
 
 # A state log is rewritten when what came since the last base outweighs the base: amortised, each row twice.
-# A million loose rows are 45 MB to read at a recovery.
-_COMPACT_ROWS = 1_000_000
+# Two million loose rows are 30 MB to read at a recovery.
+_COMPACT_ROWS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -189,9 +189,10 @@ class StageState:
         return self._flushing
 
     def _fold_pending(self) -> Partials:
-        """Pending rows with windows of this grain, merged where keys repeat: sinks that need one row a key merge again."""
+        """Pending rows with windows of this grain, in order, merged where keys repeat: sinks that need one row a key merge
+        again."""
         loose = partials.widened(Partials.joined(self._pending), self.grain_ms)
-        return partials.merge([loose]) if chunks.repeats(loose) else loose
+        return ordered(partials.merge([loose]) if chunks.repeats(loose) else loose)
 
     @property
     def flushing(self) -> Flush:
@@ -236,7 +237,7 @@ class StageState:
         return closed_ms is not None and start + self.grain_ms <= closed_ms
 
     def _hold(self, rows: Partials) -> list[int]:
-        pieces = by_window(rows)
+        pieces = by_window(ordered(rows))
         for start, piece in pieces.items():
             if start not in self.windows:
                 self.windows[start] = Window(start)

@@ -45,6 +45,7 @@ WORKER_ENV = {
     "OPENBLAS_NUM_THREADS": "1",
     # The same for each of the allocators: glibc's, polars' and Arrow's.
     **servers.MEMORY_ENV,
+    "MALLOC_MMAP_MAX_": "0",
     "_RJEM_MALLOC_CONF": "narenas:1,thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
 }

@@ -50,7 +50,7 @@ end
 return 1
 """
 
-Op = tuple[str, str, object, object]
+Op = tuple[bytes, bytes, bytes, bytes]
 
 
 def base_key(prefix: str, shard: int) -> str:
@@ -64,6 +64,7 @@ class HotSink:
     def __init__(self, redis: Redis, prefix: str, shard: int, hot_hours: int, ops_per_call: int = 20_000) -> None:
         self.ops_per_call = ops_per_call
         self._redis, self._base, self._hot_ms = redis, base_key(prefix, shard), hot_hours * HOUR_MS
+        self._key = self._base.encode()
         self._script = redis.script(_APPLY)
         self._known: set[tuple[int, int]] = set()
         self._opened: set[int] = set()
@@ -108,7 +109,7 @@ class HotSink:
         answer = 1
         closed = "" if changes.closed_ms is None else changes.closed_ms
         newest = max(state.windows, default="")
-        written, deleted = [op for op in ops if op[0] != "D"], [op for op in ops if op[0] == "D"]
+        written, deleted = [op for op in ops if op[0] != b"D"], [op for op in ops if op[0] == b"D"]
         pages = [written[start : start + self.ops_per_call] for start in range(0, len(written), self.ops_per_call)]
         for number, page in enumerate(pages or [[]], start=1):
             last = "1" if number >= len(pages) else "0"
@@ -123,30 +124,32 @@ class HotSink:
     def _ops(self, changes: Changes, state: StageState, *, absolute: bool = False) -> Iterator[Op]:
         """What must be written. `absolute`: open rows replace what is there, instead of adding to it."""
         yield from self._advertisers(changes.delta)
-        closed = [state.windows[w].together() for w in changes.newly_closed]
+        closed = [state.windows[w].together() for w in sorted(changes.newly_closed)]
         closed += state.corrections(changes)
         if closed:
             cells, values = rows.pack(Partials.joined(closed))
             opened = self._opened
             for (window, campaign), value in zip(cells, values, strict=True):
                 hour = window - window % HOUR_MS
-                yield "S", f"{self._base}:h:{hour}", f"{campaign}:{(window - hour) // MINUTE_MS}", value
+                yield b"S", b"%b:h:%d" % (self._key, hour), b"%d:%d" % (campaign, (window - hour) // MINUTE_MS), value
                 if window in opened:
-                    yield "D", self._open_key(window, campaign), "", ""
+                    yield b"D", self._open_key(window, campaign), b"", b""
         if changes.open:
-            part = changes.delta.take(np.isin(changes.delta[WINDOW], changes.open))
+            kept = np.isin(changes.delta[WINDOW], changes.open)
+            part = changes.delta if kept.all() else changes.delta.take(kept)
+            op, sequence = b"R" if absolute else b"S", b"%d" % changes.sequence
             for (window, campaign), value in zip(*rows.pack(part), strict=True):
-                yield "R" if absolute else "S", self._open_key(window, campaign), changes.sequence, value
+                yield op, self._open_key(window, campaign), sequence, value
 
-    def _open_key(self, window: int, campaign: int) -> str:
-        return f"{self._base}:o:{window}:{campaign}"
+    def _open_key(self, window: int, campaign: int) -> bytes:
+        return b"%b:o:%d:%d" % (self._key, window, campaign)
 
     def _advertisers(self, delta: Partials) -> Iterator[Op]:
         found = rows_of([delta["advertiser_id"], delta["campaign_id"]])
         first, _ = sum_by_key(found, np.empty((len(found), 0), np.int64))
         pairs = set(map(tuple, found[first].tolist()))
         for advertiser, campaign in pairs - self._known:
-            yield "A", f"{self._base}:a:{advertiser}", campaign, ""
+            yield b"A", b"%b:a:%d" % (self._key, advertiser), b"%d" % campaign, b""
         self._known |= pairs
 
     def expire(self, now_ms: int, warm_border_ms: int | None) -> int:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ingest.partials import SUMS, WINDOW, Partials
 from stream.chunks import CHANGED
-from stream.held import order
+from stream.held import ordered, stretches
 
 COLUMNS = ("advertiser_id", "ad_id", "publisher_id", "country", "device", *SUMS, CHANGED)
 # Readers ask only whether there was any.
@@ -34,7 +34,7 @@ def pack(partials: Partials) -> tuple[list[tuple[int, int]], list[bytes]]:
     """(window_ms, campaign_id) of each cell, and its packed rows. Columns: those of a chunk."""
     if not len(partials):
         return [], []
-    partials = partials.take(order(partials))
+    partials = ordered(partials)
     columns = {name: np.minimum(partials[name], 1) if name in _FLAGS else partials[name] for name in COLUMNS}
     widths = [_width(int(column.max())) for column in columns.values()]
     if not any(widths):
@@ -44,12 +44,11 @@ def pack(partials: Partials) -> tuple[list[tuple[int, int]], list[bytes]]:
     for name in packed.dtype.names or ():
         packed[name] = columns[name]
     window, campaign = partials[WINDOW], partials["campaign_id"]
-    edge = np.flatnonzero((window[1:] != window[:-1]) | (campaign[1:] != campaign[:-1])) + 1
-    starts = np.concatenate(([0], edge))
-    stops = np.concatenate((edge, [len(partials)]))
+    edges = stretches(window, campaign)
+    starts = [start for start, _ in edges]
     raw, width = packed.tobytes(), packed.itemsize
     cells = list(zip(window[starts].tolist(), campaign[starts].tolist(), strict=True))
-    values = [head + raw[a * width : b * width] for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]
+    values = [head + raw[a * width : b * width] for a, b in edges]
     return cells, values
 
 
