@@ -60,7 +60,8 @@ class Fetcher:
         self._partitions: dict[int, _Partition] = {}
         self._led: dict[int, Address] = {}
         self._readers: dict[Address, threading.Thread] = {}
-        self._lost = True
+        self._lost = threading.Event()
+        self._lost.set()
         self._failure: AdclickError | None = None
         self._closed = False
         self._finder = threading.Thread(target=self._find_leaders, daemon=True, name="leaders")
@@ -107,6 +108,7 @@ class Fetcher:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self._lost.set()
 
     def _taken(self, count: int) -> dict[int, list[Records]]:
         taken: dict[int, list[Records]] = {}
@@ -134,11 +136,10 @@ class Fetcher:
     def _find_leaders(self) -> None:
         """Keep a reader for each leader, and ask again whenever one was lost."""
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._lost or self._closed)
-                if self._closed:
-                    return
-                self._lost = False
+            self._lost.wait()
+            self._lost.clear()
+            if self._closed:
+                return
             try:
                 led = self._leaders()
             except AdclickError:
@@ -149,14 +150,10 @@ class Fetcher:
                     reader = threading.Thread(target=self._read, args=(address,), daemon=True, name="fetch")
                     self._readers[address] = reader
                     reader.start()
-                self._lost |= not led
                 self._changed.notify_all()
+            if not led:
+                self._lost.set()
             time.sleep(_RETRY_S)
-
-    def _lose(self) -> None:
-        with self._changed:
-            self._lost = True
-            self._changed.notify_all()
 
     # -- one broker ---------------------------------------------------------------------------------------------
 
@@ -180,7 +177,7 @@ class Fetcher:
                 with self._changed:
                     self._failure = error
                     self._changed.notify_all()
-            self._lose()
+            self._lost.set()
             time.sleep(_RETRY_S)
         with self._changed:
             del self._readers[address]

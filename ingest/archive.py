@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import polars as pl
+import numpy as np
 import pyarrow as pa
+from pyarrow import parquet
 
 from infra import console, faults, logs, topics
 from infra.clock import DAY_MS, HOUR_MS, iso
@@ -31,7 +32,20 @@ from ingest.archived import Decision
 from ingest.worker import run_until_signal, worker_name
 
 _ROWS_PER_FILE = 400_000
-SCHEMA_VERSION = b"1"
+# No dictionary where nearly every value is another one, and statistics where readers use them.
+_LAYOUT = {
+    "compression": "zstd",
+    "compression_level": 1,
+    "use_dictionary": [
+        "partition", "event_type", "campaign_id", "ad_id", "advertiser_id", "publisher_id", "country", "device",
+        "cost_micros", "decision", "weight", "lateness", "copy_of",
+    ],
+    "column_encoding": {
+        **dict.fromkeys(("offset", "log_time_ms", "time_ms"), "DELTA_BINARY_PACKED"),
+        "event_id": "DELTA_LENGTH_BYTE_ARRAY",
+    },
+    "write_statistics": ["offset", "time_ms"],
+}  # fmt: skip
 
 
 @dataclass
@@ -116,7 +130,7 @@ class ArchiveWorker:
             blocks.check_tiles(partition.to_offset, source, where)
         if partition.from_offset is None:
             partition.from_offset = source.from_offset
-        partition.rows.append(rows)
+        partition.rows.append(archived.off_wire(rows))
         partition.count += rows.num_rows
         partition.since = partition.since or time.monotonic()
         partition.whole = header.part == header.parts - 1
@@ -134,9 +148,8 @@ class ArchiveWorker:
             if not everything and partition.count < _ROWS_PER_FILE and age_ms < self._settings.archive_flush_ms:
                 continue
             if partition.count:
-                frame = pl.from_arrow(pa.concat_tables(partition.rows))
-                assert isinstance(frame, pl.DataFrame)
-                write_files(self._root, p, partition.from_offset, partition.to_offset, frame)
+                rows = pa.concat_tables(partition.rows)
+                write_files(self._root, p, partition.from_offset, partition.to_offset, rows)
             faults.point("archive.renamed")
             told = msgspec.json.encode({"to": partition.to_offset}).decode()
             self._consumer.commit([Committed(p, partition.next_message, told)])
@@ -144,26 +157,27 @@ class ArchiveWorker:
             partition.from_offset = partition.to_offset
 
 
-def write_files(root: Path, partition: int, from_offset: int, to_offset: int, wire: pl.DataFrame) -> list[Path]:
+def write_files(root: Path, partition: int, from_offset: int, to_offset: int, rows: pa.Table) -> list[Path]:
     """Write the rows of one source range, a file for each hour folder; returns once they are durable."""
-    placed = pl.when(pl.col("decision") == Decision.TOO_LATE).then(pl.col("log_time_ms")).otherwise(pl.col("time_ms"))
+    late = rows.column("decision").to_numpy() == Decision.TOO_LATE
+    hours = np.where(late, rows.column("log_time_ms").to_numpy(), rows.column("time_ms").to_numpy()) // HOUR_MS
     written = []
-    rows = wire.with_columns((placed // HOUR_MS).alias("_hour"))
-    for (hour,), part in rows.group_by("_hour", maintain_order=True):
-        start_ms = int(hour) * HOUR_MS
+    for hour in np.unique(hours).tolist():
+        start_ms = hour * HOUR_MS
         folder = root / archived.GROUP_FOLDER.format(date=iso(start_ms)[:10], hour=start_ms % DAY_MS // HOUR_MS)
         name = f"p{partition:04d}-{from_offset:015d}-{to_offset:015d}.parquet"
-        readable = archived.readable(part.drop("_hour"), partition)
-        written.append(_write(folder, name, readable))
+        here = hours == hour
+        part = rows if here.all() else rows.filter(pa.array(here))
+        written.append(_write(folder, name, archived.readable(part, partition)))
     return written
 
 
-def _write(folder: Path, name: str, frame: pl.DataFrame) -> Path:
+def _write(folder: Path, name: str, rows: pa.Table) -> Path:
     """Write under a temporary name, sync, rename, sync the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary, final = folder / f".{name}.{os.getpid()}", folder / name
     try:
-        frame.write_parquet(temporary, compression="zstd", compression_level=1)
+        parquet.write_table(rows, temporary, **_LAYOUT)
         descriptor = os.open(temporary, os.O_RDONLY)
         try:
             os.fsync(descriptor)

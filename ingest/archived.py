@@ -1,12 +1,20 @@
-"""The archived event: what `ad-archive` carries and the Parquet files hold. Owned here, read by batch and replay."""
+"""The archived event: what `ad-archive` carries and the Parquet files hold. Owned here, read by batch and replay.
+
+On the wire each column of numbers is its difference from the least, in as few bytes as that takes, and ids of hexadecimal
+digits are bytes: half of the size, and of the cost of every copy on the way.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 
-import polars as pl
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
-from ingest import events
+from infra.columns import Bools, Values
+from ingest import events, hex_ids
 
 GROUP_FOLDER = "event_date={date}/hour={hour:02d}"
 
@@ -23,45 +31,85 @@ class Decision(IntEnum):
 
 DECISIONS = tuple(d.name.lower().replace("_", "-") for d in Decision)
 
-# On the wire: codes. `user` is the keyed hash of user_id.
-WIRE: dict[str, pl.DataType] = {
-    "offset": pl.Int64(),
-    "log_time_ms": pl.Int64(),
-    "event_id": pl.String(),
-    "event_type": pl.UInt8(),
-    "time_ms": pl.Int64(),
-    "campaign_id": pl.Int64(),
-    "ad_id": pl.Int64(),
-    "advertiser_id": pl.Int64(),
-    "publisher_id": pl.Int64(),
-    "country": pl.UInt16(),
-    "device": pl.UInt8(),
-    "user": pl.Int64(),
-    "cost_micros": pl.Int64(),
-    "decision": pl.UInt8(),
-    "weight": pl.UInt32(),
-    "lateness": pl.UInt8(),
-    "copy_of": pl.Int64(),
-}
-
-
-ARROW = pl.DataFrame(schema=WIRE).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
-
-
-def readable(frame: pl.DataFrame, partition: int) -> pl.DataFrame:
-    """Wire rows as they are stored: names instead of codes, and the source partition beside the offset."""
-    names = {
-        "event_type": events.EVENT_TYPES,
-        "country": events.COUNTRIES,
-        "device": events.DEVICES,
-        "decision": DECISIONS,
+SCHEMA = pa.schema(
+    {
+        "offset": pa.int64(),
+        "log_time_ms": pa.int64(),
+        "event_id": pa.large_string(),
+        "event_type": pa.uint8(),
+        "time_ms": pa.int64(),
+        "campaign_id": pa.int64(),
+        "ad_id": pa.int64(),
+        "advertiser_id": pa.int64(),
+        "publisher_id": pa.int64(),
+        "country": pa.uint16(),
+        "device": pa.uint8(),
+        "user": pa.int64(),  # the keyed hash of user_id
+        "cost_micros": pa.int64(),
+        "decision": pa.uint8(),
+        "weight": pa.uint32(),
+        "lateness": pa.uint8(),
+        "copy_of": pa.int64(),
     }
-    return frame.select(
-        pl.lit(partition, dtype=pl.Int32).alias("partition"),
-        *(
-            pl.col(c).replace_strict(range(len(names[c])), names[c], return_dtype=pl.Categorical)
-            if c in names
-            else pl.col(c)
-            for c in WIRE
-        ),
-    )
+)
+"""An archived event, in codes."""
+NULLABLE = ("user", "copy_of")
+_NAMES = {
+    "event_type": events.EVENT_TYPES,
+    "country": events.COUNTRIES,
+    "device": events.DEVICES,
+    "decision": DECISIONS,
+}
+_LEAST = b"least"
+
+
+def on_wire(
+    ids: Values, numbers: Mapping[str, npt.NDArray[np.generic]], missing: Mapping[str, Bools]
+) -> pa.RecordBatch:
+    """Rows as `ad-archive` carries them. `ids` lie one right after the other; `missing`: where one of NULLABLE is null."""
+    fields, columns = list[pa.Field](), list[pa.Array]()
+    for name in SCHEMA.names:
+        if name == "event_id":
+            column, told = hex_ids.packed(ids) or _texts(ids), None
+        elif name in missing:
+            column, told = pa.array(numbers[name], mask=missing[name]), None
+        else:
+            held = numbers[name]
+            least = int(held.min()) if len(held) else 0
+            narrow = np.min_scalar_type(int(held.max()) - least) if len(held) else np.dtype(np.uint8)
+            column = pa.array(held.astype(narrow) if least == 0 else (held - least).astype(narrow))
+            told = {_LEAST: b"%d" % least}
+        fields.append(pa.field(name, column.type, metadata=told))
+        columns.append(column)
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+
+
+def off_wire(table: pa.Table) -> pa.Table:
+    """Rows of one message, as SCHEMA has them."""
+    columns = []
+    for wanted in SCHEMA:
+        found, column = table.schema.field(wanted.name), table.column(wanted.name).combine_chunks()
+        if found.type == wanted.type and not found.metadata:
+            columns.append(column)
+        elif pa.types.is_fixed_size_binary(found.type):
+            columns.append(hex_ids.spelled(column))
+        else:
+            kind, least = wanted.type.to_pandas_dtype(), int((found.metadata or {}).get(_LEAST, b"0"))
+            wide = column.to_numpy(zero_copy_only=False).astype(np.int64) + least
+            columns.append(pa.array(wide.astype(kind, copy=False)))
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _texts(ids: Values) -> pa.Array:
+    edges = np.concatenate((ids.starts[:1], ids.ends)) if len(ids) else np.zeros(1, np.int64)
+    return pa.LargeStringArray.from_buffers(len(ids), pa.py_buffer(edges), pa.py_buffer(ids.data))
+
+
+def readable(rows: pa.Table, partition: int) -> pa.Table:
+    """Rows of SCHEMA as they are stored: names instead of codes, and the source partition beside the offset."""
+    columns = {"partition": pa.array(np.full(rows.num_rows, partition, np.int32))}
+    for name in SCHEMA.names:
+        column = rows.column(name).combine_chunks()
+        named = pa.DictionaryArray.from_arrays
+        columns[name] = named(column, pa.array(_NAMES[name])) if name in _NAMES else column
+    return pa.table(columns)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from infra.columns import Ints, Values
+from infra.columns import Ints
 from ingest import lateness, shedding
-from ingest.archived import ARROW, WIRE, Decision
+from ingest.archived import Decision, on_wire
 from ingest.decode import NO_USER, Events
 from ingest.dedup import decision
 from ingest.dedup.decision import NOT_A_COPY
@@ -114,22 +113,13 @@ def replace_watermark(position: Position, watermark_ms: int) -> Position:
 def wire(judged: Judged) -> pa.RecordBatch:
     """Judged events as they go on the wire."""
     found, copy_of = judged.events, judged.copies.copy_of
-    told: dict[str, Any] = {
+    numbers = {
         **found.columns,
         "offset": judged.offsets,
         "log_time_ms": judged.log_time_ms,
         "decision": judged.decisions,
         "weight": judged.weights,
         "lateness": judged.lateness,
+        "copy_of": copy_of,
     }
-    columns = {name: pa.array(told[name]) for name in WIRE.keys() & told.keys() - {"user"}}
-    columns["event_id"] = texts(found.ids)
-    columns["user"] = pa.array(found["user"], mask=found["user"] == NO_USER)
-    columns["copy_of"] = pa.array(copy_of, mask=copy_of == NOT_A_COPY)
-    return pa.RecordBatch.from_arrays([columns[name] for name in WIRE], schema=ARROW)
-
-
-def texts(joined: Values) -> pa.Array:
-    """Texts that lie one right after the other, as a column of Arrow's."""
-    edges = np.concatenate((joined.starts[:1], joined.ends)) if len(joined) else np.zeros(1, np.int64)
-    return pa.LargeStringArray.from_buffers(len(joined), pa.py_buffer(edges), pa.py_buffer(joined.data))
+    return on_wire(found.ids, numbers, {"user": found["user"] == NO_USER, "copy_of": copy_of == NOT_A_COPY})

@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from infra.errors import CorruptLog
 
-# Version 2 has columns in any integer types.
-SCHEMA_VERSION = 2
-READABLE_VERSIONS = (1, 2)
+# Version 2 has columns in any integer types, version 3 differences from the least and ids in bytes.
+SCHEMA_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)
 MAX_BLOCK_BYTES = 2 << 20
 # Compressed rows of a partial take 20 to 45 bytes, of an archived event 60 to 90.
 _ROWS_PER_PART = 20_000

@@ -48,6 +48,18 @@ def packed(columns: Sequence[npt.NDArray[Any]]) -> Ints:
     return rows_of(words or [np.zeros(len(columns[0]), np.uint64)])
 
 
+def in_order(columns: Sequence[npt.NDArray[Any]]) -> Ints:
+    """What puts rows in the order of columns of integers that are not negative, the first one first."""
+    widths = [int(column.max()).bit_length() if len(column) else 0 for column in columns]
+    if sum(widths) > 64:
+        return np.lexsort(columns[::-1])
+    word = np.zeros(len(columns[0]), np.uint64)
+    for column, width in zip(columns, widths, strict=True):
+        if width:
+            word = (word << np.uint64(width)) | column.astype(np.uint64)
+    return np.argsort(word)
+
+
 def sum_by_key(keys: Ints, amounts: Ints) -> tuple[Ints, Ints]:
     """The first row of each group of equal `keys` (n, k), and the sums of its `amounts` (n, s) as (groups, s).
 

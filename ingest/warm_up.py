@@ -6,7 +6,7 @@ import numpy as np
 
 from infra import record_batches
 from infra.columns import PADDING, Values
-from ingest import partials
+from ingest import hex_ids, partials
 from ingest.decode import decode
 from ingest.dedup import segments
 
@@ -24,6 +24,9 @@ def main() -> None:
     known.add(segments.rows_of(found.digests, offsets))
     known.find(found.digests, offsets)
     segments.scan(found.digests, offsets, [known.closed()[1]], offsets)
+    ids = hex_ids.packed(Values.of([b"0" * 32]))
+    assert ids is not None
+    hex_ids.spelled(ids)
     partials.keys_among(partials.merge([]))
     record_batches.read(np.zeros(PADDING, np.uint8), 0, 0, 0, [])
 

@@ -174,8 +174,8 @@ def redis(folder: Path, port: int) -> Command:
         "save": "",
         "maxmemory-policy": "noeviction",
         "aof-rewrite-incremental-fsync": "yes",
-        # Reading this much at a start takes two seconds; rewriting more often costs more than it saves.
-        "auto-aof-rewrite-min-size": "256mb",
+        # Reading this much at a start takes two or three seconds; rewriting more often costs more than it saves.
+        "auto-aof-rewrite-min-size": "512mb",
         "daemonize": "no",
     }
     argv = [redis_binary()]

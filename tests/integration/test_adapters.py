@@ -185,14 +185,14 @@ def test_archived_files_are_named_by_range_and_read_back(tmp_path: Path) -> None
     from ingest.archive import write_files
 
     hour = 1_795_132_800_000
-    row = dict.fromkeys(archived.WIRE, 1) | {
+    row = dict.fromkeys(archived.SCHEMA.names, 1) | {
         "event_id": "e",
         "time_ms": hour,
         "log_time_ms": hour + 7_200_000,
         "decision": 0,
     }
     late = row | {"decision": archived.Decision.TOO_LATE, "offset": 2}
-    files = write_files(tmp_path, 3, 10, 20, pl.DataFrame([row, late], schema=archived.WIRE))
+    files = write_files(tmp_path, 3, 10, 20, pa.Table.from_pylist([row, late], schema=archived.SCHEMA))
     assert [str(f.relative_to(tmp_path)) for f in files] == [
         "event_date=2026-11-20/hour=00/p0003-000000000000010-000000000000020.parquet",
         "event_date=2026-11-20/hour=02/p0003-000000000000010-000000000000020.parquet",

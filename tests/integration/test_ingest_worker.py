@@ -17,7 +17,7 @@ from infra.clock import now_ms
 from infra.kafka import Admin, EventProducer, read_to_end
 from infra.redis import Redis
 from infra.settings import Settings
-from ingest import blocks
+from ingest import archived, blocks
 from ingest.archived import Decision
 from ingest.worker import IngestWorker
 
@@ -61,6 +61,7 @@ def decisions(settings: Settings, count: int) -> list[tuple[str, int]]:
                 (source,) = header.ranges
                 blocks.check_tiles(expected.get(partition), source, "here")
                 expected[partition] = source.to_offset
+                rows = archived.off_wire(rows)
                 names, taken = (rows.column(name).to_pylist() for name in ("event_id", "decision"))
                 found += zip(names, taken, strict=True)
         if len(found) >= count or time.monotonic() > deadline:

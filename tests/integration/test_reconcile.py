@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import polars as pl
+import pyarrow as pa
 import pytest
 
 from infra.clickhouse.client import ClickHouse
@@ -48,7 +48,7 @@ def planted(settings: Settings) -> Settings:
         one = given | {"event_id": f"e{number}", "log_time_ms": DAY + HOUR_MS + number, "offset": number} | special
         rows[one.pop("partition", 0)].append(one)
     for partition, found in rows.items():
-        wire = pl.DataFrame(found, schema=archived.WIRE)
+        wire = pa.Table.from_pylist(found, schema=archived.SCHEMA)
         archive.write_files(Path(settings.archive), partition, 0, 100, wire)
     client = ClickHouse(settings.clickhouse, settings.database)
     client.command(
