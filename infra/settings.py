@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     dedup_segment_ids: int = Field(2_000_000, ge=1, description="ids that are put in order in Redis together, at most")
     events_retention_s: int = Field(7 * 86_400, ge=180, description="how long ad-events are kept: 3 horizons at least")
     blocks_retention_s: int = Field(3 * 86_400, ge=60, description="how long what passes between stages is kept")
-    ingest_batch: int = Field(50_000, ge=1, le=200_000, description="messages an ingest transaction takes at most")
+    ingest_batch: int = Field(100_000, ge=1, le=200_000, description="messages an ingest transaction takes at most")
     ingest_linger_ms: int = Field(150, ge=1, description="how long an ingest batch waits to fill")
     flush_ms: int = Field(500, ge=50, description="how often the stream flushes partial windows")
     heartbeat_ms: int = Field(1000, ge=100, description="how often idle ingest workers send heartbeats")

@@ -359,7 +359,7 @@ def run_until_signal(worker: Any) -> None:
         signal.signal(number, lambda *_: worker.stop())
     gc.collect()
     gc.freeze()
-    # A batch makes 50,000 messages, none of them part of a cycle: do not walk them over and over.
+    # A batch makes thousands of objects, none of them part of a cycle: do not walk them over and over.
     gc.set_threshold(500_000, 20, 100)
     worker.run()
 

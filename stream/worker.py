@@ -66,6 +66,8 @@ async def run(settings: Settings) -> None:
     await agents.start()
     gc.collect()
     gc.freeze()
+    # A flush makes thousands of objects, none of them part of a cycle: do not walk them over and over.
+    gc.set_threshold(500_000, 20, 100)
     expired_at = loop.time()
     while not stopping.is_set() and agents.failure is None and not agents.app.should_stop:
         try:

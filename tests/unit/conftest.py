@@ -6,6 +6,11 @@ import socket
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# The first example may wait for a compiler, and machines are shared.
+settings.register_profile("adclick", deadline=None)
+settings.load_profile("adclick")
 
 
 @pytest.fixture(autouse=True)
