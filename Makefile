@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EVENTS ?=
 
-.PHONY: help setup demo test lint unit integration e2e chaos outages soak hostile bench bench-peers bench-latency profile up down lock clean
+.PHONY: help setup demo test lint unit integration e2e chaos outages soak hostile bench bench-peers bench-latency bench-growth profile up down lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -53,6 +53,9 @@ bench-peers: setup ## The peers that install with pip, on the same events, with 
 
 bench-latency: setup ## From an event produced to its count over HTTP, under load (after bench, or FULL=200000)
 	@$(BIN)/python -m tests.benchmarks.latency
+
+bench-growth: setup ## CPU for each event as events, campaigns, partials, duplicates, partitions, workers grow (EVENTS=100000000)
+	@$(BIN)/python -m tests.benchmarks.growth $(if $(EVENTS),--most-events $(EVENTS))
 
 profile: setup ## Flame graphs of each worker while the pipeline runs, in .bench (EVENTS=10000000)
 	@$(BIN)/python -m tests.benchmarks.profile $(if $(EVENTS),--events $(EVENTS))

@@ -38,14 +38,20 @@ def stretches(*columns: npt.NDArray[Any]) -> list[tuple[int, int]]:
 
 def ordered(rows: Partials) -> Partials:
     """In the order of windows and campaigns."""
-    window, campaign = rows[WINDOW], rows["campaign_id"].astype(np.int64)
+    order = order_of(rows)
+    return rows if order is None else rows.take(order)
+
+
+def order_of(rows: Partials) -> Ints | None:
+    """What puts rows in the order of windows and campaigns; None when they are."""
     if len(rows) < 2:
-        return rows
+        return None
+    window, campaign = rows[WINDOW], rows["campaign_id"].astype(np.int64)
     first, top = int(window.min()), int(campaign.max()) + 1
     if (int(window.max()) - first + 1) * top >= _MAX_KEY:
-        return rows.take(np.lexsort((campaign, window)))
+        return np.lexsort((campaign, window))
     place = campaign if window.strides == (0,) else (window - first) * top + campaign
-    return rows if (place[1:] >= place[:-1]).all() else rows.take(np.argsort(place))
+    return None if (place[1:] >= place[:-1]).all() else np.argsort(place)
 
 
 @dataclass
@@ -97,9 +103,15 @@ class Window:
         loose = Partials.joined(self.pieces) if self.pieces else chunks.empty()
         return self.whole() if not self.merged and chunks.repeats(loose) else loose
 
-    def of(self, campaigns: Ints) -> Partials:
-        """The rows of some campaigns, which are in order, one for each key. Reads only those: a correction touches few."""
-        return partials.merge([_of(piece, campaigns) for piece in self.pieces])
+    def count(self, campaign: int) -> int:
+        """How many rows a campaign has, at most."""
+        return sum(len(_of(piece, np.array([campaign]))) for piece in self.pieces)
+
+    def of(self, campaigns: Ints, *, whole: bool) -> Partials:
+        """The rows of some campaigns, which are in order; `whole`: one for each key. Reads only those: a correction touches
+        few."""
+        found = [_of(piece, campaigns) for piece in self.pieces]
+        return partials.merge(found) if whole else Partials.joined(found)
 
 
 def _of(piece: Partials, campaigns: Ints) -> Partials:

@@ -304,10 +304,14 @@ class StageState:
         """The closing watermark as it is in the log."""
         return self._durable_closing.closed_ms
 
-    def corrections(self, changes: Changes) -> list[Partials]:
-        """For each corrected window, all its rows of the campaigns that changed."""
+    def corrections(self, changes: Changes, *, whole: bool) -> list[Partials]:
+        """For each corrected window, all its rows of the campaigns that changed; `whole`: one for each key."""
         window, campaign = changes.delta[WINDOW], changes.delta["campaign_id"]
-        return [self.windows[w].of(np.unique(campaign[window == w]).astype(np.int64)) for w in changes.corrected]
+        starts, stops = (np.searchsorted(window, changes.corrected, side) for side in ("left", "right"))
+        return [
+            self.windows[w].of(np.unique(campaign[start:stop]).astype(np.int64), whole=whole)
+            for w, start, stop in zip(changes.corrected, starts.tolist(), stops.tolist(), strict=True)
+        ]
 
     def everything(self) -> Changes:
         """All that is held, as if it had just become durable: for a sink that lost its memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,13 +93,12 @@ class HotTier:
             if campaign == _SPAN:
                 closed_ms = int(found[0] or 0)
                 continue
-            # HMGET answers a list, minute by minute; HGETALL what the flushes added to one open minute. A minute
-            # counts from one of them: which, says the span.
+            # HMGET answers a list, minute by minute, and then what came later for any; HGETALL what the flushes added to one
+            # open minute. A minute counts from one of them: which, says the span.
             is_open = isinstance(found, dict)
-            values = list(found.values()) if is_open else found
-            for number, value in enumerate(values):
-                minute = first if is_open else first + number * MINUTE_MS
-                if value is not None and is_open == (minute + MINUTE_MS > closed_ms):
+            values = [(first, value) for value in found.values()] if is_open else list(_closed(first, found))
+            for minute, value in values:
+                if is_open == (minute + MINUTE_MS > closed_ms):
                     packed.append(value)
                     minutes.append(minute)
                     owners.append(campaign)
@@ -115,7 +115,7 @@ class HotTier:
             for hour in range(start_ms - start_ms % HOUR_MS, end_ms, HOUR_MS):
                 low, high = max(start_ms, hour), min(end_ms, hour + HOUR_MS)
                 fields = [f"{campaign}:{m}" for m in range((low - hour) // MINUTE_MS, (high - hour) // MINUTE_MS)]
-                commands.append(("HMGET", f"{base}:h:{hour}", *fields))
+                commands.append(("HMGET", f"{base}:h:{hour}", *fields, f"{campaign}+"))
                 meaning.append((campaign, low))
             for minute in range(open_from, end_ms, MINUTE_MS):
                 commands.append(("HGETALL", f"{base}:o:{minute}:{campaign}"))
@@ -151,3 +151,13 @@ class HotTier:
             group = (known[v] if known else v for known, v in zip(names, row[1:width], strict=True))
             table[(row[0], *group)] = Sums(list(row[width:-2]), corrected=row[-2], sampled=row[-1])
         return table, len(source)
+
+
+def _closed(first: int, found: list[bytes | None]) -> Iterator[tuple[int, bytes]]:
+    """(minute, rows) of consecutive minutes from `first`, followed by one value with what came later in that hour."""
+    *values, later = found
+    yield from ((first + n * MINUTE_MS, value) for n, value in enumerate(values) if value is not None)
+    hour, end = first - first % HOUR_MS, first + len(values) * MINUTE_MS
+    for number, value in rows.all_later(later or b""):
+        if first <= hour + number * MINUTE_MS < end:
+            yield hour + number * MINUTE_MS, value

@@ -6,6 +6,8 @@ out), and goes on with its rows, column by column within a row.
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -19,6 +21,7 @@ COLUMNS = ("advertiser_id", "ad_id", "publisher_id", "country", "device", *SUMS,
 # Readers ask only whether there was any.
 _FLAGS = ("late", "sampled", CHANGED)
 _HEAD = len(COLUMNS)
+_LATER = struct.Struct("<BI")
 
 
 @lru_cache(maxsize=1024)
@@ -50,6 +53,25 @@ def pack(partials: Partials) -> tuple[list[tuple[int, int]], list[bytes]]:
     cells = list(zip(window[starts].tolist(), campaign[starts].tolist(), strict=True))
     values = [head + raw[a * width : b * width] for a, b in edges]
     return cells, values
+
+
+def count(value: bytes) -> int:
+    """How many rows a value has."""
+    return (len(value) - _HEAD) // sum(value[:_HEAD])
+
+
+def later(minute: int, value: bytes) -> bytes:
+    """What came for a minute of an hour after it had closed, as it is added to what came before."""
+    return _LATER.pack(minute, len(value)) + value
+
+
+def all_later(held: bytes) -> Iterator[tuple[int, bytes]]:
+    """(minute, value) of all that was added."""
+    at = 0
+    while at < len(held):
+        minute, size = _LATER.unpack_from(held, at)
+        at += _LATER.size + size
+        yield minute, held[at - size : at]
 
 
 def unpack(values: list[bytes]) -> tuple[dict[str, npt.NDArray[np.int64]], npt.NDArray[np.int64]]:

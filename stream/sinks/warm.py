@@ -52,7 +52,7 @@ class WarmSink:
         with _ONE_AT_A_TIME:
             for window in changes.newly_closed:
                 self._insert(state.windows[window].whole(), changes.sequence)
-            for rows in state.corrections(changes):
+            for rows in state.corrections(changes, whole=True):
                 self._insert(partials.among(rows, changes.delta), changes.sequence)
         if changes.closed_ms is not None:
             settled = (changes.closed_ms - KEPT_AFTER_END_MS) // self._grain_ms * self._grain_ms

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from infra.clock import HOUR_MS
+from infra.errors import Unavailable
 from infra.redis import Redis
 from infra.settings import Settings
 from ingest.blocks import BlockHeader, SourceRange
 from query.request import Held, parse
 from query.tiers.hot import HotTier
+from stream.sinks import hot
 from stream.sinks.hot import HotSink
 from stream.state import Changes, StageState
 from tests.unit.test_partials_and_rows import frame, partial
@@ -175,6 +179,61 @@ def test_another_advertisers_use_of_the_campaigns_number_is_kept_apart(shard: Sh
     question = parse(given, NOW, Held(24 * HOUR_MS, 10**12))
     table, _ = tier.read(question, question.start_ms, question.end_ms, tier.span())
     assert [v.values[0] for v in table.values()] == [10]
+
+
+def test_what_comes_late_is_added_until_that_is_more_than_writing_the_cell_again(shard: Shard, tier: HotTier) -> None:
+    key, rows_before = f"{shard.sink._base}:h:{START}", 200
+    shard.show([at(m, 1, ad_id=n) for m in (0, 1) for n in range(rows_before)], START + 2 * MINUTE)
+    closed = shard.redis.call("HGET", key, "1:0")
+    truth = {(0,): rows_before, (1,): rows_before}
+    for n in range(30):
+        shard.show([at(0, 2, ad_id=ad) for ad in range(10)] + ([at(1, 3)] if n == 0 else []), START + 2 * MINUTE)
+        truth[(0,)] += 20
+        truth[(1,)] += 3 if n == 0 else 0
+        assert minutes(tier) == truth
+        if n == 0:
+            assert shard.redis.call("HGET", key, "1:0") == closed
+    assert shard.redis.call("HGET", key, "1:0") != closed, "written whole in between"
+    assert 0 < len(shard.redis.call("HGET", key, "1+")) < 1_000
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_breaks_between_two_calls_each_row_counts_once(
+    shard: Shard, tier: HotTier, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    draw = random.Random(seed)
+    monkeypatch.setattr(hot, "_REWRITTEN_ROWS", 2)
+    truth: Counter[tuple[int]] = Counter()
+    sink = shard.sink
+
+    def unreliable(keys: Any, args: Any) -> Any:
+        fate = draw.random()
+        if fate < 0.2:
+            raise Unavailable("not sent")
+        answer = script(keys, args)
+        if fate < 0.4:
+            raise Unavailable("the answer was lost")
+        return answer
+
+    script = sink._script
+    for flush in range(40):
+        sink.ops_per_call = draw.randint(1, 3)
+        monkeypatch.setattr(sink, "_script", unreliable)
+        late = [at(draw.randint(0, 6), draw.randint(1, 9), ad_id=draw.randint(1, 4)) for _ in range(draw.randint(1, 4))]
+        for row in late:
+            truth[((row["window_ms"] - START) // MINUTE,)] += row["impressions"]
+        changes = shard.flush(late, START + min(flush // 4, 8) * MINUTE)
+        while True:
+            try:
+                sink.write(changes, shard.state)
+                break
+            except Unavailable:
+                if draw.random() < 0.3:  # this worker dies, and another one takes over
+                    sink = shard.new_sink()
+                    script = sink._script
+                    sink.attach(shard.state)
+                    break
+        assert minutes(tier) == truth, f"after flush {flush}"
 
 
 def test_hours_leave_only_when_they_are_old_and_in_clickhouse(shard: Shard, tier: HotTier) -> None:

@@ -167,8 +167,11 @@ class Shown:
     def write(self, changes: Changes, state: StageState) -> None:
         for start in changes.newly_closed:
             self.closed |= _sums(state.windows[start].together())
-        for rows in state.corrections(changes):
-            self.closed |= _sums(rows)
+        loose, whole = (state.corrections(changes, whole=whole) for whole in (False, True))
+        for some, all_ in zip(loose, whole, strict=True):
+            assert _sums(some) == _sums(all_)
+            assert partials.keys_among(all_) == len(all_)
+            self.closed |= _sums(some)
         for cell, count in _sums(changes.delta.take(np.isin(changes.delta["window_ms"], changes.open))).items():
             self.open[cell] = self.open.get(cell, 0) + count
         self.closed_ms = changes.closed_ms or 0

@@ -95,7 +95,7 @@ def tree_cpu_s(process: psutil.Process) -> float:
 
 
 def run(peer: Peer, stack: Bench, topic: str, wanted: list[int], *, dedup: bool) -> dict[str, Any]:
-    """One run: from the line FIRST to the line DONE."""
+    """One run: from the line FIRST to the line STOP, if there is one, or DONE, which has the totals."""
     python = environment(peer)
     with tempfile.TemporaryDirectory() as folder:
         words = [stack.settings.kafka, topic, str(peer.events), str(int(dedup)), folder]
@@ -105,13 +105,14 @@ def run(peer: Peer, stack: Bench, topic: str, wanted: list[int], *, dedup: bool)
         )  # fmt: skip
         watched = psutil.Process(program.pid)
         assert program.stdout is not None
-        began = before = 0.0
+        began = before = seconds = cpu = 0.0
         try:
             for line in program.stdout:
                 if line.startswith("FIRST"):
                     began, before = time.monotonic(), tree_cpu_s(watched)
-                elif line.startswith(("DONE", "MISSED")):
+                elif line.startswith(("STOP", "DONE", "MISSED")) and not seconds:
                     seconds, cpu = time.monotonic() - began, tree_cpu_s(watched) - before
+                if line.startswith(("DONE", "MISSED")):
                     found = [int(float(x)) for x in line.split()[1:]]
                     return {
                         "events_per_s": round(peer.events / seconds), "cpu_s_per_million": round(cpu / peer.events * 1e6, 1),
@@ -166,7 +167,7 @@ def main() -> None:
     report["adclick_exact"] = ours["exact"]
     save("peers", report)
     stack.app.table(["", "events", "events/s", "CPU s per million", "exact"], rows)
-    sys.exit(0 if all(row[-1] for row in rows) and ours["exact"] else 1)
+    sys.exit(0 if ours["exact"] else 1)
 
 
 if __name__ == "__main__":

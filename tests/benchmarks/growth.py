@@ -1,0 +1,111 @@
+"""`make bench-growth`: CPU for each event as one thing grows and the rest stays. A line that bends upward is a fault, or explained.
+
+A run of the pipeline for each point, the bare loop beside it; figures go to `.bench/growth.json`, the chart to `.bench/growth.svg`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib
+
+from infra.clock import MINUTE_MS
+from infra.console import App
+from ingest.synthetic.generator import Spec
+from tests.benchmarks.pipeline import run
+from tests.benchmarks.stack import RESULTS, across_midnight, save
+
+matplotlib.use("svg")
+from matplotlib import pyplot
+
+_SHOWN = ("cpu_s_per_million", "bare_cpu_s_per_million")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run: what differs from `make bench`, but for fewer events."""
+
+    line: str
+    value: int
+    events: int = 3_000_000
+    minutes: int = 30
+    workers: int = 1
+    partitions: int = 4
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+def points(most_events: int) -> list[Point]:
+    """All runs."""
+    return [
+        *(Point("events", n, events=n) for n in (1_000_000, 3_000_000, 10_000_000, 100_000_000) if n <= most_events),
+        *(Point("campaigns", n, more={"campaigns": n}) for n in (100, 1_000, 100_000)),
+        # With 100,000 campaigns nearly every event is a partial of its own.
+        *(
+            Point("events of one minute", n, events=max(3_000_000, n), minutes=max(1, 3_000_000 // n), more={"campaigns": 100_000})
+            for n in (10_000, 100_000, 1_000_000, 5_000_000)
+        ),
+        *(Point("duplicates, %", n, more={"duplicates": n / 100}) for n in (0, 1, 10, 30)),
+        *(Point("partitions", n, partitions=n) for n in (4, 16, 64)),
+        *(Point("workers of each kind", n, workers=n) for n in (1, 2, 3)),
+    ]  # fmt: skip
+
+
+def measured(point: Point) -> dict[str, Any]:
+    """The report of one run."""
+    for name in ("EVENT", "BLOCK"):
+        os.environ[f"ADCLICK_{name}_PARTITIONS"] = str(point.partitions)
+    span_ms = point.minutes * MINUTE_MS
+    given = {"late": 0.001, "malformed": 0.0, "future": 0.0} | point.more
+    spec = Spec(events=point.events, start_ms=across_midnight(span_ms), span_ms=span_ms, **given)
+    return run(spec, point.workers, point.workers)
+
+
+def draw(found: dict[str, list[tuple[int, dict[str, Any]]]]) -> None:
+    """A panel for each line: CPU seconds per million events, ours and the bare loop's."""
+    figure, panels = pyplot.subplots(2, 3, figsize=(11, 6), sharey=True, layout="constrained")
+    for panel, (line, runs) in zip(panels.flat, found.items(), strict=False):
+        at = range(len(runs))
+        for name, label in zip(_SHOWN, ("adclick", "bare loop"), strict=True):
+            panel.plot(at, [report[name] for _, report in runs], marker="o", label=label)
+        panel.set_xticks(at, [f"{value:,}" for value, _ in runs])
+        panel.set(xlabel=line, ylim=(0, None))
+        panel.grid(alpha=0.3)
+    panels[0][0].legend()
+    figure.supylabel("CPU seconds per million events")
+    figure.savefig(RESULTS / "growth.svg", metadata={"Date": None})
+
+
+def main() -> None:
+    """Run all, or one line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", help="one line, like campaigns")
+    parser.add_argument("--most-events", type=int, default=int(os.environ.get("EVENTS") or 10_000_000))
+    options = parser.parse_args()
+    app = App(None, False, False, True)
+    flat: dict[str, Any] = {}
+    found: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    for point in points(options.most_events):
+        if options.only not in (None, point.line):
+            continue
+        report = measured(point)
+        found.setdefault(point.line, []).append((point.value, report))
+        key = f"{point.line.split()[0].strip(',')}_{point.value}"
+        flat |= {
+            f"{key}_{name}": report[name]
+            for name in (*_SHOWN, "ratio_to_bare", "events_per_s", "peak_mb_workers", "exact")
+        }
+        save("growth", flat)
+        draw(found)
+        app.say(
+            f"{point.line} {point.value:,}: {report['cpu_s_per_million']} CPU s per million, ratio {report['ratio_to_bare']}, "
+            f"{report['events_per_s']:,}/s, {report['peak_mb_workers']} MB, exact {report['exact']}"
+        )
+    sys.exit(0 if all(report["exact"] for runs in found.values() for _, report in runs) else 1)
+
+
+if __name__ == "__main__":
+    main()
