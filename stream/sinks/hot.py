@@ -176,7 +176,7 @@ class HotSink:
         full: dict[int, list[int]] = {}
         for (window, campaign), value in self._cells([late]):
             added = self._added.get((window, campaign), 0) + rows.count(value)
-            if added > max(_REWRITTEN_ROWS, state.windows[window].count(campaign) // 2):
+            if added > _REWRITTEN_ROWS and 2 * added > state.windows[window].count(campaign):
                 full.setdefault(window, []).append(campaign)
                 continue
             self._added[window, campaign] = added
