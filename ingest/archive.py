@@ -33,7 +33,7 @@ from ingest.worker import run_until_signal, worker_name
 
 _ROWS_PER_FILE = 400_000
 # No dictionary where nearly every value is another one, and statistics where readers use them.
-_LAYOUT = {
+LAYOUT = {
     "compression": "zstd",
     "compression_level": 1,
     "use_dictionary": [
@@ -177,7 +177,7 @@ def _write(folder: Path, name: str, rows: pa.Table) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     temporary, final = folder / f".{name}.{os.getpid()}", folder / name
     try:
-        parquet.write_table(rows, temporary, **_LAYOUT)
+        parquet.write_table(rows, temporary, **LAYOUT)
         descriptor = os.open(temporary, os.O_RDONLY)
         try:
             os.fsync(descriptor)

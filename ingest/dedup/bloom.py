@@ -55,10 +55,10 @@ def _contains(digests: Any, bits: Any, slices: int, width: Any, found: Any) -> N
 
 
 @compiled
-def _add(digests: Any, count: int, bits: Any, slices: int, width: Any) -> None:
+def _add(digests: Any, apart: int, count: int, bits: Any, slices: int, width: Any) -> None:
     for row in range(count):
         for i in range(slices):
-            position = _position(digests + DIGEST_BYTES * row, i, width)
+            position = _position(digests + apart * row, i, width)
             bits[np.int64(position >> np.uint64(3))] |= np.uint8(1) << np.uint8(position & np.uint64(7))
 
 
@@ -81,9 +81,8 @@ class Filter:
         return found
 
     def add(self, digests: Digests) -> None:
-        """Remember all of these."""
-        digests = np.ascontiguousarray(digests)
-        _add(digests.ctypes.data, len(digests), self._bits, self.bloom.num_slices, self._width)
+        """Remember all of these, however far apart they lie."""
+        _add(digests.ctypes.data, digests.strides[0], len(digests), self._bits, self.bloom.num_slices, self._width)
 
     @property
     def size(self) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.columns import Ints
-from infra.compiled import Number, compiled, word_at
+from infra.compiled import Number, compiled, put_word, word_at
 from ingest.dedup.bloom import Filter
 from ingest.dedup.digest import DIGEST, DIGEST_BYTES, Digests, first_words
 
@@ -36,10 +36,28 @@ class Damaged(Exception):
     """A segment in Redis is not what was written there."""
 
 
+@compiled
+def _side_by_side(digests: int, offsets: Offsets, rows: int) -> None:
+    for row in range(len(offsets)):
+        digest, at = digests + DIGEST_BYTES * row, rows + ROW_BYTES * row
+        put_word(at, 0, word_at(digest, 0))
+        put_word(at, 4, word_at(digest, 4))
+        put_word(at, DIGEST_BYTES, np.uint64(offsets[row]))
+
+
+@compiled
+def _copy_in_order(rows: int, order: Ints, ordered: int) -> None:
+    for row in range(len(order)):
+        found, at = rows + ROW_BYTES * order[row], ordered + ROW_BYTES * row
+        put_word(at, 0, word_at(found, 0))
+        put_word(at, 8, word_at(found, 8))
+        put_word(at, DIGEST_BYTES, word_at(found, DIGEST_BYTES))
+
+
 def rows_of(digests: Digests, offsets: Offsets) -> Rows:
     """Side by side."""
-    rows = np.empty(len(digests), ROW)
-    rows["digest"], rows["offset"] = digests, offsets
+    rows, digests = np.empty(len(digests), ROW), np.ascontiguousarray(digests)
+    _side_by_side(digests.ctypes.data, offsets.astype(np.int64, copy=False), rows.ctypes.data)
     return rows
 
 
@@ -126,10 +144,11 @@ class Open:
         """The same ids in order, and how they are stored: head, sparse index, filter, rows."""
         rows = self._rows[: self.count]
         words = first_words(rows["digest"])
-        order = np.argsort(words)
+        order, ordered = np.argsort(words), np.empty(self.count, ROW)
+        _copy_in_order(rows.ctypes.data, order, ordered.ctypes.data)
         sparse = words[order[::_SPARSE]]
         head = _HEAD.pack(_MAGIC, self.capacity, self.count)
-        stored = b"".join((head, sparse.tobytes(), self.filter.snapshot(), rows[order].tobytes()))
+        stored = b"".join((head, sparse.tobytes(), self.filter.snapshot(), ordered.tobytes()))
         return Closed(self.count, self.filter, sparse), stored
 
 

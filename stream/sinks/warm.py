@@ -63,7 +63,7 @@ class WarmSink:
 
     def _insert(self, rows: Partials, version: int) -> None:
         """Rows of one window, so of one day: an insert over several partitions is not atomic."""
-        rows = _sorted(rows)
+        rows = in_key_order(rows)
         for start in range(0, len(rows), _ROWS_PER_INSERT):
             page = rows.take(slice(start, start + _ROWS_PER_INSERT))
             self._client.insert(f"stream_{self._tier}", self._table(page, version))
@@ -96,7 +96,7 @@ def border_of(client: ClickHouse, tier: str, shard: int) -> int | None:
     return int(rows[0][0]) if rows else None
 
 
-def _sorted(rows: Partials) -> Partials:
+def in_key_order(rows: Partials) -> Partials:
     """In the order of the tables' keys, so that ClickHouse need not sort them."""
     names = {name: _RANKS[name][rows[name]] for name in _NAMES}
     return rows.take(in_order([names.get(name, rows[name]) for name in _ORDER]))
