@@ -110,7 +110,8 @@ class Admin:
         return {p.id: brokers[p.leader] for p in partitions if p.leader in brokers}
 
     def create(self, topics: dict[str, tuple[int, dict[str, str]]]) -> None:
-        """Make topics (name → partitions, config); ones that exist are left as they are. See `configure`."""
+        """Make topics (name → partitions, config) and wait until brokers tell of them; ones that exist are left as they
+        are. See `configure`."""
         if not topics:
             return
         replicas = 1 if self._single_broker() else 3
@@ -121,6 +122,11 @@ class Admin:
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise AdclickError(f"topic {name} could not be made: {error.args[0].str()}") from error
+        deadline = time.monotonic() + self._timeout_s
+        while missing := topics.keys() - self.partitions().keys():
+            if time.monotonic() > deadline:
+                raise Unavailable(f"Kafka: made {min(missing)}, and does not tell of it yet")
+            time.sleep(0.05)
 
     def configure(self, topics: dict[str, dict[str, str]]) -> None:
         """Set these settings of topics; others that a topic has stay."""
