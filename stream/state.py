@@ -22,8 +22,8 @@ from stream.held import Window, by_window, ordered
 from stream.windows import Closing
 
 # A state log is rewritten when what came since the last base outweighs the base: amortised, each row twice.
-# Two million loose rows are 30 MB to read at a recovery.
-_COMPACT_ROWS = 2_000_000
+# Four million loose rows are 30 MB to read at a recovery.
+_COMPACT_ROWS = 4_000_000
 
 
 @dataclass(frozen=True)

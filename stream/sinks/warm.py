@@ -23,7 +23,7 @@ from ingest.partials import WINDOW, Partials
 from stream.state import Changes, StageState
 from stream.windows import KEPT_AFTER_END_MS
 
-_ROWS_PER_INSERT = 200_000
+_ROWS_PER_INSERT = 500_000
 # Of one window.
 _ORDER = ("campaign_id", "advertiser_id", "ad_id", "publisher_id", "country", "device")
 _NAMES = {"country": list(events.COUNTRIES), "device": list(events.DEVICES)}
