@@ -24,7 +24,7 @@ from ingest.synthetic.generator import Spec, make
 from query.command import Client
 from tests.benchmarks.stack import ADCLICK, RESULTS, Bench, bench, save
 
-_FIRST_CAMPAIGN = 1_000_000_000
+_FIRST_CAMPAIGN, _MOST_PROBES = 1_000_000_000, 1_000_000
 _WARM_S, _PROBE_EVERY_S = 8.0, 0.02
 _GIVEN_UP_S = 60.0
 _GENERATED_PER_S = 150_000
@@ -44,12 +44,13 @@ def full_speed() -> int:
 class Probes:
     """Events that are waited for."""
 
-    def __init__(self, stack: Bench) -> None:
+    def __init__(self, stack: Bench, series: int) -> None:
+        """`series` keeps their campaigns apart from those that were waited for before."""
         self._settings = stack.settings
         self._producer = EventProducer(stack.settings.kafka)
         self._client = Client(stack.settings)
         self._sent: dict[int, float] = {}
-        self._next = _FIRST_CAMPAIGN
+        self._next = _FIRST_CAMPAIGN + series * _MOST_PROBES
 
     def run(self, count: int) -> list[float]:
         """Send so many at even intervals; how long each took, in ms. Those that never came are infinite."""
@@ -116,7 +117,7 @@ def under_load(stack: Bench, rate: int, probes: int, seed: int) -> list[float]:
     words = ["replay", str(file), "--rate", str(rate), "--dir", str(stack.stack), "-q"]
     with subprocess.Popen([*ADCLICK, *words], stdout=subprocess.DEVNULL) as load:
         time.sleep(_WARM_S)
-        found = Probes(stack).run(probes)
+        found = Probes(stack, seed).run(probes)
         if load.wait(120):
             sys.exit("the load was not acknowledged")
     file.unlink()
