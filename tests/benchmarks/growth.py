@@ -14,7 +14,6 @@ from typing import Any
 import matplotlib
 
 from infra.clock import MINUTE_MS
-from infra.console import App
 from ingest.synthetic.generator import Spec
 from tests.benchmarks.pipeline import run
 from tests.benchmarks.stack import RESULTS, across_midnight, save
@@ -23,6 +22,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot
 
 _SHOWN = ("cpu_s_per_million", "bare_cpu_s_per_million")
+_TOLD = (*_SHOWN, "ratio_to_bare", "events_per_s", "peak_mb_workers", "exact")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,6 @@ def main() -> None:
     parser.add_argument("--only", help="one line, like campaigns")
     parser.add_argument("--most-events", type=int, default=int(os.environ.get("EVENTS") or 10_000_000))
     options = parser.parse_args()
-    app = App(None, False, False, True)
     flat: dict[str, Any] = {}
     found: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for point in points(options.most_events):
@@ -93,17 +92,12 @@ def main() -> None:
             continue
         report = measured(point)
         found.setdefault(point.line, []).append((point.value, report))
-        key = f"{point.line.split()[0].strip(',')}_{point.value}"
-        flat |= {
-            f"{key}_{name}": report[name]
-            for name in (*_SHOWN, "ratio_to_bare", "events_per_s", "peak_mb_workers", "exact")
-        }
+        key = f"{point.line.replace(', %', '').replace(' ', '_')}_{point.value}"
+        flat |= {f"{key}_{name}": report[name] for name in _TOLD}
         save("growth", flat)
         draw(found)
-        app.say(
-            f"{point.line} {point.value:,}: {report['cpu_s_per_million']} CPU s per million, ratio {report['ratio_to_bare']}, "
-            f"{report['events_per_s']:,}/s, {report['peak_mb_workers']} MB, exact {report['exact']}"
-        )
+        told = ", ".join(f"{name} {report[name]}" for name in _TOLD)
+        print(f"{point.line} {point.value:,}: {told}", flush=True)
     sys.exit(0 if all(report["exact"] for runs in found.values() for _, report in runs) else 1)
 
 

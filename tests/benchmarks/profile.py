@@ -18,7 +18,7 @@ from tests.benchmarks.pipeline import measure
 from tests.benchmarks.stack import RESULTS, across_midnight, bench
 
 _WARM_S, _RECORDED_S = 4, 20
-_OURS = ("ingest", "stream", "archive")
+_OURS = ("ingest", "stream", "archive", "query")
 
 
 def main() -> None:
