@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pyarrow as pa
 
 from infra.clock import MINUTE_MS
@@ -86,10 +85,6 @@ class Partials:
         """As they go over the wire."""
         arrays = [pa.array(np.ascontiguousarray(column)) for column in self.columns.values()]
         return pa.RecordBatch.from_arrays(arrays, names=list(self.columns))
-
-    def frame(self) -> pl.DataFrame:
-        """With 64 bits for each sum and key, as ClickHouse is given them."""
-        return pl.DataFrame({name: column.astype(np.int64) for name, column in self.columns.items()})
 
 
 def _constant(value: Any, size: int) -> Column:

@@ -18,7 +18,7 @@ from ingest.partials import Partials
 from stream import chunks
 from stream.state import Changes, StageState
 from stream.windows import Closing
-from tests.unit.test_partials_and_rows import frame, partial
+from tests.unit.test_partials_and_rows import frame, partial, as_frame
 
 MINUTE = 60_000
 
@@ -182,7 +182,7 @@ class Shown:
 
 
 def _sums(rows: Partials) -> dict[tuple[int, int], int]:
-    found = rows.frame().group_by("window_ms", "campaign_id").agg(pl.sum("impressions"))
+    found = as_frame(rows).group_by("window_ms", "campaign_id").agg(pl.sum("impressions"))
     return {(window, campaign): count for window, campaign, count in found.rows()}
 
 
