@@ -18,7 +18,7 @@ from ingest.partials import Partials
 from stream import chunks
 from stream.state import Changes, StageState
 from stream.windows import Closing
-from tests.unit.test_partials_and_rows import frame, partial, as_frame
+from tests.unit.test_partials_and_rows import as_frame, frame, partial
 
 MINUTE = 60_000
 
