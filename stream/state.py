@@ -45,6 +45,8 @@ class Changes:
 
     sequence: int
     closed_ms: int | None
+    settled_ms: int
+    """No event can change windows any more that end at or before this."""
     delta: Partials
     newly_closed: list[int]
     corrected: list[int]
@@ -227,6 +229,7 @@ class StageState:
         return Changes(
             sequence=self._sequence,
             closed_ms=after,
+            settled_ms=self._durable_closing.droppable_ms(self._sources),
             delta=flush.delta,
             newly_closed=[w for w in self.windows if self._is_closed(w, after) and not self._is_closed(w, before)],
             corrected=[w for w in touched if self._is_closed(w, before)],
@@ -319,4 +322,5 @@ class StageState:
         closed = [w for w in self.windows if self._is_closed(w, closed_ms)]
         still_open = sorted(set(self.windows) - set(closed))
         delta = Partials.joined([chunks.empty(), *(self.windows[w].whole() for w in still_open)])
-        return Changes(self._sequence, closed_ms, delta, closed, [], still_open)
+        settled_ms = self._durable_closing.droppable_ms(self._sources)
+        return Changes(self._sequence, closed_ms, settled_ms, delta, closed, [], still_open)

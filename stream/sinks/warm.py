@@ -4,8 +4,9 @@ Rows are absolute, replace themselves by key, and carry the flush's sequence as 
 and what an ousted owner still has in hand loses.
 
 Two marks are published, once the rows before them are acknowledged: `watermark_ms`, before whose last window end every
-window is here, and `border_ms`, an hour behind it. Late events reach the minutes a moment before they get here, so
-readers take a window from here only when none can come any more, or when the minutes are lost.
+window is here, and `border_ms`, before whose last no event is accepted any more, also of partitions that are silent now.
+Late events reach the minutes a moment before they get here, so readers take a window from here only when none can come
+any more, or when the minutes are lost.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from ingest import events, partials
 from ingest.grouping import in_order
 from ingest.partials import WINDOW, Partials
 from stream.state import Changes, StageState
-from stream.windows import KEPT_AFTER_END_MS
 
 _ROWS_PER_INSERT = 500_000
 # Of one window.
@@ -55,7 +55,7 @@ class WarmSink:
             for rows in state.corrections(changes, whole=True):
                 self._insert(partials.among(rows, changes.delta), changes.sequence)
         if changes.closed_ms is not None:
-            settled = (changes.closed_ms - KEPT_AFTER_END_MS) // self._grain_ms * self._grain_ms
+            settled = changes.settled_ms // self._grain_ms * self._grain_ms
             marks = (settled, changes.closed_ms // self._grain_ms)
             if self._marks is None or marks > self._marks:
                 self._publish(settled, changes.closed_ms)

@@ -20,9 +20,9 @@ START = 1_795_132_800_000
 class Owner:
     """An owner of a shard of hours, with the state and the sink that it believes to be current."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, partitions: int = 1) -> None:
         self.client = ClickHouse(settings.clickhouse, settings.database)
-        self.state = StageState(HOUR_MS, 1)
+        self.state = StageState(HOUR_MS, partitions)
         self.sink = WarmSink(self.client, "hours", HOUR_MS, 0)
 
     def flush(self, impressions: int, watermark_ms: int, **more: Any) -> Changes:
@@ -67,4 +67,23 @@ def test_the_border_moves_only_with_what_is_written(owners: tuple[Owner, Owner])
         owner.sink.write(changes, owner.state)
         assert owner.shown() == 1
     # An hour behind the close: until then late events may be in the minutes first.
+    assert border_of(owner.client, "hours", 0) == START + HOUR_MS
+
+
+def test_the_border_waits_for_what_a_silent_partition_may_still_bring(settings: Settings) -> None:
+    owner = Owner(settings, partitions=2)
+    ahead = SourceRange(0, 0, 1, START + 4 * HOUR_MS, False)
+    header = BlockHeader(1, (ahead, SourceRange(1, 0, 1, START + HOUR_MS, True)), 0)
+    owner.state.apply_block(0, frame([partial(window_ms=START)]), header, "here")
+    owner.state.begin_flush()
+    closed = owner.state.commit()
+    assert closed.newly_closed == [START]
+    owner.sink.write(closed, owner.state)
+    # By its own watermark an event of the silent partition is not late at all.
+    assert border_of(owner.client, "hours", 0) == START - HOUR_MS
+    woken = BlockHeader(1, (SourceRange(1, 1, 2, START + 3 * HOUR_MS, False),), 0)
+    owner.state.apply_block(1, frame([partial(window_ms=START)]), woken, "here")
+    owner.state.begin_flush()
+    owner.sink.write(owner.state.commit(), owner.state)
+    assert owner.shown() == 2
     assert border_of(owner.client, "hours", 0) == START + HOUR_MS
