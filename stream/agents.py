@@ -19,6 +19,7 @@ from faust.types import TP
 from infra import faults, logs, topics
 from infra.clock import now_ms
 from infra.kafka import METADATA_REFRESH_MS
+from infra.priority import give_way
 from infra.settings import Settings
 from ingest import blocks
 from ingest.partials import Partials
@@ -84,6 +85,9 @@ class Agents:
         self._taking: list[StagePartition] = []
         self._recoveries: list[Future[None]] = []
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="partition")
+        self._patient_pool = ThreadPoolExecutor(_THREADS, "patient", give_way)
+        self._packing_pool = ThreadPoolExecutor(1, "packing", give_way)
+        self._packing: set[TP] = set()
         self._locks: dict[TP, asyncio.Lock] = {}
         self.failure: BaseException | None = None
         self._watched: Any = None
@@ -227,8 +231,16 @@ class Agents:
                 continue
             lock = self._locks.setdefault(tp, asyncio.Lock())
             if not lock.locked():
-                task = asyncio.ensure_future(self._flush(owned, lock))
-                task.add_done_callback(self._flushed)
+                asyncio.ensure_future(self._flush(owned, lock)).add_done_callback(self._flushed)
+            if owned.pack_due and tp not in self._packing:
+                asyncio.ensure_future(self._pack(tp, owned)).add_done_callback(self._flushed)
+
+    async def _pack(self, tp: TP, owned: StagePartition) -> None:
+        self._packing.add(tp)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._packing_pool, owned.pack)
+        finally:
+            self._packing.remove(tp)
 
     async def _flush(self, owned: StagePartition, lock: asyncio.Lock) -> None:
         async with lock:
@@ -237,7 +249,7 @@ class Agents:
             loop = asyncio.get_running_loop()
             if owned.flush_due(now_ms()):
                 owned.state.begin_flush()
-                await loop.run_in_executor(self._pool, owned.flush)
+                await loop.run_in_executor(self._pool if owned.is_fresh else self._patient_pool, owned.flush)
             elif owned.refresh_due():
                 await loop.run_in_executor(self._pool, owned.refresh)
 

@@ -5,8 +5,11 @@ An hour of open minutes is what a worker's memory is spent on.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from ingest import partials
 from ingest.partials import WINDOW, Partials
 from stream import chunks
 
-_MERGE_PIECES = 32
+MERGE_PIECES = 32
 _MAX_KEY = 2**62
 
 
@@ -62,18 +65,20 @@ class Window:
     pieces: list[Partials] = field(default_factory=list)
     loose: int = 0
     """How many of the last pieces were never merged."""
+    _changing: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     @property
     def merged(self) -> bool:
         """Whether there is one row for each key for certain."""
         return len(self.pieces) + self.loose < 2
 
-    def add(self, piece: Partials) -> None:
-        """Take more rows in, as `by_window` gives them."""
-        self.pieces.append(piece)
-        self.loose += 1
-        if self.loose > _MERGE_PIECES:
-            self._merge_last(self._worthwhile())
+    def add(self, piece: Partials, merge_pieces: int = MERGE_PIECES) -> None:
+        """Take more rows in, as `by_window` gives them; more than so many loose pieces are merged."""
+        with self._changing:
+            self.pieces.append(piece)
+            self.loose += 1
+            if self.loose > merge_pieces:
+                self._merge_last(self._worthwhile())
 
     def _worthwhile(self) -> int:
         """How many of the last pieces to merge: the loose ones, and those before that are no larger than all after them.
@@ -94,23 +99,36 @@ class Window:
 
     def whole(self) -> Partials:
         """All rows, one for each key."""
-        if self.merged:
-            return self.pieces[0] if self.pieces else chunks.empty()
-        return self._merge_last(len(self.pieces))
+        with self._changing:
+            if self.merged:
+                return self.pieces[0] if self.pieces else chunks.empty()
+            return self._merge_last(len(self.pieces))
 
-    def together(self) -> Partials:
-        """All rows; one for each key only where that is worth a merge."""
-        loose = Partials.joined(self.pieces) if self.pieces else chunks.empty()
-        return self.whole() if not self.merged and chunks.repeats(loose) else loose
+    def together(self, pieces: Sequence[Partials]) -> Partials:
+        """The rows of its first pieces, ordered; one for each key only where that is worth a merge.
+
+        Others may add rows meanwhile.
+        """
+        if len(pieces) == 1 and self.merged:
+            return pieces[0]
+        loose = Partials.joined(pieces) if pieces else chunks.empty()
+        worthwhile = chunks.repeats(loose)
+        rows = ordered(partials.merge([loose]) if worthwhile else loose)
+        with self._changing:
+            count = len(pieces)
+            if 0 < count <= len(self.pieces) and all(map(is_, self.pieces, pieces)):
+                self.pieces[:count] = [rows]
+                self.loose = len(self.pieces) - worthwhile
+        return rows
 
     def count(self, campaign: int) -> int:
         """How many rows a campaign has, at most."""
-        return sum(len(_of(piece, np.array([campaign]))) for piece in self.pieces)
+        return sum(len(_of(piece, np.array([campaign]))) for piece in list(self.pieces))
 
     def of(self, campaigns: Ints, *, whole: bool) -> Partials:
         """The rows of some campaigns, which are in order; `whole`: one for each key. Reads only those: a correction touches
         few."""
-        found = [_of(piece, campaigns) for piece in self.pieces]
+        found = [_of(piece, campaigns) for piece in list(self.pieces)]
         return partials.merge(found) if whole else Partials.joined(found)
 
 

@@ -34,6 +34,9 @@ _COARSE_FLUSH_S, _CORRECTING_FLUSH_S = 10.0, 1.5
 _BEHIND_MS, _BEHIND_FLUSH_S, _BEHIND_ROWS = 1_000, 1.0, 250_000
 
 
+_ONE_AT_A_TIME = threading.Lock()
+
+
 class Sink(Protocol):
     """Where a stage shows its windows. Every method may raise Unavailable and is then called again."""
 
@@ -45,6 +48,13 @@ class Sink(Protocol):
 
     def refresh(self, state: StageState) -> None:
         """When nothing was written for a while: bring back what the tier has lost meanwhile."""
+
+    @property
+    def packs(self) -> bool:
+        """Whether there is something to put in better shape, of what is shown."""
+
+    def pack(self, given_up: Callable[[], bool]) -> None:
+        """Do some of that, beside all else."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,14 @@ class StagePartition:
         self._producer: TransactionalProducer | None = None
         self._aborted = False
         self._too_old = 0
+        self._pack_again_at = 0.0
+        # Hours and days are folded one after the other: that takes room, and time that nobody waits for.
+        self._folding = contextlib.nullcontext() if self.is_fresh else _ONE_AT_A_TIME
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether somebody waits for what this stage shows: minutes; hours and days are answered from them until they close."""
+        return self.stage.name == "minute"
 
     @property
     def where(self) -> str:
@@ -186,7 +204,7 @@ class StagePartition:
 
     def flush_due(self, now_ms: int) -> bool:
         """Whether it is time for a flush, and there is something to write."""
-        fine = self.stage.name == "minute"
+        fine = self.is_fresh
         since_s = time.monotonic() - self._flushed_at
         if fine:
             behind = now_ms - self.state.newest_sent_ms > _BEHIND_MS
@@ -206,11 +224,24 @@ class StagePartition:
         with contextlib.suppress(Unavailable):
             self._sink.refresh(self.state)
 
+    @property
+    def pack_due(self) -> bool:
+        """Whether there is something to pack."""
+        return self._sink.packs and time.monotonic() > self._pack_again_at
+
+    def pack(self) -> None:
+        """Put in better shape what is shown. Blocks; flushes go on meanwhile."""
+        try:
+            self._sink.pack(self.dead.is_set)
+        except Unavailable:
+            self._pack_again_at = time.monotonic() + _REFRESH_S
+
     def flush(self) -> None:
-        """Write out the delta that `state.begin_flush` has taken, then show it. Blocks."""
+        """Write out what `state.begin_flush` has taken, then show it. Blocks."""
         self._flushed_at = time.monotonic()
         faults.point(f"{self.stage.name}.flushing")
-        flush = self.state.flushing
+        with self._folding:
+            flush = self.state.flushing
         topic = self._settings.topic(self.stage.state_topic)
         records = [Record(topic, None, key, self.partition) for key in flush.tombstones]
         state = list(chunks.encode(flush.state, flush.state_header))
@@ -223,7 +254,8 @@ class StagePartition:
             self.state.abort()
             return
         self._aborted = False
-        changes = self.state.commit()
+        with self._folding:
+            changes = self.state.commit()
         if self.state.too_old > self._too_old:
             came, self._too_old = self.state.too_old - self._too_old, self.state.too_old
             self._log.warning("partials came for windows that are gone: only the nightly run counts them", rows=came)

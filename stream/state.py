@@ -1,8 +1,11 @@
 """The state of one input partition of a stage. Pure: blocks and chunks in, flushes out, no Kafka, no clock.
 
 apply_…  folds an input message into the delta, after checking that its ranges tile
-begin_flush  takes the delta away and says what must be written
+begin_flush  takes away what was applied since the last one
+flushing  folds that to the delta, and says what must be written
 commit / abort  what becomes of it
+
+All but `flushing`, `commit` and `abort` is called from one thread; these from another one.
 """
 
 from __future__ import annotations
@@ -12,18 +15,21 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from infra.clock import MINUTE_MS
 from infra.errors import CorruptLog
 from ingest import blocks, partials
 from ingest.blocks import BlockHeader
 from ingest.partials import WINDOW, Partials
 from stream import chunks
 from stream.chunks import CHANGED, ChunkHeader
-from stream.held import Window, by_window, ordered
+from stream.held import MERGE_PIECES, Window, by_window, ordered
 from stream.windows import Closing
 
 # A state log is rewritten when what came since the last base outweighs the base: amortised, each row twice.
 # Four million loose rows are 30 MB to read at a recovery.
 _COMPACT_ROWS = 4_000_000
+# Open minutes gather what flushes bring, and are merged once they have closed.
+_PIECES_OF_A_MINUTE = 1_000
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,17 @@ class Flush:
     state_header: ChunkHeader
     tombstones: list[bytes]
     dropped: list[int]
+    sent_ms: int
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What was applied since the flush before, and how far that reaches."""
+
+    pending: list[Partials]
+    closing: Closing
+    to_offset: int
+    upstream_next: int | None
     sent_ms: int
 
 
@@ -81,6 +98,7 @@ class StageState:
         """Keys alive in the state log → the end of the newest window in them."""
         self._base_rows = self._loose_rows = 0
         self._tombstones: list[bytes] = []
+        self._taken: _Taken | None = None
         self._flushing: Flush | None = None
 
     # -- input ----------------------------------------------------------------------------------------------
@@ -145,7 +163,7 @@ class StageState:
         With `clock`, silence may move the watermark on first (the minute stage, which alone looks at the clock). `patient`: rows
         may wait for more, but not the end of an hour or a day.
         """
-        if self._part or self._flushing is not None:
+        if self._part or self._taken is not None:
             return False
         if clock:
             self.closing = self.closing.tick(self._sources, now_ms)
@@ -158,11 +176,22 @@ class StageState:
         # Input without rows (heartbeats) needs no transaction of its own; now and then it moves the fence on.
         return self.next_message - self._durable_next > 200
 
-    def begin_flush(self) -> Flush:
-        """Take the delta since the last flush. One flush at a time."""
-        assert self._flushing is None
-        delta = self._fold_pending()
+    def begin_flush(self) -> None:
+        """Take what was applied since the last flush. One flush at a time."""
+        assert self._taken is None
+        self._taken = _Taken(self._pending, self.closing, self.next_message, self._upstream_next, self.newest_sent_ms)
         self._pending, self._pending_rows, self.corrects = [], 0, False
+
+    @property
+    def flushing(self) -> Flush:
+        """The flush that was begun and not settled. Its rows are folded when this is first asked for."""
+        if self._flushing is None:
+            assert self._taken is not None
+            self._flushing = self._fold(self._taken)
+        return self._flushing
+
+    def _fold(self, taken: _Taken) -> Flush:
+        delta = self._folded(taken.pending)
         closed_before = self._durable_closing.closed_ms
         late = delta[WINDOW] + self.grain_ms <= (-(2**62) if closed_before is None else closed_before)
         delta = delta.with_column(CHANGED, late.astype(np.uint8))
@@ -174,11 +203,11 @@ class StageState:
             version=chunks.SCHEMA_VERSION,
             sequence=self._sequence + 1,
             from_offset=self._durable_next,
-            to_offset=self.next_message,
-            closing=self.closing,
+            to_offset=taken.to_offset,
+            closing=taken.closing,
             closed_before_ms=closed_before,
             dropped_ms=droppable,
-            upstream_next=self._upstream_next,
+            upstream_next=taken.upstream_next,
         )
         state, state_header = delta, header
         tombstones = [key for key, end in self._log.items() if end <= droppable]
@@ -187,36 +216,26 @@ class StageState:
             state = partials.merge([*(w.whole() for start, w in self.windows.items() if start not in gone), delta])
             state_header = msgspec.structs.replace(header, base=True)
             tombstones = list(self._log)
-        self._flushing = Flush(header, delta, state, state_header, tombstones, dropped, self.newest_sent_ms)
-        return self._flushing
+        return Flush(header, delta, state, state_header, tombstones, dropped, taken.sent_ms)
 
-    def _fold_pending(self) -> Partials:
+    def _folded(self, pending: list[Partials]) -> Partials:
         """Pending rows with windows of this grain, in order, merged where keys repeat: sinks that need one row a key merge
         again."""
-        loose = partials.widened(Partials.joined(self._pending), self.grain_ms)
+        loose = partials.widened(Partials.joined(pending), self.grain_ms)
         return ordered(partials.merge([loose]) if chunks.repeats(loose) else loose)
-
-    @property
-    def flushing(self) -> Flush:
-        """The flush that was begun and not settled."""
-        assert self._flushing is not None
-        return self._flushing
 
     def abort(self) -> None:
         """The flush did not happen: its delta belongs to the next one."""
-        flush = self._flushing
-        assert flush is not None
-        if len(flush.delta):
-            self._pending.insert(0, flush.delta.only((*partials.KEYS, *partials.SUMS)))
-            self._pending_rows += len(flush.delta)
+        delta = self.flushing.delta
+        if len(delta):
+            self._pending.insert(0, delta.only((*partials.KEYS, *partials.SUMS)))
+            self._pending_rows += len(delta)
             self.corrects = True
-        self._flushing = None
+        self._taken = self._flushing = None
 
     def commit(self) -> Changes:
         """The flush is durable: move on, and say what the sinks must show."""
-        flush = self._flushing
-        assert flush is not None
-        self._flushing = None
+        flush = self.flushing
         self._remember(flush.state, flush.state_header, flush.tombstones)
         for start in flush.dropped:
             del self.windows[start]
@@ -225,7 +244,8 @@ class StageState:
         self._sequence = flush.header.sequence
         before, after = self._durable_closing.closed_ms, flush.header.closing.closed_ms
         self._durable_closing, self._durable_sent_ms = flush.header.closing, flush.sent_ms
-        touched = self._hold(flush.delta)
+        touched = self._hold(flush.delta, _PIECES_OF_A_MINUTE if self.grain_ms == MINUTE_MS else MERGE_PIECES)
+        self._taken = self._flushing = None
         return Changes(
             sequence=self._sequence,
             closed_ms=after,
@@ -239,12 +259,12 @@ class StageState:
     def _is_closed(self, start: int, closed_ms: int | None) -> bool:
         return closed_ms is not None and start + self.grain_ms <= closed_ms
 
-    def _hold(self, rows: Partials) -> list[int]:
+    def _hold(self, rows: Partials, merge_pieces: int) -> list[int]:
         pieces = by_window(ordered(rows))
         for start, piece in pieces.items():
             if start not in self.windows:
                 self.windows[start] = Window(start)
-            self.windows[start].add(piece)
+            self.windows[start].add(piece, merge_pieces)
         return list(pieces)
 
     def _remember(self, rows: Partials, header: ChunkHeader, tombstones: list[bytes]) -> None:
@@ -273,7 +293,7 @@ class StageState:
                 raise CorruptLog(
                     f"{where}: chunk [{header.from_offset}, {header.to_offset}) overlaps offset {last.to_offset}"
                 )
-            self._hold(rows)
+            self._hold(rows, MERGE_PIECES)
             self._log[key] = self._end_of(rows)
             if header.base:
                 self._base_rows += len(rows)
@@ -300,7 +320,7 @@ class StageState:
     @property
     def shown_sent_ms(self) -> int:
         """When the newest block was sent that has no row left to be made durable; 0 before the first since a recovery."""
-        return self._durable_sent_ms if self._pending or self._flushing is not None else self.newest_sent_ms
+        return self._durable_sent_ms if self._pending or self._taken is not None else self.newest_sent_ms
 
     @property
     def durable_closed_ms(self) -> int | None:

@@ -19,12 +19,23 @@ from infra.errors import AdclickError, Unavailable
 from ingest.dedup import segments
 from ingest.dedup.digest import Digests
 from ingest.dedup.memory import Head, Kept, PartitionMemory
-from ingest.dedup.segments import HEAD_BYTES, ROW, ROW_BYTES, UNKNOWN, Closed, Damaged, Generation, Offsets
+from ingest.dedup.segments import (
+    FIRST_CAPACITY,
+    HEAD_BYTES,
+    ROW,
+    ROW_BYTES,
+    UNKNOWN,
+    Closed,
+    Damaged,
+    Generation,
+    Offsets,
+)
 
 Command = tuple[Any, ...]
 News = dict[int, tuple[Digests, Offsets]]
 """Ids to record with their offsets, by generation."""
 _CHUNKS = 256
+_GOLDEN = 0.618034  # spreads any number of them evenly
 
 
 class MemoryLost(AdclickError):
@@ -77,7 +88,7 @@ class Registry:
             return memory if memory.generations.keys() == head.generations.keys() else None
 
     def _load(self, partition: int, generation: int, kept: Kept) -> Generation:
-        found = Generation(self._limit)
+        found = Generation(self._limit, _first_capacity(partition))
         keys = [self._key(partition, generation, number) for number in range(kept.closed)]
         heads = self._store.ranges([(key, 0, HEAD_BYTES - 1) for key in keys])
         for key, head in zip(keys, heads, strict=True):
@@ -155,7 +166,8 @@ class Registry:
             del memory.generations[g]
         memory.doubtful = {g: filters for g, filters in memory.doubtful.items() if g in doubtful}
         for g, added in rows.items():
-            memory.generations.setdefault(g, Generation(self._limit)).opened().add(added)
+            held = memory.generations.setdefault(g, Generation(self._limit, _first_capacity(partition)))
+            held.opened().add(added)
         self._close(memory)
 
     def _keys(self, partition: int, generation: int, kept: Kept) -> list[str]:
@@ -194,6 +206,11 @@ class Registry:
             raise MemoryLost(f"Redis lost the ids of partition {memory.partition}")
         memory.become(now)
         raise Unavailable(f"another worker recorded ids of partition {memory.partition}: judging again")
+
+
+def _first_capacity(partition: int) -> int:
+    """Of the first segment. Partitions fill at the same pace, and closing a segment takes a while: not all at once."""
+    return int(FIRST_CAPACITY * (1 + partition * _GOLDEN % 1))
 
 
 def _parsed(held: bytes | None) -> Head | None:

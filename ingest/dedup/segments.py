@@ -204,12 +204,14 @@ class Generation:
 
     limit: int
     """Ids of a segment at most."""
+    first: int = FIRST_CAPACITY
+    """Ids of the first one."""
     closed: list[Closed] = field(default_factory=list)
     open: Open | None = None
 
     def opened(self) -> Open:
         """The open segment; a new one is twice as large as the one before."""
-        self.open = self.open or Open(min(self.limit, FIRST_CAPACITY << len(self.closed)))
+        self.open = self.open or Open(min(self.limit, self.first << len(self.closed)))
         return self.open
 
     @property

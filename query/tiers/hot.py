@@ -1,4 +1,4 @@
-"""Reads minutes from Redis: closed and open rows of all shards in one MULTI, so that none is seen twice or missed."""
+"""Reads minutes from Redis: all places where a row may lie in one MULTI, so that none is seen twice or missed."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from stream.chunks import CHANGED
 from stream.sinks import rows
 from stream.sinks.hot import base_key
 
-_SPAN = -1
-_MARKS = ("closed_ms", "from_ms", "newest_ms")
+_MARKS = ("closed_ms", "packed_ms", "from_ms", "newest_ms")
 
 
 @dataclass(frozen=True)
 class Span:
     """What each shard says it holds. `from_ms` is None for a shard that says nothing: unknown, not zero.
 
-    `newest_ms` is the newest minute of each shard that has rows.
+    `newest_ms` is the newest minute of each shard that has rows; those that end at or before `packed_ms` have none by flush.
     """
 
     closed_ms: list[int | None]
+    packed_ms: list[int | None]
     from_ms: list[int | None]
     newest_ms: list[int | None]
 
@@ -85,39 +85,34 @@ class HotTier:
             if newest is None or newest < start_ms:
                 continue
             stop_ms = min(end_ms, newest + MINUTE_MS)
-            asked, means = self._commands(shard, campaigns, start_ms, stop_ms, span.closed_ms[shard])
+            asked, means = self._commands(shard, campaigns, start_ms, stop_ms, span.packed_ms[shard])
             commands += asked
             meaning += means
-        closed_ms = 0
         for (campaign, first), found in zip(meaning, self._redis.pipeline(commands, atomic=True), strict=True):
-            if campaign == _SPAN:
-                closed_ms = int(found[0] or 0)
-                continue
             # HMGET answers a list, minute by minute, and then what came later for any; HGETALL what the flushes added to one
-            # open minute. A minute counts from one of them: which, says the span.
-            is_open = isinstance(found, dict)
-            values = [(first, value) for value in found.values()] if is_open else list(_closed(first, found))
+            # minute.
+            by_flush = isinstance(found, dict)
+            values = [(first, value) for value in found.values()] if by_flush else list(_cells(first, found))
             for minute, value in values:
-                if is_open == (minute + MINUTE_MS > closed_ms):
-                    packed.append(value)
-                    minutes.append(minute)
-                    owners.append(campaign)
+                packed.append(value)
+                minutes.append(minute)
+                owners.append(campaign)
         return self._sum(question, packed, minutes, owners)
 
     def _commands(
-        self, shard: int, campaigns: tuple[int, ...], start_ms: int, end_ms: int, closed_ms: int | None
+        self, shard: int, campaigns: tuple[int, ...], start_ms: int, end_ms: int, packed_ms: int | None
     ) -> tuple[list[tuple[object, ...]], list[tuple[int, int]]]:
         base = base_key(self._prefix, shard)
-        commands: list[tuple[object, ...]] = [("HMGET", f"{base}:span", "closed_ms")]
-        meaning: list[tuple[int, int]] = [(_SPAN, 0)]
-        open_from = start_ms if closed_ms is None else max(start_ms, closed_ms // MINUTE_MS * MINUTE_MS)
+        commands: list[tuple[object, ...]] = []
+        meaning: list[tuple[int, int]] = []
+        by_flush_from = start_ms if packed_ms is None else max(start_ms, packed_ms // MINUTE_MS * MINUTE_MS)
         for campaign in campaigns:
             for hour in range(start_ms - start_ms % HOUR_MS, end_ms, HOUR_MS):
                 low, high = max(start_ms, hour), min(end_ms, hour + HOUR_MS)
                 fields = [f"{campaign}:{m}" for m in range((low - hour) // MINUTE_MS, (high - hour) // MINUTE_MS)]
                 commands.append(("HMGET", f"{base}:h:{hour}", *fields, f"{campaign}+"))
                 meaning.append((campaign, low))
-            for minute in range(open_from, end_ms, MINUTE_MS):
+            for minute in range(by_flush_from, end_ms, MINUTE_MS):
                 commands.append(("HGETALL", f"{base}:o:{minute}:{campaign}"))
                 meaning.append((campaign, minute))
         return commands, meaning
@@ -153,7 +148,7 @@ class HotTier:
         return table, len(source)
 
 
-def _closed(first: int, found: list[bytes | None]) -> Iterator[tuple[int, bytes]]:
+def _cells(first: int, found: list[bytes | None]) -> Iterator[tuple[int, bytes]]:
     """(minute, rows) of consecutive minutes from `first`, followed by one value with what came later in that hour."""
     *values, later = found
     yield from ((first + n * MINUTE_MS, value) for n, value in enumerate(values) if value is not None)

@@ -1,39 +1,45 @@
 """The hot tier: minutes in Redis, a shard at a time.
 
-    …hot:{sN}:h:HOUR      hash  CAMPAIGN:MM → packed rows of a minute when it closed
+    …hot:{sN}:h:HOUR      hash  CAMPAIGN:MM → packed rows of a minute when it had closed
                                 CAMPAIGN+ → what came after that: minute, length and packed rows, over and over
-    …hot:{sN}:o:MINUTE:C  hash  SEQUENCE → packed rows that one flush added to an open minute
+    …hot:{sN}:o:MINUTE:C  hash  SEQUENCE → packed rows that one flush added to a minute
     …hot:{sN}:a:ADV       set   the advertiser's campaigns
-    …hot:{sN}:span        hash  sequence (the fence), closed_ms (closing watermark), from_ms (held since),
-                                newest_ms (the newest minute that has rows), sent_ms (when ingest sent what
-                                is shown by now)
+    …hot:{sN}:span        hash  sequence (the fence), closed_ms (closing watermark), packed_ms (minutes that end at or
+                                before this have no rows by flush), from_ms (held since), newest_ms (the newest minute
+                                that has rows), sent_ms (when ingest sent what is shown by now)
 
-Every write goes through one script that checks the fence, so what was written is never written again, what an
-ousted owner still has in hand is refused, and a Redis that lost its memory is noticed. A flush too large for one call
-ends with the call that moves the span and deletes what is open no more: until then readers, who take the span in the
-same MULTI, keep to the open rows. (Minute and hour in epoch ms.)
+(Minute and hour in epoch ms.) A row lies in one of these places, and moves from one to the other within one call: readers
+add up what they find. A flush goes through a script that checks the fence, so what was written is never written again,
+what an ousted owner still has in hand is refused, and a Redis that lost its memory is noticed.
+
+A minute of live traffic that has closed is packed afterwards, a few cells a call, so that what is new need not wait for
+it. Such a call says all that a cell holds at a sequence, takes the place of the rows up to there, and happens only at that
+sequence: whoever makes it, and however often, is right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
 from infra import faults
 from infra.clock import HOUR_MS, MINUTE_MS
+from infra.columns import Ints
 from infra.redis import Redis
 from ingest.grouping import rows_of, sum_by_key
 from ingest.partials import WINDOW, Partials
+from stream import chunks
+from stream.held import Window
 from stream.sinks import rows
 from stream.state import Changes, StageState
 
-# KEYS[1] the span; ARGV: expected sequence (-1: whatever it is), new sequence, is this the last call, closed_ms,
-# from_ms, newest_ms, sent_ms, then (op, key, field, value) over and over. Returns 1 applied, 0 known already, -1 memory lost.
-# Set, Delete a key, Replace a hash, write a Cell whole, aPpend to it, Add to a set.
-_APPLY = """
-local function without(key, cell)
-  local campaign, minute = string.match(cell, '^(%d+):(%d+)$')
+_MOVE = """
+local function without(key, campaign, minute)
   local later = redis.call('HGET', key, campaign .. '+')
   if not later then return end
   local kept, at = {}, 1
@@ -46,34 +52,68 @@ local function without(key, cell)
   if #kept == 0 then redis.call('HDEL', key, campaign .. '+')
   else redis.call('HSET', key, campaign .. '+', table.concat(kept)) end
 end
+local function move(key, cell, value, sequence)
+  local campaign, minute = string.match(cell, '^(%d+):(%d+)$')
+  local base, hour = string.match(key, '^(.*):h:(%d+)$')
+  local open = string.format('%s:o:%.0f:%s', base, tonumber(hour) + 60000 * tonumber(minute), campaign)
+  redis.call('HSET', key, cell, value)
+  without(key, campaign, minute)
+  local flushes, later = redis.call('HKEYS', open), false
+  for _, flush in ipairs(flushes) do later = later or tonumber(flush) > sequence end
+  if not later then redis.call('UNLINK', open) return end
+  for _, flush in ipairs(flushes) do if tonumber(flush) <= sequence then redis.call('HDEL', open, flush) end end
+end
+"""
+
+# KEYS[1] the span; ARGV: expected sequence (-1: whatever it is), new sequence, is this the last call, closed_ms, packed_ms,
+# from_ms, newest_ms, sent_ms, then (op, key, field, value) over and over. Returns 1 applied, 0 known already, -1 memory lost.
+# Set, Replace a hash, Move all rows into a cell, aPpend to what came later, Add to a set.
+_APPLY = (
+    _MOVE
+    + """
 local held = tonumber(redis.call('HGET', KEYS[1], 'sequence') or -1)
 local expected, new = tonumber(ARGV[1]), tonumber(ARGV[2])
 if held > new or (held == new and expected ~= -1) then return 0 end
 if held < expected then return -1 end
-for i = 8, #ARGV, 4 do
+for i = 9, #ARGV, 4 do
   local op = ARGV[i]
   local key, field, value = ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   if op == 'S' then redis.call('HSET', key, field, value)
-  elseif op == 'D' then redis.call('UNLINK', key)
   elseif op == 'R' then redis.call('UNLINK', key) redis.call('HSET', key, field, value)
-  elseif op == 'C' then redis.call('HSET', key, field, value) without(key, field)
+  elseif op == 'M' then move(key, field, value, new)
   elseif op == 'P' then redis.call('HSET', key, field, (redis.call('HGET', key, field) or '') .. value)
   else redis.call('SADD', key, field) end
 end
 if ARGV[3] == '1' then
-  redis.call('HSET', KEYS[1], 'sequence', ARGV[2], 'closed_ms', ARGV[4])
-  if ARGV[5] ~= '' then redis.call('HSET', KEYS[1], 'from_ms', ARGV[5]) end
-  if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'newest_ms', ARGV[6]) end
-  if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'sent_ms', ARGV[7]) end
+  redis.call('HSET', KEYS[1], 'sequence', ARGV[2], 'closed_ms', ARGV[4], 'packed_ms', ARGV[5])
+  if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'from_ms', ARGV[6]) end
+  if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'newest_ms', ARGV[7]) end
+  if ARGV[8] ~= '' then redis.call('HSET', KEYS[1], 'sent_ms', ARGV[8]) end
 end
 return 1
 """
+)
+
+# KEYS[1] the span; ARGV: the sequence, then (key, cell, value) over and over. Returns 1 applied, 0 for another sequence.
+_PACK = (
+    _MOVE
+    + """
+local sequence = tonumber(ARGV[1])
+if tonumber(redis.call('HGET', KEYS[1], 'sequence') or -1) ~= sequence then return 0 end
+for i = 2, #ARGV, 3 do move(ARGV[i], ARGV[i + 1], ARGV[i + 2], sequence) end
+return 1
+"""
+)
 
 Op = tuple[bytes, bytes, bytes, bytes]
-# Not before the call that moves the span: what only adds must happen once, and what readers go by must not be gone.
-_LAST = (b"D", b"P")
+# Only with the call that moves the sequence: what adds must happen once.
+_ONCE = b"P"
 # Corrections of a cell are added to it until they are this many rows, and half of what it has.
 _REWRITTEN_ROWS = 64
+# A minute that was open for less came from a backlog. Much of it was never shown, so it is packed as it closes: nobody
+# waits for what is fresh, and its rows are written once.
+_LIVE_S = 10.0
+_WAITING_MINUTES, _PACKED_BYTES = 5, 128 << 10
 
 
 def base_key(prefix: str, shard: int) -> str:
@@ -81,72 +121,128 @@ def base_key(prefix: str, shard: int) -> str:
     return f"{prefix}hot:{{s{shard}}}"
 
 
+@dataclass
+class _Closed:
+    """A minute that is to be packed: its rows when it closed, and what flushes have brought since."""
+
+    window: Window
+    pieces: list[Partials]
+    late: list[Partials] = field(default_factory=list)
+    waiting: dict[int, None] | None = None
+    """Campaigns whose cells are to be written, once the first ones were."""
+
+
 class HotSink:
-    """Writes one shard. Every method may raise Unavailable and can then simply be called again."""
+    """Writes one shard. Every method may raise Unavailable and can then simply be called again.
+
+    `pack` may be called from another thread than the rest.
+    """
 
     def __init__(self, redis: Redis, prefix: str, shard: int, hot_hours: int, ops_per_call: int = 20_000) -> None:
         self.ops_per_call = ops_per_call
         self._redis, self._base, self._hot_ms = redis, base_key(prefix, shard), hot_hours * HOUR_MS
         self._key = self._base.encode()
-        self._script = redis.script(_APPLY)
+        self._script, self._pack_script = redis.script(_APPLY), redis.script(_PACK)
         self._known: set[tuple[int, int]] = set()
-        self._opened: set[int] = set()
+        self._opened: dict[int, float] = {}
+        """Open minutes, and when rows of theirs were first shown."""
+        self._to_pack: dict[int, _Closed] = {}
         self._prepared: tuple[int, list[Op]] | None = None
+        self._shown = -1
+        """The sequence that is in Redis, as far as it is known here."""
+        self._writing = threading.RLock()
         self._added: dict[tuple[int, int], int] = {}
         """Rows that were added to a closed cell since it was last written whole."""
 
     def attach(self, state: StageState) -> None:
         """After a recovery: bring Redis to the state's sequence, from whatever it holds."""
-        self._known.clear()
-        self._prepared = None
-        self._opened = set(state.windows)
-        self.refresh(state)
+        with self._writing:
+            self._known.clear()
+            self._prepared = None
+            found, packed = self._redis.call("HMGET", f"{self._base}:span", "sequence", "packed_ms")
+            if found is not None and int(found) == state.sequence:
+                self._shown, since = state.sequence, int(packed or 0)
+                closed_ms = state.durable_closed_ms or 0
+                self._opened = {w: 0.0 for w in state.windows if w + MINUTE_MS > closed_ms}
+                self._to_pack = {
+                    start: _Closed(window, list(window.pieces))
+                    for start, window in state.windows.items()
+                    if since < start + MINUTE_MS <= closed_ms
+                }
+            self.refresh(state)
 
     def refresh(self, state: StageState) -> None:
         """Notice a Redis that is not where it was left: empty, or started from an older file."""
         span = f"{self._base}:span"
-        found = self._redis.call("HGET", span, "sequence")
-        if found is None or int(found) < state.sequence:
-            # A flush is shown before the next one begins: Redis can only be one behind by itself.
-            self._rewrite(state, lost=found is None or int(found) < state.sequence - 1)
-        elif int(found) == state.sequence and state.shown_sent_ms:
-            # Blocks without rows need no flush, but are shown, too.
-            self._redis.call("HSET", span, "sent_ms", state.shown_sent_ms)
+        with self._writing:
+            found = self._redis.call("HGET", span, "sequence")
+            if found is None or int(found) < state.sequence:
+                # A flush is shown before the next one begins: Redis can only be one behind by itself.
+                self._rewrite(state, lost=found is None or int(found) < state.sequence - 1)
+            elif int(found) == state.sequence and state.shown_sent_ms:
+                # Blocks without rows need no flush, but are shown, too.
+                self._redis.call("HSET", span, "sent_ms", state.shown_sent_ms)
 
     def write(self, changes: Changes, state: StageState) -> None:
         """Show what a flush made durable. Safe to repeat."""
-        if self._prepared is None or self._prepared[0] != changes.sequence:
-            self._prepared = changes.sequence, list(self._ops(changes, state))
-        # Half of these may have been applied: what is tried again must be the same, to the last byte.
-        answer = self._apply(changes.sequence - 1, changes, state, self._prepared[1])
-        self._prepared = None
-        if answer == -1:
-            self._rewrite(state, lost=True)
-        self._opened.update(changes.open)
-        self._opened.intersection_update(w for w in self._opened if w not in set(changes.newly_closed))
+        with self._writing:
+            if self._prepared is None or self._prepared[0] != changes.sequence:
+                for start in changes.newly_closed:
+                    if self._is_live(start):
+                        self._to_pack[start] = _Closed(state.windows[start], list(state.windows[start].pieces))
+                self._prepared = changes.sequence, list(self._ops(changes, state))
+            # Half of these may have been applied: what is tried again must be the same, to the last byte.
+            answer = self._apply(changes.sequence - 1, changes, state, self._prepared[1])
+            if answer == -1:
+                self._rewrite(state, lost=True)
+                return
+            self._prepared, self._shown = None, changes.sequence
+            self._note(changes)
+
+    def _is_live(self, start: int) -> bool:
+        since = self._opened.get(start)
+        waits = since is not None and time.monotonic() - since >= _LIVE_S
+        return waits and len(self._to_pack) < _WAITING_MINUTES
+
+    def _note(self, changes: Changes) -> None:
+        """What is now shown, for those that wait to be packed."""
+        now = time.monotonic()
+        for start in changes.open:
+            self._opened.setdefault(start, now)
+        for start in changes.newly_closed:
+            self._opened.pop(start, None)
+        for start in changes.corrected:
+            if start in self._to_pack:
+                closed, rows = self._to_pack[start], _of_windows(changes.delta, [start])
+                closed.late.append(rows)
+                if closed.waiting is not None:
+                    closed.waiting |= dict.fromkeys(rows["campaign_id"].tolist())
 
     def _rewrite(self, state: StageState, *, lost: bool) -> None:
         """Write all that is held. What a lost Redis knew beyond that is unknown from now on, never zero."""
         self._known.clear()
         self._added.clear()
+        self._to_pack.clear()
         changes = state.everything()
         since = ""
         if lost:
             since = str(0 if state.sequence == 0 else min(state.windows, default=state.durable_closed_ms or 0))
-        self._opened = set(state.windows)
         ops = list(self._ops(changes, state, absolute=True))
         self._apply(-1, changes, state, ops, since)
+        self._prepared, self._shown = None, state.sequence
+        self._opened = dict.fromkeys(changes.open, 0.0)
 
     def _apply(self, expected: int, changes: Changes, state: StageState, ops: list[Op], from_ms: str = "") -> int:
         answer = 1
         closed = "" if changes.closed_ms is None else changes.closed_ms
+        packed = min(self._to_pack, default=closed)
         newest = max(state.windows, default="")
-        written, closing = [op for op in ops if op[0] not in _LAST], [op for op in ops if op[0] in _LAST]
+        written, once = [op for op in ops if op[0] != _ONCE], [op for op in ops if op[0] == _ONCE]
         pages = [written[start : start + self.ops_per_call] for start in range(0, len(written), self.ops_per_call)]
         for number, page in enumerate(pages or [[]], start=1):
             last = "1" if number >= len(pages) else "0"
-            flat = [x for op in (page + closing if last == "1" else page) for x in op]
-            told = [str(expected), changes.sequence, last, closed, from_ms, newest, state.shown_sent_ms or ""]
+            flat = [x for op in (page + once if last == "1" else page) for x in op]
+            told = [str(expected), changes.sequence, last, closed, packed, from_ms, newest, state.shown_sent_ms or ""]
             answer = int(self._script([f"{self._base}:span"], [*told, *flat]))
             if answer != 1:
                 break
@@ -156,22 +252,20 @@ class HotSink:
     def _ops(self, changes: Changes, state: StageState, *, absolute: bool = False) -> Iterator[Op]:
         """What must be written. `absolute`: open rows replace what is there, instead of adding to it."""
         yield from self._advertisers(changes.delta)
-        opened = self._opened
-        closed = [state.windows[w].together() for w in sorted(changes.newly_closed)]
-        for (window, campaign), value in self._cells(closed):
-            yield self._cell(b"C" if absolute else b"S", window, campaign, value)
-            if window in opened:
-                yield b"D", self._open_key(window, campaign), b"", b""
-        if changes.corrected:
-            yield from self._corrections(changes, state)
-        if changes.open:
+        packed = [state.windows[w] for w in sorted(changes.newly_closed) if w not in self._to_pack]
+        for (window, campaign), value in self._cells([w.together(list(w.pieces)) for w in packed]):
+            yield self._cell(b"M" if absolute or window in self._opened else b"S", window, campaign, value)
+        corrected = [w for w in changes.corrected if w not in self._to_pack]
+        if corrected:
+            yield from self._corrections(_of_windows(changes.delta, corrected), state)
+        added = [*changes.open, *(w for w in (*changes.newly_closed, *changes.corrected) if w in self._to_pack)]
+        if added:
             op, sequence = b"R" if absolute else b"S", b"%d" % changes.sequence
-            for (window, campaign), value in self._cells([_of_windows(changes.delta, changes.open)]):
+            for (window, campaign), value in self._cells([_of_windows(changes.delta, added)]):
                 yield op, self._open_key(window, campaign), sequence, value
 
-    def _corrections(self, changes: Changes, state: StageState) -> Iterator[Op]:
-        """Rows that came for closed minutes: added to their cells, which are written whole when that gets too much."""
-        late = _of_windows(changes.delta, changes.corrected)
+    def _corrections(self, late: Partials, state: StageState) -> Iterator[Op]:
+        """Rows that came for packed minutes: added to their cells, which are written whole when that gets too much."""
         self._added = {cell: n for cell, n in self._added.items() if cell[0] in state.windows}
         full: dict[int, list[int]] = {}
         for (window, campaign), value in self._cells([late]):
@@ -186,7 +280,63 @@ class HotSink:
         whole = [state.windows[w].of(np.array(campaigns), whole=True) for w, campaigns in full.items()]
         for (window, campaign), value in self._cells(whole):
             self._added.pop((window, campaign), None)
-            yield self._cell(b"C", window, campaign, value)
+            yield self._cell(b"M", window, campaign, value)
+
+    # -- packing --------------------------------------------------------------------------------------------
+
+    @property
+    def packs(self) -> bool:
+        """Whether a closed minute waits for being packed."""
+        return bool(self._to_pack)
+
+    def pack(self, given_up: Callable[[], bool]) -> None:
+        """Pack the oldest minute that waits, a few cells a call. Raises Unavailable."""
+        with self._writing:
+            if not self._to_pack:
+                return
+            start = min(self._to_pack)
+            closed = self._to_pack[start]
+        held = closed.window.together(closed.pieces)
+        closed.pieces = [held]
+        values = {campaign: value for (_, campaign), value in self._cells([held])}
+        with self._writing:
+            late = (campaign for part in closed.late for campaign in part["campaign_id"].tolist())
+            closed.waiting = dict.fromkeys((*values, *late))
+        while not given_up():
+            with self._writing:
+                # A flush that was half written goes first.
+                if self._to_pack.get(start) is not closed or self._prepared is not None:
+                    return
+                if not closed.waiting:
+                    del self._to_pack[start]
+                    return
+                if not self._pack_some(start, closed, held, values):
+                    return
+
+    def _pack_some(self, start: int, closed: _Closed, held: Partials, values: dict[int, bytes]) -> bool:
+        """One call; whether Redis is still where this worker is."""
+        assert closed.waiting is not None
+        late = Partials.joined(closed.late) if closed.late else chunks.empty()
+        again, page, size = set(late["campaign_id"].tolist()), list[Op](), 0
+        for campaign in islice(closed.waiting, self.ops_per_call):
+            value = values.get(campaign, b"")
+            if campaign in again:
+                wanted = np.array([campaign])
+                found = Partials.joined([_of_campaign(held, wanted), _of_campaign(late, wanted)])
+                value = next(v for _, v in self._cells([found]))
+            page.append(self._cell(b"M", start, campaign, value))
+            size += len(value)
+            if size > _PACKED_BYTES:
+                break
+        flat = [x for op in page for x in op[1:]]
+        if int(self._pack_script([f"{self._base}:span"], [self._shown, *flat])) != 1:
+            return False
+        faults.point("hot.packed")
+        for campaign in list(islice(closed.waiting, len(page))):
+            del closed.waiting[campaign]
+        return True
+
+    # -- ops ------------------------------------------------------------------------------------------------
 
     def _cells(self, parts: list[Partials]) -> Iterator[tuple[tuple[int, int], bytes]]:
         if parts:
@@ -218,6 +368,10 @@ class HotSink:
                 self._redis.call("UNLINK", key)
                 dropped += 1
         return dropped
+
+
+def _of_campaign(rows: Partials, campaign: Ints) -> Partials:
+    return rows.take(np.isin(rows["campaign_id"], campaign))
 
 
 def _of_windows(rows: Partials, windows: list[int]) -> Partials:

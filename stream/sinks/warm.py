@@ -12,6 +12,7 @@ any more, or when the minutes are lost.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +46,11 @@ class WarmSink:
 
     def refresh(self, state: StageState) -> None:
         """ClickHouse syncs what it acknowledges: nothing to do."""
+
+    packs = False
+
+    def pack(self, given_up: Callable[[], bool]) -> None:
+        """ClickHouse merges what it holds by itself: nothing to do."""
 
     def write(self, changes: Changes, state: StageState) -> None:
         """Show what a flush made durable. Safe to repeat."""

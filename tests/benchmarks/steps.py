@@ -134,7 +134,8 @@ def stream(blocks_of: list[list[bytes]]) -> None:
 def flush(state: StageState, name: str) -> list[tuple[bytes, bytes]]:
     """What a stage does at a flush."""
     with step("stream: sum by key"):
-        begun = state.begin_flush()
+        state.begin_flush()
+        begun = state.flushing
     with step("stream: encode chunks"):
         written = list(chunks.encode(begun.delta, begun.header))
     with step("stream: hold rows"):

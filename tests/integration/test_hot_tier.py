@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from contextlib import suppress
+from functools import partial as given
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -100,8 +103,9 @@ def test_a_flush_of_several_calls_is_never_counted_twice_or_missed_in_between(
     monkeypatch.setattr(shard.sink, "_script", watched)
     shard.show([at(0, 10), at(1, 20), at(3, 8)], START + 2 * MINUTE)
     assert len(seen) >= 3
-    for step in seen:
-        assert {m: step[(m,)] for m in range(3)} == {0: 1, 1: 2, 2: 4}
+    for before, after in pairwise([{(0,): 1, (1,): 2, (2,): 4}, *seen, {(0,): 11, (1,): 22, (2,): 4, (3,): 8}]):
+        assert all(before[m] <= after[m] for m in before), "what was shown is never taken back"
+    assert all(step[(0,)] in (1, 11) and step[(1,)] in (2, 22) and step[(2,)] == 4 for step in seen)
     assert minutes(tier) == {(0,): 11, (1,): 22, (2,): 4, (3,): 8}
     assert {key.split(b":")[-2] for key in shard.redis.scan_keys(f"{shard.sink._base}:o:*")} == {
         str(START + m * MINUTE).encode() for m in (2, 3)
@@ -197,43 +201,144 @@ def test_what_comes_late_is_added_until_that_is_more_than_writing_the_cell_again
     assert 0 < len(shard.redis.call("HGET", key, "1+")) < 2_000
 
 
-@pytest.mark.parametrize("seed", range(4))
+def live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every minute is taken for one of live traffic: packed after it has closed, a cell a call."""
+    monkeypatch.setattr(hot, "_LIVE_S", 0.0)
+    monkeypatch.setattr(hot, "_PACKED_BYTES", 0)
+
+
+def test_a_minute_of_live_traffic_is_packed_beside_the_flushes(
+    shard: Shard, tier: HotTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live(monkeypatch)
+    shard.show([at(0, 1, campaign_id=c) for c in (1, 2, 3)], START)
+    shard.show([at(0, 10, campaign_id=1), at(1, 5)], START + MINUTE)
+    assert shard.sink.packs
+    assert not shard.redis.scan_keys(f"{shard.sink._base}:h:*"), "a flush does not wait for that"
+    truth = {(0, 1): 11, (0, 2): 1, (0, 3): 1, (1, 1): 5}
+
+    def between() -> bool:
+        assert minutes(tier, campaign_id="1,2,3,4", group_by="campaign_id") == truth
+        if len(truth) == 4 and len(shard.redis.scan_keys(f"{shard.sink._base}:o:{START}:*")) == 1:
+            # Two that are packed already, and one that is new.
+            shard.show([at(0, 100, campaign_id=c) for c in (1, 2, 4)], START + MINUTE)
+            truth.update({(0, 1): 111, (0, 2): 101, (0, 4): 100})
+        return False
+
+    shard.sink.pack(between)
+    assert not shard.sink.packs
+    assert len(truth) == 5
+    assert minutes(tier, campaign_id="1,2,3,4", group_by="campaign_id") == truth
+    assert {key.split(b":")[-2] for key in shard.redis.scan_keys(f"{shard.sink._base}:o:*")} == {
+        b"%d" % (START + MINUTE)
+    }
+    shard.show([at(0, 1_000)], START + MINUTE)
+    assert minutes(tier) == {(0,): 1111, (1,): 5}
+    assert tier.span().packed_ms == [START + MINUTE]
+
+
+def test_an_ousted_owner_that_packs_changes_nothing(
+    shard: Shard, tier: HotTier, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live(monkeypatch)
+    successor = Shard(settings)
+    for owner in (shard, successor):
+        changes = owner.flush([at(0, 1)], START), owner.flush([at(0, 2), at(1, 4)], START + MINUTE)
+        for change in changes:
+            owner.sink.write(change, owner.state)
+    slower, packed = shard.new_sink(), 0
+    slower.attach(shard.state)
+    successor.sink.attach(successor.state)
+    successor.sink.ops_per_call = 1
+    call = successor.sink._script
+
+    def between(keys: Any, args: Any) -> Any:
+        nonlocal packed
+        answer = call(keys, args)
+        ousted = shard.new_sink()
+        ousted.attach(shard.state)
+        packed += ousted.packs
+        ousted.pack(lambda: False)
+        return answer
+
+    monkeypatch.setattr(successor.sink, "_script", between)
+    successor.show([at(0, 10), at(1, 20)], START + MINUTE)
+    assert packed >= 2
+    assert minutes(tier) == {(0,): 13, (1,): 24}
+    successor.sink.pack(lambda: False)
+    slower.pack(lambda: False)
+    assert minutes(tier) == {(0,): 13, (1,): 24}
+
+
+@pytest.mark.parametrize("seed", range(8))
 def test_whatever_breaks_between_two_calls_each_row_counts_once(
     shard: Shard, tier: HotTier, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     draw = random.Random(seed)
     monkeypatch.setattr(hot, "_REWRITTEN_ROWS", 2)
+    if seed % 2:
+        live(monkeypatch)
     truth: Counter[tuple[int]] = Counter()
-    sink = shard.sink
+    sinks = [shard.sink]
+    packed = 0
 
-    def unreliable(keys: Any, args: Any) -> Any:
-        fate = draw.random()
-        if fate < 0.2:
-            raise Unavailable("not sent")
-        answer = script(keys, args)
-        if fate < 0.4:
-            raise Unavailable("the answer was lost")
-        return answer
+    def unreliable(script: Any) -> Any:
+        def call(keys: Any, args: Any) -> Any:
+            fate = draw.random()
+            if fate < 0.2:
+                raise Unavailable("not sent")
+            answer = script(keys, args)
+            if fate < 0.4:
+                raise Unavailable("the answer was lost")
+            return answer
 
-    script = sink._script
-    for flush in range(40):
-        sink.ops_per_call = draw.randint(1, 3)
-        monkeypatch.setattr(sink, "_script", unreliable)
-        late = [at(draw.randint(0, 6), draw.randint(1, 9), ad_id=draw.randint(1, 4)) for _ in range(draw.randint(1, 4))]
-        for row in late:
+        return call
+
+    def taken_over() -> None:
+        sinks.append(shard.new_sink())
+        sinks[-1].attach(shard.state)
+        broken()
+
+    def broken() -> None:
+        sinks[-1]._script, sinks[-1]._pack_script = (unreliable(s) for s in (sinks[-1]._script, sinks[-1]._pack_script))
+
+    def flush(number: int) -> None:
+        sinks[-1].ops_per_call = draw.randint(1, 3)
+        rows = [
+            at(draw.randint(0, 6), draw.randint(1, 9), ad_id=draw.randint(1, 4), campaign_id=draw.randint(1, 3))
+            for _ in range(draw.randint(1, 4))
+        ]
+        for row in rows:
             truth[((row["window_ms"] - START) // MINUTE,)] += row["impressions"]
-        changes = shard.flush(late, START + min(flush // 4, 8) * MINUTE)
+        changes = shard.flush(rows, START + min(number // 4, 8) * MINUTE)
         while True:
             try:
-                sink.write(changes, shard.state)
+                sinks[-1].write(changes, shard.state)
                 break
             except Unavailable:
+                with suppress(Unavailable):
+                    sinks[-1].pack(lambda: False)
                 if draw.random() < 0.3:  # this worker dies, and another one takes over
-                    sink = shard.new_sink()
-                    script = sink._script
-                    sink.attach(shard.state)
+                    taken_over()
                     break
-        assert minutes(tier) == truth, f"after flush {flush}"
+        assert minutes(tier, campaign_id="1,2,3") == truth, f"after flush {number}"
+
+    def between(number: int) -> bool:
+        assert minutes(tier, campaign_id="1,2,3") == truth, f"packing after flush {number}"
+        if draw.random() < 0.1:
+            flush(number)
+        return draw.random() < 0.05
+
+    broken()
+    for number in range(40):
+        flush(number)
+        # The owner, or one that does not know that it is owner no more.
+        sink = draw.choice([sinks[-1], sinks[-1], draw.choice(sinks)])
+        packed += sink.packs
+        with suppress(Unavailable):
+            sink.pack(given(between, number))
+        assert minutes(tier, campaign_id="1,2,3") == truth, f"packed after flush {number}"
+    assert packed > (5 if seed % 2 else 0)
 
 
 def test_hours_leave_only_when_they_are_old_and_in_clickhouse(shard: Shard, tier: HotTier) -> None:

@@ -166,7 +166,7 @@ class Shown:
 
     def write(self, changes: Changes, state: StageState) -> None:
         for start in changes.newly_closed:
-            self.closed |= _sums(state.windows[start].together())
+            self.closed |= _sums(state.windows[start].together(list(state.windows[start].pieces)))
         loose, whole = (state.corrections(changes, whole=whole) for whole in (False, True))
         for some, all_ in zip(loose, whole, strict=True):
             assert _sums(some) == _sums(all_)
