@@ -123,3 +123,19 @@ def test_a_worker_dies_while_it_hands_over(settings: Settings, tmp_path: Path, n
         running.died(name)
         running.send()
         running.true_within(60)
+
+
+def test_a_stream_worker_dies_while_it_packs_a_closed_minute(settings: Settings, tmp_path: Path) -> None:
+    with flow(settings, tmp_path) as running:
+        running.settings = running.settings.model_copy(update={"ingest_batch": 1_000, "redis_page": 5})
+        running.start("ingest-0")
+        stream = running.start("stream-0")
+        running.send(HALF)
+        running.true_in_part()
+        stream.kill()
+        # What was open when it took over may have been open for long: that is packed after it has closed.
+        running.start("stream-0", "kill@hot.packed:2")
+        running.send()
+        running.died("stream-0")
+        running.start("stream-0")
+        running.true_within(60)
