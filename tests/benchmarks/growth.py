@@ -41,7 +41,12 @@ class Point:
 def points(most_events: int) -> list[Point]:
     """All runs."""
     return [
-        *(Point("events", n, events=n) for n in (1_000_000, 3_000_000, 10_000_000, 100_000_000) if n <= most_events),
+        # As many a minute in each.
+        *(
+            Point("events", n, events=n, minutes=max(1, n // 333_333))
+            for n in (1_000_000, 3_000_000, 10_000_000, 100_000_000)
+            if n <= most_events
+        ),
         *(Point("campaigns", n, more={"campaigns": n}) for n in (100, 1_000, 100_000)),
         # With 100,000 campaigns nearly every event is a partial of its own.
         *(
