@@ -75,6 +75,23 @@ class Values:
 
 
 @dataclass(frozen=True)
+class Stretches:
+    """Texts in several stretches of bytes, one after the other: nothing is copied to have them together."""
+
+    held: Sequence[Values]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.held))
+
+    def __getitem__(self, row: int) -> bytes | None:
+        for values in self.held:
+            if row < len(values):
+                return values[row]
+            row -= len(values)
+        raise IndexError(row)
+
+
+@dataclass(frozen=True)
 class Columns:
     """Messages of a topic; `timestamps_ms` are Kafka's."""
 

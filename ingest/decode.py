@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from infra.columns import Bools, Ints, Values
+from infra.columns import Bools, Ints, Stretches, Values
 from ingest import events
 from ingest.dedup.digest import Digests, digest
 from ingest.events import Event, Rejection
@@ -64,9 +64,9 @@ class Decoded:
     rejected: dict[int, Rejection]
 
 
-def decode(messages: Values, log_time_ms: Ints, user_key: bytes = bytes(KEY_BYTES)) -> Decoded:
+def decode(messages: Values | Stretches, log_time_ms: Ints, user_key: bytes = bytes(KEY_BYTES)) -> Decoded:
     """Judge a batch; `log_time_ms[i]` is the Kafka timestamp of each. `user_key` is that of the users' hashes."""
-    found = scan(messages, log_time_ms)
+    found = scan(messages.held if isinstance(messages, Stretches) else [messages], log_time_ms)
     fast = _fast(found, user_key)
     if found.fits.all():
         return Decoded(fast, {})
@@ -103,7 +103,7 @@ def _merged(fast: Events, slow: Events) -> Events:
 
 
 def _judge_each(
-    messages: Values, rows: list[int], log_time_ms: Ints, user_key: bytes
+    messages: Values | Stretches, rows: list[int], log_time_ms: Ints, user_key: bytes
 ) -> tuple[Events, dict[int, Rejection]]:
     """The strict path, one message at a time."""
     good: list[Event] = []

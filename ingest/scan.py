@@ -6,6 +6,7 @@ never guesses: whatever else there is, it leaves to the strict path.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,19 +92,22 @@ class Scanned:
     has_user: Bools
 
 
-def scan(messages: Values, log_time_ms: Ints) -> Scanned:
+def scan(stretches: Sequence[Values], log_time_ms: Ints) -> Scanned:
     """Read messages; `log_time_ms[i]` is Kafka's timestamp of each."""
-    count = len(messages)
+    count = len(log_time_ms)
     fits, has_user = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
     numbers = np.zeros((len(NUMBERS), count), np.int64)
     ids, users = np.empty(count * _MAX_ID + 8, np.uint8), np.empty(count * _MAX_USER + 8, np.uint8)
     id_edges, user_edges = np.zeros(count + 1, np.int64), np.zeros(count + 1, np.int64)
     scratch = np.zeros(_SCRATCH, np.int64)
     scratch[_EXPECTED:] = _UNKNOWN
-    _scan(
-        messages.data.ctypes.data, messages.starts, messages.ends, log_time_ms, scratch.ctypes.data,
-        fits, numbers, ids.ctypes.data, id_edges, users.ctypes.data, user_edges, has_user,
-    )  # fmt: skip
+    first = 0
+    for messages in stretches:
+        _scan(
+            messages.data.ctypes.data, messages.starts, messages.ends, first, log_time_ms, scratch.ctypes.data,
+            fits, numbers, ids.ctypes.data, id_edges, users.ctypes.data, user_edges, has_user,
+        )  # fmt: skip
+        first += len(messages)
     return Scanned(
         fits,
         numbers,
@@ -115,12 +119,12 @@ def scan(messages: Values, log_time_ms: Ints) -> Scanned:
 
 @compiled
 def _scan(
-    data: Number, starts: Any, ends: Any, log_time_ms: Any, scratch: Number,
+    data: Number, starts: Any, ends: Any, first: Number, log_time_ms: Any, scratch: Number,
     fits: Any, numbers: Any, ids: Number, id_edges: Any, users: Number, user_edges: Any, has_user: Any,
 ) -> None:  # fmt: skip
-    id_at, user_at = 0, 0
-    for row in range(len(starts)):
-        start, end = starts[row], ends[row]
+    id_at, user_at = id_edges[first], user_edges[first]
+    for message in range(len(starts)):
+        row, start, end = first + message, starts[message], ends[message]
         if 2 <= end - start <= _MAX_SIZE and _message(data, start, end, scratch):
             time, log_time = _get(scratch, _TIME), log_time_ms[row]
             if log_time - _MAX_BEHIND <= time <= log_time + _MAX_AHEAD:
