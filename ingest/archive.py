@@ -51,7 +51,7 @@ LAYOUT = {
 
 @dataclass
 class Partition:
-    """Rows that wait for their file. Offsets [from, to) are those of the source."""
+    """Rows that wait for their file, as they came: a third of what they take when they are read. Offsets [from, to) are those of the source."""
 
     from_offset: int | None
     to_offset: int | None
@@ -131,7 +131,7 @@ class ArchiveWorker:
             blocks.check_tiles(partition.to_offset, source, where)
         if partition.from_offset is None:
             partition.from_offset = source.from_offset
-        partition.rows.append(archived.off_wire(rows))
+        partition.rows.append(rows)
         partition.count += rows.num_rows
         partition.since = partition.since or time.monotonic()
         partition.whole = header.part == header.parts - 1
@@ -149,7 +149,7 @@ class ArchiveWorker:
             if not everything and partition.count < _ROWS_PER_FILE and age_ms < self._settings.archive_flush_ms:
                 continue
             if partition.count:
-                rows = pa.concat_tables(partition.rows)
+                rows = pa.concat_tables(archived.off_wire(part) for part in partition.rows)
                 write_files(self._root, p, partition.from_offset, partition.to_offset, rows)
             faults.point("archive.renamed")
             told = msgspec.json.encode({"to": partition.to_offset}).decode()

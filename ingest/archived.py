@@ -1,13 +1,14 @@
 """The archived event: what `ad-archive` carries and the Parquet files hold. Owned here, read by batch and replay.
 
-On the wire each column of numbers is its difference from the least, in as few bytes as that takes, and ids of hexadecimal
-digits are bytes: half of the size, and of the cost of every copy on the way.
+On the wire each column of numbers is its difference from the least, in as few bytes as that takes, offsets how they differ
+from counting, and ids of hexadecimal digits bytes: half of the size, and of the cost of every copy on the way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,13 +61,12 @@ _NAMES = {
     "device": events.DEVICES,
     "decision": DECISIONS,
 }
-_LEAST = b"least"
+_LEAST, _COUNTED = b"least", b"counted"
+_MAX_COUNTED = 2**62
 
 
-def on_wire(
-    ids: Values, numbers: Mapping[str, npt.NDArray[np.generic]], missing: Mapping[str, Bools]
-) -> pa.RecordBatch:
-    """Rows as `ad-archive` carries them. `ids` lie one right after the other; `missing`: where one of NULLABLE is null."""
+def on_wire(ids: Values, numbers: Mapping[str, npt.NDArray[Any]], missing: Mapping[str, Bools]) -> pa.RecordBatch:
+    """Rows of one message as `ad-archive` carries them. `ids` lie one right after the other; `missing`: where one of NULLABLE is null."""
     fields, columns = list[pa.Field](), list[pa.Array]()
     for name in SCHEMA.names:
         if name == "event_id":
@@ -74,11 +74,13 @@ def on_wire(
         elif name in missing:
             column, told = pa.array(numbers[name], mask=missing[name]), None
         else:
-            held = numbers[name]
+            held, counted = numbers[name], b"0"
+            if name == "offset" and len(held) and held.min() >= 0 and held.max() < _MAX_COUNTED:
+                held, counted = held - np.arange(len(held)), b"1"
             least = int(held.min()) if len(held) else 0
             narrow = np.min_scalar_type(int(held.max()) - least) if len(held) else np.dtype(np.uint8)
             column = pa.array(held.astype(narrow) if least == 0 else (held - least).astype(narrow))
-            told = {_LEAST: b"%d" % least}
+            told = {_LEAST: b"%d" % least, _COUNTED: counted}
         fields.append(pa.field(name, column.type, metadata=told))
         columns.append(column)
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
@@ -94,8 +96,10 @@ def off_wire(table: pa.Table) -> pa.Table:
         elif pa.types.is_fixed_size_binary(found.type):
             columns.append(hex_ids.spelled(column))
         else:
-            kind, least = wanted.type.to_pandas_dtype(), int((found.metadata or {}).get(_LEAST, b"0"))
-            wide = column.to_numpy(zero_copy_only=False).astype(np.int64) + least
+            kind, told = wanted.type.to_pandas_dtype(), found.metadata or {}
+            wide = column.to_numpy(zero_copy_only=False).astype(np.int64) + int(told.get(_LEAST, b"0"))
+            if told.get(_COUNTED) == b"1":
+                wide += np.arange(len(wide))
             columns.append(pa.array(wide.astype(kind, copy=False)))
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 

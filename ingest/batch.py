@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from infra.columns import Ints
-from ingest import lateness, shedding
+from ingest import blocks, lateness, shedding
 from ingest.archived import Decision, on_wire
 from ingest.decode import NO_USER, Events
 from ingest.dedup import decision
@@ -110,8 +110,8 @@ def replace_watermark(position: Position, watermark_ms: int) -> Position:
     return Position(position.offset, watermark_ms, position.log_time_ms)
 
 
-def wire(judged: Judged) -> pa.RecordBatch:
-    """Judged events as they go on the wire."""
+def wire(judged: Judged) -> list[pa.RecordBatch]:
+    """Judged events as they go on the wire, in parts that each fit a message."""
     found, copy_of = judged.events, judged.copies.copy_of
     numbers = {
         **found.columns,
@@ -122,4 +122,10 @@ def wire(judged: Judged) -> pa.RecordBatch:
         "lateness": judged.lateness,
         "copy_of": copy_of,
     }
-    return on_wire(found.ids, numbers, {"user": found["user"] == NO_USER, "copy_of": copy_of == NOT_A_COPY})
+    missing = {"user": found["user"] == NO_USER, "copy_of": copy_of == NOT_A_COPY}
+    parts = []
+    for number in range(blocks.parts_of(len(found))):
+        rows = slice(number * blocks.ROWS_PER_PART, (number + 1) * blocks.ROWS_PER_PART)
+        some, gaps = ({n: c[rows] for n, c in columns.items()} for columns in (numbers, missing))
+        parts.append(on_wire(found.ids.take(rows), some, gaps))
+    return parts

@@ -6,7 +6,7 @@ finds a hole or an overlap stops. A block that would not fit a message is split 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -14,12 +14,13 @@ import pyarrow as pa
 
 from infra.errors import CorruptLog
 
-# Version 2 has columns in any integer types, version 3 differences from the least and ids in bytes.
-SCHEMA_VERSION = 3
-READABLE_VERSIONS = (1, 2, 3)
+# Version 2 has columns in any integer types, version 3 differences from the least and ids in bytes, version 4 offsets by how
+# they differ from counting.
+SCHEMA_VERSION = 4
+READABLE_VERSIONS = (1, 2, 3, 4)
 MAX_BLOCK_BYTES = 2 << 20
 # Compressed rows of a partial take 20 to 45 bytes, of an archived event 60 to 90.
-_ROWS_PER_PART = 20_000
+ROWS_PER_PART = 20_000
 _HEADER = b"adclick"
 _COMPRESSION = pa.ipc.IpcWriteOptions(compression="lz4")
 
@@ -66,17 +67,16 @@ def unpack(value: bytes) -> tuple[pa.Table, bytes]:
 
 def parts_of(rows: int) -> int:
     """How many messages so many rows take; at least one."""
-    return max(1, -(-rows // _ROWS_PER_PART))
+    return max(1, -(-rows // ROWS_PER_PART))
 
 
 def split(rows: pa.RecordBatch) -> list[pa.RecordBatch]:
     """Parts that each fit a message; at least one, which may be empty."""
-    return [rows.slice(n * _ROWS_PER_PART, _ROWS_PER_PART) for n in range(parts_of(rows.num_rows))]
+    return [rows.slice(n * ROWS_PER_PART, ROWS_PER_PART) for n in range(parts_of(rows.num_rows))]
 
 
-def encode(rows: pa.RecordBatch, ranges: tuple[SourceRange, ...], sent_at_ms: int) -> Iterator[bytes]:
-    """A block as messages, in the order in which they must be written."""
-    parts = split(rows)
+def encode(parts: Sequence[pa.RecordBatch], ranges: tuple[SourceRange, ...], sent_at_ms: int) -> Iterator[bytes]:
+    """A block as messages, one for each of its parts, in the order in which they must be written."""
     for number, part in enumerate(parts):
         header = BlockHeader(SCHEMA_VERSION, ranges, sent_at_ms, number, len(parts))
         yield pack(part, msgspec.json.encode(header))

@@ -19,7 +19,7 @@ from infra.columns import Bools, Ints
 from ingest.archived import Decision
 from ingest.batch import Judged
 from ingest.events import EVENT_TYPES, TYPE_CODE
-from ingest.grouping import packed, rows_of, sum_by_key
+from ingest.grouping import by_place, packed, rows_of, sum_by_key
 from ingest.lateness import Lateness
 
 Column = npt.NDArray[Any]
@@ -35,6 +35,8 @@ SUMS = (
     "sampled",  # events that stand for more than themselves
 )
 _LIMIT = 2.0**62
+_PLACE = (WINDOW, "campaign_id")
+_DENSE = 4_096
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def fold_events(judged: Sequence[Judged]) -> Partials:
 
 
 def merge(parts: Sequence[Partials]) -> Partials:
-    """Sum rows that share a key. Order does not matter, and is not kept."""
+    """Sum rows that share a key. Their order does not matter; what comes out is `ordered`."""
     whole = Partials.joined(parts) if parts else empty()
     _refuse_overflow(float(whole["spend_micros"].sum(dtype=np.float64)))
     sums = {name: column for name, column in whole.columns.items() if name not in KEYS}
@@ -163,16 +165,17 @@ def widened(partials: Partials, grain_ms: int) -> Partials:
     return partials.with_column(WINDOW, window - window % grain_ms)
 
 
-def keys_among(partials: Partials) -> int:
-    """How many keys there are."""
-    first, _ = sum_by_key(_packed_keys(partials), np.empty((len(partials), 0), np.int64))
-    return len(first)
+def ordered(partials: Partials) -> Partials:
+    """In the order of windows and campaigns."""
+    place, places = _places(partials)
+    return partials if (place[1:] >= place[:-1]).all() else partials.take(by_place(place, places)[0])
 
 
 def among(rows: Partials, others: Partials) -> Partials:
     """Those of `rows`, which has each key once, whose keys `others` has, too."""
     both = Partials.joined([others.only(KEYS), rows.only(KEYS)])
-    first, _ = sum_by_key(_packed_keys(both), np.empty((len(both), 0), np.int64))
+    keys = packed([_since_first(both[WINDOW]), *(both[name] for name in KEYS[1:])])
+    first, _ = sum_by_key(keys, np.empty((len(both), 0), np.int64))
     kept = np.ones(len(rows), np.bool_)
     kept[first[first >= len(others)] - len(others)] = False
     return rows.take(kept)
@@ -183,7 +186,8 @@ def _grouped(keys: dict[str, Column], amounts: dict[str, Column]) -> Partials:
     summed = {name: column for name, column in amounts.items() if len(column) and column.any()}
     size = len(narrow)
     table = rows_of(list(summed.values())) if summed else np.empty((size, 0), np.int64)
-    first, sums = sum_by_key(_packed_keys(narrow), table)
+    within = packed([narrow[name] for name in KEYS if name not in _PLACE])
+    first, sums = sum_by_key(within, table, by_place(*_places(narrow)))
     found = {name: _picked(column, first) for name, column in narrow.columns.items()}
     zero = _constant(np.uint8(0), len(first))
     found |= dict.fromkeys(amounts, zero)
@@ -191,12 +195,26 @@ def _grouped(keys: dict[str, Column], amounts: dict[str, Column]) -> Partials:
     return Partials.of(found)
 
 
-def _packed_keys(partials: Partials) -> Ints:
-    """Equal where all keys are."""
-    window = partials[WINDOW]
-    if len(window) and not _is_constant(window):
-        window = _narrow(window - window.min(), "")
-    return packed([window, *(partials[name] for name in KEYS[1:])])
+def _places(partials: Partials) -> tuple[Ints, int]:
+    """The place of each row in the order of windows and campaigns, and how many there are, with or without rows."""
+    windows, minutes = _numbered(_since_first(partials[WINDOW]) // MINUTE_MS)
+    campaigns, known = _numbered(partials["campaign_id"])
+    return windows * known + campaigns, minutes * known
+
+
+def _numbered(column: Column) -> tuple[Ints, int]:
+    """Numbers in the same order, and how many there may be: far fewer than there are rows, or those of distinct values."""
+    count = int(column.max()) + 1 if len(column) else 1
+    if _is_constant(column):
+        return np.zeros(len(column), np.int64), 1
+    if count <= max(_DENSE, len(column)):
+        return column.astype(np.int64, copy=False), count
+    distinct, numbers = np.unique(column, return_inverse=True)
+    return numbers, len(distinct)
+
+
+def _since_first(window: Column) -> Column:
+    return window - window.min() if len(window) else window
 
 
 def _refuse_overflow(total: float) -> None:

@@ -27,7 +27,7 @@ def main() -> None:
     ids = hex_ids.packed(Values.of([b"0" * 32]))
     assert ids is not None
     hex_ids.spelled(ids)
-    partials.keys_among(partials.merge([]))
+    partials.merge([])
     record_batches.read(np.zeros(PADDING, np.uint8), 0, 0, 0, [])
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from infra import console, faults, logs, topics
 from infra.clock import now_ms
-from infra.columns import Ints, Values
+from infra.columns import Ints, Stretches
 from infra.console import App
 from infra.errors import Aborted, Fenced, Unavailable
 from infra.fetch import ColumnConsumer
@@ -85,7 +85,7 @@ class Taken:
             self.rows[p], start = slice(start, stop), stop
         self.offsets = np.concatenate([_NONE, *(records.offsets for records in whole)])
         self.timestamps_ms = np.concatenate([_NONE, *(records.timestamps_ms for records in whole)])
-        self.values = Values.joined([records.values for records in whole])
+        self.values = Stretches([records.values for records in whole])
 
     def source(self, row: int) -> tuple[int, int, bytes | None]:
         """Partition, offset and key of a message."""
@@ -262,7 +262,7 @@ class IngestWorker:
         edges = np.cumsum(np.bincount(of, minlength=shards)).tolist()
         topic = self._settings.topic(topics.BLOCKS)
         for shard, (start, stop) in enumerate(pairwise([0, *edges])):
-            for value in blocks.encode(rows.slice(start, stop - start), ranges, sent_ms):
+            for value in blocks.encode(blocks.split(rows.slice(start, stop - start)), ranges, sent_ms):
                 yield Record(topic, value, partition=shard)
 
     def _dead_letters(self, read: Taken, judged: dict[int, Judged], rejected: dict[int, Rejection]) -> Iterator[Record]:

@@ -18,7 +18,6 @@ from stream.windows import Closing
 SCHEMA_VERSION = blocks.SCHEMA_VERSION
 # Beside the sums of a partial: rows that came when their window (of this stage's grain) was closed.
 CHANGED = "changed"
-_SAMPLED_KEYS, _WORTHWHILE = 8, 0.8
 
 
 class ChunkHeader(msgspec.Struct, frozen=True):
@@ -67,9 +66,3 @@ def decode(value: bytes, where: str) -> tuple[Partials, ChunkHeader]:
     """A message as chunk. Raises CorruptLog."""
     rows, raw = blocks.unpack(value)
     return Partials.of_arrow(rows), blocks.decode_header(raw, ChunkHeader, where)
-
-
-def repeats(rows: Partials) -> bool:
-    """Whether merging would drop a fifth of the rows or more, judged by the rows of an eighth of the keys."""
-    sample = rows.only(partials.KEYS).take((rows["ad_id"].astype(np.int64) + rows["publisher_id"]) % _SAMPLED_KEYS == 0)
-    return partials.keys_among(sample) < _WORTHWHILE * len(sample)

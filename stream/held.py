@@ -21,7 +21,6 @@ from ingest.partials import WINDOW, Partials
 from stream import chunks
 
 MERGE_PIECES = 32
-_MAX_KEY = 2**62
 
 
 def by_window(rows: Partials) -> dict[int, Partials]:
@@ -37,24 +36,6 @@ def stretches(*columns: npt.NDArray[Any]) -> list[tuple[int, int]]:
         differs |= column[1:] != column[:-1]
     edges = [0, *(np.flatnonzero(differs) + 1).tolist(), size]
     return list(pairwise(edges)) if size else []
-
-
-def ordered(rows: Partials) -> Partials:
-    """In the order of windows and campaigns."""
-    order = order_of(rows)
-    return rows if order is None else rows.take(order)
-
-
-def order_of(rows: Partials) -> Ints | None:
-    """What puts rows in the order of windows and campaigns; None when they are."""
-    if len(rows) < 2:
-        return None
-    window, campaign = rows[WINDOW], rows["campaign_id"].astype(np.int64)
-    first, top = int(window.min()), int(campaign.max()) + 1
-    if (int(window.max()) - first + 1) * top >= _MAX_KEY:
-        return np.lexsort((campaign, window))
-    place = campaign if window.strides == (0,) else (window - first) * top + campaign
-    return None if (place[1:] >= place[:-1]).all() else np.argsort(place)
 
 
 @dataclass
@@ -93,7 +74,7 @@ class Window:
         return count
 
     def _merge_last(self, count: int) -> Partials:
-        self.pieces[-count:] = [ordered(partials.merge(self.pieces[-count:]))]
+        self.pieces[-count:] = [partials.merge(self.pieces[-count:])]
         self.loose = 0
         return self.pieces[-1]
 
@@ -105,20 +86,15 @@ class Window:
             return self._merge_last(len(self.pieces))
 
     def together(self, pieces: Sequence[Partials]) -> Partials:
-        """The rows of its first pieces, ordered; one for each key only where that is worth a merge.
-
-        Others may add rows meanwhile.
-        """
+        """The rows of its first pieces, one for each key. Others may add rows meanwhile."""
         if len(pieces) == 1 and self.merged:
             return pieces[0]
-        loose = Partials.joined(pieces) if pieces else chunks.empty()
-        worthwhile = chunks.repeats(loose)
-        rows = ordered(partials.merge([loose]) if worthwhile else loose)
+        rows = partials.merge(pieces) if pieces else chunks.empty()
         with self._changing:
             count = len(pieces)
             if 0 < count <= len(self.pieces) and all(map(is_, self.pieces, pieces)):
                 self.pieces[:count] = [rows]
-                self.loose = len(self.pieces) - worthwhile
+                self.loose = len(self.pieces) - 1
         return rows
 
     def count(self, campaign: int) -> int:

@@ -22,7 +22,7 @@ from ingest.blocks import BlockHeader
 from ingest.partials import WINDOW, Partials
 from stream import chunks
 from stream.chunks import CHANGED, ChunkHeader
-from stream.held import MERGE_PIECES, Window, by_window, ordered
+from stream.held import MERGE_PIECES, Window, by_window
 from stream.windows import Closing
 
 # A state log is rewritten when what came since the last base outweighs the base: amortised, each row twice.
@@ -191,7 +191,7 @@ class StageState:
         return self._flushing
 
     def _fold(self, taken: _Taken) -> Flush:
-        delta = self._folded(taken.pending)
+        delta = partials.merge([partials.widened(Partials.joined(taken.pending), self.grain_ms)])
         closed_before = self._durable_closing.closed_ms
         late = delta[WINDOW] + self.grain_ms <= (-(2**62) if closed_before is None else closed_before)
         delta = delta.with_column(CHANGED, late.astype(np.uint8))
@@ -217,12 +217,6 @@ class StageState:
             state_header = msgspec.structs.replace(header, base=True)
             tombstones = list(self._log)
         return Flush(header, delta, state, state_header, tombstones, dropped, taken.sent_ms)
-
-    def _folded(self, pending: list[Partials]) -> Partials:
-        """Pending rows with windows of this grain, in order, merged where keys repeat: sinks that need one row a key merge
-        again."""
-        loose = partials.widened(Partials.joined(pending), self.grain_ms)
-        return ordered(partials.merge([loose]) if chunks.repeats(loose) else loose)
 
     def abort(self) -> None:
         """The flush did not happen: its delta belongs to the next one."""
@@ -260,7 +254,7 @@ class StageState:
         return closed_ms is not None and start + self.grain_ms <= closed_ms
 
     def _hold(self, rows: Partials, merge_pieces: int) -> list[int]:
-        pieces = by_window(ordered(rows))
+        pieces = by_window(partials.ordered(rows))
         for start, piece in pieces.items():
             if start not in self.windows:
                 self.windows[start] = Window(start)

@@ -13,9 +13,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from ingest.partials import SUMS, WINDOW, Partials
+from ingest.partials import SUMS, WINDOW, Partials, ordered
 from stream.chunks import CHANGED
-from stream.held import ordered, stretches
+from stream.held import stretches
 
 COLUMNS = ("advertiser_id", "ad_id", "publisher_id", "country", "device", *SUMS, CHANGED)
 # Readers ask only whether there was any.

@@ -75,7 +75,7 @@ def once(lines: list[bytes | None]) -> None:
             ranges = (SourceRange(0, start, start + len(judged.offsets), None, False),)
             for shard in range(_SHARDS):
                 part = laid.slice(edges[shard], edges[shard + 1] - edges[shard])
-                blocks_of[shard] += blocks.encode(part, ranges, 0)
+                blocks_of[shard] += blocks.encode(blocks.split(part), ranges, 0)
         with step("ingest: encode for the archive"):
             messages = list(blocks.encode(batch.wire(judged), ranges, 0))
         with step("archive: decode"):

@@ -16,7 +16,7 @@ from tests.flow import STEP, flow
 
 def _hole() -> bytes:
     ranges = (SourceRange(0, 10**9, 10**9 + 1, None, False),)
-    return next(iter(blocks.encode(partials.empty().arrow(), ranges, now_ms())))
+    return next(iter(blocks.encode([partials.empty().arrow()], ranges, now_ms())))
 
 
 def test_a_hole_stops_the_stream_and_is_not_skipped(settings: Settings, tmp_path: Path) -> None:
