@@ -9,6 +9,7 @@ from infra.columns import PADDING, Values
 from ingest import hex_ids, partials
 from ingest.decode import decode
 from ingest.dedup import segments
+from ingest.dedup.decision import mark_copies_within
 
 _EVENT = (
     b'{"event_id":"a","event_type":"click","event_time":1,"campaign_id":1,"ad_id":1,"advertiser_id":1,'
@@ -24,6 +25,7 @@ def main() -> None:
     known.add(segments.rows_of(found.digests, offsets))
     known.find(found.digests, offsets)
     segments.scan(found.digests, offsets, [known.closed()[1]], offsets)
+    mark_copies_within(found.digests, offsets, offsets, offsets)
     ids = hex_ids.packed(Values.of([b"0" * 32]))
     assert ids is not None
     hex_ids.spelled(ids)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from infra.compiled import compiled
 from ingest.dedup.digest import Digests, first_words
 from ingest.dedup.memory import PartitionMemory
 from ingest.dedup.registry import News, Registry
@@ -78,7 +79,7 @@ def decide(
                 doubt[here[(found == UNKNOWN) & memory.may_be_lost(searched, asked)]] = True
             hit = here[copies]
             copy_of[hit] = np.where(copy_of[hit] == NOT_A_COPY, found[copies], np.minimum(copy_of[hit], found[copies]))
-    _copies_within(digests, offsets, generations, copy_of)
+    mark_copies_within(digests, offsets, generations, copy_of)
     # Recorded under its own offset: it was beyond doubt when this batch was first read.
     doubt &= (copy_of == NOT_A_COPY) & ~own
     decision = Decision(copy_of, doubt, {}, lookups)
@@ -89,14 +90,17 @@ def decide(
     return decision
 
 
-def _copies_within(digests: Digests, offsets: Offsets, generations: npt.NDArray[np.int64], copy_of: Offsets) -> None:
+def mark_copies_within(
+    digests: Digests, offsets: Offsets, generations: npt.NDArray[np.int64], copy_of: Offsets
+) -> None:
     """Mark copies of events of the same batch: the first one wins."""
-    _, inverse, counts = np.unique(first_words(digests), return_inverse=True, return_counts=True)
-    if len(counts) == len(digests):
+    again = np.zeros(len(digests), np.bool_)
+    slots = np.zeros(1 << (2 * len(digests)).bit_length(), np.int32)
+    if not _mark_repeated(first_words(digests), slots, again):
         return
     # Few: walk them in order, since a first occurrence may have aged out of reach within one batch.
     recorded: dict[bytes, tuple[int, int]] = {}
-    for i in np.flatnonzero(counts[inverse] > 1).tolist():
+    for i in np.flatnonzero(again).tolist():
         key, generation = digests[i].tobytes(), int(generations[i])
         if copy_of[i] != NOT_A_COPY:
             continue
@@ -105,3 +109,18 @@ def _copies_within(digests: Digests, offsets: Offsets, generations: npt.NDArray[
             copy_of[i] = before[1]
         else:
             recorded[key] = (generation, int(offsets[i]))
+
+
+@compiled
+def _mark_repeated(words: npt.NDArray[np.uint64], slots: npt.NDArray[np.int32], again: npt.NDArray[np.bool_]) -> bool:
+    """Mark all of the words that are there more than once; whether there is any. A slot holds row + 1, 0 where it is free."""
+    mask, found = np.uint64(len(slots) - 1), False
+    for row in range(len(words)):
+        slot = words[row] & mask
+        while slots[slot] != 0 and words[slots[slot] - 1] != words[row]:
+            slot = (slot + np.uint64(1)) & mask
+        if slots[slot] == 0:
+            slots[slot] = row + 1
+        else:
+            again[slots[slot] - 1] = again[row] = found = True
+    return found
