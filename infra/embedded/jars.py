@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,26 +50,11 @@ def fetch() -> Path:
     target = folder()
     if target.exists() and not missing(target):
         return target
-    spec = find_spec("pyspark")
-    ivy = (
-        next(Path(spec.submodule_search_locations[0]).glob("jars/ivy-*.jar"), None)
-        if spec and spec.submodule_search_locations
-        else None
-    )
-    if ivy is None:
-        raise UserError("pyspark's Ivy is missing", hint="run `make setup` again")
     print(f"setup: fetching Kafka {KAFKA} (45 jars, 44 MB; about a minute)", file=sys.stderr, flush=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix="fetch-"))
     try:
-        told = subprocess.run(
-            [
-                str(java.find()), "-jar", str(ivy), "-dependency", "org.apache.kafka", "kafka_2.13", KAFKA,
-                "-retrieve", f"{work}/libs/[artifact]-[revision].[ext]", "-types", "jar", "bundle",
-                "-confs", "default", "-cache", f"{work}/ivy",
-            ],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | java.environment(),
-        ).stdout  # fmt: skip
+        told = retrieve([f"org.apache.kafka:kafka_2.13:{KAFKA}"], work / "libs")
         # Ivy's exit code is not to be trusted: the sums decide.
         bad = missing(work / "libs")
         if bad:
@@ -82,6 +68,34 @@ def fetch() -> Path:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def retrieve(modules: Sequence[str], into: Path) -> str:
+    """Copy modules (`group:name:version`) and all they need into a folder; returns what Ivy said. Raises UserError."""
+    spec = find_spec("pyspark")
+    ivy = (
+        next(Path(spec.submodule_search_locations[0]).glob("jars/ivy-*.jar"), None)
+        if spec and spec.submodule_search_locations
+        else None
+    )
+    if ivy is None:
+        raise UserError("pyspark's Ivy is missing", hint="run `make setup` again")
+    wanted = (module.split(":") for module in modules)
+    with tempfile.TemporaryDirectory(prefix="adclick-ivy-") as work:
+        file = Path(work) / "ivy.xml"
+        file.write_text(
+            '<ivy-module version="2.0"><info organisation="adclick" module="jars"/><dependencies>'
+            + "".join(f'<dependency org="{g}" name="{n}" rev="{v}" conf="default"/>' for g, n, v in wanted)
+            + "</dependencies></ivy-module>"
+        )
+        return subprocess.run(
+            [
+                str(java.find()), "-jar", str(ivy), "-ivy", str(file),
+                "-retrieve", f"{into}/[artifact]-[revision].[ext]", "-types", "jar", "bundle",
+                "-confs", "default", "-cache", f"{work}/cache",
+            ],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | java.environment(),
+        ).stdout  # fmt: skip
 
 
 if __name__ == "__main__":

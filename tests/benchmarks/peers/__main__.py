@@ -1,6 +1,6 @@
-"""`make bench-peers`: what installs with pip and does streams, beside us, on the same events in the same run.
+"""`make bench-peers`: what else does streams, beside us, on the same events in the same run.
 
-Each peer gets a virtual environment of its own (kept in .bench/peers) and the simplest program its documentation would have
+Each peer gets a virtual environment of its own, or a folder of jars where there is a JDK (kept in .bench/peers), and the simplest program its documentation would have
 one write, with and without dedup: counts of the three types and the summed cost by minute, campaign, country and
 device. Slow ones get fewer events, of the same kind. CPU is that of the peer's whole process tree from its first event to its
 totals, which are checked; the broker's is not counted. Flat JSON in `.bench/peers.json`.
@@ -22,6 +22,7 @@ import polars as pl
 import psutil
 
 from infra.clock import MINUTE_MS
+from infra.embedded import jars, java
 from infra.kafka import EventProducer
 from ingest.synthetic.generator import Made, Spec, make
 from tests.benchmarks.pipeline import bare_loop, measure
@@ -38,7 +39,13 @@ class Peer:
     name: str
     program: str
     packages: tuple[str, ...]
+    """Of pip, or group:module:version for a program in Java."""
     events: int
+
+    @property
+    def in_java(self) -> bool:
+        """Whether it is for a JDK."""
+        return self.program.endswith(".java")
 
 
 PEERS = (
@@ -46,18 +53,43 @@ PEERS = (
     Peer("quix", "quix.py", ("quixstreams==3.28.1",), 150_000),
     Peer("bytewax", "bytewax_flow.py", ("bytewax==0.21.1", "confluent-kafka", "orjson"), 150_000),
     Peer("spark", "spark_structured.py", ("pyspark==4.2.0",), 2_000_000),
-)
+    Peer("kafka_streams", "KafkaStreamsPeer.java", ("org.apache.kafka:kafka-streams:4.3.1",), 1_000_000),
+    Peer("flink", "FlinkPeer.java", (
+        *(f"org.apache.flink:flink-{module}:2.2.1" for module in (
+            "clients", "table-planner-loader", "table-runtime", "table-api-java-bridge", "connector-base", "json",
+        )),
+        "org.apache.flink:flink-connector-kafka:5.0.0-2.2",
+    ), 2_000_000),
+)  # fmt: skip
+# Reflection that Flink and Arrow do, and what Java no longer allows without being told.
+_OPENED = ("java.base/java.lang", "java.base/java.util", "java.base/java.nio", "java.base/java.time")
 
 
-def environment(peer: Peer) -> Path:
-    """The Python of the peer's own environment."""
-    folder = RESULTS / "peers" / peer.name
-    python = folder.absolute() / "bin" / "python"
-    if not (folder / "done").exists():
+def environment(peer: Peer) -> list[str]:
+    """The command line of the peer's program, without its arguments; what it needs is fetched now where it is not there."""
+    program = _PROGRAMS.absolute() / peer.program
+    folder = (RESULTS / "peers" / peer.name).absolute()
+    ready = (folder / "done").exists()
+    if peer.in_java:
+        if not ready:
+            jars.retrieve(peer.packages, folder)
+            (folder / "done").touch()
+        opened = [f"--add-opens={package}=ALL-UNNAMED" for package in _OPENED]
+        path = ":".join(map(str, [folder, *folder.glob("*.jar")]))
+        words = ["-m", "jdk.compiler/com.sun.tools.javac.Main", "-cp", path, "-d", str(folder), str(program)]
+        subprocess.run([str(java.find()), *words], check=True)
+        return [str(java.find()), *opened, "-Xmx4g", "-cp", path, program.stem]
+    if not ready:
         venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *peer.packages], check=True)
+        subprocess.run([str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *peer.packages], check=True)
         (folder / "done").touch()
-    return python
+    return [str(folder / "bin" / "python"), str(program)]
+
+
+def has_compiler() -> bool:
+    """Whether the Java here is a JDK: the bundled one only runs what is compiled."""
+    told = subprocess.run([str(java.find()), "--list-modules"], capture_output=True, text=True).stdout
+    return "jdk.compiler" in told
 
 
 def truth(lines: pl.Series, *, distinct: bool) -> list[int]:
@@ -96,11 +128,11 @@ def tree_cpu_s(process: psutil.Process) -> float:
 
 def run(peer: Peer, stack: Bench, topic: str, wanted: list[int], *, dedup: bool) -> dict[str, Any]:
     """One run: from the line FIRST to the line STOP, if there is one, or DONE, which has the totals."""
-    python = environment(peer)
+    command = environment(peer)
     with tempfile.TemporaryDirectory() as folder:
         words = [stack.settings.kafka, topic, str(peer.events), str(int(dedup)), folder]
         program = subprocess.Popen(
-            [str(python), str((_PROGRAMS / peer.program).absolute()), *words],
+            [*command, *words],
             stdout=subprocess.PIPE, stderr=(RESULTS / "peers" / f"{peer.name}.log").open("w"), text=True, cwd=folder,
         )  # fmt: skip
         watched = psutil.Process(program.pid)
@@ -134,6 +166,9 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=3_000_000, help="for us and the bare loop")
     options = parser.parse_args()
     peers = [peer for peer in PEERS if options.only in (None, peer.name)]
+    if not has_compiler():
+        print("no JDK here: the peers in Java are left out", file=sys.stderr)
+        peers = [peer for peer in peers if not peer.in_java]
     for peer in peers:
         environment(peer)
     span_ms = 30 * MINUTE_MS
