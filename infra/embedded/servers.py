@@ -6,8 +6,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 import uuid
+import zlib
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +20,10 @@ from infra.kafka import Admin
 from infra.redis import Redis
 
 LOOPBACK = "127.0.0.1"
+USUAL_PORTS = {"kafka": 9092, "controller": 9093, "redis": 6379, "clickhouse": 8123, "http": 8080}
+# Below those that connections go out from.
+_ELSEWHERE, _PLACES = 20_000, 600
+_DYING_S = 8.0
 
 
 # What comes and goes many times a second is kept. Pages that are given back to the kernel cost a fault each when they are
@@ -55,26 +61,41 @@ def _keep(port: int) -> bool:
     return True
 
 
-def free_port(preferred: int, taken: set[int]) -> int:
-    """`preferred` where it can be bound, otherwise any free port, and never one of another stack that runs.
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
+def free_port(preferred: int, taken: set[int], elsewhere: int = _ELSEWHERE) -> int:
+    """`preferred` where it can be bound, otherwise the first free port from `elsewhere` on, and never one of another stack that
+    runs.
 
     Else a stack whose Kafka is down for a moment would find another's at its address, and write into it.
     """
-    first = 20_000 + preferred % 1000
-    for port in [preferred, *range(first, first + 200)]:
-        if port in taken:
-            continue
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((LOOPBACK, port))
-            except OSError:
-                continue
-        if not _keep(port):
-            continue
-        taken.add(port)
-        return int(port)
+    for port in [preferred, *range(elsewhere, elsewhere + 200)]:
+        if port not in taken and _is_free(port) and _keep(port):
+            taken.add(port)
+            return int(port)
     raise UserError("no free port was found on the loopback interface")
+
+
+def ports(folder: Path, known: dict[str, int], usual: dict[str, int] = USUAL_PORTS) -> dict[str, int]:
+    """The ports of a folder's stack by what listens there: those that it had (`known`), else the usual ones, else free ones.
+
+    Those it had are waited for: when a supervisor was killed, its servers take a moment to die, and clients know their
+    addresses. Free ones are looked for in another place for each folder, lest a stack that is just coming back finds its own
+    taken by a new one.
+    """
+    elsewhere = _ELSEWHERE + 20 * (zlib.crc32(str(folder.resolve()).encode()) % _PLACES)
+    deadline, taken = time.monotonic() + _DYING_S, set[int]()
+    while not all(map(_is_free, known.values())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return {name: free_port(known.get(name, port), taken, elsewhere) for name, port in usual.items()}
 
 
 SERVER_PROPERTIES = """process.roles=broker,controller

@@ -118,9 +118,7 @@ class Supervisor:
 
     def _start(self) -> dict[str, str] | None:
         state = self._folder.state()
-        taken: set[int] = set()
-        wanted = {"kafka": 9092, "controller": 9093, "redis": 6379, "clickhouse": 8123, "http": 8080}
-        ports = {n: servers.free_port(state.get("ports", {}).get(n, p), taken) for n, p in wanted.items()}
+        ports = servers.ports(self._folder.path, state.get("ports", {}))
         for name, size in (("api_key", 24), ("user_secret", 24), ("clickhouse_password", 18)):
             state.setdefault(name, secrets.token_urlsafe(size))
         state["ports"] = ports

@@ -20,6 +20,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from infra.clock import DAY_MS, MINUTE_MS, iso, now_ms
+from infra.embedded import servers
 from infra.embedded.state import Folder
 from infra.errors import AdclickError
 from infra.kafka import EventProducer
@@ -71,6 +72,10 @@ def campaign(count: int, seed: int, rate: int, minutes: float, *, nightly: bool 
     sent: list[tuple[float, int]] = []
     striker, watcher = Striker(product, WORDS), Watcher(product, sent)
     try:
+        # Not the usual ports: another stack that starts while this one's supervisor is dead would take them.
+        product.folder.make()
+        first = 15_000 + 5 * (os.getpid() % 900)
+        product.folder.write_state({"ports": {name: first + n for n, name in enumerate(servers.USUAL_PORTS)}})
         product.up(*WORDS)
         threads = [
             threading.Thread(target=striker.run, args=(strikes,)),

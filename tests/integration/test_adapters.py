@@ -213,3 +213,17 @@ def test_a_port_of_a_running_stack_is_left_alone_while_nothing_listens_there() -
         finally:
             other.kill()
     assert servers.free_port(29_717, set()) == 29_717
+
+
+def test_a_stack_that_comes_back_waits_for_its_ports_and_others_look_elsewhere(tmp_path: Path) -> None:
+    dying = (
+        "import socket, time; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1);"
+        " s.bind(('127.0.0.1', 29_718)); s.listen(); print('up', flush=True); time.sleep(1.5)"
+    )
+    with subprocess.Popen([sys.executable, "-c", dying], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "up\n"
+        new = [servers.ports(tmp_path / name, {}, {"kafka": 29_718})["kafka"] for name in ("one", "another")]
+        assert servers.ports(tmp_path, {"kafka": 29_718}, {"kafka": 9092}) == {"kafka": 29_718}
+    assert 29_718 not in new
+    assert abs(new[0] - new[1]) >= 20
