@@ -6,6 +6,7 @@ A run of the pipeline for each point, the bare loop beside it; figures go to `.b
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from tests.benchmarks.stack import RESULTS, across_midnight, save
 matplotlib.use("svg")
 from matplotlib import pyplot
 
+_MOST_EVENTS = 100_000_000
 _SHOWN = ("cpu_s_per_million", "bare_cpu_s_per_million")
 _TOLD = (*_SHOWN, "ratio_to_bare", "events_per_s", "peak_mb_workers", "exact")
 
@@ -37,6 +39,11 @@ class Point:
     partitions: int = 4
     more: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def key(self) -> str:
+        """What its figures are called by."""
+        return f"{self.line.replace(', %', '').replace(' ', '_')}_{self.value}"
+
 
 def points(most_events: int) -> list[Point]:
     """All runs."""
@@ -44,7 +51,7 @@ def points(most_events: int) -> list[Point]:
         # As many a minute in each.
         *(
             Point("events", n, events=n, minutes=max(1, n // 333_333))
-            for n in (1_000_000, 3_000_000, 10_000_000, 100_000_000)
+            for n in (1_000_000, 3_000_000, 10_000_000, _MOST_EVENTS)
             if n <= most_events
         ),
         *(Point("campaigns", n, more={"campaigns": n}) for n in (100, 1_000, 100_000)),
@@ -69,14 +76,18 @@ def measured(point: Point) -> dict[str, Any]:
     return run(spec, point.workers, point.workers)
 
 
-def draw(found: dict[str, list[tuple[int, dict[str, Any]]]]) -> None:
+def draw(flat: dict[str, Any]) -> None:
     """A panel for each line: CPU seconds per million events, ours and the bare loop's."""
+    lines: dict[str, list[Point]] = {}
+    for point in points(_MOST_EVENTS):
+        if f"{point.key}_exact" in flat:
+            lines.setdefault(point.line, []).append(point)
     figure, panels = pyplot.subplots(2, 3, figsize=(11, 6), sharey=True, layout="constrained")
-    for panel, (line, runs) in zip(panels.flat, found.items(), strict=False):
-        at = range(len(runs))
+    for panel, (line, found) in zip(panels.flat, lines.items(), strict=False):
+        at = range(len(found))
         for name, label in zip(_SHOWN, ("adclick", "bare loop"), strict=True):
-            panel.plot(at, [report[name] for _, report in runs], marker="o", label=label)
-        panel.set_xticks(at, [f"{value:,}" for value, _ in runs])
+            panel.plot(at, [flat[f"{point.key}_{name}"] for point in found], marker="o", label=label)
+        panel.set_xticks(at, [f"{point.value:,}" for point in found])
         panel.set(xlabel=line, ylim=(0, None))
         panel.grid(alpha=0.3)
     panels[0][0].legend()
@@ -85,25 +96,26 @@ def draw(found: dict[str, list[tuple[int, dict[str, Any]]]]) -> None:
 
 
 def main() -> None:
-    """Run all, or one line."""
+    """Run all, or one line, or one point of it: what was measured before is kept then."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="one line, like campaigns")
+    parser.add_argument("--at", type=int, help="one point of it")
     parser.add_argument("--most-events", type=int, default=int(os.environ.get("EVENTS") or 10_000_000))
     options = parser.parse_args()
-    flat: dict[str, Any] = {}
-    found: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+    file = RESULTS / "growth.json"
+    flat: dict[str, Any] = json.loads(file.read_text()) if options.only and file.exists() else {}
+    exact = True
     for point in points(options.most_events):
-        if options.only not in (None, point.line):
+        if options.only not in (None, point.line) or options.at not in (None, point.value):
             continue
         report = measured(point)
-        found.setdefault(point.line, []).append((point.value, report))
-        key = f"{point.line.replace(', %', '').replace(' ', '_')}_{point.value}"
-        flat |= {f"{key}_{name}": report[name] for name in _TOLD}
+        exact &= bool(report["exact"])
+        flat |= {f"{point.key}_{name}": report[name] for name in _TOLD}
         save("growth", flat)
-        draw(found)
+        draw(flat)
         told = ", ".join(f"{name} {report[name]}" for name in _TOLD)
         print(f"{point.line} {point.value:,}: {told}", flush=True)
-    sys.exit(0 if all(report["exact"] for runs in found.values() for _, report in runs) else 1)
+    sys.exit(0 if exact else 1)
 
 
 if __name__ == "__main__":
