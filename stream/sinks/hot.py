@@ -105,6 +105,17 @@ return 1
 """
 )
 
+# KEYS: the rows of a minute by flush, its hour; ARGV: the field of what came later for the campaign, the minute of the hour.
+_MOVE_LATER = """
+local later = { redis.call('HGET', KEYS[2], ARGV[1]) or '' }
+for _, rows in ipairs(redis.call('HVALS', KEYS[1])) do
+  table.insert(later, struct.pack('<BI4', tonumber(ARGV[2]), #rows))
+  table.insert(later, rows)
+end
+redis.call('HSET', KEYS[2], ARGV[1], table.concat(later))
+redis.call('UNLINK', KEYS[1])
+"""
+
 Op = tuple[bytes, bytes, bytes, bytes]
 # Only with the call that moves the sequence: what adds must happen once.
 _ONCE = b"P"
@@ -143,6 +154,7 @@ class HotSink:
         self._redis, self._base, self._hot_ms = redis, base_key(prefix, shard), hot_hours * HOUR_MS
         self._key = self._base.encode()
         self._script, self._pack_script = redis.script(_APPLY), redis.script(_PACK)
+        self._move_script = redis.script(_MOVE_LATER)
         self._known: set[tuple[int, int]] = set()
         self._opened: dict[int, float] = {}
         """Open minutes, and when rows of theirs were first shown."""
@@ -162,6 +174,7 @@ class HotSink:
             found, packed = self._redis.call("HMGET", f"{self._base}:span", "sequence", "packed_ms")
             if found is not None and int(found) == state.sequence:
                 self._shown, since = state.sequence, int(packed or 0)
+                self._move_dropped(state)
                 closed_ms = state.durable_closed_ms or 0
                 self._opened = {w: 0.0 for w in state.windows if w + MINUTE_MS > closed_ms}
                 self._to_pack = {
@@ -223,6 +236,7 @@ class HotSink:
         self._known.clear()
         self._added.clear()
         self._to_pack.clear()
+        self._move_dropped(state)
         changes = state.everything()
         since = ""
         if lost:
@@ -231,6 +245,19 @@ class HotSink:
         self._apply(-1, changes, state, ops, since)
         self._prepared, self._shown = None, state.sequence
         self._opened = dict.fromkeys(changes.open, 0.0)
+
+    def _move_dropped(self, state: StageState) -> None:
+        """Rows by flush of minutes that nobody holds any more, since no worker lived for long enough to pack them: put them with
+        what came later. No flush touches such a minute again, so whoever does it, and however often, is right."""
+        packed = self._redis.call("HGET", f"{self._base}:span", "packed_ms")
+        if int(packed or 0) >= state.dropped_ms:
+            return
+        for key in self._redis.scan_keys(f"{self._base}:o:*"):
+            minute, campaign = map(int, key.rsplit(b":", 2)[1:])
+            if minute + MINUTE_MS <= state.dropped_ms:
+                _, hour, cell, _ = self._cell(b"", minute, campaign, b"")
+                field, number = cell.split(b":")
+                self._move_script([key.decode(), hour.decode()], [field + b"+", number])
 
     def _apply(self, expected: int, changes: Changes, state: StageState, ops: list[Op], from_ms: str = "") -> int:
         answer = 1

@@ -348,3 +348,29 @@ def test_hours_leave_only_when_they_are_old_and_in_clickhouse(shard: Shard, tier
     assert shard.sink.expire(old, START) == 0
     assert shard.sink.expire(START + 20 * HOUR_MS, old) == 0
     assert shard.sink.expire(old, START + HOUR_MS) == 1
+
+
+@pytest.mark.parametrize("unshown", [False, True])
+def test_what_was_not_packed_before_its_window_was_dropped_is_still_shown(
+    shard: Shard, tier: HotTier, monkeypatch: pytest.MonkeyPatch, unshown: bool
+) -> None:
+    live(monkeypatch)
+    shard.show([at(0, 1), at(0, 2, campaign_id=2)], START)
+    shard.show([at(0, 5), at(3, 1)], START + 2 * MINUTE)
+    shard.show([at(0, 10), at(0, 20, ad_id=2)], START + 3 * MINUTE)
+    for minute in (64, 65):
+        shard.show([at(minute, 1)], START + minute * MINUTE)
+    assert START not in shard.state.windows
+    if unshown:
+        shard.flush([at(66, 1)], START + 66 * MINUTE)
+    shard.sink = shard.new_sink()
+    shard.sink.attach(shard.state)
+    for _ in range(2):
+        assert minutes(tier, campaign_id="1,2")[(0,)] == 38
+        shard.show([at(67, 1)], START + 67 * MINUTE)
+    while shard.sink.packs:
+        shard.sink.pack(lambda: False)
+    assert minutes(tier, campaign_id="1,2")[(0,)] == 38
+    assert {key.split(b":")[-2] for key in shard.redis.scan_keys(f"{shard.sink._base}:o:*")} <= {
+        str(START + m * MINUTE).encode() for m in (64, 65, 66, 67)
+    }
