@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -52,9 +50,9 @@ class Product:
 
     def kill(self, name: str) -> None:
         """SIGKILL one of its processes, if it runs."""
-        pid = self.folder.pids().get(name)
-        if pid is not None:
-            os.kill(pid, signal.SIGKILL)
+        process = self.folder.processes().get(name)
+        if process is not None:
+            process.kill()
             self.kills.append(name)
 
     def caught_up(self) -> bool:

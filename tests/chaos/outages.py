@@ -78,7 +78,7 @@ def strike(product: Product, backend: str, seconds: float) -> Seen:
     assert supervisor is not None
     os.kill(supervisor, signal.SIGSTOP)
     try:
-        os.kill(folder.pids()[backend], signal.SIGKILL)
+        folder.processes()[backend].kill()
         end = time.monotonic() + seconds
         time.sleep(seconds / 2)
         seen.told = _told(product)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
 import subprocess
@@ -11,6 +10,8 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+
+import psutil
 
 from tests.flow import worker_environment
 from tests.product import Product
@@ -106,22 +107,23 @@ class Striker:
         {"kill": self._kill, "stop": self._halt, "outage": self._outage, "extra worker": self._extra,
          "supervisor": self._supervisor}[strike.kind](strike)  # fmt: skip
 
-    def _send(self, name: str, number: signal.Signals) -> int | None:
-        pid = self._product.folder.pids().get(name)
-        if pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        return pid
+    def _send(self, name: str, number: signal.Signals) -> psutil.Process | None:
+        """Signal the process of that name, if it runs. Never by its pid file alone: a pid is soon somebody else's."""
+        process = self._product.folder.processes().get(name)
+        if process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        return process
 
     def _kill(self, strike: Strike) -> None:
         self._send(strike.target, signal.SIGKILL)
 
     def _halt(self, strike: Strike) -> None:
-        pid = self._send(strike.target, signal.SIGSTOP)
+        stopped = self._send(strike.target, signal.SIGSTOP)
         self._stop.wait(strike.seconds)
-        if pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        if stopped is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                stopped.send_signal(signal.SIGCONT)
 
     def _outage(self, strike: Strike) -> None:
         """Nobody answers at the backend's port for long: it is killed as often as its supervisor starts it."""
@@ -145,8 +147,6 @@ class Striker:
                 worker.kill()
 
     def _supervisor(self, _strike: Strike) -> None:
-        pid = self._product.folder.supervisor_pid()
-        if pid is not None:
-            os.kill(pid, signal.SIGKILL)
+        self._send("supervisor", signal.SIGKILL)
         time.sleep(1)
         self._product.up(*self._words)
