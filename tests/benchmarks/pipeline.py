@@ -24,6 +24,7 @@ from infra.console import App
 from ingest.synthetic.generator import Spec
 from query.command import Client
 from query.questions import Truths
+from tests.benchmarks.dedup import dedup_cost
 from tests.benchmarks.stack import Bench, Filled, across_midnight, bench, cpu_s, peak_mb, save
 
 _WATCHED = 12
@@ -107,7 +108,7 @@ def measure(stack: Bench, filled: Filled, bare: dict[str, float]) -> dict[str, A
     }
     peaks = {n: peak_mb(p) for n, p in watched.items()}
     total = sum(cpu.values())
-    return {
+    report = {
         "events": counted, "exact": exact, "events_per_s": round(counted / seconds), "seconds": round(seconds, 2),
         "ingest_seconds": round(ingested, 2),
         "cpu_s_per_million": round(total, 2),
@@ -123,6 +124,9 @@ def measure(stack: Bench, filled: Filled, bare: dict[str, float]) -> dict[str, A
         "generated_per_s": round(filled.generated_per_s), "replayed_per_s": round(filled.replayed_per_s),
         **latency(client, campaigns, filled),
     }  # fmt: skip
+    dedup = dedup_cost(stack)
+    sinks = stages["clickhouse"] + stages["redis"] - dedup["dedup_redis_us_per_id"]
+    return report | dedup | {"sinks_cpu_s_per_million": round(sinks, 3)}
 
 
 def wait_stored(stack: Bench, filled: Filled, table: str, grain_ms: int) -> bool:
