@@ -95,13 +95,14 @@ def measure(stack: Bench, filled: Filled, bare: dict[str, float]) -> dict[str, A
             open_questions.pop()
         else:
             time.sleep(0.2)
-    stored = all(wait_stored(stack, filled, table, grain_ms) for table, grain_ms in _STORED.items())
+    wait_published(stack, end_ms - MINUTE_MS)
     seconds = time.monotonic() - began
     parts = stack.settings.event_partitions
     while sum(stack.admin.ends(topics.ARCHIVE, parts)) - stack.consumed(topics.ARCHIVE_GROUP, topics.ARCHIVE) > 8:
         time.sleep(0.1)
     counted = filled.total - first
     cpu = {n: (cpu_s(p) - before[n]) / counted * 1e6 for n, p in watched.items()}
+    stored = all(is_stored(stack, filled, table, grain_ms) for table, grain_ms in _STORED.items())
     exact = stored and not open_questions and all(map(is_true, campaigns))
     stages = {
         kind: sum(c for n, c in cpu.items() if n.split("-")[0] == kind) for kind in {n.split("-")[0] for n in cpu}
@@ -129,8 +130,21 @@ def measure(stack: Bench, filled: Filled, bare: dict[str, float]) -> dict[str, A
     return report | dedup | {"sinks_cpu_s_per_million": round(sinks, 3)}
 
 
-def wait_stored(stack: Bench, filled: Filled, table: str, grain_ms: int) -> bool:
-    """Wait until ClickHouse has the windows that the events closed, and they are the truth."""
+def wait_published(stack: Bench, closed_ms: int) -> None:
+    """Wait until every shard says that ClickHouse has the hours and days that end by then."""
+    client = ClickHouse(stack.settings.clickhouse, stack.settings.database)
+    asked = (
+        "SELECT count() FROM (SELECT tier, shard, max(watermark_ms) AS mark FROM"
+        f" {client.database}.tier_borders GROUP BY tier, shard) WHERE mark >= intDiv({closed_ms}, grain) * grain"
+    )
+    asked = asked.replace("grain", f"if(tier = 'hours', {HOUR_MS}, {DAY_MS})")
+    deadline = time.monotonic() + 60
+    while client.rows(asked)[0][0] < 2 * stack.settings.block_partitions and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def is_stored(stack: Bench, filled: Filled, table: str, grain_ms: int) -> bool:
+    """Whether ClickHouse has the windows that the events closed, and they are the truth."""
     closed = filled.start_ms + filled.span_ms - MINUTE_MS
     window = pl.col("minute_ms") // grain_ms * grain_ms
     wanted = (
@@ -142,17 +156,11 @@ def wait_stored(stack: Bench, filled: Filled, table: str, grain_ms: int) -> bool
     )
     client = ClickHouse(stack.settings.clickhouse, stack.settings.database)
     sums = ", ".join(f"sum({name})" for name in _SUMS)
-    asked = (
+    found = client.rows(
         f"SELECT toUnixTimestamp(time) * 1000 AS w, {sums} FROM {client.database}.{table} FINAL GROUP BY w ORDER BY w"
     )
-    deadline = time.monotonic() + 60
-    while True:
-        found = {row[0]: tuple(row) for row in client.rows(asked)}
-        if all(found.get(row[0]) == row for row in wanted):
-            return True
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
+    held = {row[0]: tuple(row) for row in found}
+    return all(held.get(row[0]) == row for row in wanted)
 
 
 def latency(client: Client, campaigns: list[int], filled: Filled) -> dict[str, float]:
