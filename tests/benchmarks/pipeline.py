@@ -30,6 +30,8 @@ from tests.benchmarks.stack import Bench, Filled, across_midnight, bench, cpu_s,
 _WATCHED = 12
 _PATIENCE_S = 600
 _STORED = {"stream_hours": HOUR_MS, "stream_days": DAY_MS}
+# What came late reaches the hours and days a flush or two after the minutes.
+_SETTLED_S = 1.0
 _SUMS = ("impressions", "clicks", "conversions", "spend_micros", "late_events")
 
 
@@ -100,9 +102,10 @@ def measure(stack: Bench, filled: Filled, bare: dict[str, float]) -> dict[str, A
     parts = stack.settings.event_partitions
     while sum(stack.admin.ends(topics.ARCHIVE, parts)) - stack.consumed(topics.ARCHIVE_GROUP, topics.ARCHIVE) > 8:
         time.sleep(0.1)
+    time.sleep(_SETTLED_S)
     counted = filled.total - first
     cpu = {n: (cpu_s(p) - before[n]) / counted * 1e6 for n, p in watched.items()}
-    stored = all(is_stored(stack, filled, table, grain_ms) for table, grain_ms in _STORED.items())
+    stored = all(wait_stored(stack, filled, table, grain_ms) for table, grain_ms in _STORED.items())
     exact = stored and not open_questions and all(map(is_true, campaigns))
     stages = {
         kind: sum(c for n, c in cpu.items() if n.split("-")[0] == kind) for kind in {n.split("-")[0] for n in cpu}
@@ -143,8 +146,8 @@ def wait_published(stack: Bench, closed_ms: int) -> None:
         time.sleep(0.1)
 
 
-def is_stored(stack: Bench, filled: Filled, table: str, grain_ms: int) -> bool:
-    """Whether ClickHouse has the windows that the events closed, and they are the truth."""
+def wait_stored(stack: Bench, filled: Filled, table: str, grain_ms: int) -> bool:
+    """Whether the windows that the events closed are the truth in ClickHouse, at last."""
     closed = filled.start_ms + filled.span_ms - MINUTE_MS
     window = pl.col("minute_ms") // grain_ms * grain_ms
     wanted = (
@@ -156,11 +159,17 @@ def is_stored(stack: Bench, filled: Filled, table: str, grain_ms: int) -> bool:
     )
     client = ClickHouse(stack.settings.clickhouse, stack.settings.database)
     sums = ", ".join(f"sum({name})" for name in _SUMS)
-    found = client.rows(
+    asked = (
         f"SELECT toUnixTimestamp(time) * 1000 AS w, {sums} FROM {client.database}.{table} FINAL GROUP BY w ORDER BY w"
     )
-    held = {row[0]: tuple(row) for row in found}
-    return all(held.get(row[0]) == row for row in wanted)
+    deadline = time.monotonic() + 60
+    while True:
+        found = {row[0]: tuple(row) for row in client.rows(asked)}
+        if all(found.get(row[0]) == row for row in wanted):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
 
 
 def latency(client: Client, campaigns: list[int], filled: Filled) -> dict[str, float]:
