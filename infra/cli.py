@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": ("ingest.synthetic.command:generate", "Write synthetic events, and the truth about them."),
     "replay": ("ingest.replay:replay", "Send events from files to Kafka."),
     "query": ("query.command:query", "Ask the router; without --campaign, run it."),
+    "keys": ("query.keys_command:keys", "Keys of the HTTP interface: create, list, rotate, revoke."),
     "reconcile": ("batch.command:reconcile", "Recompute days exactly from the archive."),
     "dead-letters": ("ingest.dead_letters:dead_letters", "Look at rejected events, and send them again."),
     "ingest": ("ingest.worker:ingest", "Run one ingest worker."),

@@ -19,7 +19,8 @@ from infra.settings import Settings, read_endpoints
 @click.option("--detach", is_flag=True, help="Return once all is ready; `adclick down` stops it.")
 @click.option("--ingest-workers", type=click.IntRange(0, 64), default=1, show_default=True)
 @click.option("--stream-workers", type=click.IntRange(0, 64), default=1, show_default=True)
-def up(app: App, detach: bool, ingest_workers: int, stream_workers: int) -> None:
+@click.option("--query-workers", type=click.IntRange(1, 64), default=1, show_default=True)
+def up(app: App, detach: bool, ingest_workers: int, stream_workers: int, query_workers: int) -> None:
     """Start Kafka, Redis, ClickHouse and the workers, and keep them running.
 
     Prints the addresses and writes DIR/endpoints.json when all is ready. Ctrl-C stops everything in order.
@@ -30,14 +31,13 @@ def up(app: App, detach: bool, ingest_workers: int, stream_workers: int) -> None
     path = app.folder
     folder = Folder(path)
     folder.make()
-    counts = ["--ingest-workers", str(ingest_workers), "--stream-workers", str(stream_workers)]
+    workers = {"ingest": ingest_workers, "archive": 1, "stream": stream_workers, "query": query_workers}
     if detach:
+        counts = [word for kind in ("ingest", "stream", "query") for word in (f"--{kind}-workers", str(workers[kind]))]
         _announce(app, supervisor.detach(folder, ["up", "--dir", str(path), *counts]), path)
         return
     overrides = _overrides(app, path)
-    runner = supervisor.Supervisor(
-        folder, ingest_workers=ingest_workers, stream_workers=stream_workers, overrides=overrides
-    )
+    runner = supervisor.Supervisor(folder, workers, overrides)
     runner.run(lambda endpoints: _announce(app, endpoints, path))
 
 

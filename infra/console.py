@@ -125,9 +125,17 @@ def command(name: str, example: str, **kwargs: Any) -> Callable[[Callable[..., A
     """Declare a command whose help ends with an example."""
 
     def wrap(function: Callable[..., Any]) -> Command:
-        epilog = "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.splitlines())
-        made = click.command(name, cls=Command, epilog=epilog, **kwargs)(function)
+        made = click.command(name, cls=Command, epilog=_epilog(example), **kwargs)(function)
         assert isinstance(made, Command)
         return made
 
     return wrap
+
+
+def group(name: str, example: str) -> Callable[[Callable[..., Any]], click.Group]:
+    """Declare a command that has commands; they take the global options."""
+    return lambda function: click.group(name, epilog=_epilog(example))(function)
+
+
+def _epilog(example: str) -> str:
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.splitlines())

@@ -4,6 +4,7 @@ AdclickError
 ├── UserError         the person asked for something that cannot be done: one line, exit 1
 │   └── UsageError    the words of the command are off: exit 2
 ├── Unavailable       a backend is away: back off and try again
+│   └── TimedOut      it took too long: asking again at once would only wait again
 ├── Fenced            somebody else owns this partition now: drop what is held, never write
 └── CorruptLog        a range overlaps or leaves a hole: stop, name the place, skip nothing
 """
@@ -37,6 +38,10 @@ class UsageError(UserError):
 
 class Unavailable(AdclickError):
     """A backend did not answer; the caller backs off and tries again."""
+
+
+class TimedOut(Unavailable):
+    """A backend did not answer in time."""
 
 
 class Fenced(AdclickError):

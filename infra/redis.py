@@ -11,7 +11,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from infra.errors import Unavailable, UserError
+from infra.errors import TimedOut, Unavailable, UserError
 
 _AWAY = (
     redis.ConnectionError,
@@ -37,7 +37,7 @@ class Redis:
         try:
             return self._client.execute_command(*command)
         except _AWAY as error:
-            raise Unavailable(f"Redis: {error}") from error
+            raise _away(error) from error
 
     def pipeline(self, commands: Iterable[Sequence[Any]], *, atomic: bool = False) -> list[Any]:
         """Many commands in one round trip; `atomic` puts them into MULTI/EXEC."""
@@ -47,7 +47,7 @@ class Redis:
                     pipe.execute_command(*command)
                 return list(pipe.execute())
         except _AWAY as error:
-            raise Unavailable(f"Redis: {error}") from error
+            raise _away(error) from error
 
     def ranges(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes]:
         """Bytes of strings, from first to last, in one round trip."""
@@ -72,7 +72,7 @@ class Redis:
             finally:
                 pool.release(connection)
         except _AWAY as error:
-            raise Unavailable(f"Redis: {error}") from error
+            raise _away(error) from error
 
     def write_if(self, key: str, accept: Callable[[bytes | None], Sequence[Sequence[Any]] | None]) -> bool:
         """MULTI/EXEC, but only while `key` keeps the value for which `accept` gave commands.
@@ -108,7 +108,7 @@ class Redis:
         try:
             return list(self._client.scan_iter(match=pattern, count=1000))
         except _AWAY as error:
-            raise Unavailable(f"Redis: {error}") from error
+            raise _away(error) from error
 
     @contextlib.contextmanager
     def lease(self, name: str, seconds: int, busy: str) -> Iterator[None]:
@@ -118,7 +118,7 @@ class Redis:
             if not lock.acquire():
                 raise UserError(busy, hint=f"wait for it, or {seconds} s after it died")
         except _AWAY as error:
-            raise Unavailable(f"Redis: {error}") from error
+            raise _away(error) from error
         done = threading.Event()
 
         def renew() -> None:
@@ -139,6 +139,10 @@ class Redis:
     def close(self) -> None:
         """Give the connections back."""
         self._client.close()
+
+
+def _away(error: Exception) -> Unavailable:
+    return (TimedOut if isinstance(error, redis.TimeoutError) else Unavailable)(f"Redis: {error}")
 
 
 def pack(*command: bytes | str | int) -> bytes:

@@ -58,6 +58,11 @@ class Settings(BaseSettings):
     redis_page: int = Field(20_000, ge=1, description="writes to the hot tier in one call at most")
     hot_hours: int = Field(24, ge=2, description="hours of minutes that Redis holds")
     warm_days: int = Field(30, ge=2, description="days of hours that ClickHouse holds")
+    query_timeout_s: int = Field(5, ge=1, description="how long the router waits for ClickHouse")
+    query_cache: Literal["on", "off"] = Field("on", description="keep what ClickHouse answered, while it cannot change")
+    access_log: Literal["on", "off"] = Field("on", description="a line of JSON in the log for each HTTP request")
+    tls_certificate: str = Field("", description="file of the certificate chain, for an http address with https")
+    tls_key: str = Field("", description="file of the certificate's key")
     spark_memory: str = Field("2g", description="heap of the Spark driver")
 
     @field_validator("events_retention_s")

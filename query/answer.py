@@ -1,44 +1,57 @@
-"""Sums from several tiers to one answer: merged by bucket and group, with finality and ratios. Pure."""
+"""Sums from several tiers to one answer: merged by bucket and group, with finality and ratios. Pure, and by column.
+
+A table of sums has the columns `_bucket` (start of the bucket, epoch ms), those of the question's `group_by`, MEASURES as
+128-bit integers, and `_corrected` and `_sampled`, which tell whether any of it was.
+"""
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
+import polars as pl
+
+from ingest.events import COUNTRIES, DEVICES
 from query.plan import EXACT, Borders, Piece
-from query.request import MEASURES, BadQuestion, Question
+from query.request import MEASURES, RATIOS, BadQuestion, Question
+from query.signing import Signer
 
 FINALITY = ("provisional", "closed", "corrected", "reconciled")
+_SUM = pl.Int128()
+_FINALITIES = pl.Enum(FINALITY)
+_LITERALS: dict[type, Any] = {int: pl.Int128, float: pl.Float64, str: pl.String}
+NAMES = {"country": COUNTRIES, "device": DEVICES}
+"""Dimensions of strings, and the values that they may have."""
 
 
-@dataclass
-class Sums:
-    """What a tier knows of one bucket and group."""
-
-    values: list[int] = field(default_factory=lambda: [0] * len(MEASURES))
-    corrected: bool = False
-    sampled: bool = False
-
-    def add(self, values: Iterable[int], *, corrected: bool, sampled: bool) -> None:
-        """Take in another part."""
-        self.values = [a + b for a, b in zip(self.values, values, strict=True)]
-        self.corrected |= corrected
-        self.sampled |= sampled
+def schema(group_by: Sequence[str]) -> pl.Schema:
+    """Types of the columns of a table of sums."""
+    groups = {g: pl.String() if g in NAMES else pl.Int64() for g in group_by}
+    sums = dict.fromkeys(MEASURES, _SUM)
+    return pl.Schema({"_bucket": pl.Int64(), **groups, **sums, "_corrected": pl.Boolean(), "_sampled": pl.Boolean()})
 
 
-Table = dict[tuple[Any, ...], Sums]
-"""(bucket start in ms, group values…) → sums."""
+def merged(question: Question, tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """One row for each bucket and group."""
+    if not tables:
+        return pl.DataFrame(schema=schema(question.group_by))
+    if len(tables) == 1:
+        return tables[0]
+    return summed(pl.concat(tables), question.group_by)
 
 
-def reconciled_stretches(pieces: list[Piece]) -> list[tuple[int, int]]:
+def summed(rows: pl.DataFrame, group_by: Sequence[str]) -> pl.DataFrame:
+    """Sums of a table whose keys repeat."""
+    return rows.group_by("_bucket", *group_by).agg(pl.col(*MEASURES).sum(), pl.col("_corrected", "_sampled").any())
+
+
+def reconciled_stretches(pieces: Sequence[Piece]) -> list[tuple[int, int]]:
     """The stretches that exact tiers serve."""
     return [(p.start_ms, p.end_ms) for p in pieces if p.tier in EXACT]
 
 
-def _covered(start: int, end: int, stretches: list[tuple[int, int]]) -> bool:
+def _covered(start: int, end: int, stretches: Sequence[tuple[int, int]]) -> bool:
     at = start
     for low, high in stretches:
         if low <= at < high:
@@ -46,116 +59,125 @@ def _covered(start: int, end: int, stretches: list[tuple[int, int]]) -> bool:
     return at >= end
 
 
-def finality(question: Question, bucket: int, borders: Borders, exact: list[tuple[int, int]]) -> str:
+def finality(question: Question, bucket: int, borders: Borders, exact: Sequence[tuple[int, int]]) -> str:
     """How final a bucket is, before it is known whether any of it was corrected."""
     end = question.bucket_end(bucket)
-    if _covered(bucket, end, exact):
+    if exact and _covered(bucket, end, exact):
         return "reconciled"
     return "provisional" if borders.watermark_ms is None or end > borders.watermark_ms else "closed"
 
 
-def _ratio(part: int, whole: int, scale: int = 1) -> float | None:
-    return None if whole == 0 else part * scale / whole
+def _half_up(part: pl.Expr, whole: pl.Expr) -> pl.Expr:
+    """part / whole to the nearest integer, halves up, without floats; null where the divisor is 0."""
+    return pl.when(whole != 0).then((2 * part + whole) // (2 * whole))
 
 
-def ratios(values: dict[str, int]) -> dict[str, float | int | None]:
-    """Derived after summing; null where the divisor is 0. Money is rounded to whole micros."""
-    ctr = _ratio(values["clicks"], values["impressions"])
-    cvr = _ratio(values["conversions"], values["clicks"])
-    spend = values["spend_micros"]
-    return {
-        "ctr": None if ctr is None else round(ctr, 4),
-        "cvr": None if cvr is None else round(cvr, 4),
-        "cpc_micros": _per(spend, values["clicks"]),
-        "cpm_micros": _per(spend * 1000, values["impressions"]),
-    }
+_RATIO_COLUMNS = {
+    "ctr": _half_up(pl.col("clicks") * 10_000, pl.col("impressions")).cast(pl.Float64) / 10_000,
+    "cvr": _half_up(pl.col("conversions") * 10_000, pl.col("clicks")).cast(pl.Float64) / 10_000,
+    "cpc_micros": _half_up(pl.col("spend_micros"), pl.col("clicks")),
+    "cpm_micros": _half_up(pl.col("spend_micros") * 1000, pl.col("impressions")),
+}
+assert tuple(_RATIO_COLUMNS) == RATIOS
 
 
-def _per(total: int, count: int) -> int | None:
-    """total / count to the nearest integer, halves up, without floats."""
-    return None if count == 0 else (2 * total + count) // (2 * count)
+def rows(question: Question, table: pl.DataFrame, borders: Borders, pieces: Sequence[Piece]) -> pl.DataFrame:
+    """All rows of the answer in their order, with the columns of `meta` and `_bucket` and `_sampled`.
 
-
-def rows(question: Question, table: Table, borders: Borders, pieces: list[Piece]) -> list[dict[str, Any]]:
-    """All rows of the answer, ordered; `time` still in ms under `_bucket`."""
+    Ratios are derived after summing: ctr and cvr to four decimals, money to whole micros, halves up.
+    """
     exact = reconciled_stretches(pieces)
     if question.fill:
-        groups = {key[1:] for key in table} or ({()} if not question.group_by else set())
-        for bucket in question.buckets():
-            for group in groups:
-                table.setdefault((bucket, *group), Sums())
-    buckets = {int(key[0]) for key in table}
-    told = {b: (question.label(b), finality(question, b, borders, exact)) for b in buckets}
-    made = []
-    for key, sums in table.items():
-        label, final = told[key[0]]
-        values = dict(zip(MEASURES, sums.values, strict=True))
-        row: dict[str, Any] = {"_bucket": key[0], "time": label}
-        row.update(zip(question.group_by, key[1:], strict=True))
-        row.update(values)
-        row.update(ratios(values))
-        row["finality"] = "corrected" if final == "closed" and sums.corrected else final
-        made.append(row)
-    made.sort(key=lambda r: (r["_bucket"], *(r[g] for g in question.group_by)))
-    if question.order:
-        column = "_bucket" if question.order == "time" else question.order
-        # Absent ratios come last, whichever way.
-        made.sort(
-            key=lambda r: (
-                (r[column] is not None, r[column] or 0) if question.descending else (r[column] is None, r[column] or 0)
-            ),
-            reverse=question.descending,
-        )
-    return made
+        table = _filled(question, table)
+    buckets = table["_bucket"].unique().to_list()
+    told = pl.DataFrame(
+        {
+            "_bucket": buckets,
+            "time": [question.label(b) for b in buckets],
+            "finality": [finality(question, b, borders, exact) for b in buckets],
+        },
+        schema={"_bucket": pl.Int64, "time": pl.String, "finality": _FINALITIES},
+    )
+    corrected = pl.when((pl.col("finality") == "closed") & pl.col("_corrected")).then(pl.lit("corrected", _FINALITIES))
+    made = table.join(told, on="_bucket", how="left").select(
+        "_bucket", "time", *question.group_by, *MEASURES, *(e.alias(name) for name, e in _RATIO_COLUMNS.items()),
+        corrected.otherwise(pl.col("finality")).alias("finality"), "_sampled",
+    )  # fmt: skip
+    by = ["_bucket", *question.group_by]
+    if not question.order:
+        return made.sort(by)
+    column = "_bucket" if question.order == "time" else question.order
+    # Absent ratios come last, whichever way.
+    return made.sort([column, *by], descending=[question.descending, *[False] * len(by)], nulls_last=True)
 
 
-def page(question: Question, made: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str | None]:
-    """The rows after the cursor, at most `limit`, and the next cursor. Raises BadQuestion on a foreign one."""
-    start = 0
+def _filled(question: Question, table: pl.DataFrame) -> pl.DataFrame:
+    """With a row of zeros for each bucket in which a group that is there has none."""
+    buckets = pl.DataFrame({"_bucket": question.buckets()}, schema={"_bucket": pl.Int64})
+    groups = table.select(question.group_by).unique()
+    wanted = buckets.join(groups, how="cross") if question.group_by else buckets
+    keys = ["_bucket", *question.group_by]
+    zeros = [pl.lit(0, _SUM).alias(m) for m in MEASURES] + [pl.lit(False).alias(f) for f in ("_corrected", "_sampled")]
+    return pl.concat([table, wanted.join(table, on=keys, how="anti").with_columns(zeros).select(table.columns)])
+
+
+def page(question: Question, made: pl.DataFrame, signer: Signer) -> tuple[pl.DataFrame, str | None]:
+    """The rows after the cursor, at most `limit`, and the next cursor. Raises BadQuestion on a foreign one.
+
+    A cursor says behind which row, by all that rows are ordered by, the next page begins: it stays right while rows come, go
+    and change. A row that moves across it meanwhile may be seen twice or not at all; no other is.
+    """
     if question.cursor is not None:
-        last = _read_cursor(question)
-        keys = [_key(question, r) for r in made]
-        if last in keys:
-            start = keys.index(last) + 1
-        elif not question.order:
-            start = next((i for i, k in enumerate(keys) if k > last), len(keys))
+        made = made.filter(_behind(question, _read_cursor(question, signer)))
+    shown = made.head(question.limit)
+    if len(made) <= question.limit:
+        return shown, None
+    last = shown.row(-1, named=True)
+    return shown, signer.sign({"q": _fingerprint(question), "k": [last[column] for column, _ in _order(question)]})
+
+
+def _order(question: Question) -> list[tuple[str, bool]]:
+    """(column, descending) of all that rows are ordered by."""
+    by = [(name, False) for name in ("_bucket", *question.group_by)]
+    if not question.order:
+        return by
+    return [("_bucket" if question.order == "time" else question.order, question.descending), *by]
+
+
+def _behind(question: Question, last: Sequence[Any]) -> pl.Expr:
+    """Whether a row comes after one with these values."""
+    found = pl.lit(False)
+    for (name, descending), value in reversed(list(zip(_order(question), last, strict=True))):
+        column = pl.col(name)
+        if value is None:
+            further, same = pl.lit(False), column.is_null()
         else:
-            raise BadQuestion("cursor", "the row that the cursor points at has changed its place; start over")
-    shown = made[start : start + question.limit]
-    more = start + question.limit < len(made)
-    return shown, _write_cursor(question, shown[-1]) if more else None
-
-
-def _key(question: Question, row: dict[str, Any]) -> list[Any]:
-    return [row["_bucket"], *(row[g] for g in question.group_by)]
+            wanted = pl.lit(value, dtype=_LITERALS[type(value)])
+            further = ((column < wanted) if descending else (column > wanted)) | column.is_null()
+            same = column == wanted
+        found = further.fill_null(True) | (same.fill_null(False) & found)
+    return found
 
 
 def _fingerprint(question: Question) -> str:
-    return f"{question.campaigns}|{question.advertiser}|{question.grain}|{question.group_by}|{question.filters}|{question.order}|{question.descending}"
+    told = [
+        question.campaigns, question.advertiser, question.scope and sorted(question.scope), question.grain,
+        question.group_by, question.filters, question.zone.key, question.fill, question.order, question.descending,
+    ]  # fmt: skip
+    return json.dumps(told, separators=(",", ":"))
 
 
-def _write_cursor(question: Question, row: dict[str, Any]) -> str:
-    told: str = json.dumps({"q": _fingerprint(question), "k": _key(question, row)}, separators=(",", ":"))
-    return base64.urlsafe_b64encode(told.encode()).decode().rstrip("=")
-
-
-def _read_cursor(question: Question) -> list[Any]:
-    text = question.cursor or ""
-    try:
-        found = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-        key = list(found["k"])
-        good = found["q"] == _fingerprint(question) and len(key) == 1 + len(question.group_by)
-    except (ValueError, KeyError, TypeError):
-        good = False
-    if not good:
+def _read_cursor(question: Question, signer: Signer) -> list[Any]:
+    found = signer.read(question.cursor or "")
+    if found is None or found.get("q") != _fingerprint(question):
         raise BadQuestion("cursor", "this cursor does not belong to this question; start without one")
-    return key
+    return list(found["k"])
 
 
-def weakest(made: list[dict[str, Any]], question: Question, borders: Borders, pieces: list[Piece]) -> str:
+def weakest(made: pl.DataFrame, question: Question, borders: Borders, pieces: Sequence[Piece]) -> str:
     """The finality of the whole."""
-    if made:
-        return FINALITY[min(FINALITY.index(r["finality"]) for r in made)]
+    if len(made):
+        return str(made["finality"].min())
     exact = reconciled_stretches(pieces)
     if _covered(question.start_ms, question.end_ms, exact):
         return "reconciled"
@@ -165,8 +187,7 @@ def weakest(made: list[dict[str, Any]], question: Question, borders: Borders, pi
 
 def meta(question: Question) -> list[dict[str, str]]:
     """Names and types of the columns."""
-    kinds = {"country": "string", "device": "string"}
-    columns = [("time", "datetime"), *((g, kinds.get(g, "integer")) for g in question.group_by)]
+    columns = [("time", "datetime"), *((g, "string" if g in NAMES else "integer") for g in question.group_by)]
     columns += [(m, "integer") for m in MEASURES]
     columns += [
         ("ctr", "number"),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 import httpx
 
 from infra import console, logs
 from infra.console import App
-from infra.errors import AdclickError, Unavailable, UsageError, UserError
+from infra.errors import Unavailable, UsageError, UserError
 from infra.settings import Settings
 
 
@@ -41,20 +40,14 @@ class Client:
 
 
 def serve(settings: Settings) -> None:
-    """Run the query worker until a signal."""
-    import uvicorn
-
+    """Run a query worker until a signal."""
+    from query.api import server
     from query.api.app import create
 
-    address = urlsplit(settings.http)
-    if address.port is None:
-        raise AdclickError(f"setting http needs a port: {settings.http}")
+    app = create(settings)
     gc.collect()
     gc.freeze()
-    uvicorn.run(
-        create(settings), host=address.hostname or "127.0.0.1", port=address.port, log_level="warning",
-        access_log=False, timeout_graceful_shutdown=3,
-    )  # fmt: skip
+    server.run(app, settings)
 
 
 @console.command(

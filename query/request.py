@@ -16,6 +16,7 @@ DIMENSIONS = ("campaign_id", "ad_id", "publisher_id", "country", "device")
 GRAINS = {"minute": MINUTE_MS, "hour": HOUR_MS, "day": DAY_MS}
 MEASURES = ("impressions", "clicks", "conversions", "spend_micros", "late_events")
 RATIOS = ("ctr", "cvr", "cpc_micros", "cpm_micros")
+UTC = ("UTC", "Etc/UTC")
 MAX_LIMIT = 10_000
 MAX_CAMPAIGNS = 1_000
 AUTO_BUCKETS = 1_500
@@ -66,6 +67,10 @@ class Question:
     descending: bool
     limit: int
     cursor: str | None
+    scope: frozenset[int] | None
+    """The advertisers whose rows may be seen; None: all."""
+    only_minutes: bool
+    """Whether hours and days do not fit its buckets."""
 
     def bucket(self, time_ms: int) -> int:
         """The start of the bucket that holds a time."""
@@ -73,7 +78,12 @@ class Question:
             return self.start_ms
         if self.grain == "day" and not self.utc_days:
             return _midnight(time_ms, self.zone, 0)
-        return time_ms // GRAINS[self.grain] * GRAINS[self.grain]
+        size = GRAINS[self.grain]
+        return (
+            time_ms - (time_ms + _beyond_hours(time_ms, self.zone)) % size
+            if self.only_minutes
+            else time_ms // size * size
+        )
 
     def bucket_end(self, bucket_ms: int) -> int:
         """The end of a bucket."""
@@ -94,7 +104,7 @@ class Question:
     @property
     def utc_days(self) -> bool:
         """Whether a day of this question is a day of UTC."""
-        return self.zone.key in ("UTC", "Etc/UTC")
+        return self.zone.key in UTC
 
     def label(self, bucket_ms: int) -> str:
         """How a bucket is shown: RFC 3339, with the zone's offset."""
@@ -109,8 +119,17 @@ def _midnight(time_ms: int, zone: zoneinfo.ZoneInfo, days: int) -> int:
     return int(dt.datetime(local.year, local.month, local.day, tzinfo=zone).timestamp()) * 1000
 
 
-def parse(given: Sequence[tuple[str, str]], now_ms: int, held: Held) -> Question:
-    """A question from its parameters (name, value), repeated ones allowed for `filter`. Raises BadQuestion."""
+def _beyond_hours(time_ms: int, zone: zoneinfo.ZoneInfo) -> int:
+    """By how much a zone is more than whole hours from UTC, in ms."""
+    offset = dt.datetime.fromtimestamp(time_ms // 1000, zone).utcoffset() or dt.timedelta()
+    return int(offset.total_seconds() * 1000) % HOUR_MS
+
+
+def parse(given: Sequence[tuple[str, str]], now_ms: int, held: Held, scope: frozenset[int] | None = None) -> Question:
+    """A question from its parameters (name, value), repeated ones allowed for `filter`. Raises BadQuestion.
+
+    `scope`: the advertisers whose rows may be seen; None: all.
+    """
     one: dict[str, str] = {}
     filters: list[str] = []
     for name, value in given:
@@ -124,12 +143,14 @@ def parse(given: Sequence[tuple[str, str]], now_ms: int, held: Held) -> Question
         else:
             one[name] = value
     campaigns, advertiser = _subject(one)
-    start, end = _time("start", one, now_ms), _time("end", one, now_ms)
+    start, end = time_of("start", one, now_ms), time_of("end", one, now_ms)
     if start >= end:
         raise BadQuestion("end", f"end ({iso(end)}) must be after start ({iso(start)})")
-    zone = _zone(one.get("timezone", "UTC"), start, end)
-    utc = zone.key in ("UTC", "Etc/UTC")
-    grain, start, end = _align(one.get("granularity", "auto"), start, end, zone, utc, now_ms, held)
+    if advertiser is not None and scope is not None and advertiser not in scope:
+        raise BadQuestion("advertiser_id", f"this key may not see advertiser {advertiser}", 403, "forbidden")
+    zone = _zone(one.get("timezone", "UTC"))
+    grain, start, end = _align(one.get("granularity", "auto"), start, end, zone, now_ms, held)
+    only_minutes = grain == "minute" or (grain in ("hour", "day") and _in_minutes(zone, start, end))
     order = one.get("order")
     group_by = _group_by(one.get("group_by", ""))
     column = order.lstrip("-") if order else None
@@ -140,7 +161,7 @@ def parse(given: Sequence[tuple[str, str]], now_ms: int, held: Held) -> Question
         raise BadQuestion("fill", "fill is zero or none")
     return Question(
         campaigns, advertiser, start, end, grain, group_by, _filters(filters), zone, fill == "zero", column,
-        bool(order and order.startswith("-")), _limit(one), one.get("cursor"),
+        bool(order and order.startswith("-")), limit_of(one), one.get("cursor"), scope, only_minutes,
     )  # fmt: skip
 
 
@@ -148,20 +169,27 @@ def _subject(one: Mapping[str, str]) -> tuple[tuple[int, ...], int | None]:
     if ("campaign_id" in one) == ("advertiser_id" in one):
         raise BadQuestion("campaign_id", "give either campaign_id (several, by comma) or advertiser_id")
     if "advertiser_id" in one:
-        return (), _number("advertiser_id", one["advertiser_id"])
-    found = tuple(dict.fromkeys(_number("campaign_id", part) for part in one["campaign_id"].split(",")))
+        return (), number_of("advertiser_id", one["advertiser_id"])
+    return campaigns_of(one["campaign_id"]), None
+
+
+def campaigns_of(text: str) -> tuple[int, ...]:
+    """Numbers of campaigns by comma. Raises BadQuestion."""
+    found = tuple(dict.fromkeys(number_of("campaign_id", part) for part in text.split(",")))
     if len(found) > MAX_CAMPAIGNS:
         raise BadQuestion("campaign_id", f"at most {MAX_CAMPAIGNS} campaigns in one question")
-    return found, None
+    return found
 
 
-def _number(name: str, text: str) -> int:
+def number_of(name: str, text: str) -> int:
+    """An id. Raises BadQuestion."""
     if not re.fullmatch(r"[0-9]{1,19}", text, re.ASCII) or int(text) > MAX_INT:
         raise BadQuestion(name, f"{name} must be an integer from 0 to 2^63 - 1, not {text[:40]!r}")
     return int(text)
 
 
-def _time(name: str, one: Mapping[str, str], now_ms: int) -> int:
+def time_of(name: str, one: Mapping[str, str], now_ms: int) -> int:
+    """A moment, in epoch ms. Raises BadQuestion."""
     text = one.get(name)
     if text is None:
         raise BadQuestion(name, f"{name} is missing: an RFC 3339 time, now, or -24h")
@@ -175,37 +203,38 @@ def _time(name: str, one: Mapping[str, str], now_ms: int) -> int:
     return time_ms
 
 
-def _zone(name: str, start: int, end: int) -> zoneinfo.ZoneInfo:
+def _zone(name: str) -> zoneinfo.ZoneInfo:
     try:
-        zone = zoneinfo.ZoneInfo(name)
+        return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
         raise BadQuestion(
             "timezone", f"no such time zone: {name[:40]!r}; use an IANA name such as Europe/Berlin"
         ) from None
-    for moment in (start, end):
-        offset = dt.datetime.fromtimestamp(moment // 1000, zone).utcoffset() or dt.timedelta()
-        if offset % dt.timedelta(hours=1):
-            raise BadQuestion("timezone", f"{name} is not a whole number of hours from UTC")
-    return zone
 
 
-def _align(
-    asked: str, start: int, end: int, zone: zoneinfo.ZoneInfo, utc: bool, now_ms: int, held: Held
-) -> tuple[str, int, int]:
+def _in_minutes(zone: zoneinfo.ZoneInfo, start: int, end: int) -> bool:
+    """Whether hours of a zone are not hours of UTC."""
+    return any(_beyond_hours(moment, zone) for moment in (start, end))
+
+
+def _align(asked: str, start: int, end: int, zone: zoneinfo.ZoneInfo, now_ms: int, held: Held) -> tuple[str, int, int]:
     """The grain and the range aligned outwards to it. Raises BadQuestion (422) when it is no longer held."""
     if asked not in (*GRAINS, "total", "auto"):
         raise BadQuestion("granularity", f"granularity is minute, hour, day, total or auto, not {asked[:40]!r}")
+    utc = zone.key in UTC
+    fine = _in_minutes(zone, start, end)
 
     def outwards(grain: str) -> tuple[int, int]:
-        if grain == "day" and not utc:
+        if grain == "day" and not utc and asked != "total":
             low, high = _midnight(start, zone, 0), _midnight(end, zone, 0)
             return low, high if high == end else _midnight(end, zone, 1)
         size = GRAINS[grain]
-        return start // size * size, -(-end // size) * size
+        shift = _beyond_hours(start, zone) if grain == "hour" and asked != "total" else 0
+        return (start + shift) // size * size - shift, -(-(end + shift) // size) * size - shift
 
     def reaches(grain: str) -> bool:
-        low = outwards(grain)[0]
-        return low >= held.oldest("hour" if grain == "day" and not utc else grain, now_ms)
+        needed = "minute" if fine and asked != "total" else "hour" if grain == "day" and not utc else grain
+        return outwards(grain)[0] >= held.oldest(needed, now_ms)
 
     fitting = [grain for grain in GRAINS if reaches(grain)]
     if asked == "total":
@@ -216,6 +245,13 @@ def _align(
     else:
         grain = asked
     if grain not in fitting:
+        if fine and asked != "total":
+            raise BadQuestion(
+                "timezone",
+                f"{zone.key} is not a whole number of hours from UTC: it is served from minutes alone, and these are no longer held from {iso(start)} on",
+                422,
+                "grain-not-held",
+            )
         would = " or ".join(fitting) if fitting else "nothing: it is older than two years"
         shown = f"{asked} numbers" if asked in GRAINS else "numbers"
         raise BadQuestion(
@@ -257,11 +293,12 @@ def _filters(texts: Sequence[str]) -> tuple[tuple[str, tuple[str | int, ...]], .
                 raise BadQuestion("filter", f"no such {name}: {wrong[0][:40]!r}")
             found[name] = tuple(parts)
         else:
-            found[name] = tuple(_number("filter", v) for v in parts)
+            found[name] = tuple(number_of("filter", v) for v in parts)
     return tuple(found.items())
 
 
-def _limit(one: Mapping[str, str]) -> int:
+def limit_of(one: Mapping[str, str]) -> int:
+    """Rows at most. Raises BadQuestion."""
     text = one.get("limit", str(MAX_LIMIT))
     if not re.fullmatch(r"[0-9]{1,6}", text, re.ASCII) or not 1 <= int(text) <= MAX_LIMIT:
         raise BadQuestion("limit", f"limit is a number from 1 to {MAX_LIMIT}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import polars as pl
 
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, iso
@@ -13,155 +16,254 @@ from infra.errors import Unavailable
 from infra.redis import Redis
 from infra.settings import Settings
 from query import answer
-from query.answer import Sums, Table
-from query.plan import HOT, Borders, Piece, plan
+from query.cache import Cache, Found
+from query.plan import EXACT, HOT, Borders, Piece, plan
 from query.request import Held, Question
+from query.signing import Signer
+from query.tiers.guard import Guard
 from query.tiers.hot import HotTier, Span
-from query.tiers.stored import StoredTiers
+from query.tiers.stored import StoredTiers, borders_of
 
-_WARNING_AGE_S = 5.0
+_TIMEOUT_S = 3
+_THREADS = 32
+# Of hours and days that nothing can change any more; of those that may still be corrected.
+_SETTLED_FRESH_S, _OPEN_FRESH_S = 3600.0, 1.0
+# Tier borders and current runs. Older ones are as right, only not the newest.
+_BORDERS_FRESH_S = 1.0
+
+
+Observe = Callable[[str, str, float], None]
+_Read = Callable[[], tuple[pl.DataFrame, int, str]]
+"""Sums, how many rows were read for them, and how: answered, cached or stale."""
 
 
 class NothingLeft(Unavailable):
     """No tier that this question needs can be asked at the moment."""
 
 
+@dataclass
+class Answer:
+    """What was found. `page`: rows with `_bucket` and the columns of `answer.meta`. `tiers_ms`: from the first question to
+    a tier to the last answer."""
+
+    question: Question
+    page: pl.DataFrame
+    next_cursor: str | None
+    finality: str
+    watermark_ms: int | None
+    tiers: list[Piece]
+    rows_read: int
+    warnings: list[str]
+    settled: bool
+    """Whether nothing of it can change any more, unless a nightly run replaces it."""
+    elapsed_ms: float
+    tiers_ms: float
+
+
+@dataclass
+class _Reading:
+    """What is known while a question is answered."""
+
+    question: Question
+    span: Span | None = None
+    borders: Borders = field(default_factory=Borders)
+    pieces: list[Piece] = field(default_factory=list)
+    answered: list[Piece] = field(default_factory=list)
+    tables: list[pl.DataFrame] = field(default_factory=list)
+    rows: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
 class Router:
     """Answers questions. Thread-safe; connects on first use."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, observe: Observe = lambda *_: None) -> None:
+        """`observe(tier, outcome, seconds)` is told of each part of an answer."""
+        self._observe = observe
         self.held = Held(settings.hot_hours * HOUR_MS, settings.warm_days * DAY_MS)
-        self._currency = settings.currency
-        self.hot = HotTier(Redis(settings.redis, timeout_s=3.0), settings.key_prefix, settings.block_partitions)
-        self.stored = StoredTiers(ClickHouse(settings.clickhouse, settings.database), settings.block_partitions)
-        self._pool = ThreadPoolExecutor(8, thread_name_prefix="tier")
+        redis = Redis(settings.redis, timeout_s=_TIMEOUT_S)
+        clickhouse = ClickHouse(
+            settings.clickhouse, settings.database, timeout_s=settings.query_timeout_s, connections=_THREADS
+        )
+        self.guards = {name: Guard(name) for name in ("redis", "clickhouse")}
+        self.cache = Cache(redis, self.guards["redis"], settings.key_prefix)
+        self._hot = HotTier(redis, settings.key_prefix, settings.block_partitions)
+        self._stored = StoredTiers(clickhouse, settings.block_partitions)
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tier")
+        self._cached = settings.query_cache == "on"
+        self.signer = Signer(settings.user_secret.get_secret_value() + settings.api_key.get_secret_value())
 
-    def answer(self, question: Question) -> dict[str, Any]:
-        """The whole answer as it goes over HTTP. Raises BadQuestion, NothingLeft."""
+    def answer(self, question: Question) -> Answer:
+        """Raises BadQuestion, NothingLeft."""
         started = time.perf_counter()
-        warnings: list[str] = []
-        span_asked = self._pool.submit(self.hot.span)
-        # Minutes only need to know, for a warning, which days are reconciled.
-        age_s = _WARNING_AGE_S if question.grain == "minute" else 0.0
-        stored_asked = self._pool.submit(self.stored.borders, max_age_s=age_s)
-        span, borders = self._borders(span_asked, stored_asked, question, warnings)
-        pieces = plan(
-            question.start_ms, question.end_ms, borders,
+        reading = _Reading(question)
+        self._learn(reading)
+        reading.pieces = plan(
+            question.start_ms, question.end_ms, reading.borders,
             whole_days=question.grain == "total" or (question.grain == "day" and question.utc_days),
-            only_minutes=question.grain == "minute",
+            only_minutes=question.only_minutes,
         )  # fmt: skip
-        table, read, answered = self._read(question, pieces, span, warnings)
-        made = answer.rows(question, table, borders, pieces)
-        shown, cursor = answer.page(question, made)
-        self._warn(question, table, borders, pieces, span, warnings)
-        for row in shown:
-            del row["_bucket"]
-        return {
-            "meta": answer.meta(question),
-            "data": shown,
-            "rows": len(shown),
-            "next_cursor": cursor,
-            "granularity": question.grain,
-            "currency": self._currency,
-            "finality": answer.weakest(made, question, borders, pieces),
-            "watermark": None if borders.watermark_ms is None else _instant(borders.watermark_ms),
-            "statistics": {
-                "elapsed_ms": round((time.perf_counter() - started) * 1000, 2),
-                "rows_read": read,
-                "tiers": [{"tier": p.tier, "start": iso(p.start_ms), "end": iso(p.end_ms)} for p in answered],
-            },
-            "warnings": warnings,
-        }
+        self._read(reading)
+        tiers_ms = (time.perf_counter() - started) * 1000
+        table = answer.merged(question, reading.tables)
+        made = answer.rows(question, table, reading.borders, reading.answered)
+        page, cursor = answer.page(question, made, self.signer)
+        _warn(reading, sampled=bool(made["_sampled"].any()))
+        settled = not reading.warnings and all(_settled(p, reading.borders) for p in reading.answered)
+        return Answer(
+            question, page, cursor, answer.weakest(made, question, reading.borders, reading.answered),
+            reading.borders.watermark_ms, reading.answered, reading.rows, reading.warnings, settled,
+            (time.perf_counter() - started) * 1000, tiers_ms,
+        )  # fmt: skip
 
-    def _borders(
-        self, span_asked: Any, stored_asked: Any, question: Question, warnings: list[str]
-    ) -> tuple[Span | None, Borders]:
-        span: Span | None = None
-        borders = Borders()
-        failures = []
+    # -- what the tiers hold --------------------------------------------------------------------------------
+
+    def _learn(self, reading: _Reading) -> None:
+        """Borders and current runs: once for a question, and the same for all of its parts."""
+        stored = self._pool.submit(self._borders)
+        failures: list[Exception] = []
         try:
-            span = span_asked.result()
+            reading.span = self.guards["redis"].call(self._hot.span)
         except Unavailable as error:
             failures.append(error)
-            warnings.append("tier hot is not available: minutes and the newest hours are missing")
+            reading.warnings.append("tier hot is not available: minutes and the newest hours are missing")
         try:
-            borders = stored_asked.result()
+            found = stored.result()
+            reading.borders = borders_of(found.value)
+            if found.stale and not reading.question.only_minutes:
+                reading.warnings.append(
+                    f"tiers warm and cold are not available: what they hold is as of {found.age_s:.0f} s ago"
+                )
         except Unavailable as error:
             failures.append(error)
-            if question.grain != "minute":
-                warnings.append("tiers warm and cold are not available: what is in Redis is shown")
-        if len(failures) == 2 or (span is None and question.grain == "minute"):
+            if not reading.question.only_minutes:
+                reading.warnings.append("tiers warm and cold are not available: what is in Redis is shown")
+        span = reading.span
+        if len(failures) == 2 or (span is None and reading.question.only_minutes):
             raise NothingLeft(str(failures[0]))
-        marks = [m for m in (span.watermark_ms if span else None, borders.watermark_ms) if m is not None]
+        marks = [m for m in (span.watermark_ms if span else None, reading.borders.watermark_ms) if m is not None]
         hot_from_ms = None if span is None else span.held_from_ms
-        return span, replace(borders, watermark_ms=max(marks, default=None), hot_from_ms=hot_from_ms)
+        reading.borders = replace(reading.borders, watermark_ms=max(marks, default=None), hot_from_ms=hot_from_ms)
 
-    def _read(
-        self, question: Question, pieces: list[Piece], span: Span | None, warnings: list[str]
-    ) -> tuple[Table, int, list[Piece]]:
-        asked = []
-        for piece in pieces:
-            if piece.tier == HOT:
-                if span is None:
-                    continue
-                asked.append(
-                    (
-                        piece,
-                        self._pool.submit(self.hot.read, question, piece.start_ms, piece.end_ms, span),
-                    )
-                )
-            else:
-                asked.append((piece, self._pool.submit(self.stored.read, question, piece)))
-        table: Table = {}
-        total, answered = 0, []
-        for piece, future in asked:
-            try:
-                part, count = future.result()
-            except Unavailable:
-                warnings.append(
-                    f"tier {piece.tier} is not available: {iso(piece.start_ms)} to {iso(piece.end_ms)} is missing"
-                )
+    def _borders(self) -> Found:
+        return self.cache.get("borders", _BORDERS_FRESH_S, lambda: self.guards["clickhouse"].call(self._stored.borders))
+
+    # -- reading --------------------------------------------------------------------------------------------
+
+    def _read(self, reading: _Reading) -> None:
+        """All pieces at once; what a tier does not answer, from another where one holds it."""
+        failed = self._ask(reading, reading.pieces)
+        missing: list[Piece] = []
+        instead: list[Piece] = []
+        for piece in failed:
+            held_from = reading.borders.hot_from_ms
+            if piece.tier == HOT or held_from is None or reading.span is None:
+                missing.append(piece)
                 continue
-            total += count
-            answered.append(piece)
-            if not table:
-                table = part
-                continue
-            for key, sums in part.items():
-                table.setdefault(key, Sums()).add(sums.values, corrected=sums.corrected, sampled=sums.sampled)
-        if asked and not answered:
+            border = min(max(piece.start_ms, -(-held_from // HOUR_MS) * HOUR_MS), piece.end_ms)
+            missing += [replace(piece, end_ms=border)] if border > piece.start_ms else []
+            instead += [Piece(HOT, border, piece.end_ms)] if border < piece.end_ms else []
+        missing += self._ask(reading, instead)
+        for piece in missing:
+            reading.warnings.append(
+                f"tier {piece.tier} is not available: {iso(piece.start_ms)} to {iso(piece.end_ms)} is missing"
+            )
+        reading.answered.sort(key=lambda p: p.start_ms)
+        if reading.pieces and not reading.answered:
             raise NothingLeft("no tier answered")
-        return table, total, answered
 
-    def _warn(
-        self,
-        question: Question,
-        table: Table,
-        borders: Borders,
-        pieces: list[Piece],
-        span: Span | None,
-        warnings: list[str],
-    ) -> None:
-        hot = [p for p in pieces if p.tier == HOT]
-        if hot and span is not None:
-            if span.unknown:
-                shards = ", ".join(map(str, span.unknown))
-                warnings.append(f"tier hot: shard {shards} does not say what it holds; its numbers may be missing")
-            since = max((f for f in span.from_ms if f is not None), default=0)
-            for piece in hot:
-                if piece.start_ms < since:
-                    warnings.append(
-                        f"tier hot: {iso(piece.start_ms)} to {iso(min(since, piece.end_ms))} may be missing"
-                    )
-        if any(s.sampled for s in table.values()):
-            warnings.append("some counts are estimates: traffic was sampled under overload")
-        if question.grain == "minute" and any(
-            question.start_ms < d + DAY_MS and d < question.end_ms for d in borders.runs
-        ):
-            warnings.append("minutes of a reconciled day are the stream's; hours and days are reconciled")
+    def _ask(self, reading: _Reading, pieces: Sequence[Piece]) -> list[Piece]:
+        """Read pieces concurrently; returns those that were not answered."""
+        asked: list[tuple[Piece, _Read]] = []
+        failed = []
+        for piece in pieces:
+            if piece.tier != HOT:
+                asked.append((piece, self._stored_reader(reading, piece)))
+            elif reading.span is None:
+                failed.append(piece)
+            else:
+                asked.append((piece, self._hot_reader(reading.question, piece, reading.span)))
+        # The last one in this thread: most questions have one.
+        began = time.perf_counter()
+        futures: list[Future[tuple[pl.DataFrame, int, str]]] = [self._pool.submit(read) for _, read in asked[:-1]]
+        for number, (piece, read) in enumerate(asked):
+            try:
+                table, rows, outcome = futures[number].result() if number < len(futures) else read()
+            except Unavailable:
+                self._observe(piece.tier, "failed", time.perf_counter() - began)
+                failed.append(piece)
+                continue
+            self._observe(piece.tier, outcome, time.perf_counter() - began)
+            reading.tables.append(table)
+            reading.rows += rows
+            reading.answered.append(piece)
+        return failed
+
+    def _hot_reader(self, question: Question, piece: Piece, span: Span) -> _Read:
+        def ask() -> tuple[pl.DataFrame, int, str]:
+            read = self._hot.read
+            found = self.guards["redis"].call(lambda: read(question, piece.start_ms, piece.end_ms, span))
+            return *found, "answered"
+
+        return ask
+
+    def _stored_reader(self, reading: _Reading, piece: Piece) -> _Read:
+        question = reading.question
+
+        def ask() -> tuple[pl.DataFrame, int]:
+            return self.guards["clickhouse"].call(lambda: self._stored.read(question, piece))
+
+        def packed() -> bytes:
+            table, rows = ask()
+            into = io.BytesIO(rows.to_bytes(8, "little"))
+            into.seek(0, io.SEEK_END)
+            table.write_ipc_stream(into)
+            return into.getvalue()
+
+        def cached() -> tuple[pl.DataFrame, int, str]:
+            fresh_s = _SETTLED_FRESH_S if _settled(piece, reading.borders) else _OPEN_FRESH_S
+            found = self.cache.get(_asked(question, piece), fresh_s, packed)
+            if found.stale:
+                stretch = f"{iso(piece.start_ms)} to {iso(piece.end_ms)}"
+                reading.warnings.append(
+                    f"tier {piece.tier} is not available: {stretch} is as of {found.age_s:.0f} s ago"
+                )
+            table = pl.read_ipc_stream(io.BytesIO(found.value[8:]))
+            return table, int.from_bytes(found.value[:8], "little"), found.outcome
+
+        return cached if self._cached else lambda: (*ask(), "answered")
 
 
-def _instant(ms: int) -> str:
-    """RFC 3339 with milliseconds, always."""
-    text = iso(ms)
-    return text if "." in text else text[:-1] + ".000Z"
+def _asked(question: Question, piece: Piece) -> str:
+    """All that the sums of a piece depend on."""
+    grain = (question.grain, question.start_ms) if question.grain == "total" else question.grain
+    scope = None if question.scope is None else sorted(question.scope)
+    return repr((piece, question.campaigns, question.advertiser, scope, grain, question.group_by, question.filters,
+                 question.zone.key if question.grain == "day" else ""))  # fmt: skip
+
+
+def _settled(piece: Piece, borders: Borders) -> bool:
+    """Whether nothing can change what a tier says of a piece."""
+    border = {"warm": borders.warm_ms, "cold": borders.cold_ms}.get(piece.tier)
+    return piece.tier in EXACT or (border is not None and piece.end_ms <= border)
+
+
+def _warn(reading: _Reading, *, sampled: bool) -> None:
+    question, span, warnings = reading.question, reading.span, reading.warnings
+    hot = [p for p in reading.answered if p.tier == HOT]
+    if hot and span is not None:
+        if span.unknown:
+            shards = ", ".join(map(str, span.unknown))
+            warnings.append(f"tier hot: shard {shards} does not say what it holds; its numbers may be missing")
+        since = max((f for f in span.from_ms if f is not None), default=0)
+        warnings += [
+            f"tier hot: {iso(piece.start_ms)} to {iso(min(since, piece.end_ms))} may be missing"
+            for piece in hot
+            if piece.start_ms < since
+        ]
+    if sampled:
+        warnings.append("some counts are estimates: traffic was sampled under overload")
+    if question.only_minutes and any(
+        question.start_ms < d + DAY_MS and d < question.end_ms for d in reading.borders.runs
+    ):
+        warnings.append("minutes of a reconciled day are the stream's; hours and days are reconciled")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from infra.settings import Settings
 from infra.topics import EVENTS
 from ingest import dead_letters
 from ingest.synthetic.generator import Made, Spec, make
+from query import formats
 from query.questions import Ask, Truths, dead_letters_differ
 from query.request import parse
 from query.router import Router
@@ -38,7 +40,9 @@ class Direct:
 
     def get(self, _path: str, parameters: list[tuple[str, str]]) -> dict[str, Any]:
         """The answer."""
-        return self._router.answer(parse(parameters, now_ms(), self._router.held))
+        found = self._router.answer(parse(parameters, now_ms(), self._router.held))
+        told: dict[str, Any] = json.loads(formats.body(found, "USD"))
+        return told
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from importlib import resources
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import clickhouse_connect
+from clickhouse_connect.driver import httputil
 from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, OperationalError
 
-from infra.errors import AdclickError, Unavailable
+from infra.errors import AdclickError, TimedOut, Unavailable
 
 # Its errors are raised, too: one line for a person is enough.
 logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
@@ -25,35 +27,40 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class ClickHouse:
-    """A client that connects on first use. Raises Unavailable when the server is away."""
+    """A client that connects on first use. Thread-safe. Raises Unavailable when the server is away."""
 
-    def __init__(self, url: str, database: str) -> None:
-        self._url, self.database = urlsplit(url), database
+    def __init__(self, url: str, database: str, *, timeout_s: int = 120, connections: int = 8) -> None:
+        self._url, self.database, self._timeout_s, self._connections = urlsplit(url), database, timeout_s, connections
         self._client: Any = None
+        self._connecting = threading.Lock()
 
     def _connected(self) -> Any:
-        if self._client is None:
-            try:
-                self._client = clickhouse_connect.get_client(
-                    host=self._url.hostname,
-                    port=self._url.port,
-                    interface="https" if self._url.scheme == "https" else "http",
-                    username=unquote(self._url.username or "default"),
-                    password=unquote(self._url.password or ""),
-                    autogenerate_session_id=False,
-                    connect_timeout=3,
-                    send_receive_timeout=120,
-                    query_retries=0,
-                    # What does not leave the machine costs more to compress than to send.
-                    compress=False if self._url.hostname in _LOOPBACK else "lz4",
-                )
-            except (ClickHouseError, OSError) as error:
-                raise Unavailable(f"ClickHouse: {_first_line(error)}") from error
+        with self._connecting:
+            return self._client or self._connect()
+
+    def _connect(self) -> Any:
+        try:
+            self._client = clickhouse_connect.get_client(
+                host=self._url.hostname,
+                port=self._url.port,
+                interface="https" if self._url.scheme == "https" else "http",
+                username=unquote(self._url.username or "default"),
+                password=unquote(self._url.password or ""),
+                autogenerate_session_id=False,
+                connect_timeout=3,
+                send_receive_timeout=self._timeout_s,
+                pool_mgr=httputil.get_pool_manager(maxsize=self._connections),
+                query_retries=0,
+                # What does not leave the machine costs more to compress than to send.
+                compress=False if self._url.hostname in _LOOPBACK else "lz4",
+            )
+        except (ClickHouseError, OSError) as error:
+            raise Unavailable(f"ClickHouse: {_first_line(error)}") from error
         return self._client
 
     def _guard(self, error: Exception) -> AdclickError:
         if isinstance(error, OperationalError | OSError) or not isinstance(error, DatabaseError):
-            return Unavailable(f"ClickHouse: {_first_line(error)}")
+            return (TimedOut if _timed_out(error) else Unavailable)(f"ClickHouse: {_first_line(error)}")
         return AdclickError(f"ClickHouse: {_first_line(error)}")
 
     def command(self, sql: str, parameters: dict[str, Any] | None = None) -> Any:
@@ -116,6 +123,14 @@ def migrate(client: ClickHouse) -> list[str]:
         client.command(f"INSERT INTO {db}.migrations (name) VALUES ('{file.name}')")
         applied.append(file.name)
     return applied
+
+
+def _timed_out(error: BaseException | None) -> bool:
+    while error is not None:
+        if "timeout" in type(error).__name__.lower():
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _first_line(error: BaseException) -> str:

@@ -65,10 +65,9 @@ class Child:
 class Supervisor:
     """Runs one stack in one folder, in the foreground."""
 
-    def __init__(self, folder: Folder, *, ingest_workers: int, stream_workers: int, overrides: dict[str, str]) -> None:
-        self._folder = folder
-        self._counts = {"ingest": ingest_workers, "archive": 1, "stream": stream_workers, "query": 1}
-        self._overrides = overrides
+    def __init__(self, folder: Folder, workers: dict[str, int], overrides: dict[str, str]) -> None:
+        """`workers`: how many of each kind."""
+        self._folder, self._counts, self._overrides = folder, workers, overrides
         self._children: dict[str, Child] = {}
         self._stopping = False
         self._env: dict[str, str] = {}

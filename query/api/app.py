@@ -1,123 +1,140 @@
-"""The HTTP face of the router: FastAPI, problems by RFC 9457, one key, Prometheus metrics."""
+"""The HTTP face of the router, put together: routes, each behind the gate; problems; the edge around them."""
 
 from __future__ import annotations
 
-import asyncio
-import hmac
-import json
-import time
-from collections.abc import AsyncIterator
+import hashlib
+from collections.abc import Awaitable, Callable
 from importlib import resources
-from typing import Annotated, Any
+from typing import Any
 
+import cramjam
 import msgspec
-from fastapi import Depends, FastAPI, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra import pipeline_state
+from infra.clickhouse.client import ClickHouse
 from infra.clock import now_ms
-from infra.errors import AdclickError, Unavailable
+from infra.errors import Unavailable
+from infra.redis import Redis
 from infra.settings import Settings
+from query import changes, formats
+from query.api import document
+from query.api.access import Gate, Handler, Reply
+from query.api.edge import Edge
+from query.api.live import Live
 from query.api.metrics import Metrics
+from query.api.problems import Problem
+from query.changes import Changes
+from query.keys import Access, Keyring, Keys
+from query.limits import Limits
 from query.request import BadQuestion, parse
-from query.router import Router
+from query.router import Answer, Router
 
-_LIVE_EVERY_S = 1.0
-_TITLES = {
-    400: "Bad request",
-    401: "Unauthorized",
-    404: "Not found",
-    405: "Method not allowed",
-    422: "Cannot be answered",
-    500: "Internal error",
-    503: "Unavailable",
-}
+_COMPRESSED_BYTES = 1024
+# What a tenant may know of the pipeline.
+_PUBLIC_STATE = ("watermark", "stream_lag_s", "level")
+_PUBLIC_RUN = ("date", "run_id", "published_at")
+_REVALIDATED, _A_MINUTE = "private, no-cache", "private, max-age=60"
 
 
-class _Measured:
-    """Counts and times answers. Plain ASGI: Starlette's own base class costs a task and a queue for each request."""
+class Api:
+    """The handlers: what each route makes of a request that may be made."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self.router = Router(settings, metrics.tier_read)
+        redis = Redis(settings.redis, timeout_s=1.0)
+        clickhouse = ClickHouse(settings.clickhouse, settings.database, timeout_s=settings.query_timeout_s)
+        self._changes = Changes(clickhouse)
+        limits = Limits(redis, self.router.guards["redis"], settings.key_prefix)
+        self.gate = Gate(Keyring(Keys(clickhouse), settings.api_key.get_secret_value()), limits)
+        self.live = Live()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started, status = time.perf_counter(), 500
+    def ask(self, request: Request, access: Access, *, without: tuple[str, ...] = ()) -> Answer:
+        """The answer to the question in a request."""
+        given = [(name, value) for name, value in request.query_params.multi_items() if name not in without]
+        return self.router.answer(parse(given, now_ms(), self.router.held, access.advertisers))
 
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watch)
-        finally:
-            route = getattr(scope.get("route"), "path", "none")
-            self._metrics.answered(route, status, time.perf_counter() - started)
-
-
-class Problem(Exception):
-    """An answer that is not one, as RFC 9457 has it."""
-
-    def __init__(
-        self,
-        status: int,
-        kind: str,
-        detail: str,
-        parameter: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(detail)
-        self.status, self.kind, self.detail, self.parameter, self.headers = (
-            status,
-            kind,
-            detail,
-            parameter,
-            headers,
-        )
-
-    def response(self) -> JSONResponse:
-        """The problem document."""
-        body: dict[str, Any] = {
-            "type": f"/problems/{self.kind}",
-            "title": _TITLES.get(self.status, "Error"),
-            "status": self.status,
-            "detail": self.detail,
+    def metrics(self, request: Request, access: Access) -> Reply:
+        """Numbers, in the format that is asked for."""
+        given = request.query_params.getlist("format")
+        wanted = given[0] if given else formats.accepted(request.headers.get("accept", ""))
+        if len(given) > 1 or wanted not in ("json", *formats.FORMATS):
+            raise BadQuestion("format", f"format is json, {', '.join(formats.FORMATS)}, once")
+        found = self.ask(request, access, without=("format",))
+        headers = {
+            # Two answers with the same rows are the same, however long they took.
+            "ETag": f'W/"{_digest(found, wanted)}"',
+            "Cache-Control": _A_MINUTE if found.settled else _REVALIDATED,
+            "Vary": "Accept, Accept-Encoding, Authorization",
         }
-        if self.parameter is not None:
-            body["parameter"] = self.parameter
-        return JSONResponse(body, self.status, self.headers, media_type="application/problem+json")
+        if headers["ETag"] in (tag.strip() for tag in request.headers.get("if-none-match", "").split(",")):
+            return Reply(b"", headers=headers, rows_read=found.rows_read, status=304)
+        if wanted == "json":
+            return _packed(
+                request, Reply(formats.body(found, self._settings.currency), headers=headers, rows_read=found.rows_read)
+            )
+        media_type, body = formats.rows_alone(found, wanted)
+        headers |= {
+            "X-Adclick-Finality": found.finality,
+            "X-Adclick-Warnings": msgspec.json.encode(found.warnings).decode("ascii", "replace"),
+            **({"X-Adclick-Next-Cursor": found.next_cursor} if found.next_cursor else {}),
+        }
+        return _packed(request, Reply(body, media_type, headers, found.rows_read))
+
+    def changes(self, request: Request, access: Access) -> Reply:
+        """Buckets that were corrected or reconciled."""
+        asked = changes.parse(request.query_params.multi_items(), now_ms(), access.advertisers, self.router.signer)
+        ask = self._changes.answer
+        found = self.router.guards["clickhouse"].call(lambda: ask(asked, now_ms(), self.router.signer))
+        return _packed(request, Reply(msgspec.json.encode(found), rows_read=found["rows"]))
+
+    def pipeline(self, _request: Request, access: Access) -> Reply:
+        """Lag, watermark and level; to a tenant, what says how fresh its numbers are."""
+        found = pipeline_state.collect(self._settings)
+        shown = found if access.admin else {name: found[name] for name in _PUBLIC_STATE}
+        return Reply(msgspec.json.encode(shown))
+
+    def reconciliations(self, _request: Request, access: Access) -> Reply:
+        """The nightly runs; to a tenant, without what they counted of others."""
+        found = pipeline_state.runs(self._settings)
+        shown = found if access.admin else [{name: run[name] for name in _PUBLIC_RUN} for run in found]
+        return Reply(msgspec.json.encode({"data": shown}))
 
 
 def create(settings: Settings) -> FastAPI:
     """The application of one query process."""
-    router = Router(settings)
     metrics = Metrics(settings)
+    api = Api(settings, metrics)
     app = FastAPI(
         title="adclick", version="1", description="Exact ad-click numbers: minutes, hours and days, and how final each is.",
         docs_url="/docs", redoc_url=None,
     )  # fmt: skip
+    _problems(app)
+    _numbers(app, api)
+    _operating(app, api, settings, metrics)
+    describe = app.openapi
 
-    async def keyed(request: Request) -> None:
-        """Refuse requests without the key; compared in constant time."""
-        wanted = settings.api_key.get_secret_value()
-        given = request.headers.get("authorization", "")
-        scheme, _, key = given.partition(" ")
-        if not wanted or scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), wanted.encode()):
-            raise Problem(
-                401,
-                "unauthorized",
-                "send the header Authorization: Bearer KEY",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
+    def openapi() -> dict[str, Any]:
+        """With the key, which FastAPI cannot see."""
+        found = describe()
+        found.setdefault("components", {})["securitySchemes"] = document.SECURITY
+        for path, operations in found["paths"].items():
+            for operation in operations.values():
+                operation["security"] = [{"key": []}] if path.startswith("/v1") else []
+        return found
 
+    app.openapi = openapi  # type: ignore[method-assign]
+    app.add_middleware(
+        Edge, answered=metrics.answered, log=settings.access_log == "on", tls=settings.http.startswith("https")
+    )
+    return app
+
+
+def _problems(app: FastAPI) -> None:
     @app.exception_handler(Problem)
     async def _problem(_: Request, error: Problem) -> Response:
         return error.response()
@@ -128,100 +145,104 @@ def create(settings: Settings) -> FastAPI:
 
     @app.exception_handler(Unavailable)
     async def _unavailable(_: Request, error: Unavailable) -> Response:
-        return Problem(
-            503, "unavailable", f"no tier can answer at the moment: {error}", headers={"Retry-After": "5"}
-        ).response()
-
-    @app.exception_handler(RequestValidationError)
-    async def _invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        return Problem(400, "bad-parameter", str(first["msg"]), str(first["loc"][-1])).response()
+        detail = f"nothing that can answer this is there at the moment: {error}"
+        return Problem(503, "unavailable", detail, headers={"Retry-After": "5"}).response()
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> Response:
-        return Problem(error.status_code, "http", str(error.detail), headers=dict(error.headers or {})).response()
+        return Problem(error.status_code, "http", str(error.detail), headers=error.headers).response()
 
-    app.add_middleware(_Measured, metrics=metrics)
+    @app.exception_handler(Exception)
+    async def _unexpected(_: Request, _error: Exception) -> Response:
+        return Problem(500, "internal", "something is wrong with the server; its log says what").response()
 
-    def ask(request: Request) -> dict[str, Any]:
-        return router.answer(parse(request.query_params.multi_items(), now_ms(), router.held))
 
-    @app.get("/v1/metrics", dependencies=[Depends(keyed)], summary="Numbers of campaigns, by time and dimension")
-    async def metrics_(request: Request, _p: Annotated[None, Depends(_documented)]) -> Response:
-        found = await run_in_threadpool(ask, request)
-        return Response(msgspec.json.encode(found), media_type="application/json")
+def _numbers(app: FastAPI, api: Api) -> None:
+    """The routes under /v1: each is a handler behind the gate."""
 
-    @app.get("/v1/stream", dependencies=[Depends(keyed)], summary="Live rows of a query, as server-sent events")
-    async def stream_(request: Request, _p: Annotated[None, Depends(_documented)]) -> Response:
-        first = await run_in_threadpool(ask, request)
+    def served(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            return await run_in_threadpool(api.gate.serve, request, handler)
 
-        async def changes() -> AsyncIterator[str]:
-            found, shown = first, dict[str, str]()
-            while not await request.is_disconnected():
-                rows = {
-                    json.dumps([r["time"], *(r.get(m["name"]) for m in found["meta"][1:-10])]): json.dumps(r)
-                    for r in found["data"]
-                }
-                fresh = [row for key, row in rows.items() if shown.get(key) != row]
-                shown = rows
-                yield f"data: [{','.join(fresh)}]\n\n" if fresh else ": still here\n\n"
-                await asyncio.sleep(_LIVE_EVERY_S)
-                try:
-                    found = await run_in_threadpool(ask, request)
-                except AdclickError as error:
-                    yield f"event: problem\ndata: {json.dumps(str(error))}\n\n"
+        return endpoint
 
-        return StreamingResponse(changes(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    def route(path: str, handler: Handler, summary: str, parameters: list[dict[str, Any]], answers: str) -> None:
+        app.add_api_route(
+            path, served(handler), summary=summary, response_model=None, response_class=Response, name=answers + path,
+            responses=document.RESPONSES[answers], openapi_extra={"parameters": parameters},
+        )  # fmt: skip
 
-    @app.get("/v1/pipeline", dependencies=[Depends(keyed)], summary="Lag, watermark and overload level")
-    def pipeline() -> dict[str, Any]:
-        return pipeline_state.collect(settings)
+    route("/v1/metrics", api.metrics, "Numbers of campaigns, by time and dimension", document.METRICS, "metrics")
+    route(
+        "/v1/metrics/changes",
+        api.changes,
+        "Closed buckets that were corrected or reconciled since",
+        document.CHANGES,
+        "changes",
+    )
+    route("/v1/pipeline", api.pipeline, "Lag, watermark and overload level", [], "plain")
+    route("/v1/reconciliations", api.reconciliations, "The nightly runs, newest first", [], "plain")
 
-    @app.get("/v1/reconciliations", dependencies=[Depends(keyed)], summary="The nightly runs, newest first")
-    def reconciliations() -> dict[str, Any]:
-        return {"data": pipeline_state.runs(settings)}
+    async def stream(request: Request) -> Response:
+        access, taken = await run_in_threadpool(api.gate.enter, request)
 
-    @app.get("/healthz", summary="Whether this process serves")
-    def healthz() -> dict[str, str]:
+        def ask() -> Answer:
+            found = api.ask(request, api.gate.known(request))
+            api.gate.charge(access, found.rows_read)
+            return found
+
+        # A wrong question is a problem document, not a stream.
+        await run_in_threadpool(ask)
+        return api.live.respond(request, access, ask, taken.headers())
+
+    app.add_api_route(
+        "/v1/stream", stream, summary="Live rows of a query, as server-sent events", response_model=None,
+        response_class=Response, responses=document.RESPONSES["live"], openapi_extra={"parameters": document.LIVE},
+    )  # fmt: skip
+
+
+def _operating(app: FastAPI, api: Api, settings: Settings, metrics: Metrics) -> None:
+    """Health, metrics, and the dashboard."""
+
+    @app.get("/healthz", summary="Whether this process serves", responses=document.RESPONSES["open"])
+    async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz", summary="Whether the whole pipeline is up", response_model=None)
+    @app.get(
+        "/readyz", summary="Whether the whole pipeline is up", response_model=None, responses=document.RESPONSES["open"]
+    )
     def readyz() -> Response:
         missing = pipeline_state.not_ready(settings)
         body = {"status": "not ready" if missing else "ready", "missing": missing}
         return JSONResponse(body, 503 if missing else 200)
 
-    @app.get("/metrics", summary="Prometheus metrics of this process and of the pipeline", response_model=None)
-    async def prometheus(request: Request) -> Response:
+    @app.get(
+        "/metrics", summary="Prometheus metrics of this process and of the pipeline; away from loopback, with an admin key",
+        response_model=None, response_class=Response, responses=document.RESPONSES["text"],
+    )  # fmt: skip
+    def prometheus(request: Request) -> Response:
         if request.client is None or request.client.host not in ("127.0.0.1", "::1"):
-            await keyed(request)
-        return Response(await run_in_threadpool(metrics.render), media_type=metrics.content_type)
+            api.gate.enter(request, admin=True)
+        return Response(metrics.render(), media_type=metrics.content_type)
 
     @app.get("/", include_in_schema=False)
     def page() -> HTMLResponse:
         return HTMLResponse((resources.files(__package__) / "page.html").read_text())
 
-    return app
+
+def _digest(found: Answer, wanted: str) -> str:
+    told = hashlib.sha256(found.page.drop("_bucket", "_sampled").write_ndjson().encode())
+    told.update(repr((wanted, found.next_cursor, found.finality, found.warnings)).encode())
+    return told.hexdigest()[:24]
 
 
-async def _documented(
-    campaign_id: Annotated[
-        str | None, Query(description="Campaigns, several by comma; or give advertiser_id", examples=["7"])
-    ] = None,
-    advertiser_id: Annotated[str | None, Query(description="All campaigns of an advertiser")] = None,
-    start: Annotated[
-        str | None, Query(description="RFC 3339, now, or relative like -24h; inclusive", examples=["-24h"])
-    ] = None,
-    end: Annotated[str | None, Query(description="The same; exclusive", examples=["now"])] = None,
-    granularity: Annotated[str | None, Query(description="minute, hour, day, total or auto", examples=["hour"])] = None,
-    group_by: Annotated[
-        str | None, Query(description="Any of campaign_id, ad_id, publisher_id, country, device")
-    ] = None,
-    filter: Annotated[list[str] | None, Query(description="dimension:value,value; may be repeated")] = None,
-    timezone: Annotated[str | None, Query(description="IANA name, whole hours from UTC")] = None,
-    fill: Annotated[str | None, Query(description="zero adds empty buckets")] = None,
-    order: Annotated[str | None, Query(description="A column; with a leading minus, descending")] = None,
-    limit: Annotated[str | None, Query(description="Rows at most, up to 10,000")] = None,
-    cursor: Annotated[str | None, Query(description="next_cursor of the page before")] = None,
-) -> None:
-    """The parameters as the OpenAPI document shows them; `request.parse` reads and checks them."""
+def _packed(request: Request, reply: Reply) -> Reply:
+    """Compressed, where that is worth it and the client can read it."""
+    wanted = {part.partition(";")[0].strip() for part in request.headers.get("accept-encoding", "").split(",")}
+    if len(reply.body) >= _COMPRESSED_BYTES and wanted & {"zstd", "gzip"}:
+        name = "zstd" if "zstd" in wanted else "gzip"
+        packed = (
+            cramjam.zstd.compress(reply.body, level=1) if name == "zstd" else cramjam.gzip.compress(reply.body, level=1)
+        )
+        reply.body, reply.headers = bytes(packed), {**reply.headers, "Content-Encoding": name}
+    return reply

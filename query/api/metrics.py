@@ -27,12 +27,24 @@ class Metrics:
         self._seconds = Histogram(
             "adclick_http_seconds", "Seconds to answer, by route.", ["route"], registry=self._registry
         )
+        self._reads = Counter(
+            "adclick_tier_reads_total", "Parts of answers by tier and outcome.", ["tier", "outcome"],
+            registry=self._registry,
+        )  # fmt: skip
+        self._read_seconds = Histogram(
+            "adclick_tier_seconds", "Seconds to read a part of an answer, by tier.", ["tier"], registry=self._registry
+        )
         self._registry.register(_Pipeline(settings))
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count an answer."""
         self._asked.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
+
+    def tier_read(self, tier: str, outcome: str, seconds: float) -> None:
+        """Count a part of an answer: answered, cached, stale or failed."""
+        self._reads.labels(tier, outcome).inc()
+        self._read_seconds.labels(tier).observe(seconds)
 
     def render(self) -> bytes:
         """All of them, in `content_type`. Blocks while the backends are asked."""

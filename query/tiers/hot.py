@@ -10,13 +10,14 @@ import polars as pl
 
 from infra.clock import HOUR_MS, MINUTE_MS
 from infra.redis import Redis
-from ingest.events import COUNTRIES, DEVICES
-from query.answer import Sums, Table
+from query import answer
+from query.answer import NAMES
 from query.request import MEASURES, Question
 from stream.chunks import CHANGED
 from stream.sinks import rows
 from stream.sinks.hot import base_key
 
+_STRINGS = {name: pl.Series(list(values)) for name, values in NAMES.items()}
 _MARKS = ("closed_ms", "packed_ms", "from_ms", "newest_ms")
 
 
@@ -70,11 +71,11 @@ class HotTier:
         )
         return sorted({int(c) for members in found for c in members})
 
-    def read(self, question: Question, start_ms: int, end_ms: int, span: Span) -> tuple[Table, int]:
+    def read(self, question: Question, start_ms: int, end_ms: int, span: Span) -> tuple[pl.DataFrame, int]:
         """Sums of the minutes in [start_ms, end_ms), and how many packed rows were read."""
         campaigns = question.campaigns or tuple(self.campaigns_of(question.advertiser or 0))
         if not campaigns:
-            return {}, 0
+            return answer.merged(question, []), 0
         packed: list[bytes] = []
         minutes: list[int] = []
         owners: list[int] = []
@@ -117,10 +118,10 @@ class HotTier:
                 meaning.append((campaign, minute))
         return commands, meaning
 
-    def _sum(self, question: Question, packed: list[bytes], minutes: list[int], owners: list[int]) -> tuple[Table, int]:
+    def _sum(
+        self, question: Question, packed: list[bytes], minutes: list[int], owners: list[int]
+    ) -> tuple[pl.DataFrame, int]:
         unpacked, source = rows.unpack(packed)
-        if not len(source):
-            return {}, 0
         frame = pl.DataFrame(
             {
                 "_bucket": np.array([question.bucket(m) for m in minutes], np.int64)[source],
@@ -128,24 +129,26 @@ class HotTier:
                 **unpacked,
             }
         )
+        kept = []
         if question.advertiser is not None:
-            frame = frame.filter(pl.col("advertiser_id") == question.advertiser)
+            kept.append(pl.col("advertiser_id") == question.advertiser)
+        if question.scope is not None:
+            kept.append(pl.col("advertiser_id").is_in(list(question.scope)))
         for name, values in question.filters:
-            codes = {"country": COUNTRIES, "device": DEVICES}.get(name)
-            frame = frame.filter(pl.col(name).is_in([codes.index(str(v)) for v in values] if codes else list(values)))
-        sums = frame.group_by("_bucket", *question.group_by).agg(
-            # A sum of 64-bit amounts needs more than 64 bits.
-            *(pl.col(m).cast(pl.Int128).sum() for m in MEASURES),
-            ((pl.col("late") > 0) | (pl.col(CHANGED) > 0)).any().alias("_corrected"),
-            (pl.col("sampled") > 0).any().alias("_sampled"),
+            wanted = [NAMES[name].index(str(v)) for v in values] if name in NAMES else list(values)
+            kept.append(pl.col(name).is_in(wanted))
+        sums = (
+            (frame.filter(kept) if kept else frame)
+            .group_by("_bucket", *question.group_by)
+            .agg(
+                # A sum of 64-bit amounts needs more than 64 bits.
+                *(pl.col(m).cast(pl.Int128).sum() for m in MEASURES),
+                ((pl.col("late") > 0) | (pl.col(CHANGED) > 0)).any().alias("_corrected"),
+                (pl.col("sampled") > 0).any().alias("_sampled"),
+            )
         )
-        names = [{"country": COUNTRIES, "device": DEVICES}.get(g) for g in question.group_by]
-        width = 1 + len(names)
-        table: Table = {}
-        for row in sums.iter_rows():
-            group = (known[v] if known else v for known, v in zip(names, row[1:width], strict=True))
-            table[(row[0], *group)] = Sums(list(row[width:-2]), corrected=row[-2], sampled=row[-1])
-        return table, len(source)
+        names = [_STRINGS[g].gather(sums[g]).alias(g) for g in question.group_by if g in NAMES]
+        return sums.with_columns(names), len(source)
 
 
 def _cells(first: int, found: list[bytes | None]) -> Iterator[tuple[int, bytes]]:

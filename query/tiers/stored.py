@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
+
+import msgspec
+import numpy as np
+import polars as pl
+import pyarrow as pa
 
 from infra.clickhouse.client import ClickHouse
 from infra.clock import HOUR_MS
-from query.answer import Sums, Table
+from query import answer
+from query.answer import NAMES
 from query.plan import COLD, EXACT, EXACT_DAYS, EXACT_HOURS, WARM, Borders, Piece
 from query.request import MEASURES, Question
 
@@ -21,19 +26,9 @@ class StoredTiers:
 
     def __init__(self, client: ClickHouse, shards: int) -> None:
         self._client, self._shards = client, shards
-        self._borders: tuple[float, Borders | None] = (0.0, None)
 
-    def borders(self, *, max_age_s: float = 0.0) -> Borders:
-        """Tier borders and the current run of each day: one question to one moment, or an answer not older than that."""
-        asked_at, known = self._borders
-        if known is not None and time.monotonic() - asked_at <= max_age_s:
-            return known
-        asked_at = time.monotonic()
-        known = self._ask_borders()
-        self._borders = (asked_at, known)
-        return known
-
-    def _ask_borders(self) -> Borders:
+    def borders(self) -> bytes:
+        """Tier borders and the current run of each day, of one moment; `borders_of` reads them."""
         db = self._client.database
         found = self._client.rows(
             f"""SELECT 'tier', toString(tier), toUInt64(count()), min(border), min(watermark) FROM (
@@ -49,27 +44,34 @@ class StoredTiers:
             for kind, name, count, border, mark in found
             if kind == "tier" and count == self._shards
         }
-        return Borders(
-            warm_ms=tiers["hours"][0] if "hours" in tiers else None,
-            warm_closed_ms=tiers["hours"][1] // HOUR_MS * HOUR_MS if "hours" in tiers else None,
-            cold_ms=tiers["days"][0] if "days" in tiers else None,
-            watermark_ms=tiers["hours"][1] if "hours" in tiers else None,
-            runs={seconds * 1000: run for kind, run, seconds, _, _ in found if kind == "run"},
+        hours, days = tiers.get("hours"), tiers.get("days")
+        return msgspec.json.encode(
+            Borders(
+                warm_ms=hours and hours[0],
+                warm_closed_ms=hours and hours[1] // HOUR_MS * HOUR_MS,
+                cold_ms=days and days[0],
+                watermark_ms=hours and hours[1],
+                runs={seconds * 1000: run for kind, run, seconds, _, _ in found if kind == "run"},
+            )
         )
 
-    def read(self, question: Question, piece: Piece) -> tuple[Table, int]:
+    def read(self, question: Question, piece: Piece) -> tuple[pl.DataFrame, int]:
         """Sums of one piece, and how many rows of groups came back."""
-        exact = piece.tier in EXACT
-        sql, parameters = self._statement(question, piece, exact)
-        table: Table = {}
-        found = self._client.rows(sql, parameters)
-        width = len(question.group_by)
-        for row in found:
-            key = (question.bucket(int(row[0]) * 1000), *row[1 : 1 + width])
-            values = row[1 + width : 1 + width + len(MEASURES)]
-            late, sampled = row[-2:]
-            table.setdefault(key, Sums()).add(map(int, values), corrected=bool(late), sampled=bool(sampled))
-        return table, len(found)
+        sql, parameters = self._statement(question, piece, piece.tier in EXACT)
+        found = self._client.arrow(sql, parameters)
+        columns = {
+            name.rstrip("_"): _wide(column) if name.rstrip("_") in MEASURES else pl.from_arrow(column)
+            for name, column in zip(found.column_names, found.columns, strict=True)
+        }
+        seconds = columns.pop("bucket")
+        table = pl.DataFrame({"_bucket": seconds.cast(pl.Int64) * 1000, **columns}).cast(
+            answer.schema(question.group_by)
+        )
+        if question.grain == "day" and not question.utc_days:
+            hours = table["_bucket"].unique().to_list()
+            days = pl.col("_bucket").replace_strict(hours, [question.bucket(h) for h in hours], return_dtype=pl.Int64)
+            table = answer.summed(table.with_columns(days), question.group_by)
+        return table, found.num_rows
 
     def _statement(self, question: Question, piece: Piece, exact: bool) -> tuple[str, dict[str, Any]]:
         parameters: dict[str, Any] = {"start": piece.start_ms // 1000, "end": piece.end_ms // 1000}
@@ -77,6 +79,9 @@ class StoredTiers:
         if exact:
             where.append("run_id = {run:String}")
             parameters["run"] = piece.run
+        if question.scope is not None:
+            where.append("advertiser_id IN {scope:Array(UInt64)}")
+            parameters["scope"] = sorted(question.scope)
         if question.advertiser is not None:
             where.append("advertiser_id = {advertiser:UInt64}")
             parameters["advertiser"] = question.advertiser
@@ -88,13 +93,27 @@ class StoredTiers:
             where.append(f"{name} IN {{filter{number}:Array({kind})}}")
             parameters[f"filter{number}"] = list(values)
         time = "{start:UInt32}" if question.grain == "total" else "toUnixTimestamp(time)"
-        groups = [f"toString({g})" if g in ("country", "device") else g for g in question.group_by]
-        sums = [f"sum(toUInt128({m}))" for m in MEASURES]
+        groups = [f"toString({g}) AS {g}_" if g in NAMES else f"{g} AS {g}_" for g in question.group_by]
         # Amounts of many rows need more than 64 bits; `late` and `changed` only matter as "any".
-        flags = ["max(late)", "0"] if exact else ["max(late + changed)", "max(sampled)"]
+        sums = [f"sum(toUInt128({m})) AS {m}_" for m in MEASURES]
+        late, sampled = ("max(late)", "0") if exact else ("max(late + changed)", "max(sampled)")
+        flags = [f"{late} > 0 AS _corrected", f"{sampled} > 0 AS _sampled"]
         keys = ", ".join(str(n + 1) for n in range(1 + len(groups)))
         return (
             f"SELECT {', '.join([time + ' AS bucket', *groups, *sums, *flags])} FROM {self._client.database}.{_TABLES[piece.tier]}"
             f" FINAL WHERE {' AND '.join(where)} GROUP BY {keys}{_SETTINGS}",
             parameters,
         )
+
+
+def borders_of(held: bytes) -> Borders:
+    """What `StoredTiers.borders` told."""
+    return msgspec.json.decode(held, type=Borders)
+
+
+def _wide(column: pa.ChunkedArray) -> pl.Series:
+    """Integers of 128 bits, which Arrow only knows as bytes."""
+    raw = b"".join(chunk.buffers()[1][chunk.offset * 16 : (chunk.offset + len(chunk)) * 16] for chunk in column.chunks)
+    halves = np.frombuffer(raw, "<u8").reshape(-1, 2)
+    low, high = (pl.Series(np.ascontiguousarray(halves[:, half])).cast(pl.Int128) for half in (0, 1))
+    return low + high * 2**64 if halves[:, 1].any() else low

@@ -19,9 +19,11 @@ import pyarrow as pa
 
 from infra import faults
 from infra.clickhouse.client import ClickHouse
+from infra.clock import now_ms
 from ingest import events, partials
 from ingest.grouping import in_order
 from ingest.partials import WINDOW, Partials
+from stream.chunks import CHANGED
 from stream.state import Changes, StageState
 
 _ROWS_PER_INSERT = 500_000
@@ -76,8 +78,10 @@ class WarmSink:
             faults.point("warm.half")
 
     def _table(self, rows: Partials, version: int) -> pa.Table:
+        # Written again after a recovery, a row is told as changed once more: rather than not at all.
+        changed_at = np.where(rows[CHANGED] > 0, now_ms() // 1000, 0).astype(np.uint32)
         shard = np.full(len(rows), self._shard, np.uint16)
-        more = {"shard": shard, "version": np.full(len(rows), version, np.uint64)}
+        more = {"shard": shard, "version": np.full(len(rows), version, np.uint64), "changed_at": changed_at}
         return pa.table(to_clickhouse(rows) | {name: pa.array(column) for name, column in more.items()})
 
     def _publish(self, border_ms: int, watermark_ms: int) -> None:

@@ -54,7 +54,7 @@ def planted(settings: Settings) -> Settings:
     client.command(
         f"INSERT INTO {settings.database}.stream_hours"
         " SELECT toDateTime({time:UInt32}, 'UTC'), 1, 3, 2, 4, {country:String}, {device:String}, 0,"
-        " 0, {clicks:UInt64}, 0, {clicks:UInt64} * 7, 0, 0, 0, 0, 1",
+        " 0, {clicks:UInt64}, 0, {clicks:UInt64} * 7, 0, 0, 0, 0, 1, 0",
         {
             "time": (DAY + HOUR_MS) // 1000,
             "country": events.COUNTRIES[0],
@@ -74,7 +74,7 @@ def planted(settings: Settings) -> Settings:
 def _clicks(settings: Settings, grain: str) -> tuple[int, str]:
     asked = [("campaign_id", "1"), ("start", iso(DAY)), ("end", iso(DAY + DAY_MS)), ("granularity", grain)]
     router = Router(settings)
-    (row,) = router.answer(parse(asked, now_ms(), router.held))["data"]
+    (row,) = router.answer(parse(asked, now_ms(), router.held)).page.rows(named=True)
     return row["clicks"], row["finality"]
 
 

@@ -29,6 +29,9 @@ CLIENTS = {
     "pybloom_live": "ingest/dedup/bloom.py",
     "fastapi": "query/api/app.py",
     "prometheus_client": "query/api/metrics.py",
+    "circuitbreaker": "query/tiers/guard.py",
+    "sse_starlette": "query/api/live.py",
+    "uvicorn": "query/api/server.py",
 }
 PURE = [
     "ingest/events.py", "ingest/decode.py", "ingest/scan.py", "ingest/tokens.py", "ingest/grouping.py", "ingest/lateness.py", "ingest/shedding.py", "ingest/salting.py", "ingest/partials.py",

@@ -1,0 +1,64 @@
+"""Answers that are none: problem documents, as RFC 9457 has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from starlette.responses import JSONResponse
+
+TYPE = "/problems/"
+MEDIA_TYPE = "application/problem+json"
+TITLES = {
+    400: "Bad request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not found",
+    405: "Method not allowed",
+    413: "Too large",
+    414: "Too long",
+    422: "Cannot be answered",
+    429: "Too many requests",
+    500: "Internal error",
+    503: "Unavailable",
+}
+
+
+class Problem(Exception):
+    """What is wrong, in a sentence, and the parameter that is, if one is."""
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        detail: str,
+        parameter: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.kind, self.detail, self.parameter, self.headers = status, kind, detail, parameter, headers
+
+    def response(self) -> JSONResponse:
+        """As it goes over HTTP."""
+        body: dict[str, object] = {
+            "type": f"{TYPE}{self.kind}",
+            "title": TITLES.get(self.status, "Error"),
+            "status": self.status,
+            "detail": self.detail,
+        }
+        if self.parameter is not None:
+            body["parameter"] = self.parameter
+        return JSONResponse(body, self.status, self.headers, media_type=MEDIA_TYPE)
+
+
+SCHEMA = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string", "description": "what kind of problem"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "what is wrong, and what to do"},
+        "parameter": {"type": "string", "description": "the parameter that is wrong, if one is"},
+    },
+}
+"""The same, as the OpenAPI document tells it."""

@@ -1,0 +1,76 @@
+"""The HTTP server: uvicorn, one process a worker, which share the port (SO_REUSEPORT)."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from infra.errors import AdclickError, UserError
+from infra.settings import Settings
+
+# How long a client may take to send a request's head; how long a connection may lie idle; how long requests may go on once
+# the server stops.
+_HEAD_S, _IDLE_S, _GRACE_S = 10.0, 30, 3
+_BACKLOG = 2048
+
+
+class _Impatient(HttpToolsProtocol):
+    """Uvicorn waits for ever for a request that never ends."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._expect_head()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        self._settle()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._settle()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        self._settle()
+        self._deadline = self.loop.call_later(_HEAD_S, self._give_up)
+
+    def _settle(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up(self) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.close()
+
+
+def run(app: Any, settings: Settings) -> None:
+    """Serve until a signal. Raises UserError when the address cannot be had."""
+    address = urlsplit(settings.http)
+    host, port = address.hostname or "127.0.0.1", address.port
+    if port is None:
+        raise AdclickError(f"setting http needs a port: {settings.http}")
+    family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        listener.bind(where)
+    except OSError as error:
+        raise UserError(f"cannot listen at {settings.http}: {error.strerror}", hint="set ADCLICK_HTTP") from error
+    config = uvicorn.Config(
+        app, loop="uvloop", http=_Impatient, ws="none", log_level="warning", access_log=False, server_header=False,
+        timeout_keep_alive=_IDLE_S, timeout_graceful_shutdown=_GRACE_S, backlog=_BACKLOG,
+        ssl_certfile=settings.tls_certificate or None, ssl_keyfile=settings.tls_key or None,
+    )  # fmt: skip
+    uvicorn.Server(config).run(sockets=[listener])

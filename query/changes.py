@@ -1,0 +1,128 @@
+"""Closed buckets that were corrected or reconciled since a moment, so that a client that stored numbers can mend them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from infra.clickhouse.client import ClickHouse
+from infra.clock import DAY_MS, iso
+from query.request import BadQuestion, campaigns_of, limit_of, number_of, time_of
+from query.signing import Signer
+
+PARAMETERS = ("campaign_id", "advertiser_id", "since", "granularity", "limit", "cursor")
+TABLES = {"hour": "stream_hours", "day": "stream_days"}
+# What happened just now may not be visible yet, on every replica and by every clock: the next `since` overlaps by this.
+_OVERLAP_MS = 10_000
+_LONGEST_MS = 31 * DAY_MS
+
+
+@dataclass(frozen=True)
+class Since:
+    """What is asked."""
+
+    campaigns: tuple[int, ...]
+    advertiser: int | None
+    scope: frozenset[int] | None
+    since_ms: int
+    grain: str
+    limit: int
+    after: tuple[int, int, int] | None
+    """(changed at, bucket, campaign) of the last row of the page before."""
+
+
+def parse(given: Sequence[tuple[str, str]], now_ms: int, scope: frozenset[int] | None, signer: Signer) -> Since:
+    """Raises BadQuestion."""
+    one: dict[str, str] = {}
+    for name, value in given:
+        if name not in PARAMETERS:
+            near = difflib.get_close_matches(name, PARAMETERS, 1)
+            raise BadQuestion(name, f"no such parameter: {name}" + (f"; did you mean {near[0]}?" if near else ""))
+        if name in one:
+            raise BadQuestion(name, f"{name} is given twice")
+        one[name] = value
+    if "campaign_id" in one and "advertiser_id" in one:
+        raise BadQuestion("campaign_id", "give campaign_id, advertiser_id, or neither: all that the key may see")
+    advertiser = number_of("advertiser_id", one["advertiser_id"]) if "advertiser_id" in one else None
+    if advertiser is not None and scope is not None and advertiser not in scope:
+        raise BadQuestion("advertiser_id", f"this key may not see advertiser {advertiser}", 403, "forbidden")
+    since_ms = time_of("since", one, now_ms)
+    if since_ms < now_ms - _LONGEST_MS:
+        raise BadQuestion("since", "changes are told for 31 days: read the numbers again", 422, "not-held")
+    grain = one.get("granularity", "hour")
+    if grain not in TABLES:
+        raise BadQuestion("granularity", f"granularity is hour or day, not {grain[:40]!r}")
+    after = None
+    if "cursor" in one:
+        held = signer.read(one["cursor"])
+        if held is None or held.get("of") != "changes" or len(held.get("k", ())) != 3:
+            raise BadQuestion("cursor", "this cursor does not belong to this question; start without one")
+        after = (int(held["k"][0]), int(held["k"][1]), int(held["k"][2]))
+    campaigns = campaigns_of(one["campaign_id"]) if "campaign_id" in one else ()
+    return Since(campaigns, advertiser, scope, since_ms, grain, limit_of(one), after)
+
+
+class Changes:
+    """Asks ClickHouse. Every method may raise Unavailable."""
+
+    def __init__(self, client: ClickHouse) -> None:
+        self._client = client
+
+    def answer(self, asked: Since, now_ms: int, signer: Signer) -> dict[str, Any]:
+        """Rows in the order of their change, as they go over HTTP; `as_of` is the `since` of the next question."""
+        db = self._client.database
+        of, parameters = _subject(asked)
+        parameters |= {"since": asked.since_ms // 1000, "limit": asked.limit + 1}
+        after = ""
+        if asked.after is not None:
+            after = "WHERE (changed, bucket, campaign_id) > ({a:UInt64}, {b:UInt64}, {c:UInt64})"
+            parameters |= dict(zip("abc", asked.after, strict=True))
+        bucket = "time" if asked.grain == "hour" else "toStartOfDay(time)"
+        # A day that is reconciled takes the place of what was corrected before; of its buckets, those whose numbers moved.
+        found = self._client.rows(
+            f"""WITH current AS (
+                    SELECT date, argMax(run_id, published_at) AS run, max(published_at) AS at FROM {db}.runs GROUP BY date)
+                SELECT * FROM (
+                    SELECT toUInt64(toUnixTimestamp(max(changed_at))) AS changed, toUInt64(toUnixTimestamp(time)) AS bucket,
+                        campaign_id, 'corrected' AS finality
+                    FROM {db}.{TABLES[asked.grain]}
+                    WHERE changed_at >= toDateTime({{since:UInt32}}, 'UTC') AND {of}
+                        AND toDate(time) NOT IN (SELECT date FROM current)
+                    GROUP BY time, campaign_id
+                    UNION ALL
+                    SELECT toUInt64(toUnixTimestamp(max(at))), toUInt64(toUnixTimestamp({bucket})) AS bucket, campaign_id, 'reconciled'
+                    FROM {db}.ledger AS ledger INNER JOIN current ON ledger.run_id = current.run
+                    WHERE at >= toDateTime({{since:UInt32}}, 'UTC') AND {of}
+                    GROUP BY bucket, campaign_id
+                ) {after} ORDER BY changed, bucket, campaign_id LIMIT {{limit:UInt32}}""",
+            parameters,
+        )
+        shown = found[: asked.limit]
+        more = len(found) > asked.limit
+        return {
+            "data": [
+                {"time": iso(b * 1000), "campaign_id": c, "finality": f, "changed_at": iso(at * 1000)}
+                for at, b, c, f in shown
+            ],
+            "rows": len(shown),
+            "granularity": asked.grain,
+            "next_cursor": signer.sign({"of": "changes", "k": list(shown[-1][:3])}) if more else None,
+            "as_of": iso((now_ms - _OVERLAP_MS) // 1000 * 1000),
+        }
+
+
+def _subject(asked: Since) -> tuple[str, dict[str, Any]]:
+    """The condition on whose rows they are, and its parameters."""
+    found, parameters = ["1"], dict[str, Any]()
+    if asked.scope is not None:
+        found.append("advertiser_id IN {scope:Array(UInt64)}")
+        parameters["scope"] = sorted(asked.scope)
+    if asked.advertiser is not None:
+        found.append("advertiser_id = {advertiser:UInt64}")
+        parameters["advertiser"] = asked.advertiser
+    if asked.campaigns:
+        found.append("campaign_id IN {campaigns:Array(UInt64)}")
+        parameters["campaigns"] = list(asked.campaigns)
+    return " AND ".join(found), parameters

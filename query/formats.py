@@ -1,0 +1,93 @@
+"""An answer as JSON with everything about it, or as rows alone: CSV, NDJSON, an Arrow stream."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import msgspec
+import polars as pl
+
+from infra.clock import iso
+from query import answer
+from query.request import MEASURES
+from query.router import Answer
+
+ARROW = "application/vnd.apache.arrow.stream"
+_HIDDEN = ("_bucket", "_sampled")
+_WIDE = (*MEASURES, "cpc_micros", "cpm_micros")
+
+
+def body(found: Answer, currency: str) -> bytes:
+    """The answer as JSON."""
+    shown = found.page.drop(_HIDDEN)
+    return msgspec.json.encode(
+        {
+            "meta": answer.meta(found.question),
+            "data": msgspec.Raw(shown.write_json().encode()),
+            "rows": len(shown),
+            "next_cursor": found.next_cursor,
+            "granularity": found.question.grain,
+            "currency": currency,
+            "finality": found.finality,
+            "watermark": None if found.watermark_ms is None else instant(found.watermark_ms),
+            "statistics": {
+                "elapsed_ms": round(found.elapsed_ms, 2),
+                "tiers_ms": round(found.tiers_ms, 2),
+                "rows_read": found.rows_read,
+                "tiers": [{"tier": p.tier, "start": iso(p.start_ms), "end": iso(p.end_ms)} for p in found.tiers],
+            },
+            "warnings": found.warnings,
+        }
+    )
+
+
+def _csv(rows: pl.DataFrame) -> bytes:
+    return rows.write_csv().encode()
+
+
+def _ndjson(rows: pl.DataFrame) -> bytes:
+    return rows.write_ndjson().encode()
+
+
+def _arrow(rows: pl.DataFrame) -> bytes:
+    """Times as timestamps in UTC, amounts as 64-bit integers, or as decimals where one does not fit."""
+    times = pl.from_epoch("_bucket", time_unit="ms").dt.replace_time_zone("UTC").alias("time")
+    fits = pl.all_horizontal(pl.col(*_WIDE).abs().max().fill_null(0) < 2**63)
+    amounts = pl.Int64 if rows.select(fits).item() else pl.Decimal(38, 0)
+    into = io.BytesIO()
+    rows.with_columns(times, pl.col(*_WIDE).cast(amounts), pl.col("finality").cast(pl.String)).drop(
+        "_bucket"
+    ).write_ipc_stream(into, compat_level=pl.CompatLevel.oldest())
+    return into.getvalue()
+
+
+FORMATS: dict[str, tuple[str, Callable[[pl.DataFrame], bytes]]] = {
+    "csv": ("text/csv; charset=utf-8", _csv),
+    "ndjson": ("application/x-ndjson", _ndjson),
+    "arrow": (ARROW, _arrow),
+}
+"""By the name that `format=` knows it by: its media type, and how rows are written."""
+
+
+def rows_alone(found: Answer, name: str) -> tuple[str, bytes]:
+    """(media type, bytes) of the rows in one of FORMATS."""
+    media_type, write = FORMATS[name]
+    hidden = [c for c in _HIDDEN if not (name == "arrow" and c == "_bucket")]
+    return media_type, write(found.page.drop(hidden))
+
+
+def accepted(accept: str) -> str:
+    """The format that an Accept header asks for: the first of its media types that is known, else json."""
+    known = {"application/json": "json", "*/*": "json"} | {m.partition(";")[0]: n for n, (m, _) in FORMATS.items()}
+    for part in accept.split(","):
+        media_type = part.partition(";")[0].strip().lower()
+        if media_type in known:
+            return known[media_type]
+    return "json"
+
+
+def instant(ms: int) -> str:
+    """RFC 3339 with milliseconds, always."""
+    text = iso(ms)
+    return text if "." in text else text[:-1] + ".000Z"

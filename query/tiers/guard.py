@@ -1,0 +1,41 @@
+"""A circuit breaker before each backend, through `circuitbreaker`: what fails again and again is left alone for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import tenacity
+from circuitbreaker import CircuitBreaker
+
+from infra.errors import TimedOut, Unavailable
+
+T = TypeVar("T")
+_FAILURES, _LEFT_ALONE_S = 3, 2
+# A connection that the backend closed while it lay idle is found broken by whoever uses it next. All that is asked here
+# are questions, so asking again is safe; but not what has been waited for already.
+_once_more = tenacity.retry(
+    retry=tenacity.retry_if_exception(lambda e: isinstance(e, Unavailable) and not isinstance(e, TimedOut)),
+    stop=tenacity.stop_after_attempt(2),
+    reraise=True,
+)
+
+
+class Guard:
+    """Of one backend. Thread-safe: counts may be off by one under a race, which delays opening by a call."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._breaker = CircuitBreaker(_FAILURES, _LEFT_ALONE_S, Unavailable, name)
+
+    @property
+    def open(self) -> bool:
+        """Whether the backend is left alone at the moment."""
+        return bool(self._breaker.opened)
+
+    def call(self, ask: Callable[[], T]) -> T:
+        """The answer. Raises Unavailable, at once while the breaker is open."""
+        if self.open:
+            raise Unavailable(f"{self._name} is left alone for a moment: {self._breaker.last_failure}")
+        with self._breaker:
+            return _once_more(ask)()

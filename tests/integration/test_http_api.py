@@ -1,0 +1,238 @@
+"""The HTTP interface in this process, over the real Redis and ClickHouse: keys, tenants, limits, formats, what is kept."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import polars as pl
+import pytest
+from starlette.testclient import TestClient
+
+from infra.clickhouse.client import ClickHouse
+from infra.clock import HOUR_MS, iso, now_ms
+from infra.settings import Settings
+from query.api import app as api
+from query.keys import REFRESH_S, Keys
+from query.request import parse
+from query.router import Router
+
+HOUR = (now_ms() - 48 * HOUR_MS) // HOUR_MS * HOUR_MS
+HOURS = 6
+MINE, OTHERS = 1, 2
+_MINE, _OTHERS = 1_000, 7_770_000
+"""Impressions an hour of campaign 7, which both advertisers use."""
+_RANGE = [("start", iso(HOUR)), ("end", iso(HOUR + HOURS * HOUR_MS)), ("granularity", "hour")]
+
+
+@pytest.fixture
+def client(settings: Settings) -> ClickHouse:
+    """With closed and settled hours of two advertisers, one hour of which was corrected a moment ago."""
+    made = ClickHouse(settings.clickhouse, settings.database)
+    rows = ", ".join(
+        f"({(HOUR + h * HOUR_MS) // 1000}, 7, {advertiser}, {ad}, 5, 'DE', 'mobile', 0, {impressions + h}, 10, 1, 2500000, 0, 0, 0,"
+        f" {int(h == 2)}, 1, {now_ms() // 1000 if h == 2 else 0})"
+        for h in range(HOURS)
+        for advertiser, ad, impressions in ((MINE, 1, _MINE), (OTHERS, 2, _OTHERS))
+    )
+    made.command(f"INSERT INTO {settings.database}.stream_hours VALUES {rows}")
+    for tier in ("hours", "days"):
+        for shard in range(settings.block_partitions):
+            border = HOUR + HOURS * HOUR_MS
+            made.command(f"INSERT INTO {settings.database}.tier_borders VALUES ('{tier}', {shard}, {border}, {border})")
+    return made
+
+
+@pytest.fixture
+def http(settings: Settings, client: ClickHouse) -> Iterator[httpx.Client]:
+    """Asks without a key."""
+    with TestClient(api.create(settings)) as asked:
+        yield asked
+
+
+def key(client: ClickHouse, *advertisers: int, admin: bool = False, rate: float = 1e6, burst: float = 1e6, lasts_ms: int | None = None) -> tuple[str, dict[str, str]]:  # fmt: skip
+    made, token = Keys(client).create(
+        "test", frozenset(advertisers), admin=admin, rate=rate, burst=burst, lasts_ms=lasts_ms
+    )
+    return made.id, {"Authorization": f"Bearer {token}"}
+
+
+def root(settings: Settings) -> dict[str, str]:
+    return {"Authorization": f"Bearer {settings.api_key.get_secret_value()}"}
+
+
+def ask(http: httpx.Client, headers: dict[str, str], *more: tuple[str, str], subject: tuple[str, str] = ("campaign_id", "7")) -> httpx.Response:  # fmt: skip
+    return http.get("/v1/metrics", params=[subject, *_RANGE, *more], headers=headers)
+
+
+def impressions(found: httpx.Response) -> list[int]:
+    assert found.status_code == 200, found.text
+    return [row["impressions"] for row in found.json()["data"]]
+
+
+def test_a_campaigns_number_is_shared_and_its_numbers_are_not(
+    http: httpx.Client, client: ClickHouse, settings: Settings
+) -> None:
+    _, mine = key(client, MINE)
+    assert impressions(ask(http, root(settings))) == [_MINE + _OTHERS + 2 * h for h in range(HOURS)]
+    assert impressions(ask(http, mine)) == [_MINE + h for h in range(HOURS)]
+    assert impressions(ask(http, mine, subject=("advertiser_id", str(MINE)))) == [_MINE + h for h in range(HOURS)]
+    assert ask(http, mine, subject=("advertiser_id", str(OTHERS))).status_code == 403
+
+
+def test_no_operation_shows_another_tenants_numbers(http: httpx.Client, client: ClickHouse, settings: Settings) -> None:
+    _, mine = key(client, MINE)
+    document = http.get("/openapi.json").json()
+    paths = [p for p, operations in document["paths"].items() if "get" in operations]
+    assert {"/v1/metrics", "/v1/metrics/changes", "/v1/pipeline", "/v1/reconciliations"} <= set(paths)
+    others = [str(_OTHERS + h) for h in range(HOURS)] + [str(_MINE + _OTHERS + 2 * h) for h in range(HOURS)]
+    # Streams do not end, and ask as /v1/metrics does.
+    for path in [p for p in paths if p != "/v1/stream"]:
+        for subject in (("campaign_id", "7"), ("advertiser_id", str(OTHERS)), ("advertiser_id", str(MINE))):
+            for group in ("", "ad_id", "campaign_id", "publisher_id,country,device"):
+                told = httpx.QueryParams(_asked(path, subject, group))
+                found = http.get(path, params=told, headers=mine)
+                assert found.status_code in (200, 403, 503), (path, found.text)
+                assert not any(number in found.text for number in others), (path, subject)
+                refused = http.get(path, params=told)
+                assert refused.status_code == (401 if path.startswith(("/v1", "/metrics")) else found.status_code)
+    operations = {method for found in document["paths"].values() for method in found}
+    assert operations == {"get"}
+
+
+def _asked(path: str, subject: tuple[str, str], group: str) -> tuple[tuple[str, str], ...]:
+    if path == "/v1/metrics":
+        return (subject, *_RANGE, ("group_by", group))
+    return (subject, ("since", "-1h")) if path == "/v1/metrics/changes" else ()
+
+
+def test_a_key_is_worth_nothing_once_it_is_revoked_rotated_or_over(http: httpx.Client, client: ClickHouse) -> None:
+    keys = Keys(client)
+    id_, first = key(client, MINE)
+    assert ask(http, first).status_code == 200
+    _, token = keys.rotate(id_, grace_ms=0)
+    second = {"Authorization": f"Bearer {token}"}
+    _, short = key(client, MINE, lasts_ms=1)
+    time.sleep(REFRESH_S + 0.1)
+    assert ask(http, first).status_code == 401
+    assert ask(http, short).status_code == 401
+    assert ask(http, second).status_code == 200
+    _, token = keys.rotate(id_, grace_ms=60_000)
+    time.sleep(REFRESH_S + 0.1)
+    assert ask(http, second).status_code == ask(http, {"Authorization": f"Bearer {token}"}).status_code == 200
+    keys.revoke(id_)
+    time.sleep(REFRESH_S + 0.1)
+    assert ask(http, second).status_code == ask(http, {"Authorization": f"Bearer {token}"}).status_code == 401
+    assert [action for _, _, action, subject, _ in keys.audit(10) if subject == id_] == [
+        "revoke",
+        "rotate",
+        "rotate",
+        "create",
+    ]
+    held = str(client.rows(f"SELECT * FROM {client.database}.api_keys"))
+    assert token not in held
+    assert token.rpartition("_")[2] not in held
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"", b"Bearer", b"Bearer ", b"Basic abc", b"Bearer adk_", b"Bearer adk_0_0", b"Bearer \xe9", b"Bearer \x00"],
+)
+def test_what_is_no_key_opens_nothing(http: httpx.Client, header: bytes) -> None:
+    found = http.get("/v1/metrics", headers={b"authorization": header})
+    assert found.status_code == 401
+    assert found.headers["content-type"] == "application/problem+json"
+
+
+def test_a_key_may_ask_as_often_as_it_says(http: httpx.Client, client: ClickHouse) -> None:
+    _, slow = key(client, MINE, rate=0.5, burst=3)
+    first = [ask(http, slow) for _ in range(3)]
+    assert [f.status_code for f in first] == [200, 200, 200]
+    assert first[0].headers["ratelimit-policy"] == '"key";q=3;w=6'
+    assert first[0].headers["ratelimit"].startswith('"key";r=2;')
+    refused = ask(http, slow)
+    assert refused.status_code == 429
+    assert 1 <= int(refused.headers["retry-after"]) <= 2
+    assert refused.json()["type"] == "/problems/too-many-requests"
+    _, another = key(client, MINE, rate=0.5, burst=3)
+    time.sleep(0.3)
+    assert ask(http, another).status_code == 200
+
+
+def test_rows_alone_are_read_by_what_reads_such_files(http: httpx.Client, settings: Settings) -> None:
+    wanted = [_MINE + _OTHERS + 2 * h for h in range(HOURS)]
+    found = {name: ask(http, root(settings), ("format", name)).content for name in ("csv", "ndjson", "arrow")}
+    assert pl.read_csv(found["csv"])["impressions"].to_list() == wanted
+    assert pl.read_ndjson(io.BytesIO(found["ndjson"]))["impressions"].to_list() == wanted
+    arrow = pl.read_ipc_stream(io.BytesIO(found["arrow"]))
+    assert arrow["impressions"].to_list() == wanted
+    assert arrow["time"].dt.epoch("ms").to_list() == [HOUR + h * HOUR_MS for h in range(HOURS)]
+    by_header = ask(http, root(settings) | {"Accept": "text/csv"})
+    assert by_header.content == found["csv"]
+    assert ask(http, root(settings), ("format", "xml")).status_code == 400
+
+
+def test_an_answer_that_is_still_right_is_not_sent_again(http: httpx.Client, settings: Settings) -> None:
+    first = ask(http, root(settings))
+    tag = first.headers["etag"]
+    assert ask(http, root(settings) | {"If-None-Match": tag}).status_code == 304
+    assert ask(http, root(settings) | {"If-None-Match": tag}, ("group_by", "country")).status_code == 200
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_long_answers_are_compressed(http: httpx.Client, settings: Settings, encoding: str) -> None:
+    import cramjam
+
+    with http.stream("GET", "/v1/metrics", params=[("campaign_id", "7"), *_RANGE], headers=root(settings) | {"Accept-Encoding": encoding}) as found:  # fmt: skip
+        assert found.headers["content-encoding"] == encoding
+        raw = b"".join(found.iter_raw())
+    assert json.loads(bytes(getattr(cramjam, encoding).decompress(raw)))["rows"] == HOURS
+
+
+def test_corrected_hours_are_told_to_those_whose_they_are(http: httpx.Client, client: ClickHouse) -> None:
+    _, mine = key(client, MINE)
+    _, strangers = key(client, 99)
+
+    def told(headers: dict[str, str], since: str = "-1h") -> dict[str, Any]:
+        answer: dict[str, Any] = http.get("/v1/metrics/changes", params={"since": since}, headers=headers).json()
+        return answer
+
+    found = told(mine)
+    assert [(r["time"], r["campaign_id"], r["finality"]) for r in found["data"]] == [
+        (iso(HOUR + 2 * HOUR_MS), 7, "corrected")
+    ]
+    assert told(strangers)["data"] == []
+    assert told(mine, iso(now_ms() + HOUR_MS))["data"] == []
+    assert http.get("/v1/metrics/changes", headers=mine).json()["parameter"] == "since"
+
+
+def test_many_who_ask_at_once_are_one_question_to_clickhouse(settings: Settings, client: ClickHouse) -> None:
+    asked = []
+    routers = [Router(settings), Router(settings)]  # as in two processes
+    for router in routers:
+        read = router._stored.read
+
+        def counted(*args: Any, read: Any = read) -> Any:
+            asked.append(args)
+            time.sleep(0.2)
+            return read(*args)
+
+        router._stored.read = counted  # type: ignore[method-assign, assignment]
+    question = parse([("campaign_id", "7"), *_RANGE], now_ms(), routers[0].held)
+    start = threading.Barrier(200)
+
+    def one(number: int) -> list[int]:
+        start.wait()
+        found: list[int] = routers[number % 2].answer(question).page["impressions"].to_list()
+        return found
+
+    with ThreadPoolExecutor(200) as pool:
+        answers = list(pool.map(one, range(200)))
+    assert all(a == [_MINE + _OTHERS + 2 * h for h in range(HOURS)] for a in answers)
+    assert len(asked) == 1
