@@ -64,8 +64,6 @@ class Redis:
             connection = pool.get_connection()
             try:
                 yield connection
-            except redis.exceptions.NoScriptError:
-                raise
             except BaseException:
                 connection.disconnect()
                 raise
@@ -152,18 +150,31 @@ def pack(*command: bytes | str | int) -> bytes:
 
 
 class Script:
-    """EVALSHA with the fallback to EVAL."""
+    """EVALSHA; a Redis that does not know it is told."""
 
     def __init__(self, client: Redis, source: str) -> None:
         self._client, self._source, self._sha = client, source, ""
 
     def __call__(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Run it once."""
+        return self.each([(keys, args)])[0]
+
+    def each(self, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
+        """Run it with each of several (keys, arguments), in one round trip. One that Redis does not know has not run at all:
+        of several calls, those before may have, so only what is safe to repeat goes together."""
         if not self._sha:
-            self._sha = self._client.call("SCRIPT", "LOAD", self._source).decode()
-        packed = pack("EVALSHA", self._sha, len(keys), *keys, *args)
+            self._load()
         try:
-            with self._client._connection() as connection:
-                connection.send_packed_command([packed], check_health=False)
-                return connection.read_response()
+            return self._run(calls)
         except redis.exceptions.NoScriptError:
-            return self._client.call("EVAL", self._source, len(keys), *keys, *args)
+            self._load()
+            return self._run(calls)
+
+    def _load(self) -> None:
+        self._sha = self._client.call("SCRIPT", "LOAD", self._source).decode()
+
+    def _run(self, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
+        told = [pack("EVALSHA", self._sha, len(keys), *keys, *args) for keys, args in calls]
+        with self._client._connection() as connection:
+            connection.send_packed_command(told, check_health=False)
+            return [connection.read_response() for _ in told]

@@ -43,7 +43,7 @@ def _tell(app: App, key: Key, token: str) -> None:
         app.data({"id": key.id, "key": token})
         return
     app.say(f"key {key.id} for {key.name}: it is shown only now")
-    app.data(token)
+    click.echo(token)
 
 
 @console.group("keys", "adclick keys create --name 'Acme dashboard' --advertisers 3,4\nadclick keys list")

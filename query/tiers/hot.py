@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import polars as pl
@@ -16,9 +17,70 @@ from query.request import MEASURES, Question
 from stream.chunks import CHANGED
 from stream.sinks import rows
 from stream.sinks.hot import base_key
+from stream.sinks.rows import ROLLED
 
 _STRINGS = {name: pl.Series(list(values)) for name, values in NAMES.items()}
 _MARKS = ("closed_ms", "packed_ms", "from_ms", "newest_ms")
+
+
+# KEYS: hashes of cells and of flushes; ARGV: what a roll-up's field ends in, and for each key "CAMPAIGN FIRST LAST" (minutes of
+# the hour), or nothing for flushes. Roll-ups where there are some, else rows: nothing of what is not needed leaves Redis.
+_ROLLED_UP = """
+local suffix, all = ARGV[1], {}
+for i, key in ipairs(KEYS) do
+  local campaign, first, last = string.match(ARGV[i + 1], '^(%d+) (%d+) (%d+)$')
+  local found = {}
+  if campaign then
+    local fields = {}
+    for minute = tonumber(first), tonumber(last) do fields[#fields + 1] = campaign .. ':' .. minute .. suffix end
+    found = redis.call('HMGET', key, unpack(fields))
+    local small, at = {}, {}
+    for j, value in ipairs(found) do
+      if not value then
+        small[#small + 1], at[#at + 1] = campaign .. ':' .. (first + j - 1), j
+      end
+    end
+    if #small > 0 then
+      for j, value in ipairs(redis.call('HMGET', key, unpack(small))) do found[at[j]] = value end
+    end
+    found[#found + 1] = redis.call('HGET', key, campaign .. '+')
+  else
+    local fields, rolled = redis.call('HKEYS', key), {}
+    for _, field in ipairs(fields) do
+      if string.sub(field, -2) == suffix then rolled[string.sub(field, 1, -3)] = true end
+    end
+    for _, field in ipairs(fields) do
+      if rolled[field] then found[#found + 1] = redis.call('HGET', key, field .. suffix)
+      elseif not string.find(field, ':') then found[#found + 1] = redis.call('HGET', key, field) end
+    end
+  end
+  all[i] = found
+end
+return all
+"""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where rows of a campaign may lie: `count` cells from the minute `first` on, or, for 0, what flushes added to it."""
+
+    shard: int
+    key: str
+    campaign: int
+    first: int
+    count: int
+
+    @property
+    def fields(self) -> list[str]:
+        """Of the cells, and of what came later."""
+        number = self.first % HOUR_MS // MINUTE_MS
+        return [*(f"{self.campaign}:{m}" for m in range(number, number + self.count)), f"{self.campaign}+"]
+
+    @property
+    def told(self) -> str:
+        """As the script is told."""
+        number = self.first % HOUR_MS // MINUTE_MS
+        return f"{self.campaign} {number} {number + self.count - 1}" if self.count else ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +117,7 @@ class HotTier:
 
     def __init__(self, redis: Redis, prefix: str, shards: int) -> None:
         self._redis, self._prefix, self._shards = redis, prefix, shards
+        self._rolled = redis.script(_ROLLED_UP)
 
     def span(self) -> Span:
         """What the tier holds, now."""
@@ -74,49 +137,55 @@ class HotTier:
     def read(self, question: Question, start_ms: int, end_ms: int, span: Span) -> tuple[pl.DataFrame, int]:
         """Sums of the minutes in [start_ms, end_ms), and how many packed rows were read."""
         campaigns = question.campaigns or tuple(self.campaigns_of(question.advertiser or 0))
-        if not campaigns:
-            return answer.merged(question, []), 0
+        places: list[_Place] = []
+        for shard in range(self._shards):
+            newest = span.newest_ms[shard]
+            if newest is not None and newest >= start_ms:
+                stop_ms = min(end_ms, newest + MINUTE_MS)
+                places += self._places(shard, campaigns, start_ms, stop_ms, span.packed_ms[shard])
         packed: list[bytes] = []
         minutes: list[int] = []
         owners: list[int] = []
-        commands: list[tuple[object, ...]] = []
-        meaning: list[tuple[int, int]] = []
-        for shard in range(self._shards):
-            newest = span.newest_ms[shard]
-            if newest is None or newest < start_ms:
-                continue
-            stop_ms = min(end_ms, newest + MINUTE_MS)
-            asked, means = self._commands(shard, campaigns, start_ms, stop_ms, span.packed_ms[shard])
-            commands += asked
-            meaning += means
-        for (campaign, first), found in zip(meaning, self._redis.pipeline(commands, atomic=True), strict=True):
-            # HMGET answers a list, minute by minute, and then what came later for any; HGETALL what the flushes added to one
-            # minute.
-            by_flush = isinstance(found, dict)
-            values = [(first, value) for value in found.values()] if by_flush else list(_cells(first, found))
+        for place, found in zip(places, self._ask(question, places), strict=True):
+            # Cells minute by minute, and then what came later for any; or what the flushes added to one minute.
+            values = _cells(place.first, found) if place.count else ((place.first, value) for value in found if value)
             for minute, value in values:
                 packed.append(value)
                 minutes.append(minute)
-                owners.append(campaign)
+                owners.append(place.campaign)
+        if not packed:
+            return answer.merged(question, []), 0
         return self._sum(question, packed, minutes, owners)
 
-    def _commands(
+    def _places(
         self, shard: int, campaigns: tuple[int, ...], start_ms: int, end_ms: int, packed_ms: int | None
-    ) -> tuple[list[tuple[object, ...]], list[tuple[int, int]]]:
+    ) -> Iterator[_Place]:
         base = base_key(self._prefix, shard)
-        commands: list[tuple[object, ...]] = []
-        meaning: list[tuple[int, int]] = []
         by_flush_from = start_ms if packed_ms is None else max(start_ms, packed_ms // MINUTE_MS * MINUTE_MS)
         for campaign in campaigns:
             for hour in range(start_ms - start_ms % HOUR_MS, end_ms, HOUR_MS):
                 low, high = max(start_ms, hour), min(end_ms, hour + HOUR_MS)
-                fields = [f"{campaign}:{m}" for m in range((low - hour) // MINUTE_MS, (high - hour) // MINUTE_MS)]
-                commands.append(("HMGET", f"{base}:h:{hour}", *fields, f"{campaign}+"))
-                meaning.append((campaign, low))
+                yield _Place(shard, f"{base}:h:{hour}", campaign, low, (high - low) // MINUTE_MS)
             for minute in range(by_flush_from, end_ms, MINUTE_MS):
-                commands.append(("HGETALL", f"{base}:o:{minute}:{campaign}"))
-                meaning.append((campaign, minute))
-        return commands, meaning
+                yield _Place(shard, f"{base}:o:{minute}:{campaign}", campaign, minute, 0)
+
+    def _ask(self, question: Question, places: list[_Place]) -> list[list[bytes | None]]:
+        """The values of each place: all of a shard at one moment, and roll-ups where these are enough."""
+        needed = ({*question.group_by} | {name for name, _ in question.filters}) - {"campaign_id"}
+        if len(needed) <= 1:
+            suffix = f":{ROLLED[needed.pop() if needed else 'device']}"
+            calls = [
+                ([p.key for p in found], [suffix, *(p.told for p in found)])
+                for _, of_shard in groupby(places, lambda p: p.shard)
+                for found in [list(of_shard)]
+            ]
+            return [values for of_shard in self._rolled.each(calls) for values in of_shard] if calls else []
+        commands = [("HMGET", p.key, *p.fields) if p.count else ("HGETALL", p.key) for p in places]
+        answers = self._redis.pipeline(commands, atomic=True)
+        return [
+            [value for name, value in found.items() if b":" not in name] if isinstance(found, dict) else found
+            for found in answers
+        ]
 
     def _sum(
         self, question: Question, packed: list[bytes], minutes: list[int], owners: list[int]

@@ -1,8 +1,10 @@
 """The hot tier: minutes in Redis, a shard at a time.
 
     …hot:{sN}:h:HOUR      hash  CAMPAIGN:MM → packed rows of a minute when it had closed
+                                CAMPAIGN:MM:D → their roll-up by dimension D (a, p, c, d), when there are many
                                 CAMPAIGN+ → what came after that: minute, length and packed rows, over and over
     …hot:{sN}:o:MINUTE:C  hash  SEQUENCE → packed rows that one flush added to a minute
+                                SEQUENCE:D → their roll-up
     …hot:{sN}:a:ADV       set   the advertiser's campaigns
     …hot:{sN}:span        hash  sequence (the fence), closed_ms (closing watermark), packed_ms (minutes that end at or
                                 before this have no rows by flush), from_ms (held since), newest_ms (the newest minute
@@ -39,6 +41,18 @@ from stream.sinks import rows
 from stream.state import Changes, StageState
 
 _MOVE = """
+local rolled = {':a', ':p', ':c', ':d'}
+local function put(key, field, value)
+  if string.byte(value, 1) ~= 255 then redis.call('HSET', key, field, value) return false end
+  local sizes, at, told = {struct.unpack('<I4I4I4I4I4', value, 2)}, 22, {}
+  for i = 1, 5 do
+    told[2 * i - 1] = field .. (rolled[i - 1] or '')
+    told[2 * i] = string.sub(value, at, at + sizes[i] - 1)
+    at = at + sizes[i]
+  end
+  redis.call('HSET', key, unpack(told))
+  return true
+end
 local function without(key, campaign, minute)
   local later = redis.call('HGET', key, campaign .. '+')
   if not later then return end
@@ -56,12 +70,14 @@ local function move(key, cell, value, sequence)
   local campaign, minute = string.match(cell, '^(%d+):(%d+)$')
   local base, hour = string.match(key, '^(.*):h:(%d+)$')
   local open = string.format('%s:o:%.0f:%s', base, tonumber(hour) + 60000 * tonumber(minute), campaign)
-  redis.call('HSET', key, cell, value)
+  if not put(key, cell, value) then redis.call('HDEL', key, cell .. ':a', cell .. ':p', cell .. ':c', cell .. ':d') end
   without(key, campaign, minute)
-  local flushes, later = redis.call('HKEYS', open), false
-  for _, flush in ipairs(flushes) do later = later or tonumber(flush) > sequence end
+  local fields, later, old = redis.call('HKEYS', open), false, {}
+  for _, field in ipairs(fields) do
+    if tonumber(string.match(field, '^%d+')) > sequence then later = true else old[#old + 1] = field end
+  end
   if not later then redis.call('UNLINK', open) return end
-  for _, flush in ipairs(flushes) do if tonumber(flush) <= sequence then redis.call('HDEL', open, flush) end end
+  for _, field in ipairs(old) do redis.call('HDEL', open, field) end
 end
 """
 
@@ -78,8 +94,8 @@ if held < expected then return -1 end
 for i = 9, #ARGV, 4 do
   local op = ARGV[i]
   local key, field, value = ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
-  if op == 'S' then redis.call('HSET', key, field, value)
-  elseif op == 'R' then redis.call('UNLINK', key) redis.call('HSET', key, field, value)
+  if op == 'S' then put(key, field, value)
+  elseif op == 'R' then redis.call('UNLINK', key) put(key, field, value)
   elseif op == 'M' then move(key, field, value, new)
   elseif op == 'P' then redis.call('HSET', key, field, (redis.call('HGET', key, field) or '') .. value)
   else redis.call('SADD', key, field) end
@@ -107,10 +123,12 @@ return 1
 
 # KEYS: the rows of a minute by flush, its hour; ARGV: the field of what came later for the campaign, the minute of the hour.
 _MOVE_LATER = """
-local later = { redis.call('HGET', KEYS[2], ARGV[1]) or '' }
-for _, rows in ipairs(redis.call('HVALS', KEYS[1])) do
-  table.insert(later, struct.pack('<BI4', tonumber(ARGV[2]), #rows))
-  table.insert(later, rows)
+local later, held = { redis.call('HGET', KEYS[2], ARGV[1]) or '' }, redis.call('HGETALL', KEYS[1])
+for i = 1, #held, 2 do
+  if not string.find(held[i], ':') then
+    table.insert(later, struct.pack('<BI4', tonumber(ARGV[2]), #held[i + 1]))
+    table.insert(later, held[i + 1])
+  end
 end
 redis.call('HSET', KEYS[2], ARGV[1], table.concat(later))
 redis.call('UNLINK', KEYS[1])
@@ -295,7 +313,7 @@ class HotSink:
         """Rows that came for packed minutes: added to their cells, which are written whole when that gets too much."""
         self._added = {cell: n for cell, n in self._added.items() if cell[0] in state.windows}
         full: dict[int, list[int]] = {}
-        for (window, campaign), value in self._cells([late]):
+        for (window, campaign), value in self._cells([late], rolled=False):
             added = self._added.get((window, campaign), 0) + rows.count(value)
             if added > _REWRITTEN_ROWS and 2 * added > state.windows[window].count(campaign):
                 full.setdefault(window, []).append(campaign)
@@ -365,9 +383,9 @@ class HotSink:
 
     # -- ops ------------------------------------------------------------------------------------------------
 
-    def _cells(self, parts: list[Partials]) -> Iterator[tuple[tuple[int, int], bytes]]:
+    def _cells(self, parts: list[Partials], *, rolled: bool = True) -> Iterator[tuple[tuple[int, int], bytes]]:
         if parts:
-            yield from zip(*rows.pack(Partials.joined(parts)), strict=True)
+            yield from zip(*rows.pack(Partials.joined(parts), rolled=rolled), strict=True)
 
     def _cell(self, op: bytes, window: int, campaign: int, value: bytes) -> Op:
         hour = window - window % HOUR_MS

@@ -19,7 +19,7 @@ from infra.settings import Settings
 from ingest.blocks import BlockHeader, SourceRange
 from query.request import Held, parse
 from query.tiers.hot import HotTier
-from stream.sinks import hot
+from stream.sinks import hot, rows
 from stream.sinks.hot import HotSink
 from stream.state import Changes, StageState
 from tests.unit.test_partials_and_rows import frame, partial
@@ -42,16 +42,16 @@ class Shard:
     def new_sink(self) -> HotSink:
         return HotSink(self.redis, self._settings.key_prefix, 0, 24)
 
-    def flush(self, rows: list[dict[str, Any]], watermark_ms: int) -> Changes:
+    def flush(self, given: list[dict[str, Any]], watermark_ms: int) -> Changes:
         at = self.state.next_message
         header = BlockHeader(1, (SourceRange(0, at, at + 1, watermark_ms, False),), 0)
-        self.state.apply_block(at, frame(rows), header, "here")
+        self.state.apply_block(at, frame(given), header, "here")
         assert self.state.flush_due(0, clock=True)
         self.state.begin_flush()
         return self.state.commit()
 
-    def show(self, rows: list[dict[str, Any]], watermark_ms: int) -> Changes:
-        changes = self.flush(rows, watermark_ms)
+    def show(self, given: list[dict[str, Any]], watermark_ms: int) -> Changes:
+        changes = self.flush(given, watermark_ms)
         self.sink.write(changes, self.state)
         return changes
 
@@ -66,7 +66,24 @@ def tier(settings: Settings) -> HotTier:
     return HotTier(Redis(settings.redis), settings.key_prefix, 1)
 
 
+@pytest.fixture(autouse=True, params=[128, 0], ids=["rows", "roll-ups"])
+def rolled_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows are kept without roll-ups; here each way."""
+    monkeypatch.setattr(rows, "ROLLED_ROWS", request.param)
+
+
 def minutes(tier: HotTier, **more: str) -> dict[Any, int]:
+    """(minute, group…) → impressions: of the fewest rows that will do, which must be what all dimensions sum up to."""
+    found, by = _read(tier, **more), more.get("group_by", "")
+    everything = ",".join(dict.fromkeys([*by.split(","), "ad_id", "publisher_id"])).lstrip(",")
+    summed: Counter[Any] = Counter()
+    for key, impressions in _read(tier, **more | {"group_by": everything}).items():
+        summed[key[: 1 + len(by.split(",")) if by else 1]] += impressions
+    assert found == summed
+    return found
+
+
+def _read(tier: HotTier, **more: str) -> dict[Any, int]:
     given = {"campaign_id": "1", "start": "-60m", "end": "now", "granularity": "minute"} | more
     question = parse(list(given.items()), NOW, Held(24 * HOUR_MS, 10**12))
     table, _ = tier.read(question, question.start_ms, question.end_ms, tier.span())
@@ -188,6 +205,39 @@ def test_another_advertisers_use_of_the_campaigns_number_is_kept_apart(shard: Sh
     seen = parse([("campaign_id", "1"), *given[1:]], NOW, Held(24 * HOUR_MS, 10**12), frozenset([1]))
     table, _ = tier.read(seen, question.start_ms, question.end_ms, tier.span())
     assert table["impressions"].to_list() == [1]
+
+
+def test_a_large_cell_is_read_by_its_roll_ups_wherever_it_lies(shard: Shard, tier: HotTier) -> None:
+    shown: list[dict[str, Any]] = []
+
+    def show(impressions: int, watermark_ms: int) -> None:
+        some = [
+            at(0, impressions + n, ad_id=n, publisher_id=n % 7, country=n % 5, device=n % 3, advertiser_id=n % 2)
+            for n in range(200)
+        ]
+        shown.extend(some)
+        shard.show(some, watermark_ms)
+
+    def check(most_rows: int) -> None:
+        for group_by in ("", "ad_id", "publisher_id", "country", "device"):
+            minutes(tier, group_by=group_by)
+        asked = [("campaign_id", "1"), ("start", "-60m"), ("end", "now"), ("granularity", "total")]
+        for scope in (None, frozenset([0]), frozenset([1])):
+            question = parse(asked, NOW, Held(24 * HOUR_MS, 10**12), scope)
+            table, read = tier.read(question, question.start_ms, question.end_ms, tier.span())
+            true = sum(row["impressions"] for row in shown if scope is None or row["advertiser_id"] in scope)
+            assert table["impressions"].to_list() == [true]
+            assert read <= most_rows
+
+    show(0, START)
+    show(1000, START + 30_000)
+    check(2 * 6)  # three devices of two advertisers, from two flushes
+    show(2000, START + 2 * MINUTE)
+    assert not shard.redis.scan_keys(f"{shard.sink._base}:o:*")
+    check(6)
+    for _ in range(3):
+        show(5, START + 2 * MINUTE)  # late: added as rows, and written whole once that is half of the cell
+    check(6 + 2 * 200)
 
 
 def test_what_comes_late_is_added_until_that_is_more_than_writing_the_cell_again(shard: Shard, tier: HotTier) -> None:
