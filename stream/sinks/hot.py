@@ -21,6 +21,7 @@ sequence: whoever makes it, and however often, is right.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -41,17 +42,13 @@ from stream.sinks import rows
 from stream.state import Changes, StageState
 
 _MOVE = """
-local rolled = {':a', ':p', ':c', ':d'}
-local function put(key, field, value)
-  if string.byte(value, 1) ~= 255 then redis.call('HSET', key, field, value) return false end
-  local sizes, at, told = {struct.unpack('<I4I4I4I4I4', value, 2)}, 22, {}
-  for i = 1, 5 do
-    told[2 * i - 1] = field .. (rolled[i - 1] or '')
-    told[2 * i] = string.sub(value, at, at + sizes[i] - 1)
+local function roll(key, field, value)
+  local sizes, at, told = {struct.unpack('<I4I4I4I4', value)}, 17, {}
+  for i, dimension in ipairs({':a', ':p', ':c', ':d'}) do
+    told[2 * i - 1], told[2 * i] = field .. dimension, string.sub(value, at, at + sizes[i] - 1)
     at = at + sizes[i]
   end
   redis.call('HSET', key, unpack(told))
-  return true
 end
 local function without(key, campaign, minute)
   local later = redis.call('HGET', key, campaign .. '+')
@@ -70,7 +67,8 @@ local function move(key, cell, value, sequence)
   local campaign, minute = string.match(cell, '^(%d+):(%d+)$')
   local base, hour = string.match(key, '^(.*):h:(%d+)$')
   local open = string.format('%s:o:%.0f:%s', base, tonumber(hour) + 60000 * tonumber(minute), campaign)
-  if not put(key, cell, value) then redis.call('HDEL', key, cell .. ':a', cell .. ':p', cell .. ':c', cell .. ':d') end
+  redis.call('HSET', key, cell, value)
+  redis.call('HDEL', key, cell .. ':a', cell .. ':p', cell .. ':c', cell .. ':d')
   without(key, campaign, minute)
   local fields, later, old = redis.call('HKEYS', open), false, {}
   for _, field in ipairs(fields) do
@@ -83,7 +81,8 @@ end
 
 # KEYS[1] the span; ARGV: expected sequence (-1: whatever it is), new sequence, is this the last call, closed_ms, packed_ms,
 # from_ms, newest_ms, sent_ms, then (op, key, field, value) over and over. Returns 1 applied, 0 known already, -1 memory lost.
-# Set, Replace a hash, Move all rows into a cell, aPpend to what came later, Add to a set.
+# Set, Replace a hash, Move all rows into a cell, set the roll-ups of what was written just before (T), aPpend to what came
+# later, Add to a set. Rows without their roll-ups are right, so a call may end between the two.
 _APPLY = (
     _MOVE
     + """
@@ -94,8 +93,9 @@ if held < expected then return -1 end
 for i = 9, #ARGV, 4 do
   local op = ARGV[i]
   local key, field, value = ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
-  if op == 'S' then put(key, field, value)
-  elseif op == 'R' then redis.call('UNLINK', key) put(key, field, value)
+  if op == 'S' then redis.call('HSET', key, field, value)
+  elseif op == 'T' then roll(key, field, value)
+  elseif op == 'R' then redis.call('UNLINK', key) redis.call('HSET', key, field, value)
   elseif op == 'M' then move(key, field, value, new)
   elseif op == 'P' then redis.call('HSET', key, field, (redis.call('HGET', key, field) or '') .. value)
   else redis.call('SADD', key, field) end
@@ -110,13 +110,16 @@ return 1
 """
 )
 
-# KEYS[1] the span; ARGV: the sequence, then (key, cell, value) over and over. Returns 1 applied, 0 for another sequence.
+# KEYS[1] the span; ARGV: the sequence, then (M or T, key, cell, value) over and over. Returns 1 applied, 0 for another sequence.
 _PACK = (
     _MOVE
     + """
 local sequence = tonumber(ARGV[1])
 if tonumber(redis.call('HGET', KEYS[1], 'sequence') or -1) ~= sequence then return 0 end
-for i = 2, #ARGV, 3 do move(ARGV[i], ARGV[i + 1], ARGV[i + 2], sequence) end
+for i = 2, #ARGV, 4 do
+  if ARGV[i] == 'T' then roll(ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
+  else move(ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], sequence) end
+end
 return 1
 """
 )
@@ -137,6 +140,9 @@ redis.call('UNLINK', KEYS[1])
 Op = tuple[bytes, bytes, bytes, bytes]
 # Only with the call that moves the sequence: what adds must happen once.
 _ONCE = b"P"
+_ROLLS = b"T"
+# Rows of an open minute are few at first, and of a backlog they are not looked at before it closes.
+_ROLLED_AFTER_S = 2.0
 # Corrections of a cell are added to it until they are this many rows, and half of what it has.
 _REWRITTEN_ROWS = 64
 # A minute that was open for less came from a backlog. Much of it was never shown, so it is packed as it closes: nobody
@@ -273,7 +279,7 @@ class HotSink:
         for key in self._redis.scan_keys(f"{self._base}:o:*"):
             minute, campaign = map(int, key.rsplit(b":", 2)[1:])
             if minute + MINUTE_MS <= state.dropped_ms:
-                _, hour, cell, _ = self._cell(b"", minute, campaign, b"")
+                hour, cell = self._place(minute, campaign)
                 field, number = cell.split(b":")
                 self._move_script([key.decode(), hour.decode()], [field + b"+", number])
 
@@ -298,34 +304,39 @@ class HotSink:
         """What must be written. `absolute`: open rows replace what is there, instead of adding to it."""
         yield from self._advertisers(changes.delta)
         packed = [state.windows[w] for w in sorted(changes.newly_closed) if w not in self._to_pack]
-        for (window, campaign), value in self._cells([w.together(list(w.pieces)) for w in packed]):
-            yield self._cell(b"M" if absolute or window in self._opened else b"S", window, campaign, value)
+        for (window, campaign), value, rolls in self._cells([w.together(list(w.pieces)) for w in packed]):
+            op = b"M" if absolute or window in self._opened else b"S"
+            yield from self._cell(op, window, campaign, value, rolls)
         corrected = [w for w in changes.corrected if w not in self._to_pack]
         if corrected:
             yield from self._corrections(_of_windows(changes.delta, corrected), state)
         added = [*changes.open, *(w for w in (*changes.newly_closed, *changes.corrected) if w in self._to_pack)]
-        if added:
-            op, sequence = b"R" if absolute else b"S", b"%d" % changes.sequence
-            for (window, campaign), value in self._cells([_of_windows(changes.delta, added)]):
-                yield op, self._open_key(window, campaign), sequence, value
+        op, sequence, soon = b"R" if absolute else b"S", b"%d" % changes.sequence, time.monotonic() - _ROLLED_AFTER_S
+        for rolled in (True, False):
+            some = [w for w in added if rolled == (absolute or self._opened.get(w, math.inf) <= soon)]
+            for (window, campaign), value, rolls in self._cells([_of_windows(changes.delta, some)] if some else []):
+                key = self._open_key(window, campaign)
+                yield op, key, sequence, value
+                if rolled and rolls:
+                    yield _ROLLS, key, sequence, rolls
 
     def _corrections(self, late: Partials, state: StageState) -> Iterator[Op]:
         """Rows that came for packed minutes: added to their cells, which are written whole when that gets too much."""
         self._added = {cell: n for cell, n in self._added.items() if cell[0] in state.windows}
         full: dict[int, list[int]] = {}
-        for (window, campaign), value in self._cells([late], rolled=False):
+        for (window, campaign), value, _ in self._cells([late], rolled=False):
             added = self._added.get((window, campaign), 0) + rows.count(value)
             if added > _REWRITTEN_ROWS and 2 * added > state.windows[window].count(campaign):
                 full.setdefault(window, []).append(campaign)
                 continue
             self._added[window, campaign] = added
-            _, key, field, _ = self._cell(b"", window, campaign, b"")
+            key, field = self._place(window, campaign)
             later = field.split(b":")[0] + b"+"
             yield b"P", key, later, rows.later(window % HOUR_MS // MINUTE_MS, value)
         whole = [state.windows[w].of(np.array(campaigns), whole=True) for w, campaigns in full.items()]
-        for (window, campaign), value in self._cells(whole):
+        for (window, campaign), value, rolls in self._cells(whole):
             self._added.pop((window, campaign), None)
-            yield self._cell(b"M", window, campaign, value)
+            yield from self._cell(b"M", window, campaign, value, rolls)
 
     # -- packing --------------------------------------------------------------------------------------------
 
@@ -343,7 +354,7 @@ class HotSink:
             closed = self._to_pack[start]
         held = closed.window.together(closed.pieces)
         closed.pieces = [held]
-        values = {campaign: value for (_, campaign), value in self._cells([held])}
+        values = {campaign: (value, rolls) for (_, campaign), value, rolls in self._cells([held])}
         with self._writing:
             late = (campaign for part in closed.late for campaign in part["campaign_id"].tolist())
             closed.waiting = dict.fromkeys((*values, *late))
@@ -358,38 +369,45 @@ class HotSink:
                 if not self._pack_some(start, closed, held, values):
                     return
 
-    def _pack_some(self, start: int, closed: _Closed, held: Partials, values: dict[int, bytes]) -> bool:
+    def _pack_some(self, start: int, closed: _Closed, held: Partials, values: dict[int, tuple[bytes, bytes]]) -> bool:
         """One call; whether Redis is still where this worker is."""
         assert closed.waiting is not None
         late = Partials.joined(closed.late) if closed.late else chunks.empty()
-        again, page, size = set(late["campaign_id"].tolist()), list[Op](), 0
+        again, page, done, size = set(late["campaign_id"].tolist()), list[Op](), 0, 0
         for campaign in islice(closed.waiting, self.ops_per_call):
-            value = values.get(campaign, b"")
+            value, rolls = values.get(campaign, (b"", b""))
             if campaign in again:
                 wanted = np.array([campaign])
                 found = Partials.joined([_of_campaign(held, wanted), _of_campaign(late, wanted)])
-                value = next(v for _, v in self._cells([found]))
-            page.append(self._cell(b"M", start, campaign, value))
-            size += len(value)
+                value, rolls = next((v, r) for _, v, r in self._cells([found]))
+            page += self._cell(b"M", start, campaign, value, rolls)
+            done, size = done + 1, size + len(value)
             if size > _PACKED_BYTES:
                 break
-        flat = [x for op in page for x in op[1:]]
+        flat = [x for op in page for x in op]
         if int(self._pack_script([f"{self._base}:span"], [self._shown, *flat])) != 1:
             return False
         faults.point("hot.packed")
-        for campaign in list(islice(closed.waiting, len(page))):
+        for campaign in list(islice(closed.waiting, done)):
             del closed.waiting[campaign]
         return True
 
     # -- ops ------------------------------------------------------------------------------------------------
 
-    def _cells(self, parts: list[Partials], *, rolled: bool = True) -> Iterator[tuple[tuple[int, int], bytes]]:
+    def _cells(self, parts: list[Partials], *, rolled: bool = True) -> Iterator[tuple[tuple[int, int], bytes, bytes]]:
         if parts:
             yield from zip(*rows.pack(Partials.joined(parts), rolled=rolled), strict=True)
 
-    def _cell(self, op: bytes, window: int, campaign: int, value: bytes) -> Op:
+    def _place(self, window: int, campaign: int) -> tuple[bytes, bytes]:
+        """Key and field of a cell."""
         hour = window - window % HOUR_MS
-        return op, b"%b:h:%d" % (self._key, hour), b"%d:%d" % (campaign, (window - hour) // MINUTE_MS), value
+        return b"%b:h:%d" % (self._key, hour), b"%d:%d" % (campaign, (window - hour) // MINUTE_MS)
+
+    def _cell(self, op: bytes, window: int, campaign: int, value: bytes, rolls: bytes) -> Iterator[Op]:
+        place = self._place(window, campaign)
+        yield op, *place, value
+        if rolls:
+            yield _ROLLS, *place, rolls
 
     def _open_key(self, window: int, campaign: int) -> bytes:
         return b"%b:o:%d:%d" % (self._key, window, campaign)

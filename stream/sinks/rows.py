@@ -28,9 +28,7 @@ _LATER = struct.Struct("<BI")
 ROLLED = {"ad_id": "a", "publisher_id": "p", "country": "c", "device": "d"}
 """Dimensions that cells are rolled up by, and what the fields of a roll-up end in."""
 ROLLED_ROWS = 128
-TOGETHER = b"\xff"
-"""What a value begins with that has rows and roll-ups in it; no column is that wide."""
-_SIZES = struct.Struct("<5I")
+_SIZES = struct.Struct("<4I")
 
 
 @lru_cache(maxsize=1024)
@@ -42,11 +40,11 @@ def _width(largest: int) -> int:
     return 0 if largest == 0 else next(w for w in (1, 2, 4, 8) if largest < 1 << (8 * w))
 
 
-def pack(partials: Partials, *, rolled: bool = True) -> tuple[list[tuple[int, int]], list[bytes]]:
-    """(window_ms, campaign_id) of each cell, and its packed rows. Columns: those of a chunk. `rolled`: cells of more than
-    ROLLED_ROWS rows come with their roll-ups."""
+def pack(partials: Partials, *, rolled: bool = False) -> tuple[list[tuple[int, int]], list[bytes], list[bytes]]:
+    """(window_ms, campaign_id) of each cell, its packed rows, and, with `rolled`, its roll-ups, where it has more than
+    ROLLED_ROWS rows; else nothing. Columns: those of a chunk."""
     if not len(partials):
-        return [], []
+        return [], [], []
     partials = ordered(partials)
     columns = {name: np.minimum(partials[name], 1) if name in _FLAGS else partials[name] for name in COLUMNS}
     window, campaign = partials[WINDOW], partials["campaign_id"]
@@ -55,11 +53,11 @@ def pack(partials: Partials, *, rolled: bool = True) -> tuple[list[tuple[int, in
     cells = list(zip(window[starts].tolist(), campaign[starts].tolist(), strict=True))
     values = _laid_out(columns, edges)
     large = [cell for cell, (a, b) in enumerate(edges) if b - a > ROLLED_ROWS] if rolled else []
+    rolls = [b""] * len(edges)
     if large:
-        for cell, rolls in zip(large, _rolled(columns, [edges[cell] for cell in large]), strict=True):
-            parts = [values[cell], *rolls]
-            values[cell] = b"".join([TOGETHER, _SIZES.pack(*map(len, parts)), *parts])
-    return cells, values
+        for cell, parts in zip(large, _rolled(columns, [edges[cell] for cell in large]), strict=True):
+            rolls[cell] = b"".join([_SIZES.pack(*map(len, parts)), *parts])
+    return cells, values, rolls
 
 
 def _laid_out(columns: dict[str, Column], edges: list[tuple[int, int]]) -> list[bytes]:

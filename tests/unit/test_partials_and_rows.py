@@ -121,7 +121,7 @@ def test_packed_rows_are_what_was_packed(made: list[dict[str, Any]], wide: bool)
         "spend_micros",
         "late_events",
     ]
-    cells, values = rows.pack(given_rows)
+    cells, values, _ = rows.pack(given_rows)
     assert len(set(cells)) == len(cells) == len(values)
     unpacked, source = rows.unpack(values)
     found = sorted(
@@ -135,8 +135,8 @@ def test_packed_rows_are_what_was_packed(made: list[dict[str, Any]], wide: bool)
 
 
 def test_narrow_and_wide_values_are_read_together() -> None:
-    _, narrow = rows.pack(chunk_frame([partial()]))
-    _, wide = rows.pack(chunk_frame([partial(clicks=2**33)]))
+    _, narrow, _ = rows.pack(chunk_frame([partial()]))
+    _, wide, _ = rows.pack(chunk_frame([partial(clicks=2**33)]))
     unpacked, source = rows.unpack([*narrow, *wide])
     assert unpacked["clicks"].tolist() == [1, 2**33]
     assert source.tolist() == [0, 1]
