@@ -75,19 +75,18 @@ def _laid_out(columns: dict[str, Column], edges: list[tuple[int, int]]) -> list[
 
 def _rolled(columns: dict[str, Column], edges: list[tuple[int, int]]) -> Iterator[tuple[bytes, ...]]:
     """For each stretch, its sums by advertiser and each of ROLLED."""
-    rows = np.concatenate([np.arange(a, b) for a, b in edges])
-    begin = np.cumsum([0, *(b - a for a, b in edges)])
-    taken = {name: column[rows] for name, column in columns.items()}
-    sums = [name for name in (*SUMS, CHANGED) if taken[name].any()]
-    amounts, placed = rows_of([taken[name] for name in sums]), (np.arange(len(rows)), begin)
+    starts = np.array([a for a, _ in edges])
+    sums = [name for name in (*SUMS, CHANGED) if columns[name].any()]
+    amounts = rows_of([columns[name] for name in sums])
+    placed = np.concatenate([np.arange(a, b) for a, b in edges]), np.cumsum([0, *(b - a for a, b in edges)])
     by_dimension = []
     for dimension in ROLLED:
-        first, summed = sum_by_key(packed([taken["advertiser_id"], taken[dimension]]), amounts, placed)
+        first, summed = sum_by_key(packed([columns["advertiser_id"], columns[dimension]]), amounts, placed)
         found: dict[str, Column] = dict.fromkeys(COLUMNS, np.zeros(len(first), np.uint8))
-        found |= {name: taken[name][first] for name in ("advertiser_id", dimension)}
+        found |= {name: columns[name][first] for name in ("advertiser_id", dimension)}
         found |= {n: np.minimum(c, 1) if n in _FLAGS else c for n, c in zip(sums, summed.T, strict=True)}
         # Groups come out stretch by stretch.
-        ends = np.cumsum(np.bincount(np.searchsorted(begin, first, "right") - 1, minlength=len(edges)))
+        ends = np.cumsum(np.bincount(np.searchsorted(starts, first, "right") - 1, minlength=len(edges)))
         by_dimension.append(_laid_out(found, list(pairwise([0, *ends.tolist()]))))
     yield from zip(*by_dimension, strict=True)
 
