@@ -72,9 +72,14 @@ def _half_up(part: pl.Expr, whole: pl.Expr) -> pl.Expr:
     return pl.when(whole != 0).then((2 * part + whole) // (2 * whole))
 
 
+def _four_decimals(part: str, whole: str) -> pl.Expr:
+    # Divided by a constant, polars multiplies by its reciprocal, which is not the nearest float.
+    return (_half_up(pl.col(part) * 10_000, pl.col(whole)).cast(pl.Float64) / 10_000).round(4)
+
+
 _RATIO_COLUMNS = {
-    "ctr": _half_up(pl.col("clicks") * 10_000, pl.col("impressions")).cast(pl.Float64) / 10_000,
-    "cvr": _half_up(pl.col("conversions") * 10_000, pl.col("clicks")).cast(pl.Float64) / 10_000,
+    "ctr": _four_decimals("clicks", "impressions"),
+    "cvr": _four_decimals("conversions", "clicks"),
     "cpc_micros": _half_up(pl.col("spend_micros"), pl.col("clicks")),
     "cpm_micros": _half_up(pl.col("spend_micros") * 1000, pl.col("impressions")),
 }

@@ -67,10 +67,11 @@ class StoredTiers:
         table = pl.DataFrame({"_bucket": seconds.cast(pl.Int64) * 1000, **columns}).cast(
             answer.schema(question.group_by)
         )
-        if question.grain == "day" and not question.utc_days:
-            hours = table["_bucket"].unique().to_list()
-            days = pl.col("_bucket").replace_strict(hours, [question.bucket(h) for h in hours], return_dtype=pl.Int64)
-            table = answer.summed(table.with_columns(days), question.group_by)
+        held = table["_bucket"].unique().to_list()
+        wanted = [question.bucket(time_ms) for time_ms in held]
+        if wanted != held:
+            buckets = pl.col("_bucket").replace_strict(held, wanted, return_dtype=pl.Int64)
+            table = answer.summed(table.with_columns(buckets), question.group_by)
         return table, found.num_rows
 
     def _statement(self, question: Question, piece: Piece, exact: bool) -> tuple[str, dict[str, Any]]:

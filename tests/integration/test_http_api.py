@@ -16,7 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from infra.clickhouse.client import ClickHouse
-from infra.clock import HOUR_MS, iso, now_ms
+from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
 from infra.settings import Settings
 from query.api import app as api
 from query.keys import REFRESH_S, Keys
@@ -42,9 +42,9 @@ def client(settings: Settings) -> ClickHouse:
         for advertiser, ad, impressions in ((MINE, 1, _MINE), (OTHERS, 2, _OTHERS))
     )
     made.command(f"INSERT INTO {settings.database}.stream_hours VALUES {rows}")
-    for tier in ("hours", "days"):
+    # No day is written yet.
+    for tier, border in (("hours", HOUR + HOURS * HOUR_MS), ("days", HOUR // DAY_MS * DAY_MS)):
         for shard in range(settings.block_partitions):
-            border = HOUR + HOURS * HOUR_MS
             made.command(f"INSERT INTO {settings.database}.tier_borders VALUES ('{tier}', {shard}, {border}, {border})")
     return made
 
@@ -84,6 +84,19 @@ def test_a_campaigns_number_is_shared_and_its_numbers_are_not(
     assert impressions(ask(http, mine)) == [_MINE + h for h in range(HOURS)]
     assert impressions(ask(http, mine, subject=("advertiser_id", str(MINE)))) == [_MINE + h for h in range(HOURS)]
     assert ask(http, mine, subject=("advertiser_id", str(OTHERS))).status_code == 403
+
+
+def test_buckets_of_many_hours_are_summed_whatever_tier_they_come_from(http: httpx.Client, settings: Settings) -> None:
+    by_hour = [_MINE + _OTHERS + 2 * h for h in range(HOURS)]
+    for more in (
+        [("granularity", "total")],
+        [("granularity", "day"), ("timezone", "Europe/Berlin")],
+        [("granularity", "day")],
+    ):
+        told = [("campaign_id", "7"), *_RANGE[:2], *more]
+        found = http.get("/v1/metrics", params=httpx.QueryParams(tuple(told)), headers=root(settings))
+        assert sum(impressions(found)) == sum(by_hour)
+        assert len(impressions(found)) <= 2
 
 
 def test_no_operation_shows_another_tenants_numbers(http: httpx.Client, client: ClickHouse, settings: Settings) -> None:

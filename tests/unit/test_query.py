@@ -168,6 +168,12 @@ def test_ratios_follow_the_sums_and_are_null_without_a_divisor() -> None:
     assert ratios(20_000, 7, 0, 0)[0] == 0.0004  # 0.00035: halves up, where a float would be just below
 
 
+def test_a_ratio_is_the_float_nearest_to_its_four_decimals() -> None:
+    question = ask(granularity="minute", start="-24h")
+    sums: Rows = {(question.start_ms + n * MINUTE_MS,): (10_000, n, 0, 0, 0) for n in range(1_440)}
+    assert told(question, sums)["ctr"].to_list() == [n / 10_000 for n in range(1_440)]
+
+
 def test_finality_is_that_of_the_weakest() -> None:
     question = ask(granularity="hour", start="2026-11-20T00:00:00Z", end="2026-11-20T04:00:00Z")
     hours = [question.start_ms + n * HOUR_MS for n in range(4)]
