@@ -32,4 +32,5 @@ def test_the_streams_lag_grows_while_it_stands_still(settings: Settings, tmp_pat
         wait_until(lambda: 0.9 < lag_s() < math.inf, 20, "the lag is told")
         running.workers["stream-0"].send_signal(signal.SIGCONT)
         wait_until(lambda: lag_s() == 0, 20, "all is shown again")
-        assert b"adclick_stream_lag_seconds 0." in Metrics(settings).render()
+        metrics = Metrics(settings)
+        wait_until(lambda: b"adclick_stream_lag_seconds 0." in metrics.render(), 20, "the metric says so")
