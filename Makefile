@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EVENTS ?=
 
-.PHONY: help setup demo test lint unit integration e2e chaos outages soak hostile bench bench-peers bench-latency bench-growth bench-steps profile up down lock clean
+.PHONY: help setup demo test lint unit integration e2e chaos outages soak hostile bench bench-peers bench-latency bench-growth bench-query bench-steps profile up down lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -56,6 +56,9 @@ bench-latency: setup ## From an event produced to its count over HTTP, under loa
 
 bench-growth: setup ## CPU for each event as events, campaigns, partials, duplicates, partitions, workers grow (EVENTS=100000000)
 	@$(BIN)/python -m tests.benchmarks.growth $(if $(EVENTS),--most-events $(EVENTS))
+
+bench-query: setup ## Answers while the pipeline runs at half of full speed (after bench, or FULL=200000)
+	@$(BIN)/python -m tests.benchmarks.query
 
 bench-steps: setup ## What each step of an event costs alone
 	@$(BIN)/python -m tests.benchmarks.steps
