@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EVENTS ?=
 
-.PHONY: help setup demo test lint unit integration e2e chaos outages soak hostile bench bench-peers bench-latency bench-growth bench-query bench-steps profile up down lock clean
+.PHONY: help setup demo test lint unit integration e2e chaos outages soak hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-steps profile up down lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -44,6 +44,9 @@ soak: setup ## Twenty minutes at half load: memory, files and disk (MINUTES=20 R
 
 hostile: setup ## A million hostile messages, each accounted for (MESSAGES=1000000 SEED=1)
 	@$(BIN)/python -m tests.chaos.hostile
+
+fuzz-http: setup ## Made-up requests by the OpenAPI document (CASES=10000 an operation, SEED=1)
+	@$(BIN)/python -m tests.chaos.http_fuzz
 
 bench: setup ## The pipeline at full speed beside a bare loop (EVENTS=10000000)
 	@$(BIN)/python -m tests.benchmarks.pipeline $(if $(EVENTS),--events $(EVENTS))

@@ -4,6 +4,9 @@ An entry is fresh for a while, and kept for longer, to bridge an outage. Shortly
 it: at random, the earlier the longer renewing takes (XFetch: Vattani, Chierichetti, Lowenstein, "Optimal
 probabilistic cache stampede prevention", VLDB 2015). Of callers that miss together one asks, and the others wait for it: by a
 lock in the process, and by one in Redis across processes.
+
+Redis holds what must not be lost beside this, so the cache takes a fixed number of places there: whoever comes later takes the
+place.
 """
 
 from __future__ import annotations
@@ -29,11 +32,15 @@ _BETA = 1.0
 _LOCK_S, _POLL_S = 10.0, 0.01
 _MOST_BYTES = 64 << 20
 _STRIPES = 256
+_PLACES, _PLACE_BYTES = 2048, 128 << 10
+# What could not be asked a moment ago is not asked for again: those who wait for it would wait one after the other.
+_LEFT_ALONE_S = 2.0
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """A value, when it was asked for (epoch s), how long that took, and until when it is fresh."""
+    """A value, what it is the value of, when it was asked for (epoch s), how long that took, and until when it is fresh."""
 
+    key: str
     asked_at: float
     took_s: float
     fresh_until: float
@@ -66,8 +73,14 @@ class Cache:
         self._redis, self._guard, self._prefix = redis, guard, f"{prefix}cache:"
         self._held: OrderedDict[str, Entry] = OrderedDict()
         self._bytes = 0
+        self._failed: dict[str, float] = {}
         self._holding = threading.Lock()
         self._asking = [threading.Lock() for _ in range(_STRIPES)]
+
+    def held(self, asked: str) -> Found | None:
+        """The value of `asked`, if it is here and fresh: at once."""
+        entry, now = self._held.get(hashlib.sha256(asked.encode()).hexdigest()), time.time()
+        return Found(entry.value, now - entry.asked_at) if entry is not None and not entry.due(now) else None
 
     def get(self, asked: str, fresh_s: float, ask: Callable[[], bytes]) -> Found:
         """The value of `asked`, at most `fresh_s` old, or the result of `ask`. Raises what `ask` raises, but Unavailable only
@@ -76,6 +89,8 @@ class Cache:
         now, entry = time.time(), self._held.get(key)
         if entry is not None and not entry.due(now):
             return Found(entry.value, now - entry.asked_at)
+        if entry is not None and now - self._failed.get(key, 0.0) < _LEFT_ALONE_S:
+            return Found(entry.value, now - entry.asked_at, "stale")
         lock = self._asking[int(key[:8], 16) % _STRIPES]
         if not lock.acquire(blocking=entry is None or now >= entry.fresh_until):
             assert entry is not None  # somebody is renewing it, and it is still fresh
@@ -114,9 +129,12 @@ class Cache:
         except Unavailable:
             if entry is None or began - entry.asked_at > KEPT_S:
                 raise
+            self._hold(key, entry)
+            self._failed[key] = time.time()
             return Found(entry.value, began - entry.asked_at, "stale")
         now = time.time()
-        made = Entry(began, now - began, began + fresh_s, value)
+        made = Entry(key, began, now - began, began + fresh_s, value)
+        self._failed.pop(key, None)
         self._hold(key, made)
         self._to_redis(key, made)
         return Found(value, now - began, "answered")
@@ -129,8 +147,9 @@ class Cache:
             self._bytes += len(entry.value) - (len(before.value) if before else 0)
             self._held[key] = entry
             while self._bytes > _MOST_BYTES:
-                _, oldest = self._held.popitem(last=False)
+                former, oldest = self._held.popitem(last=False)
                 self._bytes -= len(oldest.value)
+                self._failed.pop(former, None)
 
     @staticmethod
     def _newer(a: Entry | None, b: Entry | None) -> Entry | None:
@@ -140,14 +159,19 @@ class Cache:
 
     def _from_redis(self, key: str) -> Entry | None:
         try:
-            raw = self._guard.call(lambda: self._redis.call("GET", self._prefix + key))
-            return None if raw is None else msgspec.msgpack.decode(raw, type=Entry)
+            raw = self._guard.call(lambda: self._redis.call("GET", self._place(key)))
+            found = None if raw is None else msgspec.msgpack.decode(raw, type=Entry)
         except (Unavailable, msgspec.MsgspecError):
             return None
+        return found if found is not None and found.key == key else None
 
     def _to_redis(self, key: str, entry: Entry) -> None:
-        kept_ms = int((max(KEPT_S, entry.fresh_until - entry.asked_at)) * 1000)
-        self._quietly("SET", self._prefix + key, msgspec.msgpack.encode(entry), "PX", kept_ms)
+        if len(entry.value) <= _PLACE_BYTES:
+            kept_ms = int((max(KEPT_S, entry.fresh_until - entry.asked_at)) * 1000)
+            self._quietly("SET", self._place(key), msgspec.msgpack.encode(entry), "PX", kept_ms)
+
+    def _place(self, key: str) -> str:
+        return f"{self._prefix}{int(key[:8], 16) % _PLACES}"
 
     def _lock(self, key: str) -> str:
         """A token when this process may ask: also when Redis cannot tell."""

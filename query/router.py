@@ -29,7 +29,7 @@ _THREADS = 32
 # Of hours and days that nothing can change any more; of those that may still be corrected.
 _SETTLED_FRESH_S, _OPEN_FRESH_S = 3600.0, 1.0
 # Tier borders and current runs. Older ones are as right, only not the newest.
-_BORDERS_FRESH_S = 1.0
+_BORDERS, _BORDERS_FRESH_S = "borders", 1.0
 
 
 Observe = Callable[[str, str, float], None]
@@ -120,7 +120,8 @@ class Router:
 
     def _learn(self, reading: _Reading) -> None:
         """Borders and current runs: once for a question, and the same for all of its parts."""
-        stored = self._pool.submit(self._borders)
+        found = self.cache.held(_BORDERS)
+        asked = self._pool.submit(self._borders) if found is None else None
         failures: list[Exception] = []
         try:
             reading.span = self.guards["redis"].call(self._hot.span)
@@ -128,7 +129,8 @@ class Router:
             failures.append(error)
             reading.warnings.append("tier hot is not available: minutes and the newest hours are missing")
         try:
-            found = stored.result()
+            found = asked.result() if asked is not None else found
+            assert found is not None
             reading.borders = borders_of(found.value)
             if found.stale and not reading.question.only_minutes:
                 reading.warnings.append(
@@ -146,7 +148,7 @@ class Router:
         reading.borders = replace(reading.borders, watermark_ms=max(marks, default=None), hot_from_ms=hot_from_ms)
 
     def _borders(self) -> Found:
-        return self.cache.get("borders", _BORDERS_FRESH_S, lambda: self.guards["clickhouse"].call(self._stored.borders))
+        return self.cache.get(_BORDERS, _BORDERS_FRESH_S, lambda: self.guards["clickhouse"].call(self._stored.borders))
 
     # -- reading --------------------------------------------------------------------------------------------
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 import tenacity
-from circuitbreaker import CircuitBreaker
+from circuitbreaker import STATE_HALF_OPEN, STATE_OPEN, CircuitBreaker
 
 from infra.errors import TimedOut, Unavailable
 
@@ -27,15 +28,17 @@ class Guard:
     def __init__(self, name: str) -> None:
         self._name = name
         self._breaker = CircuitBreaker(_FAILURES, _LEFT_ALONE_S, Unavailable, name)
-
-    @property
-    def open(self) -> bool:
-        """Whether the backend is left alone at the moment."""
-        return bool(self._breaker.opened)
+        # One finds out whether it is back; the others do not wait for that.
+        self._probing = threading.Lock()
 
     def call(self, ask: Callable[[], T]) -> T:
         """The answer. Raises Unavailable, at once while the breaker is open."""
-        if self.open:
+        state = self._breaker.state
+        if state == STATE_OPEN or (state == STATE_HALF_OPEN and not self._probing.acquire(blocking=False)):
             raise Unavailable(f"{self._name} is left alone for a moment: {self._breaker.last_failure}")
-        with self._breaker:
-            return _once_more(ask)()
+        try:
+            with self._breaker:
+                return _once_more(ask)()
+        finally:
+            if state == STATE_HALF_OPEN:
+                self._probing.release()

@@ -1,0 +1,186 @@
+"""A router as a process: live streams, a stop in the middle of them, and clients that do not behave."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from infra.clickhouse.client import ClickHouse
+from infra.clock import MINUTE_MS, now_ms
+from infra.settings import Settings
+from query.api.live import STREAMS_A_KEY
+from query.keys import Keys
+from tests.flow import worker_environment
+from tests.integration.test_hot_tier import Shard
+from tests.product import wait_until
+from tests.unit.test_partials_and_rows import partial
+
+_LIVE = [("campaign_id", "1"), ("start", "-10m"), ("end", "now"), ("granularity", "minute")]
+
+
+class Server:
+    """A router's process."""
+
+    def __init__(self, settings: Settings) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.settings = settings.model_copy(update={"http": f"http://127.0.0.1:{port}"})
+        self.port = port
+        environment = worker_environment(self.settings, "query-0")
+        self.process = subprocess.Popen([sys.executable, "-m", "infra", "query", "-q"], env=environment)
+        wait_until(self._answers, 30, "the router answers")
+
+    def _answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.settings.http}/healthz").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def headers(self, token: str = "") -> dict[str, str]:
+        return {"Authorization": f"Bearer {token or self.settings.api_key.get_secret_value()}"}
+
+
+class Events:
+    """Reads a stream of events in a thread."""
+
+    def __init__(self, server: Server, headers: dict[str, str]) -> None:
+        self.found: list[dict[str, str]] = []
+        self.status = 0
+        self.ended = threading.Event()
+        self._client = httpx.Client(timeout=20)
+        self._arguments = (f"{server.settings.http}/v1/stream", headers)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        url, headers = self._arguments
+        try:
+            with self._client.stream("GET", url, params=httpx.QueryParams(tuple(_LIVE)), headers=headers) as answer:
+                self.status, event = answer.status_code, dict[str, str]()
+                for line in answer.iter_lines():
+                    name, _, value = line.partition(": ")
+                    if line and name:
+                        event[name] = value
+                    elif not line and event:
+                        self.found.append(event)
+                        event = {}
+        except (httpx.HTTPError, httpx.StreamError, RuntimeError):
+            pass
+        finally:
+            self.ended.set()
+
+    def rows(self, number: int) -> list[int]:
+        wait_until(lambda: len(self.found) > number, 5, f"event {number}")
+        return [row["impressions"] for row in json.loads(self.found[number]["data"])]
+
+    def close(self) -> None:
+        self._client.close()
+
+
+@pytest.fixture
+def shard(settings: Settings) -> Shard:
+    return Shard(settings)
+
+
+@pytest.fixture
+def server(settings: Settings, shard: Shard) -> Iterator[Server]:
+    made = Server(settings)
+    yield made
+    made.process.kill()
+    made.process.wait()
+
+
+def show(shard: Shard, minutes_ago: int, impressions: int) -> None:
+    minute = now_ms() // MINUTE_MS * MINUTE_MS - minutes_ago * MINUTE_MS
+    row: dict[str, Any] = partial(window_ms=minute, impressions=impressions, late=0)
+    shard.show([row], minute - 5 * MINUTE_MS)
+
+
+def test_a_stream_tells_what_changed_and_one_who_comes_back_misses_nothing(server: Server, shard: Shard) -> None:
+    show(shard, 3, 10)
+    show(shard, 2, 20)
+    first = Events(server, server.headers())
+    assert first.rows(0) == [10, 20]
+    show(shard, 2, 5)
+    told = time.monotonic()
+    assert first.rows(1) == [25]
+    assert time.monotonic() - told < 2
+    seen = first.found[1]["id"]
+    first.close()
+    show(shard, 1, 7)
+    again = Events(server, server.headers() | {"Last-Event-ID": seen})
+    assert 7 in again.rows(0)
+    current = Events(server, server.headers() | {"Last-Event-ID": again.found[0]["id"]})
+    time.sleep(2.5)
+    assert current.found == []
+    for stream in (again, current):
+        stream.close()
+
+
+def test_a_server_that_stops_tells_its_streams_to_come_back(server: Server, shard: Shard) -> None:
+    show(shard, 2, 20)
+    stream = Events(server, server.headers())
+    stream.rows(0)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(6) == 0
+    assert stream.ended.wait(2)
+    assert stream.found[-1]["event"] == "reconnect"
+
+
+def test_a_stream_ends_with_its_key_and_a_key_has_so_many(server: Server, shard: Shard, settings: Settings) -> None:
+    show(shard, 2, 20)
+    keys = Keys(ClickHouse(settings.clickhouse, settings.database))
+    key, token = keys.create("test", None, admin=False, rate=1e6, burst=1e6, lasts_ms=None)
+    streams = [Events(server, server.headers(token)) for _ in range(STREAMS_A_KEY)]
+    for stream in streams:
+        stream.rows(0)
+    url = f"{server.settings.http}/v1/stream"
+    refused = httpx.get(url, params=httpx.QueryParams(tuple(_LIVE)), headers=server.headers(token))
+    assert refused.status_code == 429
+    assert refused.json()["type"] == "/problems/too-many-streams"
+    keys.revoke(key.id)
+    for stream in streams:
+        assert stream.ended.wait(5)
+        assert stream.found[-1]["event"] == "problem"
+
+
+def test_clients_that_do_not_behave_hold_nobody_up(server: Server) -> None:
+    def connected(sent: bytes) -> socket.socket:
+        made = socket.create_connection(("127.0.0.1", server.port))
+        made.sendall(sent)
+        return made
+
+    idle = [connected(b"") for _ in range(500)]
+    slow = [connected(b"GET /v1/metrics HTTP/1.1\r\nHost: x\r\nX-") for _ in range(500)]
+    asked = [("campaign_id", "1"), ("start", "-10m"), ("end", "now")]
+    with ThreadPoolExecutor(8) as pool:
+
+        def one(_: int) -> int:
+            return httpx.get(
+                f"{server.settings.http}/v1/metrics", params=httpx.QueryParams(tuple(asked)), headers=server.headers()
+            ).status_code
+
+        assert set(pool.map(one, range(50))) <= {200, 503}
+    long = httpx.get(f"{server.settings.http}/v1/metrics?campaign_id={'1' * (1 << 20)}", headers=server.headers())
+    assert long.status_code == 414
+    assert long.headers["content-type"] == "application/problem+json"
+    refused = httpx.request(
+        "GET", f"{server.settings.http}/v1/metrics", headers=server.headers(), content=b"x" * 100_000
+    )
+    assert refused.status_code == 413
+    deadline = time.monotonic() + 15
+    for client in (*idle, *slow):
+        client.settimeout(max(0.1, deadline - time.monotonic()))
+        assert client.recv(1) == b"", "given up after a while"
+        client.close()

@@ -1,0 +1,174 @@
+"""What is kept of answers, for how long, and what happens while a backend is away."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, cast
+
+import pytest
+
+from infra.errors import TimedOut, Unavailable
+from infra.redis import Redis
+from query import cache
+from query.cache import Cache
+from query.keys import Access
+from query.limits import Limits
+from query.tiers import guard
+from query.tiers.guard import Guard
+
+
+class Store:
+    """As much of Redis as the cache asks for."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Any] = {}
+        self.away = False
+
+    def call(self, name: str, key: Any, *more: Any) -> Any:
+        if self.away:
+            raise Unavailable("away")
+        if name == "GET":
+            return self.held.get(key)
+        if name == "SET" and "NX" in more and key in self.held:
+            return None
+        if name == "EVAL":
+            return self.held.pop(more[1], None)
+        self.held[key] = more[0]
+        return b"OK"
+
+    def script(self, _source: str) -> Any:
+        def run(*_: Any) -> Any:
+            raise Unavailable("away")
+
+        return run
+
+
+def made(store: Store) -> Cache:
+    return Cache(cast(Redis, store), Guard("redis"), "x:")
+
+
+class Asked:
+    """Answers with how often it was asked, or fails."""
+
+    def __init__(self) -> None:
+        self.times, self.away = 0, False
+
+    def __call__(self) -> bytes:
+        self.times += 1
+        if self.away:
+            raise Unavailable("ClickHouse is away")
+        return b"%d" % self.times
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["Redis is there", "Redis is away"])
+def test_a_fresh_value_is_not_asked_for_again(away: bool) -> None:
+    store, ask = Store(), Asked()
+    store.away = away
+    kept, another = made(store), made(store)
+    assert [kept.get("q", 60, ask).value for _ in range(3)] == [b"1"] * 3
+    assert kept.get("other", 60, ask).value == b"2"
+    assert another.get("q", 60, ask).value == (b"3" if away else b"1")
+
+
+def test_what_is_no_longer_fresh_stands_in_for_what_is_away_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, ask = made(Store()), Asked()
+    assert kept.get("q", 0, ask).outcome == "answered"
+    assert kept.get("q", 0, ask).value == b"2"
+    ask.away = True
+    found = kept.get("q", 0, ask)
+    assert (found.value, found.stale) == (b"2", True)
+    times = ask.times
+    assert kept.get("q", 0, ask).stale
+    assert ask.times == times, "it is left alone for a moment"
+    with pytest.raises(Unavailable):
+        kept.get("never asked", 0, ask)
+    monkeypatch.setattr(cache, "_LEFT_ALONE_S", 0.0)
+    monkeypatch.setattr(cache, "KEPT_S", 0.0)
+    with pytest.raises(Unavailable):
+        kept.get("q", 0, ask)
+    ask.away = False
+    assert kept.get("q", 0, ask).outcome == "answered"
+
+
+def test_two_questions_that_share_a_place_do_not_share_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_PLACES", 1)
+    store, ask = Store(), Asked()
+    assert made(store).get("a", 60, ask).value == b"1"
+    assert made(store).get("b", 60, ask).value == b"2"
+    assert made(store).get("b", 60, ask).value == b"2"
+    assert made(store).get("a", 60, ask).value == b"3"
+
+
+def test_a_value_is_renewed_before_it_is_no_longer_fresh_by_few() -> None:
+    entry = cache.Entry("k", 0.0, 1.0, 100.0, b"")
+    due = [sum(entry.due(now) for _ in range(2000)) / 2000 for now in (50.0, 97.0, 99.0, 100.0)]
+    assert due[0] == 0.0
+    assert 0.02 < due[1] < 0.09  # e^-3
+    assert 0.3 < due[2] < 0.45  # e^-1
+    assert due[3] == 1.0
+
+
+def test_a_backend_that_fails_is_left_alone_and_found_again_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_LEFT_ALONE_S", 0.2)
+    guarded, calls = Guard("redis"), []
+
+    def fail() -> None:
+        calls.append(1)
+        raise TimedOut("no answer")
+
+    for _ in range(5):
+        with pytest.raises(Unavailable):
+            guarded.call(fail)
+    assert len(calls) == 3
+    time.sleep(0.25)
+    began, go = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        began.set()
+        go.wait(5)
+        return "back"
+
+    found: list[str] = []
+    prober = threading.Thread(target=lambda: found.append(guarded.call(slow)))
+    prober.start()
+    began.wait(5)
+    with pytest.raises(Unavailable):
+        guarded.call(lambda: "me, too")
+    go.set()
+    prober.join()
+    assert found == ["back"]
+    assert guarded.call(lambda: "all") == "all"
+
+
+def test_a_connection_that_broke_is_tried_once_more_and_a_time_out_is_not() -> None:
+    guarded, calls = Guard("clickhouse"), []
+
+    def broken_once() -> str:
+        calls.append(1)
+        if len(calls) == 1:
+            raise Unavailable("connection reset")
+        return "there"
+
+    assert guarded.call(broken_once) == "there"
+
+    def late() -> str:
+        calls.append(1)
+        raise TimedOut("no answer")
+
+    calls.clear()
+    with pytest.raises(TimedOut):
+        guarded.call(late)
+    assert len(calls) == 1
+
+
+def test_without_redis_a_key_is_limited_by_the_process() -> None:
+    limits = Limits(cast(Redis, Store()), Guard("redis"), "x:")
+    access = Access("k", None, admin=False, rate=0.001, burst=2)
+    assert [limits.take(access).allowed for _ in range(3)] == [True, True, False]
+    limits.charge(access, 5_000)
+    refused = limits.take(access)
+    assert not refused.allowed
+    assert refused.wait_s > 1_000
+    assert refused.headers()["Retry-After"] == str(refused.wait_s)
+    assert limits.take(Access("unlimited", None, admin=True)).allowed
