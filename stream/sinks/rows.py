@@ -11,10 +11,12 @@ import struct
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from infra.columns import PADDING, Ints
+from infra.compiled import Number, byte_at, compiled, word_at
 from ingest.grouping import packed, rows_of, sum_by_key
 from ingest.partials import SUMS, WINDOW, Column, Partials, ordered
 from stream.chunks import CHANGED
@@ -24,6 +26,7 @@ COLUMNS = ("advertiser_id", "ad_id", "publisher_id", "country", "device", *SUMS,
 # Readers ask only whether there was any.
 _FLAGS = ("late", "sampled", CHANGED)
 _HEAD = len(COLUMNS)
+_PADDING = bytes(PADDING)
 _LATER = struct.Struct("<BI")
 ROLLED = {"ad_id": "a", "publisher_id": "p", "country": "c", "device": "d"}
 """Dimensions that cells are rolled up by, and what the fields of a roll-up end in."""
@@ -110,19 +113,28 @@ def all_later(held: bytes) -> Iterator[tuple[int, bytes]]:
         yield minute, held[at - size : at]
 
 
-def unpack(values: list[bytes]) -> tuple[dict[str, npt.NDArray[np.int64]], npt.NDArray[np.int64]]:
+def unpack(values: list[bytes]) -> tuple[dict[str, Ints], Ints]:
     """All rows of many values by column, and for each row the index of the value it came from."""
-    by_head: dict[bytes, list[int]] = {}
-    for index, value in enumerate(values):
-        by_head.setdefault(value[:_HEAD], []).append(index)
-    parts: dict[str, list[npt.NDArray[np.int64]]] = {name: [] for name in COLUMNS}
-    sources = [np.empty(0, np.int64)]
-    for head, indices in by_head.items():
-        layout = _layout(head)
-        found = np.frombuffer(b"".join([values[i][_HEAD:] for i in indices]), layout)
-        lengths = [(len(values[i]) - _HEAD) // layout.itemsize for i in indices]
-        sources.append(np.repeat(np.array(indices, np.int64), lengths))
-        for name, width in zip(COLUMNS, head, strict=True):
-            parts[name].append(found[name].astype(np.int64) if width else np.zeros(len(found), np.int64))
-    columns = {name: np.concatenate(part) if part else np.empty(0, np.int64) for name, part in parts.items()}
-    return columns, np.concatenate(sources)
+    raw = np.frombuffer(b"".join([*values, _PADDING]), np.uint8)
+    sizes = np.fromiter(map(len, values), np.int64, len(values))
+    starts = np.cumsum(sizes) - sizes
+    heads = raw[starts[:, None] + np.arange(_HEAD)]
+    counts = (sizes - _HEAD) // heads.sum(axis=1, dtype=np.int64)
+    table = np.zeros((_HEAD, int(counts.sum())), np.int64)
+    _unpack(raw.ctypes.data, starts, counts, table)
+    return dict(zip(COLUMNS, table, strict=True)), np.repeat(np.arange(len(values)), counts)
+
+
+@compiled
+def _unpack(data: Number, starts: Ints, counts: Ints, table: Any) -> None:
+    row, full = 0, np.uint64(0xFFFFFFFFFFFFFFFF)
+    for value in range(len(starts)):
+        head = starts[value]
+        at = head + _HEAD
+        for _ in range(counts[value]):
+            for column in range(_HEAD):
+                width = np.int64(byte_at(data, head + column))
+                if width > 0:
+                    table[column, row] = np.int64(word_at(data, at) & (full >> np.uint64(64 - 8 * width)))
+                    at += width
+            row += 1
