@@ -40,14 +40,22 @@ class Redis:
             raise _away(error) from error
 
     def pipeline(self, commands: Iterable[Sequence[Any]], *, atomic: bool = False) -> list[Any]:
-        """Many commands in one round trip; `atomic` puts them into MULTI/EXEC."""
-        try:
-            with self._client.pipeline(transaction=atomic) as pipe:
-                for command in commands:
-                    pipe.execute_command(*command)
-                return list(pipe.execute())
-        except _AWAY as error:
-            raise _away(error) from error
+        """Many commands in one round trip, with their answers as Redis gives them; `atomic` puts them into MULTI/EXEC."""
+        told = [pack(*command) for command in commands]
+        if not told:
+            return []
+        with self._connection() as connection:
+            if not atomic:
+                connection.send_packed_command(told, check_health=False)
+                return [connection.read_response() for _ in told]
+            connection.send_packed_command([pack("MULTI"), *told, pack("EXEC")], check_health=False)
+            for _ in range(1 + len(told)):
+                connection.read_response()
+            found = list(connection.read_response())
+        for answer in found:
+            if isinstance(answer, Exception):
+                raise answer
+        return found
 
     def ranges(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes]:
         """Bytes of strings, from first to last, in one round trip."""

@@ -14,12 +14,13 @@ import polars as pl
 
 from ingest.events import COUNTRIES, DEVICES
 from query.plan import EXACT, Borders, Piece
-from query.request import MEASURES, RATIOS, BadQuestion, Question
+from query.request import GRAINS, MEASURES, RATIOS, BadQuestion, Question
 from query.signing import Signer
 
 FINALITY = ("provisional", "closed", "corrected", "reconciled")
 _SUM = pl.Int128()
 _FINALITIES = pl.Enum(FINALITY)
+_FINALITY = {name: pl.lit(name, _FINALITIES) for name in FINALITY}
 _LITERALS: dict[type, Any] = {int: pl.Int128, float: pl.Float64, str: pl.String}
 NAMES = {"country": COUNTRIES, "device": DEVICES}
 """Dimensions of strings, and the values that they may have."""
@@ -91,22 +92,14 @@ def rows(question: Question, table: pl.DataFrame, borders: Borders, pieces: Sequ
 
     Ratios are derived after summing: ctr and cvr to four decimals, money to whole micros, halves up.
     """
-    exact = reconciled_stretches(pieces)
     if question.fill:
         table = _filled(question, table)
-    buckets = table["_bucket"].unique().to_list()
-    told = pl.DataFrame(
-        {
-            "_bucket": buckets,
-            "time": [question.label(b) for b in buckets],
-            "finality": [finality(question, b, borders, exact) for b in buckets],
-        },
-        schema={"_bucket": pl.Int64, "time": pl.String, "finality": _FINALITIES},
-    )
-    corrected = pl.when((pl.col("finality") == "closed") & pl.col("_corrected")).then(pl.lit("corrected", _FINALITIES))
-    made = table.join(told, on="_bucket", how="left").select(
-        "_bucket", "time", *question.group_by, *MEASURES, *(e.alias(name) for name, e in _RATIO_COLUMNS.items()),
-        corrected.otherwise(pl.col("finality")).alias("finality"), "_sampled",
+    label, final = _told(question, table, borders, reconciled_stretches(pieces))
+    corrected = (final == _FINALITY["closed"]) & pl.col("_corrected")
+    made = table.select(
+        "_bucket", label.alias("time"), *question.group_by, *MEASURES,
+        *(e.alias(name) for name, e in _RATIO_COLUMNS.items()),
+        pl.when(corrected).then(_FINALITY["corrected"]).otherwise(final).alias("finality"), "_sampled",
     )  # fmt: skip
     by = ["_bucket", *question.group_by]
     if not question.order:
@@ -114,6 +107,26 @@ def rows(question: Question, table: pl.DataFrame, borders: Borders, pieces: Sequ
     column = "_bucket" if question.order == "time" else question.order
     # Absent ratios come last, whichever way.
     return made.sort([column, *by], descending=[question.descending, *[False] * len(by)], nulls_last=True)
+
+
+def _told(
+    question: Question, table: pl.DataFrame, borders: Borders, exact: Sequence[tuple[int, int]]
+) -> tuple[pl.Expr, pl.Expr]:
+    """How each row's bucket is shown, and how final it is as long as nothing of it was corrected."""
+    bucket, size = pl.col("_bucket"), GRAINS.get(question.grain)
+    if size is not None and question.utc_days and not exact:
+        if borders.watermark_ms is None:
+            final = _FINALITY["provisional"]
+        else:
+            open_ = bucket + size > borders.watermark_ms
+            final = pl.when(open_).then(_FINALITY["provisional"]).otherwise(_FINALITY["closed"])
+        return pl.from_epoch(bucket, time_unit="ms").dt.strftime("%Y-%m-%dT%H:%M:%SZ"), final
+    held = table["_bucket"].unique().to_list()
+    labels, finals = [question.label(b) for b in held], [finality(question, b, borders, exact) for b in held]
+    return (
+        bucket.replace_strict(held, labels, return_dtype=pl.String),
+        bucket.replace_strict(held, finals, return_dtype=_FINALITIES),
+    )
 
 
 def _filled(question: Question, table: pl.DataFrame) -> pl.DataFrame:

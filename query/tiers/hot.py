@@ -183,21 +183,22 @@ class HotTier:
         commands = [("HMGET", p.key, *p.fields) if p.count else ("HGETALL", p.key) for p in places]
         answers = self._redis.pipeline(commands, atomic=True)
         return [
-            [value for name, value in found.items() if b":" not in name] if isinstance(found, dict) else found
-            for found in answers
+            found if place.count else [v for name, v in zip(found[::2], found[1::2], strict=True) if b":" not in name]
+            for place, found in zip(places, answers, strict=True)
         ]
 
     def _sum(
         self, question: Question, packed: list[bytes], minutes: list[int], owners: list[int]
     ) -> tuple[pl.DataFrame, int]:
         unpacked, source = rows.unpack(packed)
-        frame = pl.DataFrame(
-            {
-                "_bucket": np.array([question.bucket(m) for m in minutes], np.int64)[source],
-                "campaign_id": np.array(owners, np.int64)[source],
-                **unpacked,
-            }
-        )
+        used = {*question.group_by, *(name for name, _ in question.filters), *MEASURES, "late", "sampled", CHANGED}
+        if question.advertiser is not None or question.scope is not None:
+            used.add("advertiser_id")
+        columns = {name: column for name, column in unpacked.items() if name in used}
+        if "campaign_id" in used:
+            columns["campaign_id"] = np.array(owners, np.int64)[source]
+        bucket = {minute: question.bucket(minute) for minute in set(minutes)}
+        frame = pl.DataFrame({"_bucket": np.array([bucket[m] for m in minutes], np.int64)[source], **columns})
         kept = []
         if question.advertiser is not None:
             kept.append(pl.col("advertiser_id") == question.advertiser)

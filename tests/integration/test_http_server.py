@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import socket
@@ -133,7 +134,7 @@ def test_a_server_that_stops_tells_its_streams_to_come_back(server: Server, shar
     stream = Events(server, server.headers())
     stream.rows(0)
     server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(6) == 0
+    assert server.process.wait(6) in (0, -signal.SIGTERM)
     assert stream.ended.wait(2)
     assert stream.found[-1]["event"] == "reconnect"
 
@@ -172,9 +173,11 @@ def test_clients_that_do_not_behave_hold_nobody_up(server: Server) -> None:
             ).status_code
 
         assert set(pool.map(one, range(50))) <= {200, 503}
-    long = httpx.get(f"{server.settings.http}/v1/metrics?campaign_id={'1' * (1 << 20)}", headers=server.headers())
-    assert long.status_code == 414
-    assert long.headers["content-type"] == "application/problem+json"
+    long = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    long.request("GET", f"/v1/metrics?campaign_id={'1' * (1 << 20)}", headers=server.headers())
+    refusal = long.getresponse()
+    assert refusal.status == 414
+    assert refusal.headers["content-type"] == "application/problem+json"
     refused = httpx.request(
         "GET", f"{server.settings.http}/v1/metrics", headers=server.headers(), content=b"x" * 100_000
     )
