@@ -12,11 +12,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from infra.errors import AdclickError, UserError
 from infra.settings import Settings
+from query.api.edge import MAX_QUERY_BYTES
+from query.api.problems import MEDIA_TYPE, TITLES, Problem
 
 # How long a client may take to send a request's head; how long a connection may lie idle; how long requests may go on once
 # the server stops.
 _HEAD_S, _IDLE_S, _GRACE_S = 10.0, 30, 3
 _BACKLOG = 2048
+# Of an address, beside its query.
+_HEAD_BYTES = 4096
 
 
 class _Impatient(HttpToolsProtocol):
@@ -35,6 +39,23 @@ class _Impatient(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._settle()
         super().on_headers_complete()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MAX_QUERY_BYTES + _HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(Problem(414, "too-long", f"an address may have {MAX_QUERY_BYTES} bytes"))
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP gets a problem document, too."""
+        if not self.transport.is_closing():
+            self._refuse(Problem(400, "malformed", msg))
+
+    def _refuse(self, problem: Problem) -> None:
+        answer = problem.response()
+        head = f"HTTP/1.1 {problem.status} {TITLES[problem.status]}\r\ncontent-type: {MEDIA_TYPE}\r\n"
+        more = f"content-length: {len(answer.body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write((head + more).encode() + bytes(answer.body))
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._settle()
