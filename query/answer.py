@@ -122,6 +122,8 @@ def _told(
             final = pl.when(open_).then(_FINALITY["provisional"]).otherwise(_FINALITY["closed"])
         return pl.from_epoch(bucket, time_unit="ms").dt.strftime("%Y-%m-%dT%H:%M:%SZ"), final
     held = table["_bucket"].unique().to_list()
+    if not held:
+        return pl.lit("", pl.String), _FINALITY["closed"]
     labels, finals = [question.label(b) for b in held], [finality(question, b, borders, exact) for b in held]
     return (
         bucket.replace_strict(held, labels, return_dtype=pl.String),

@@ -191,6 +191,18 @@ def test_finality_is_that_of_the_weakest() -> None:
     assert answer.weakest(made.clear(), question, borders, pieces) == "provisional"
 
 
+@pytest.mark.parametrize("grain", ["hour", "day", "total"])
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+def test_an_answer_without_rows_has_the_columns_of_one_with_rows(grain: str, zone: str) -> None:
+    question = ask(granularity=grain, start="-24h", timezone=zone)
+    pieces = [Piece(EXACT_HOURS, question.start_ms, question.end_ms, "r")]
+    made = answer.rows(question, table(question, {}), Borders(watermark_ms=NOW), pieces)
+    one = answer.rows(question, table(question, {(question.start_ms,): (1, 0, 0, 0, 0)}), Borders(), pieces)
+    assert made.schema == one.schema
+    assert len(made) == 0
+    assert answer.weakest(made, question, Borders(), pieces) == "reconciled"
+
+
 def test_fill_adds_the_empty_buckets() -> None:
     question = ask(granularity="minute", start="-5m", fill="zero")
     made = told(question, {})
