@@ -118,6 +118,11 @@ class Cache:
                 return Found(entry.value, now - entry.asked_at)
             time.sleep(_POLL_S)
         try:
+            # Whoever had the lock may have answered since this was looked for.
+            now, entry = time.time(), self._newer(self._from_redis(key), entry)
+            if entry is not None and not entry.due(now):
+                self._hold(key, entry)
+                return Found(entry.value, now - entry.asked_at)
             return self._ask(key, fresh_s, ask, entry)
         finally:
             self._unlock(key, token)

@@ -71,6 +71,22 @@ def test_a_fresh_value_is_not_asked_for_again(away: bool) -> None:
     assert another.get("q", 60, ask).value == (b"3" if away else b"1")
 
 
+def test_what_another_process_answered_just_before_it_let_go_of_the_lock_is_not_asked_for_again() -> None:
+    class Late(Store):
+        """Another process answers between a look for the value and the lock."""
+
+        def call(self, name: str, key: Any, *more: Any) -> Any:
+            if name == "SET" and "NX" in more and others:
+                another = others.pop()
+                assert another.get("q", 60, ask).value == b"1"
+            return super().call(name, key, *more)
+
+    store, ask = Late(), Asked()
+    others = [made(store)]
+    assert made(store).get("q", 60, ask).value == b"1"
+    assert ask.times == 1
+
+
 def test_what_is_no_longer_fresh_stands_in_for_what_is_away_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     kept, ask = made(Store()), Asked()
     assert kept.get("q", 0, ask).outcome == "answered"
