@@ -59,10 +59,7 @@ class Redis:
 
     def ranges(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes]:
         """Bytes of strings, from first to last, in one round trip."""
-        packed = [pack("GETRANGE", key, first, last) for key, first, last in wanted]
-        with self._connection() as connection:
-            connection.send_packed_command(packed, check_health=False)
-            return [connection.read_response() for _ in wanted]
+        return self.pipeline(("GETRANGE", *bounds) for bounds in wanted)
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[Any]:

@@ -101,12 +101,9 @@ def rows(question: Question, table: pl.DataFrame, borders: Borders, pieces: Sequ
         *(e.alias(name) for name, e in _RATIO_COLUMNS.items()),
         pl.when(corrected).then(_FINALITY["corrected"]).otherwise(final).alias("finality"), "_sampled",
     )  # fmt: skip
-    by = ["_bucket", *question.group_by]
-    if not question.order:
-        return made.sort(by)
-    column = "_bucket" if question.order == "time" else question.order
+    columns, descending = zip(*_order(question), strict=True)
     # Absent ratios come last, whichever way.
-    return made.sort([column, *by], descending=[question.descending, *[False] * len(by)], nulls_last=True)
+    return made.sort(columns, descending=descending, nulls_last=True)
 
 
 def _told(

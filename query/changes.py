@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, iso
-from query.request import BadQuestion, campaigns_of, limit_of, number_of, time_of
+from query.request import BadQuestion, campaigns_of, limit_of, number_of, parameters_of, refuse_foreign, time_of
 from query.signing import Signer
+from query.tiers.stored import whose
 
 PARAMETERS = ("campaign_id", "advertiser_id", "since", "granularity", "limit", "cursor")
 TABLES = {"hour": "stream_hours", "day": "stream_days"}
@@ -35,19 +35,11 @@ class Since:
 
 def parse(given: Sequence[tuple[str, str]], now_ms: int, scope: frozenset[int] | None, signer: Signer) -> Since:
     """Raises BadQuestion."""
-    one: dict[str, str] = {}
-    for name, value in given:
-        if name not in PARAMETERS:
-            near = difflib.get_close_matches(name, PARAMETERS, 1)
-            raise BadQuestion(name, f"no such parameter: {name}" + (f"; did you mean {near[0]}?" if near else ""))
-        if name in one:
-            raise BadQuestion(name, f"{name} is given twice")
-        one[name] = value
+    one, _ = parameters_of(given, PARAMETERS)
     if "campaign_id" in one and "advertiser_id" in one:
         raise BadQuestion("campaign_id", "give campaign_id, advertiser_id, or neither: all that the key may see")
     advertiser = number_of("advertiser_id", one["advertiser_id"]) if "advertiser_id" in one else None
-    if advertiser is not None and scope is not None and advertiser not in scope:
-        raise BadQuestion("advertiser_id", f"this key may not see advertiser {advertiser}", 403, "forbidden")
+    refuse_foreign(advertiser, scope)
     since_ms = time_of("since", one, now_ms)
     if since_ms < now_ms - _LONGEST_MS:
         raise BadQuestion("since", "changes are told for 31 days: read the numbers again", 422, "not-held")
@@ -73,7 +65,8 @@ class Changes:
     def answer(self, asked: Since, now_ms: int, signer: Signer) -> dict[str, Any]:
         """Rows in the order of their change, as they go over HTTP; `as_of` is the `since` of the next question."""
         db = self._client.database
-        of, parameters = _subject(asked)
+        conditions, parameters = whose(asked.campaigns, asked.advertiser, asked.scope)
+        of = " AND ".join(["1", *conditions])
         parameters |= {"since": asked.since_ms // 1000, "limit": asked.limit + 1}
         after = ""
         if asked.after is not None:
@@ -111,18 +104,3 @@ class Changes:
             "next_cursor": signer.sign({"of": "changes", "k": list(shown[-1][:3])}) if more else None,
             "as_of": iso((now_ms - _OVERLAP_MS) // 1000 * 1000),
         }
-
-
-def _subject(asked: Since) -> tuple[str, dict[str, Any]]:
-    """The condition on whose rows they are, and its parameters."""
-    found, parameters = ["1"], dict[str, Any]()
-    if asked.scope is not None:
-        found.append("advertiser_id IN {scope:Array(UInt64)}")
-        parameters["scope"] = sorted(asked.scope)
-    if asked.advertiser is not None:
-        found.append("advertiser_id = {advertiser:UInt64}")
-        parameters["advertiser"] = asked.advertiser
-    if asked.campaigns:
-        found.append("campaign_id IN {campaigns:Array(UInt64)}")
-        parameters["campaigns"] = list(asked.campaigns)
-    return " AND ".join(found), parameters

@@ -14,13 +14,12 @@ from query.request import MEASURES
 from query.router import Answer
 
 ARROW = "application/vnd.apache.arrow.stream"
-_HIDDEN = ("_bucket", "_sampled")
 _WIDE = (*MEASURES, "cpc_micros", "cpm_micros")
 
 
 def body(found: Answer, currency: str) -> bytes:
     """The answer as JSON."""
-    shown = found.page.drop(_HIDDEN)
+    shown = found.shown
     return msgspec.json.encode(
         {
             "meta": answer.meta(found.question),
@@ -42,16 +41,17 @@ def body(found: Answer, currency: str) -> bytes:
     )
 
 
-def _csv(rows: pl.DataFrame) -> bytes:
-    return rows.write_csv().encode()
+def _csv(found: Answer) -> bytes:
+    return found.shown.write_csv().encode()
 
 
-def _ndjson(rows: pl.DataFrame) -> bytes:
-    return rows.write_ndjson().encode()
+def _ndjson(found: Answer) -> bytes:
+    return found.shown.write_ndjson().encode()
 
 
-def _arrow(rows: pl.DataFrame) -> bytes:
+def _arrow(found: Answer) -> bytes:
     """Times as timestamps in UTC, amounts as 64-bit integers, or as decimals where one does not fit."""
+    rows = found.page.drop("_sampled")
     times = pl.from_epoch("_bucket", time_unit="ms").dt.replace_time_zone("UTC").alias("time")
     fits = pl.all_horizontal(pl.col(*_WIDE).abs().max().fill_null(0) < 2**63)
     amounts = pl.Int64 if rows.select(fits).item() else pl.Decimal(38, 0)
@@ -62,7 +62,7 @@ def _arrow(rows: pl.DataFrame) -> bytes:
     return into.getvalue()
 
 
-FORMATS: dict[str, tuple[str, Callable[[pl.DataFrame], bytes]]] = {
+FORMATS: dict[str, tuple[str, Callable[[Answer], bytes]]] = {
     "csv": ("text/csv; charset=utf-8", _csv),
     "ndjson": ("application/x-ndjson", _ndjson),
     "arrow": (ARROW, _arrow),
@@ -73,8 +73,7 @@ FORMATS: dict[str, tuple[str, Callable[[pl.DataFrame], bytes]]] = {
 def rows_alone(found: Answer, name: str) -> tuple[str, bytes]:
     """(media type, bytes) of the rows in one of FORMATS."""
     media_type, write = FORMATS[name]
-    hidden = [c for c in _HIDDEN if not (name == "arrow" and c == "_bucket")]
-    return media_type, write(found.page.drop(hidden))
+    return media_type, write(found)
 
 
 def accepted(accept: str) -> str:

@@ -104,8 +104,8 @@ class Keys:
         lasts_ms: int | None,
     ) -> tuple[Key, str]:
         """A new key, and its token, which is told nowhere else. `advertisers` None: all."""
-        id_, secret = secrets.token_hex(5), secrets.token_urlsafe(32)
-        token, now = f"{PREFIX}{id_}_{secret}", now_ms()
+        id_, now = secrets.token_hex(5), now_ms()
+        token = _new_token(id_)
         key = Key(
             id_, name, digest_of(token), "", 0, advertisers is None, sorted(advertisers or ()), admin, rate, burst,
             now, now + lasts_ms if lasts_ms else 0, 0, 1,
@@ -116,7 +116,7 @@ class Keys:
     def rotate(self, id_: str, grace_ms: int) -> tuple[Key, str]:
         """A new token for a key; the former one works for `grace_ms` more. Raises UserError for one that is not active."""
         held = self._active(id_)
-        token, now = f"{PREFIX}{id_}_{secrets.token_urlsafe(32)}", now_ms()
+        token, now = _new_token(id_), now_ms()
         key = msgspec.structs.replace(
             held, digest=digest_of(token), former_digest=held.digest, former_until_ms=now + grace_ms,
             version=held.version + 1,
@@ -179,14 +179,14 @@ class Keyring:
 
     def __init__(self, keys: Keys, root: str) -> None:
         """`root`: the installation's own key, which sees everything."""
-        self._keys, self._root = keys, hashlib.sha256(root.encode()).hexdigest() if root else ""
+        self._keys, self._root = keys, digest_of(root) if root else ""
         self._known: dict[str, Key] | None = None
         self._read_at = 0.0
         self._reading = threading.Lock()
 
     def access(self, token: str) -> Access | None:
         """What a token allows; None for one that is not a key, or no longer. Raises Unavailable when that cannot be known."""
-        digest = hashlib.sha256(token.encode()).hexdigest()
+        digest = digest_of(token)
         if self._root and hmac.compare_digest(digest, self._root):
             return Access("root", None, admin=True)
         if not token.startswith(PREFIX):
@@ -220,6 +220,10 @@ class Keyring:
             if self._known is None:
                 raise
         self._read_at = began
+
+
+def _new_token(id_: str) -> str:
+    return f"{PREFIX}{id_}_{secrets.token_urlsafe(32)}"
 
 
 def digest_of(token: str) -> str:

@@ -130,24 +130,12 @@ def parse(given: Sequence[tuple[str, str]], now_ms: int, held: Held, scope: froz
 
     `scope`: the advertisers whose rows may be seen; None: all.
     """
-    one: dict[str, str] = {}
-    filters: list[str] = []
-    for name, value in given:
-        if name not in PARAMETERS:
-            near = difflib.get_close_matches(name, PARAMETERS, 1)
-            raise BadQuestion(name, f"no such parameter: {name}" + (f"; did you mean {near[0]}?" if near else ""))
-        if name == "filter":
-            filters.append(value)
-        elif name in one:
-            raise BadQuestion(name, f"{name} is given twice")
-        else:
-            one[name] = value
+    one, filters = parameters_of(given, PARAMETERS, repeated="filter")
     campaigns, advertiser = _subject(one)
     start, end = time_of("start", one, now_ms), time_of("end", one, now_ms)
     if start >= end:
         raise BadQuestion("end", f"end ({iso(end)}) must be after start ({iso(start)})")
-    if advertiser is not None and scope is not None and advertiser not in scope:
-        raise BadQuestion("advertiser_id", f"this key may not see advertiser {advertiser}", 403, "forbidden")
+    refuse_foreign(advertiser, scope)
     zone = _zone(one.get("timezone", "UTC"))
     grain, start, end = _align(one.get("granularity", "auto"), start, end, zone, now_ms, held)
     only_minutes = grain == "minute" or (grain in ("hour", "day") and _in_minutes(zone, start, end))
@@ -163,6 +151,30 @@ def parse(given: Sequence[tuple[str, str]], now_ms: int, held: Held, scope: froz
         campaigns, advertiser, start, end, grain, group_by, _filters(filters), zone, fill == "zero", column,
         bool(order and order.startswith("-")), limit_of(one), one.get("cursor"), scope, only_minutes,
     )  # fmt: skip
+
+
+def parameters_of(
+    given: Sequence[tuple[str, str]], known: Sequence[str], *, repeated: str = ""
+) -> tuple[dict[str, str], list[str]]:
+    """Parameters by name, each once, and the values of the one that may be repeated. Raises BadQuestion."""
+    one, many = dict[str, str](), list[str]()
+    for name, value in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise BadQuestion(name, f"no such parameter: {name}" + (f"; did you mean {near[0]}?" if near else ""))
+        if name == repeated:
+            many.append(value)
+        elif name in one:
+            raise BadQuestion(name, f"{name} is given twice")
+        else:
+            one[name] = value
+    return one, many
+
+
+def refuse_foreign(advertiser: int | None, scope: frozenset[int] | None) -> None:
+    """Raises BadQuestion (403) for an advertiser that the key may not see."""
+    if advertiser is not None and scope is not None and advertiser not in scope:
+        raise BadQuestion("advertiser_id", f"this key may not see advertiser {advertiser}", 403, "forbidden")
 
 
 def _subject(one: Mapping[str, str]) -> tuple[tuple[int, ...], int | None]:

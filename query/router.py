@@ -59,6 +59,11 @@ class Answer:
     elapsed_ms: float
     tiers_ms: float
 
+    @property
+    def shown(self) -> pl.DataFrame:
+        """The page with the columns of `answer.meta` alone."""
+        return self.page.drop("_bucket", "_sampled")
+
 
 @dataclass
 class _Reading:

@@ -231,7 +231,7 @@ def _operating(app: FastAPI, api: Api, settings: Settings, metrics: Metrics) -> 
 
 
 def _digest(found: Answer, wanted: str) -> str:
-    told = hashlib.sha256(found.page.drop("_bucket", "_sampled").write_ndjson().encode())
+    told = hashlib.sha256(found.shown.write_ndjson().encode())
     told.update(repr((wanted, found.next_cursor, found.finality, found.warnings)).encode())
     return told.hexdigest()[:24]
 

@@ -90,7 +90,7 @@ def _rows(found: Answer) -> dict[tuple[Any, ...], str]:
     """(bucket, group values…) → the row as JSON."""
     page = found.page
     keys = page.select("_bucket", *found.question.group_by).rows()
-    lines = page.drop("_bucket", "_sampled").write_ndjson().splitlines()
+    lines = found.shown.write_ndjson().splitlines()
     return dict(zip(keys, lines, strict=True))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -80,17 +81,11 @@ class StoredTiers:
         if exact:
             where.append("run_id = {run:String}")
             parameters["run"] = piece.run
-        if question.scope is not None:
-            where.append("advertiser_id IN {scope:Array(UInt64)}")
-            parameters["scope"] = sorted(question.scope)
-        if question.advertiser is not None:
-            where.append("advertiser_id = {advertiser:UInt64}")
-            parameters["advertiser"] = question.advertiser
-        else:
-            where.append("campaign_id IN {campaigns:Array(UInt64)}")
-            parameters["campaigns"] = list(question.campaigns)
+        subject, of = whose(question.campaigns, question.advertiser, question.scope)
+        where += subject
+        parameters |= of
         for number, (name, values) in enumerate(question.filters):
-            kind = "String" if name in ("country", "device") else "UInt64"
+            kind = "String" if name in NAMES else "UInt64"
             where.append(f"{name} IN {{filter{number}:Array({kind})}}")
             parameters[f"filter{number}"] = list(values)
         time = "{start:UInt32}" if question.grain == "total" else "toUnixTimestamp(time)"
@@ -105,6 +100,23 @@ class StoredTiers:
             f" FINAL WHERE {' AND '.join(where)} GROUP BY {keys}{_SETTINGS}",
             parameters,
         )
+
+
+def whose(
+    campaigns: Sequence[int], advertiser: int | None, scope: frozenset[int] | None
+) -> tuple[list[str], dict[str, Any]]:
+    """The conditions on rows that a question is about and its key may see, and their parameters. No campaigns: all."""
+    found, parameters = list[str](), dict[str, Any]()
+    if scope is not None:
+        found.append("advertiser_id IN {scope:Array(UInt64)}")
+        parameters["scope"] = sorted(scope)
+    if advertiser is not None:
+        found.append("advertiser_id = {advertiser:UInt64}")
+        parameters["advertiser"] = advertiser
+    if campaigns:
+        found.append("campaign_id IN {campaigns:Array(UInt64)}")
+        parameters["campaigns"] = list(campaigns)
+    return found, parameters
 
 
 def borders_of(held: bytes) -> Borders:
