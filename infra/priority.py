@@ -1,4 +1,7 @@
-"""How urgent a thread's work is to the operating system."""
+"""How urgent work is to the operating system: answers and the stores first, then what brings events in, then what can wait.
+
+Only where cores are short does it matter. Nobody starves: a core that two want goes to each by weight, three to one a step.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ import os
 import sys
 import threading
 
-_LOWER = 5
+PIPELINE, BACKGROUND = 5, 10
 
 
-def give_way() -> None:
-    """Let this thread, and those that it starts, run after those that somebody waits for, where both cannot run."""
+def give_way(niceness: int) -> None:
+    """Let this thread, and those that it starts, run after those that are more urgent, where both cannot run."""
     if sys.platform == "linux":
         # Linux counts niceness by thread.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWER)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

@@ -164,22 +164,23 @@ class Script:
         """Run it once."""
         return self.each([(keys, args)])[0]
 
-    def each(self, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
-        """Run it with each of several (keys, arguments), in one round trip. One that Redis does not know has not run at all:
-        of several calls, those before may have, so only what is safe to repeat goes together."""
+    def each(
+        self, calls: Sequence[tuple[Sequence[str], Sequence[Any]]], first: Sequence[Sequence[Any]] = ()
+    ) -> list[Any]:
+        """Run commands and then the script with each of several (keys, arguments), in one round trip. One that Redis does not
+        know has not run at all: what comes before may have, so only what is safe to repeat goes together."""
         if not self._sha:
             self._load()
         try:
-            return self._run(calls)
+            return self._run(calls, first)
         except redis.exceptions.NoScriptError:
             self._load()
-            return self._run(calls)
+            return self._run(calls, first)
 
     def _load(self) -> None:
         self._sha = self._client.call("SCRIPT", "LOAD", self._source).decode()
 
-    def _run(self, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Any]:
-        told = [pack("EVALSHA", self._sha, len(keys), *keys, *args) for keys, args in calls]
-        with self._client._connection() as connection:
-            connection.send_packed_command(told, check_health=False)
-            return [connection.read_response() for _ in told]
+    def _run(self, calls: Sequence[tuple[Sequence[str], Sequence[Any]]], first: Sequence[Sequence[Any]]) -> list[Any]:
+        return self._client.pipeline(
+            [*first, *(("EVALSHA", self._sha, len(keys), *keys, *args) for keys, args in calls)]
+        )

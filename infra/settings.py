@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     query_timeout_s: int = Field(5, ge=1, description="how long the router waits for ClickHouse")
     query_cache: Literal["on", "off"] = Field("on", description="keep what ClickHouse answered, while it cannot change")
     access_log: Literal["on", "off"] = Field("on", description="a line of JSON in the log for each HTTP request")
+    trace_collector: str = Field(
+        "", description="where spans of answers go (OTLP over HTTP), ending in /v1/traces; or empty"
+    )
     tls_certificate: str = Field("", description="file of the certificate chain, for an http address with https")
     tls_key: str = Field("", description="file of the certificate's key")
     spark_memory: str = Field("2g", description="heap of the Spark driver")

@@ -25,7 +25,7 @@ from infra.console import App
 from infra.errors import Fenced, Unavailable, UserError
 from infra.kafka import GroupConsumer
 from infra.patience import in_sessions
-from infra.priority import give_way
+from infra.priority import BACKGROUND, give_way
 from infra.records import Committed
 from infra.settings import Settings
 from ingest import archived, blocks
@@ -201,5 +201,5 @@ def _write(folder: Path, name: str, rows: pa.Table) -> Path:
 def archive(app: App) -> None:
     """Run one archive worker: write every valid event, with the decision taken on it, to Parquet."""
     logs.configure(verbose=app.verbose, quiet=app.quiet)
-    give_way()
+    give_way(BACKGROUND)
     run_until_signal(ArchiveWorker(app.settings, worker_name("archive")))

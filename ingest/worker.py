@@ -33,6 +33,7 @@ from infra.kafka import (
     TransactionalProducer,
 )
 from infra.patience import in_sessions, patiently
+from infra.priority import PIPELINE, give_way
 from infra.record_batches import Records
 from infra.records import Committed, Record
 from infra.redis import Redis
@@ -368,4 +369,5 @@ def run_until_signal(worker: Any) -> None:
 def ingest(app: App) -> None:
     """Run one ingest worker: decode, judge and dedup ad-events, and write blocks, archive and dead letters."""
     logs.configure(verbose=app.verbose, quiet=app.quiet)
+    give_way(PIPELINE)
     run_until_signal(IngestWorker(app.settings, worker_name("ingest")))

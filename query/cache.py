@@ -50,6 +50,10 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
         """Whether the caller should renew it: certainly when it is not fresh, before that with growing probability."""
         return now - self.took_s * _BETA * math.log(1.0 - random.random()) >= self.fresh_until
 
+    def found(self, now: float, outcome: str = "cached") -> Found:
+        """As callers get it."""
+        return Found(self.value, now - self.asked_at, outcome)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -77,10 +81,12 @@ class Cache:
         self._holding = threading.Lock()
         self._asking = [threading.Lock() for _ in range(_STRIPES)]
 
-    def held(self, asked: str) -> Found | None:
-        """The value of `asked`, if it is here and fresh: at once."""
+    def held(self, asked: str, late_s: float) -> tuple[Found | None, bool]:
+        """The value of `asked` at once, if it is here and has not been fresh for `late_s` at most; whether to renew it."""
         entry, now = self._held.get(hashlib.sha256(asked.encode()).hexdigest()), time.time()
-        return Found(entry.value, now - entry.asked_at) if entry is not None and not entry.due(now) else None
+        if entry is None or now >= entry.fresh_until + late_s:
+            return None, True
+        return entry.found(now), entry.due(now)
 
     def get(self, asked: str, fresh_s: float, ask: Callable[[], bytes]) -> Found:
         """The value of `asked`, at most `fresh_s` old, or the result of `ask`. Raises what `ask` raises, but Unavailable only
@@ -88,13 +94,13 @@ class Cache:
         key = hashlib.sha256(asked.encode()).hexdigest()
         now, entry = time.time(), self._held.get(key)
         if entry is not None and not entry.due(now):
-            return Found(entry.value, now - entry.asked_at)
+            return entry.found(now)
         if entry is not None and now - self._failed.get(key, 0.0) < _LEFT_ALONE_S:
-            return Found(entry.value, now - entry.asked_at, "stale")
+            return entry.found(now, "stale")
         lock = self._asking[int(key[:8], 16) % _STRIPES]
         if not lock.acquire(blocking=entry is None or now >= entry.fresh_until):
             assert entry is not None  # somebody is renewing it, and it is still fresh
-            return Found(entry.value, now - entry.asked_at)
+            return entry.found(now)
         try:
             return self._shared(key, fresh_s, ask)
         finally:
@@ -110,19 +116,19 @@ class Cache:
                 entry = self._newer(self._from_redis(key), entry)
             if entry is not None and not entry.due(now):
                 self._hold(key, entry)
-                return Found(entry.value, now - entry.asked_at)
+                return entry.found(now)
             token = self._lock(key)
             if token or now > deadline:
                 break
             if entry is not None and now < entry.fresh_until:
-                return Found(entry.value, now - entry.asked_at)
+                return entry.found(now)
             time.sleep(_POLL_S)
         try:
             # Whoever had the lock may have answered since this was looked for.
             now, entry = time.time(), self._newer(self._from_redis(key), entry)
             if entry is not None and not entry.due(now):
                 self._hold(key, entry)
-                return Found(entry.value, now - entry.asked_at)
+                return entry.found(now)
             return self._ask(key, fresh_s, ask, entry)
         finally:
             self._unlock(key, token)
@@ -136,7 +142,7 @@ class Cache:
                 raise
             self._hold(key, entry)
             self._failed[key] = time.time()
-            return Found(entry.value, began - entry.asked_at, "stale")
+            return entry.found(began, "stale")
         now = time.time()
         made = Entry(key, began, now - began, began + fresh_s, value)
         self._failed.pop(key, None)

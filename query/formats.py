@@ -17,14 +17,13 @@ ARROW = "application/vnd.apache.arrow.stream"
 _WIDE = (*MEASURES, "cpc_micros", "cpm_micros")
 
 
-def body(found: Answer, currency: str) -> bytes:
-    """The answer as JSON."""
-    shown = found.shown
+def document(found: Answer, rows: bytes, currency: str) -> bytes:
+    """Everything about an answer, around its rows, as JSON."""
     return msgspec.json.encode(
         {
             "meta": answer.meta(found.question),
-            "data": msgspec.Raw(shown.write_json().encode()),
-            "rows": len(shown),
+            "data": msgspec.Raw(rows),
+            "rows": len(found.page),
             "next_cursor": found.next_cursor,
             "granularity": found.question.grain,
             "currency": currency,
@@ -39,6 +38,10 @@ def body(found: Answer, currency: str) -> bytes:
             "warnings": found.warnings,
         }
     )
+
+
+def _json(found: Answer) -> bytes:
+    return found.shown.write_json().encode()
 
 
 def _csv(found: Answer) -> bytes:
@@ -63,6 +66,7 @@ def _arrow(found: Answer) -> bytes:
 
 
 FORMATS: dict[str, tuple[str, Callable[[Answer], bytes]]] = {
+    "json": ("application/json", _json),
     "csv": ("text/csv; charset=utf-8", _csv),
     "ndjson": ("application/x-ndjson", _ndjson),
     "arrow": (ARROW, _arrow),
@@ -78,11 +82,13 @@ def rows_alone(found: Answer, name: str) -> tuple[str, bytes]:
 
 def accepted(accept: str) -> str:
     """The format that an Accept header asks for: the first of its media types that is known, else json."""
-    known = {"application/json": "json", "*/*": "json"} | {m.partition(";")[0]: n for n, (m, _) in FORMATS.items()}
     for part in accept.split(","):
         media_type = part.partition(";")[0].strip().lower()
-        if media_type in known:
-            return known[media_type]
+        for name, (known, _) in FORMATS.items():
+            if media_type == known.partition(";")[0]:
+                return name
+        if media_type == "*/*":
+            break
     return "json"
 
 

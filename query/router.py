@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,8 +29,8 @@ _TIMEOUT_S = 3
 _THREADS = 32
 # Of hours and days that nothing can change any more; of those that may still be corrected.
 _SETTLED_FRESH_S, _OPEN_FRESH_S = 3600.0, 1.0
-# Tier borders and current runs. Older ones are as right, only not the newest.
-_BORDERS, _BORDERS_FRESH_S = "borders", 1.0
+# Tier borders and current runs. Older ones are as right, only not the newest: for a second more nobody waits for them.
+_BORDERS, _BORDERS_FRESH_S, _BORDERS_LATE_S = "borders", 1.0, 1.0
 
 
 Observe = Callable[[str, str, float], None]
@@ -96,6 +97,7 @@ class Router:
         self._stored = StoredTiers(clickhouse, settings.block_partitions)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tier")
         self._cached = settings.query_cache == "on"
+        self._renewing = threading.Lock()
         self.signer = Signer(settings.user_secret.get_secret_value() + settings.api_key.get_secret_value())
 
     def answer(self, question: Question) -> Answer:
@@ -124,42 +126,66 @@ class Router:
     # -- what the tiers hold --------------------------------------------------------------------------------
 
     def _learn(self, reading: _Reading) -> None:
-        """Borders and current runs: once for a question, and the same for all of its parts."""
-        found = self.cache.held(_BORDERS)
-        asked = self._pool.submit(self._borders) if found is None else None
-        failures: list[Exception] = []
+        """Borders and current runs: once for a question, and the same for all of its parts. What Redis holds is learned by who
+        asks for minutes alone when these are read."""
+        alone, failures = reading.question.only_minutes, list[Unavailable]()
+        borders = self._borders()
+        if not alone:
+            try:
+                reading.span = self.guards["redis"].call(self._hot.span)
+            except Unavailable as error:
+                failures.append(error)
+                reading.warnings.append("tier hot is not available: minutes and the newest hours are missing")
         try:
-            reading.span = self.guards["redis"].call(self._hot.span)
-        except Unavailable as error:
-            failures.append(error)
-            reading.warnings.append("tier hot is not available: minutes and the newest hours are missing")
-        try:
-            found = asked.result() if asked is not None else found
-            assert found is not None
+            found = borders()
             reading.borders = borders_of(found.value)
-            if found.stale and not reading.question.only_minutes:
+            if found.stale and not alone:
                 reading.warnings.append(
                     f"tiers warm and cold are not available: what they hold is as of {found.age_s:.0f} s ago"
                 )
         except Unavailable as error:
             failures.append(error)
-            if not reading.question.only_minutes:
+            if not alone:
                 reading.warnings.append("tiers warm and cold are not available: what is in Redis is shown")
-        span = reading.span
-        if len(failures) == 2 or (span is None and reading.question.only_minutes):
+        if len(failures) == 2:
             raise NothingLeft(str(failures[0]))
-        marks = [m for m in (span.watermark_ms if span else None, reading.borders.watermark_ms) if m is not None]
-        hot_from_ms = None if span is None else span.held_from_ms
-        reading.borders = replace(reading.borders, watermark_ms=max(marks, default=None), hot_from_ms=hot_from_ms)
+        self._note(reading)
 
-    def _borders(self) -> Found:
-        return self.cache.get(_BORDERS, _BORDERS_FRESH_S, lambda: self.guards["clickhouse"].call(self._stored.borders))
+    def _note(self, reading: _Reading) -> None:
+        """Put what Redis says beside what ClickHouse says."""
+        span, borders = reading.span, reading.borders
+        marks = [m for m in (span.watermark_ms if span else None, borders.watermark_ms) if m is not None]
+        hot_from_ms = None if span is None else span.held_from_ms
+        reading.borders = replace(borders, watermark_ms=max(marks, default=None), hot_from_ms=hot_from_ms)
+
+    def _borders(self) -> Callable[[], Found]:
+        """Ask for the tiers' borders, unless they are known; returns what waits for them."""
+
+        def ask() -> Found:
+            stored = self._stored.borders
+            return self.cache.get(_BORDERS, _BORDERS_FRESH_S, lambda: self.guards["clickhouse"].call(stored))
+
+        def renew() -> None:
+            try:
+                ask()
+            except Unavailable:
+                pass  # whoever needs them next asks again, and says so
+            finally:
+                self._renewing.release()
+
+        found, due = self.cache.held(_BORDERS, _BORDERS_LATE_S)
+        if found is None:
+            return self._pool.submit(ask).result
+        if due and self._renewing.acquire(blocking=False):
+            self._pool.submit(renew)
+        return lambda: found
 
     # -- reading --------------------------------------------------------------------------------------------
 
     def _read(self, reading: _Reading) -> None:
         """All pieces at once; what a tier does not answer, from another where one holds it."""
         failed = self._ask(reading, reading.pieces)
+        self._note(reading)
         missing: list[Piece] = []
         instead: list[Piece] = []
         for piece in failed:
@@ -186,10 +212,10 @@ class Router:
         for piece in pieces:
             if piece.tier != HOT:
                 asked.append((piece, self._stored_reader(reading, piece)))
-            elif reading.span is None:
+            elif reading.span is None and not reading.question.only_minutes:
                 failed.append(piece)
             else:
-                asked.append((piece, self._hot_reader(reading.question, piece, reading.span)))
+                asked.append((piece, self._hot_reader(reading, piece)))
         # The last one in this thread: most questions have one.
         began = time.perf_counter()
         futures: list[Future[tuple[pl.DataFrame, int, str]]] = [self._pool.submit(read) for _, read in asked[:-1]]
@@ -206,11 +232,13 @@ class Router:
             reading.answered.append(piece)
         return failed
 
-    def _hot_reader(self, question: Question, piece: Piece, span: Span) -> _Read:
+    def _hot_reader(self, reading: _Reading, piece: Piece) -> _Read:
         def ask() -> tuple[pl.DataFrame, int, str]:
             read = self._hot.read
-            found = self.guards["redis"].call(lambda: read(question, piece.start_ms, piece.end_ms, span))
-            return *found, "answered"
+            table, rows, reading.span = self.guards["redis"].call(
+                lambda: read(reading.question, piece.start_ms, piece.end_ms)
+            )
+            return table, rows, "answered"
 
         return ask
 

@@ -15,6 +15,7 @@ from infra.console import App
 from infra.errors import AdclickError, Unavailable
 from infra.kafka import Admin
 from infra.patience import patiently
+from infra.priority import PIPELINE, give_way
 from infra.redis import Redis
 from infra.settings import Settings
 from stream.agents import Agents
@@ -93,4 +94,5 @@ async def run(settings: Settings) -> None:
 def stream(app: App) -> None:
     """Run one stream worker: fold blocks into minutes, hours and days, and show them in Redis and ClickHouse."""
     logs.configure(verbose=app.verbose, quiet=app.quiet)
+    give_way(PIPELINE)
     asyncio.run(run(app.settings))

@@ -1,5 +1,6 @@
 -- Rows are absolute sums of one shard; a row written again replaces itself, and the version (the input
--- offset that it contains) keeps an older write from winning. Read with FINAL, then sum over shards.
+-- offset that it contains) keeps an older write from winning. Read with FINAL, then sum over shards. A question is about a
+-- campaign's few hundred rows of a day, so granules and blocks are small.
 CREATE TABLE IF NOT EXISTS {database}.stream_hours (
     time DateTime('UTC'), campaign_id UInt64, advertiser_id UInt64, ad_id UInt64, publisher_id UInt64,
     country LowCardinality(String), device LowCardinality(String), shard UInt16,
@@ -9,7 +10,8 @@ CREATE TABLE IF NOT EXISTS {database}.stream_hours (
 PARTITION BY toYYYYMMDD(time)
 ORDER BY (campaign_id, time, advertiser_id, ad_id, publisher_id, country, device, shard)
 TTL time + INTERVAL 32 DAY
-SETTINGS storage_policy = 'tiered', fsync_after_insert = 1, fsync_part_directory = 1;
+SETTINGS storage_policy = 'tiered', fsync_after_insert = 1, fsync_part_directory = 1, index_granularity = 1024,
+    min_compress_block_size = 16384;
 
 CREATE TABLE IF NOT EXISTS {database}.stream_days (
     time DateTime('UTC'), campaign_id UInt64, advertiser_id UInt64, ad_id UInt64, publisher_id UInt64,
@@ -20,7 +22,8 @@ CREATE TABLE IF NOT EXISTS {database}.stream_days (
 PARTITION BY toYYYYMM(time)
 ORDER BY (campaign_id, time, advertiser_id, ad_id, publisher_id, country, device, shard)
 TTL time + INTERVAL 30 DAY TO VOLUME 'slow', time + INTERVAL 731 DAY
-SETTINGS storage_policy = 'tiered', fsync_after_insert = 1, fsync_part_directory = 1;
+SETTINGS storage_policy = 'tiered', fsync_after_insert = 1, fsync_part_directory = 1, index_granularity = 1024,
+    min_compress_block_size = 16384;
 
 -- How far each shard has written a tier: every window that ends at or before watermark_ms is in it, and what ends at or
 -- before border_ms changes no more.

@@ -13,7 +13,7 @@ from query.keys import Access, Keyring
 from query.limits import Limits, Taken
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reply:
     """What a handler made of a request. `rows_read` is what it costs."""
 

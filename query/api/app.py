@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -11,6 +13,7 @@ import cramjam
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -27,11 +30,13 @@ from query.api.edge import Edge
 from query.api.live import Live
 from query.api.metrics import Metrics
 from query.api.problems import Problem
+from query.api.tracing import Tracing
 from query.changes import Changes
 from query.keys import Access, Keyring, Keys
 from query.limits import Limits
-from query.request import BadQuestion, parse
-from query.router import Answer, Router
+from query.recent import Recent
+from query.request import BadQuestion, Question, parse
+from query.router import Answer, Observe, Router
 
 _COMPRESSED_BYTES = 1024
 # What a tenant may know of the pipeline.
@@ -43,47 +48,54 @@ _REVALIDATED, _A_MINUTE = "private, no-cache", "private, max-age=60"
 class Api:
     """The handlers: what each route makes of a request that may be made."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, observe: Observe) -> None:
         self._settings = settings
-        self.router = Router(settings, metrics.tier_read)
+        self.router = Router(settings, observe)
         redis = Redis(settings.redis, timeout_s=1.0)
         clickhouse = ClickHouse(settings.clickhouse, settings.database, timeout_s=settings.query_timeout_s)
         self._changes = Changes(clickhouse)
         limits = Limits(redis, self.router.guards["redis"], settings.key_prefix)
         self.gate = Gate(Keyring(Keys(clickhouse), settings.api_key.get_secret_value()), limits)
         self.live = Live()
+        self._recent: Recent[Reply] | None = Recent() if settings.query_cache == "on" else None
 
-    def ask(self, request: Request, access: Access, *, without: tuple[str, ...] = ()) -> Answer:
-        """The answer to the question in a request."""
+    def question(self, request: Request, access: Access, *, without: tuple[str, ...] = ()) -> Question:
+        """What a request asks. Raises BadQuestion."""
         given = [(name, value) for name, value in request.query_params.multi_items() if name not in without]
-        return self.router.answer(parse(given, now_ms(), self.router.held, access.advertisers))
+        return parse(given, now_ms(), self.router.held, access.advertisers)
 
     def metrics(self, request: Request, access: Access) -> Reply:
         """Numbers, in the format that is asked for."""
         given = request.query_params.getlist("format")
         wanted = given[0] if given else formats.accepted(request.headers.get("accept", ""))
-        if len(given) > 1 or wanted not in ("json", *formats.FORMATS):
-            raise BadQuestion("format", f"format is json, {', '.join(formats.FORMATS)}, once")
-        found = self.ask(request, access, without=("format",))
+        if len(given) > 1 or wanted not in formats.FORMATS:
+            raise BadQuestion("format", f"format is {', '.join(formats.FORMATS)}, once")
+        question = self.question(request, access, without=("format",))
+        answered = self._recent.get if self._recent is not None else lambda _key, make: make()
+        found = answered((question, wanted), lambda: self._made(question, wanted))
+        tags = (tag.strip() for tag in request.headers.get("if-none-match", "").split(","))
+        if found.headers["ETag"] in tags:
+            return replace(found, body=b"", status=304)
+        return _packed(request, found)
+
+    def _made(self, question: Question, wanted: str) -> Reply:
+        found = self.router.answer(question)
+        media_type, rows = formats.rows_alone(found, wanted)
         headers = {
             # Two answers with the same rows are the same, however long they took.
-            "ETag": f'W/"{_digest(found, wanted)}"',
+            "ETag": f'W/"{_digest(found, rows)}"',
             "Cache-Control": _A_MINUTE if found.settled else _REVALIDATED,
             "Vary": "Accept, Accept-Encoding, Authorization",
         }
-        if headers["ETag"] in (tag.strip() for tag in request.headers.get("if-none-match", "").split(",")):
-            return Reply(b"", headers=headers, rows_read=found.rows_read, status=304)
         if wanted == "json":
-            return _packed(
-                request, Reply(formats.body(found, self._settings.currency), headers=headers, rows_read=found.rows_read)
-            )
-        media_type, body = formats.rows_alone(found, wanted)
+            body = formats.document(found, rows, self._settings.currency)
+            return Reply(body, media_type, headers, found.rows_read)
         headers |= {
             "X-Adclick-Finality": found.finality,
             "X-Adclick-Warnings": msgspec.json.encode(found.warnings).decode("ascii", "replace"),
             **({"X-Adclick-Next-Cursor": found.next_cursor} if found.next_cursor else {}),
         }
-        return _packed(request, Reply(body, media_type, headers, found.rows_read))
+        return Reply(rows, media_type, headers, found.rows_read)
 
     def changes(self, request: Request, access: Access) -> Reply:
         """Buckets that were corrected or reconciled."""
@@ -107,11 +119,23 @@ class Api:
 
 def create(settings: Settings) -> FastAPI:
     """The application of one query process."""
-    metrics = Metrics(settings)
-    api = Api(settings, metrics)
-    app = FastAPI(
+    metrics, traced = Metrics(settings), Tracing(settings.trace_collector)
+
+    def observe(tier: str, outcome: str, seconds: float) -> None:
+        metrics.tier_read(tier, outcome, seconds)
+        traced.tier_read(tier, outcome, seconds)
+
+    api = Api(settings, observe)
+
+    @asynccontextmanager
+    async def serving(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(traced.close)
+
+    # FastAPI's own page of documentation has the browser fetch its script from elsewhere.
+    app = FastAPIOffline(
+        docs_url="/docs", redoc_url=None, static_url="/docs/static", lifespan=serving,
         title="adclick", version="1", description="Exact ad-click numbers: minutes, hours and days, and how final each is.",
-        docs_url="/docs", redoc_url=None,
     )  # fmt: skip
     _problems(app)
     _numbers(app, api)
@@ -129,8 +153,9 @@ def create(settings: Settings) -> FastAPI:
 
     app.openapi = openapi  # type: ignore[method-assign]
     app.add_middleware(
-        Edge, answered=metrics.answered, log=settings.access_log == "on", tls=settings.http.startswith("https")
-    )
+        Edge, answered=metrics.answered, traced=traced, log=settings.access_log == "on",
+        tls=settings.http.startswith("https"),
+    )  # fmt: skip
     return app
 
 
@@ -187,7 +212,7 @@ def _numbers(app: FastAPI, api: Api) -> None:
         access, taken = await run_in_threadpool(api.gate.enter, request)
 
         def ask() -> Answer:
-            found = api.ask(request, api.gate.known(request))
+            found = api.router.answer(api.question(request, api.gate.known(request)))
             api.gate.charge(access, found.rows_read)
             return found
 
@@ -230,9 +255,9 @@ def _operating(app: FastAPI, api: Api, settings: Settings, metrics: Metrics) -> 
         return HTMLResponse((resources.files(__package__) / "page.html").read_text())
 
 
-def _digest(found: Answer, wanted: str) -> str:
-    told = hashlib.sha256(found.shown.write_ndjson().encode())
-    told.update(repr((wanted, found.next_cursor, found.finality, found.warnings)).encode())
+def _digest(found: Answer, rows: bytes) -> str:
+    told = hashlib.sha256(rows)
+    told.update(repr((found.next_cursor, found.finality, found.warnings)).encode())
     return told.hexdigest()[:24]
 
 
@@ -244,5 +269,5 @@ def _packed(request: Request, reply: Reply) -> Reply:
         packed = (
             cramjam.zstd.compress(reply.body, level=1) if name == "zstd" else cramjam.gzip.compress(reply.body, level=1)
         )
-        reply.body, reply.headers = bytes(packed), {**reply.headers, "Content-Encoding": name}
+        return replace(reply, body=bytes(packed), headers={**reply.headers, "Content-Encoding": name})
     return reply

@@ -33,7 +33,7 @@ _ADVERTISER = _parameter("advertiser_id", _ID, "all campaigns of an advertiser",
 _ROWS = _parameter("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}, "rows at most", 100)
 _CURSOR = _parameter("cursor", {"type": "string"}, "next_cursor of the page before", None)
 _FORMAT = _parameter(
-    "format", {"type": "string", "enum": ["json", *FORMATS]},
+    "format", {"type": "string", "enum": list(FORMATS)},
     "rows alone as CSV, NDJSON or an Arrow stream, or JSON with everything about them; the Accept header says the same", "csv",
 )  # fmt: skip
 
@@ -121,11 +121,30 @@ _CHANGED = {
 _OBJECT = {"type": "object"}
 
 
+_EXAMPLES = {
+    400: ("bad-parameter", "no such parameter: granularty; did you mean granularity?", "granularty"),
+    401: ("unauthorized", "send the header Authorization: Bearer KEY, with a key that is valid", None),
+    403: ("forbidden", "this key may not see advertiser 9", "advertiser_id"),
+    404: ("http", "Not Found", None),
+    413: ("too-large", "requests need no body", None),
+    414: ("too-long", "an address may have 32768 bytes", None),
+    422: (
+        "grain-not-held",
+        "minute numbers from 2026-01-01T00:00:00Z on are no longer held; what would do: day",
+        "granularity",
+    ),
+    429: ("too-many-requests", "this key may ask again in 3 s", None),
+    503: ("unavailable", "nothing that can answer this is there at the moment: Redis: Connection refused", None),
+}
+
+
 def _answers(content: dict[str, Any], refusals: tuple[int, ...]) -> dict[int | str, dict[str, Any]]:
-    problem = {"description": "a problem document", "content": {problems.MEDIA_TYPE: {"schema": problems.SCHEMA}}}
-    found: dict[int | str, dict[str, Any]] = {
-        status: problem | {"description": problems.TITLES[status]} for status in refusals
-    }
+    found: dict[int | str, dict[str, Any]] = {}
+    for status in refusals:
+        kind, detail, parameter = _EXAMPLES[status]
+        example = problems.Problem(status, kind, detail, parameter).body()
+        told = {problems.MEDIA_TYPE: {"schema": problems.SCHEMA, "example": example}}
+        found[status] = {"description": problems.TITLES[status], "content": told}
     return {200: {"description": "the answer", "content": content}} | found
 
 
@@ -136,7 +155,7 @@ def _json(schema: dict[str, Any]) -> dict[str, Any]:
 _KEYED = (401, 403, 429, 503)
 _ROWS_ALONE: dict[str, Any] = {m.partition(";")[0]: {"schema": {"type": "string"}} for m, _ in FORMATS.values()}
 RESPONSES = {
-    "metrics": _answers(_json(_ANSWER) | _ROWS_ALONE, (400, 413, 414, 422, *_KEYED))
+    "metrics": _answers(_ROWS_ALONE | _json(_ANSWER), (400, 413, 414, 422, *_KEYED))
     | {304: {"description": "what If-None-Match names is still right"}},
     "changes": _answers(_json(_CHANGED), (400, 413, 414, 422, *_KEYED)),
     "live": _answers({"text/event-stream": {"schema": {"type": "string"}}}, (400, 413, 414, 422, *_KEYED)),

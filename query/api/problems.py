@@ -37,17 +37,19 @@ class Problem(Exception):
         super().__init__(detail)
         self.status, self.kind, self.detail, self.parameter, self.headers = status, kind, detail, parameter, headers
 
-    def response(self) -> JSONResponse:
-        """As it goes over HTTP."""
-        body: dict[str, object] = {
+    def body(self) -> dict[str, object]:
+        """The document."""
+        told: dict[str, object] = {
             "type": f"{TYPE}{self.kind}",
             "title": TITLES.get(self.status, "Error"),
             "status": self.status,
             "detail": self.detail,
         }
-        if self.parameter is not None:
-            body["parameter"] = self.parameter
-        return JSONResponse(body, self.status, self.headers, media_type=MEDIA_TYPE)
+        return told if self.parameter is None else told | {"parameter": self.parameter}
+
+    def response(self) -> JSONResponse:
+        """As it goes over HTTP."""
+        return JSONResponse(self.body(), self.status, self.headers, media_type=MEDIA_TYPE)
 
 
 SCHEMA = {

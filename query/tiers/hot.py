@@ -1,4 +1,8 @@
-"""Reads minutes from Redis: all places where a row may lie in one MULTI, so that none is seen twice or missed."""
+"""Reads minutes from Redis: all places where a row of a shard may lie at one moment, so that none is seen twice or missed.
+
+Where rows may lie follows from what each shard says it holds. That changes once a minute, so a reader takes it to be as it was
+when it last looked, looks again in the same round trip, and asks a second time where it was wrong.
+"""
 
 from __future__ import annotations
 
@@ -95,6 +99,10 @@ class Span:
     from_ms: list[int | None]
     newest_ms: list[int | None]
 
+    def places_as(self, other: Span) -> bool:
+        """Whether rows lie in the same places."""
+        return self.newest_ms == other.newest_ms and self.packed_ms == other.packed_ms
+
     @property
     def watermark_ms(self) -> int | None:
         """The closing watermark over all shards."""
@@ -118,14 +126,13 @@ class HotTier:
     def __init__(self, redis: Redis, prefix: str, shards: int) -> None:
         self._redis, self._prefix, self._shards = redis, prefix, shards
         self._rolled = redis.script(_ROLLED_UP)
+        self._marks = [("HMGET", f"{base_key(prefix, s)}:span", *_MARKS) for s in range(shards)]
+        self._seen: Span | None = None
 
     def span(self) -> Span:
         """What the tier holds, now."""
-        found = self._redis.pipeline(
-            [("HMGET", f"{base_key(self._prefix, s)}:span", *_MARKS) for s in range(self._shards)]
-        )
-        numbers = [[None if v is None or v == b"" else int(v) for v in marks] for marks in found]
-        return Span(*([shard[i] for shard in numbers] for i in range(len(_MARKS))))
+        self._seen = _span(self._redis.pipeline(self._marks))
+        return self._seen
 
     def campaigns_of(self, advertiser: int) -> list[int]:
         """The campaigns that an advertiser has had in the hot tier."""
@@ -134,19 +141,20 @@ class HotTier:
         )
         return sorted({int(c) for members in found for c in members})
 
-    def read(self, question: Question, start_ms: int, end_ms: int, span: Span) -> tuple[pl.DataFrame, int]:
-        """Sums of the minutes in [start_ms, end_ms), and how many packed rows were read."""
+    def read(self, question: Question, start_ms: int, end_ms: int) -> tuple[pl.DataFrame, int, Span]:
+        """Sums of the minutes in [start_ms, end_ms), how many packed rows were read, and what the tier held then."""
         campaigns = question.campaigns or tuple(self.campaigns_of(question.advertiser or 0))
-        places: list[_Place] = []
-        for shard in range(self._shards):
-            newest = span.newest_ms[shard]
-            if newest is not None and newest >= start_ms:
-                stop_ms = min(end_ms, newest + MINUTE_MS)
-                places += self._places(shard, campaigns, start_ms, stop_ms, span.packed_ms[shard])
+        taken = self._seen or self.span()
+        places = self._places(campaigns, start_ms, end_ms, taken)
+        span, answers = self._ask(question, places)
+        if not span.places_as(taken):
+            places = self._places(campaigns, start_ms, end_ms, span)
+            _, answers = self._ask(question, places)
+        self._seen = span
         packed: list[bytes] = []
         minutes: list[int] = []
         owners: list[int] = []
-        for place, found in zip(places, self._ask(question, places), strict=True):
+        for place, found in zip(places, answers, strict=True):
             # Cells minute by minute, and then what came later for any; or what the flushes added to one minute.
             values = _cells(place.first, found) if place.count else ((place.first, value) for value in found if value)
             for minute, value in values:
@@ -154,10 +162,18 @@ class HotTier:
                 minutes.append(minute)
                 owners.append(place.campaign)
         if not packed:
-            return answer.merged(question, []), 0
-        return self._sum(question, packed, minutes, owners)
+            return answer.merged(question, []), 0, span
+        return *self._sum(question, packed, minutes, owners), span
 
-    def _places(
+    def _places(self, campaigns: tuple[int, ...], start_ms: int, end_ms: int, span: Span) -> list[_Place]:
+        found: list[_Place] = []
+        for shard, newest in enumerate(span.newest_ms):
+            if newest is not None and newest >= start_ms:
+                stop_ms = min(end_ms, newest + MINUTE_MS)
+                found += self._of_shard(shard, campaigns, start_ms, stop_ms, span.packed_ms[shard])
+        return found
+
+    def _of_shard(
         self, shard: int, campaigns: tuple[int, ...], start_ms: int, end_ms: int, packed_ms: int | None
     ) -> Iterator[_Place]:
         base = base_key(self._prefix, shard)
@@ -169,8 +185,9 @@ class HotTier:
             for minute in range(by_flush_from, end_ms, MINUTE_MS):
                 yield _Place(shard, f"{base}:o:{minute}:{campaign}", campaign, minute, 0)
 
-    def _ask(self, question: Question, places: list[_Place]) -> list[list[bytes | None]]:
-        """The values of each place: all of a shard at one moment, and roll-ups where these are enough."""
+    def _ask(self, question: Question, places: list[_Place]) -> tuple[Span, list[list[bytes | None]]]:
+        """What the tier holds, and then the values of each place: all of a shard at one moment, and roll-ups where these are
+        enough."""
         needed = ({*question.group_by} | {name for name, _ in question.filters}) - {"campaign_id"}
         if len(needed) <= 1:
             suffix = f":{ROLLED[needed.pop() if needed else 'device']}"
@@ -179,12 +196,13 @@ class HotTier:
                 for _, of_shard in groupby(places, lambda p: p.shard)
                 for found in [list(of_shard)]
             ]
-            return [values for of_shard in self._rolled.each(calls) for values in of_shard] if calls else []
+            told = self._rolled.each(calls, self._marks)
+            return _span(told[: self._shards]), [values for of_shard in told[self._shards :] for values in of_shard]
         commands = [("HMGET", p.key, *p.fields) if p.count else ("HGETALL", p.key) for p in places]
-        answers = self._redis.pipeline(commands, atomic=True)
-        return [
+        told = self._redis.pipeline([*self._marks, *commands], atomic=True)
+        return _span(told[: self._shards]), [
             found if place.count else [v for name, v in zip(found[::2], found[1::2], strict=True) if b":" not in name]
-            for place, found in zip(places, answers, strict=True)
+            for place, found in zip(places, told[self._shards :], strict=True)
         ]
 
     def _sum(
@@ -219,6 +237,12 @@ class HotTier:
         )
         names = [_STRINGS[g].gather(sums[g]).alias(g) for g in question.group_by if g in NAMES]
         return sums.with_columns(names), len(source)
+
+
+def _span(told: list[list[bytes | None]]) -> Span:
+    """Of the marks of each shard."""
+    numbers = [[int(mark) if mark else None for mark in marks] for marks in told]
+    return Span(*([shard[i] for shard in numbers] for i in range(len(_MARKS))))
 
 
 def _cells(first: int, found: list[bytes | None]) -> Iterator[tuple[int, bytes]]:

@@ -68,11 +68,12 @@ class StoredTiers:
         table = pl.DataFrame({"_bucket": seconds.cast(pl.Int64) * 1000, **columns}).cast(
             answer.schema(question.group_by)
         )
-        held = table["_bucket"].unique().to_list()
-        wanted = [question.bucket(time_ms) for time_ms in held]
-        if wanted != held:
-            buckets = pl.col("_bucket").replace_strict(held, wanted, return_dtype=pl.Int64)
-            table = answer.summed(table.with_columns(buckets), question.group_by)
+        if question.grain == "total":
+            table = table.with_columns(pl.lit(question.start_ms, pl.Int64).alias("_bucket"))
+        elif question.grain == "day" and piece.tier in (WARM, EXACT_HOURS):
+            held = table["_bucket"].unique().to_list()
+            days = pl.col("_bucket").replace_strict(held, [question.bucket(t) for t in held], return_dtype=pl.Int64)
+            table = answer.summed(table.with_columns(days), question.group_by)
         return table, found.num_rows
 
     def _statement(self, question: Question, piece: Piece, exact: bool) -> tuple[str, dict[str, Any]]:

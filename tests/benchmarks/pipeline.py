@@ -100,7 +100,9 @@ def measure(stack: Bench, filled: Filled, bare: dict[str, float]) -> dict[str, A
     wait_published(stack, end_ms - MINUTE_MS)
     seconds = time.monotonic() - began
     parts = stack.settings.event_partitions
-    while sum(stack.admin.ends(topics.ARCHIVE, parts)) - stack.consumed(topics.ARCHIVE_GROUP, topics.ARCHIVE) > 8:
+    while (
+        sum(stack.admin.ends(topics.ARCHIVE, parts)) - stack.consumed(topics.ARCHIVE_GROUP, topics.ARCHIVE) > 2 * parts
+    ):
         time.sleep(0.1)
     time.sleep(_SETTLED_S)
     counted = filled.total - first

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import json
+import os
 import random
 import subprocess
 import threading
@@ -18,11 +18,15 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+import msgspec
+
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, now_ms
+from infra.priority import PIPELINE
 from infra.redis import Redis
 from ingest.synthetic.command import write_lines
 from ingest.synthetic.generator import Spec, make
@@ -60,6 +64,15 @@ KINDS = (
 )  # fmt: skip
 
 
+class _Statistics(msgspec.Struct):
+    elapsed_ms: float
+    tiers_ms: float
+
+
+class _Told(msgspec.Struct):
+    statistics: _Statistics
+
+
 @dataclass
 class Asker:
     """One client, which keeps its connection."""
@@ -87,8 +100,8 @@ class Asker:
         raw = answer.read()
         self.ms.setdefault(kind.name, []).append((time.perf_counter() - began) * 1000)
         assert answer.status == 200, raw
-        told_by = json.loads(raw)["statistics"]
-        self.overhead_ms.append(told_by["elapsed_ms"] - told_by["tiers_ms"])
+        told_by = msgspec.json.decode(raw, type=_Told).statistics
+        self.overhead_ms.append(told_by.elapsed_ms - told_by.tiers_ms)
         self.asked += 1
 
     def any(self) -> None:
@@ -146,7 +159,11 @@ def load(stack: Bench, rate: int) -> Any:
     def send() -> None:
         while not stop.is_set():
             words = ["replay", str(file), "--rate", str(rate), "--shift-to-now", "--dir", str(stack.stack), "-q"]
-            with subprocess.Popen([*ADCLICK, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as sender:
+            with subprocess.Popen(
+                [*ADCLICK, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                # A producer has a machine of its own, mostly.
+                preexec_fn=partial(os.nice, PIPELINE),
+            ) as sender:  # fmt: skip
                 while sender.poll() is None and not stop.wait(0.1):
                     pass
                 sender.terminate()

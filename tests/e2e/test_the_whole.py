@@ -28,6 +28,7 @@ from ingest.synthetic.generator import Spec, make
 from query.command import Client
 from query.questions import battery, dead_letters_differ, reconciled
 from tests.chaos import outages
+from tests.chaos.watcher import Watcher
 from tests.conftest import adclick
 from tests.product import SPAN_MS, Product, wait_until
 
@@ -115,7 +116,15 @@ def test_reconciliation_gives_the_batch_truth_and_twice_changes_nothing(product:
     day_ms = (product.start_ms + SPAN_MS) // DAY_MS * DAY_MS - DAY_MS
     day = iso(day_ms)[:10]
     where = ["--dir", str(product.folder.path), "--date", day, "--json"]
+    watcher = Watcher(product, [])
+    watching = threading.Thread(target=watcher.run)
+    watching.start()
     first = adclick("reconcile", *where)
+    time.sleep(2)
+    watcher.stop()
+    watching.join()
+    assert watcher.asked > 10
+    assert watcher.went_back == []
     # One event in three hundred is too late here, so nearly one dimension in three hundred needs correction.
     assert first.returncode in (0, 3), first.stderr
     ledger = json.loads(first.stdout)

@@ -87,7 +87,7 @@ def minutes(tier: HotTier, **more: str) -> dict[Any, int]:
 def _read(tier: HotTier, **more: str) -> dict[Any, int]:
     given = {"campaign_id": "1", "start": "-60m", "end": "now", "granularity": "minute"} | more
     question = parse(list(given.items()), NOW, Held(24 * HOUR_MS, 10**12))
-    table, _ = tier.read(question, question.start_ms, question.end_ms, tier.span())
+    table, _, _ = tier.read(question, question.start_ms, question.end_ms)
     keys = table.select((pl.col("_bucket") - START) // MINUTE, *question.group_by).rows()
     return dict(zip(keys, table["impressions"].to_list(), strict=True))
 
@@ -201,10 +201,10 @@ def test_another_advertisers_use_of_the_campaigns_number_is_kept_apart(shard: Sh
     assert minutes(tier, campaign_id="1") == {(0,): 11}
     given = [("advertiser_id", "2"), ("start", "-60m"), ("end", "now"), ("granularity", "minute")]
     question = parse(given, NOW, Held(24 * HOUR_MS, 10**12))
-    table, _ = tier.read(question, question.start_ms, question.end_ms, tier.span())
+    table, _, _ = tier.read(question, question.start_ms, question.end_ms)
     assert table["impressions"].to_list() == [10]
     seen = parse([("campaign_id", "1"), *given[1:]], NOW, Held(24 * HOUR_MS, 10**12), frozenset([1]))
-    table, _ = tier.read(seen, question.start_ms, question.end_ms, tier.span())
+    table, _, _ = tier.read(seen, question.start_ms, question.end_ms)
     assert table["impressions"].to_list() == [1]
 
 
@@ -225,7 +225,7 @@ def test_a_large_cell_is_read_by_its_roll_ups_wherever_it_lies(shard: Shard, tie
         asked = [("campaign_id", "1"), ("start", "-60m"), ("end", "now"), ("granularity", "total")]
         for scope in (None, frozenset([0]), frozenset([1])):
             question = parse(asked, NOW, Held(24 * HOUR_MS, 10**12), scope)
-            table, read = tier.read(question, question.start_ms, question.end_ms, tier.span())
+            table, read, _ = tier.read(question, question.start_ms, question.end_ms)
             true = sum(row["impressions"] for row in shown if scope is None or row["advertiser_id"] in scope)
             assert table["impressions"].to_list() == [true]
             assert read <= most_rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -123,6 +124,16 @@ def _asked(path: str, subject: tuple[str, str], group: str) -> tuple[tuple[str, 
     if path == "/v1/metrics":
         return (subject, *_RANGE, ("group_by", group))
     return (subject, ("since", "-1h")) if path == "/v1/metrics/changes" else ()
+
+
+def test_the_documentation_comes_from_here(http: httpx.Client) -> None:
+    page = http.get("/docs")
+    files = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(files) >= 2
+    for file in files:
+        assert file.startswith("/docs/"), file
+        assert http.get(file).status_code == 200
+    assert "'unsafe-eval'" not in page.headers["content-security-policy"]
 
 
 def test_a_key_is_worth_nothing_once_it_is_revoked_rotated_or_over(http: httpx.Client, client: ClickHouse) -> None:

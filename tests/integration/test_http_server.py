@@ -12,10 +12,12 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from infra.clickhouse.client import ClickHouse
 from infra.clock import MINUTE_MS, now_ms
@@ -33,11 +35,11 @@ _LIVE = [("campaign_id", "1"), ("start", "-10m"), ("end", "now"), ("granularity"
 class Server:
     """A router's process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, **more: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.settings = settings.model_copy(update={"http": f"http://127.0.0.1:{port}"})
+        self.settings = settings.model_copy(update={"http": f"http://127.0.0.1:{port}", **more})
         self.port = port
         environment = worker_environment(self.settings, "query-0")
         self.process = subprocess.Popen([sys.executable, "-m", "infra", "query", "-q"], env=environment)
@@ -154,6 +156,49 @@ def test_a_stream_ends_with_its_key_and_a_key_has_so_many(server: Server, shard:
     for stream in streams:
         assert stream.ended.wait(5)
         assert stream.found[-1]["event"] == "problem"
+
+
+class Collector(ThreadingHTTPServer):
+    """Takes spans, as OpenTelemetry sends them."""
+
+    def __init__(self) -> None:
+        self.spans: list[Any] = []
+        spans = self.spans
+
+        class Taker(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                raw = self.rfile.read(int(self.headers["Content-Length"]))
+                told = ExportTraceServiceRequest.FromString(raw)
+                spans.extend(s for r in told.resource_spans for scope in r.scope_spans for s in scope.spans)
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Taker)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+def test_a_trace_goes_on_from_the_request_to_the_parts_of_its_answer(settings: Settings, shard: Shard) -> None:
+    collector = Collector()
+    server = Server(settings, trace_collector=f"http://127.0.0.1:{collector.server_port}/v1/traces")
+    try:
+        show(shard, 2, 20)
+        trace, caller = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+        headers = server.headers() | {"traceparent": f"00-{trace}-{caller}-01"}
+        url = f"{server.settings.http}/v1/metrics"
+        assert httpx.get(url, params=httpx.QueryParams(tuple(_LIVE)), headers=headers).status_code == 200
+        server.process.terminate()
+        server.process.wait(10)
+        spans = {span.name: span for span in collector.spans if span.trace_id.hex() == trace}
+        assert set(spans) == {"GET /v1/metrics", "read hot"}
+        assert spans["GET /v1/metrics"].parent_span_id.hex() == caller
+        assert spans["read hot"].parent_span_id == spans["GET /v1/metrics"].span_id
+    finally:
+        server.process.kill()
+        server.process.wait()
+        collector.shutdown()
 
 
 def test_clients_that_do_not_behave_hold_nobody_up(server: Server) -> None:

@@ -31,6 +31,7 @@ CLIENTS = {
     "prometheus_client": "query/api/metrics.py",
     "circuitbreaker": "query/tiers/guard.py",
     "sse_starlette": "query/api/live.py",
+    "opentelemetry": "query/api/tracing.py",
     "uvicorn": "query/api/server.py",
 }
 PURE = [

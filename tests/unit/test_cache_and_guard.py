@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import pytest
@@ -14,6 +15,7 @@ from query import cache
 from query.cache import Cache
 from query.keys import Access
 from query.limits import Limits
+from query.recent import Recent
 from query.tiers import guard
 from query.tiers.guard import Guard
 
@@ -188,3 +190,21 @@ def test_without_redis_a_key_is_limited_by_the_process() -> None:
     assert refused.wait_s > 1_000
     assert refused.headers()["Retry-After"] == str(refused.wait_s)
     assert limits.take(Access("unlimited", None, admin=True)).allowed
+
+
+def test_an_answer_of_a_moment_ago_is_given_again_and_made_once_at_a_time() -> None:
+    recent, made = Recent[int](kept_s=0.2), list[str]()
+
+    def make(key: str) -> int:
+        made.append(key)
+        time.sleep(0.05)
+        return len(made)
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(lambda _: recent.get("a", lambda: make("a")), range(64))) == {1}
+    assert recent.get("b", lambda: make("b")) == 2
+    time.sleep(0.25)
+    assert recent.get("a", lambda: make("a")) == 3
+    with pytest.raises(ZeroDivisionError):
+        recent.get("c", lambda: 1 // 0)
+    assert recent.get("c", lambda: make("c")) == 4
