@@ -5,15 +5,26 @@ Only where cores are short does it matter. Nobody starves: a core that two want 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
+from pathlib import Path
 
 PIPELINE, BACKGROUND = 5, 10
 
 
 def give_way(niceness: int) -> None:
-    """Let this thread, and those that it starts, run after those that are more urgent, where both cannot run."""
+    """Let this process, called before it has other threads, run after those that are more urgent, where both cannot run."""
+    give_way_here(niceness)
+    # Linux may weigh sessions against each other first, and niceness only within one (sched(7), autogroup).
+    if sys.platform == "linux" and os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(niceness))
+
+
+def give_way_here(niceness: int) -> None:
+    """The same for this thread, and those that it starts, against others of its process."""
     if sys.platform == "linux":
         # Linux counts niceness by thread.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

@@ -1,50 +1,98 @@
-"""Sums from several tiers to one answer: merged by bucket and group, with finality and ratios. Pure, and by column.
-
-A table of sums has the columns `_bucket` (start of the bucket, epoch ms), those of the question's `group_by`, MEASURES as
-128-bit integers, and `_corrected` and `_sampled`, which tell whether any of it was.
-"""
+"""Sums to an answer: ratios, finality, order, pages. Pure, and by column."""
 
 from __future__ import annotations
 
+import bisect
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
-from ingest.events import COUNTRIES, DEVICES
+from infra.columns import Bools, Ints
+from query import sums
 from query.plan import EXACT, Borders, Piece
 from query.request import GRAINS, MEASURES, RATIOS, BadQuestion, Question
 from query.signing import Signer
+from query.sums import NAMES, Exact, Sums
 
 FINALITY = ("provisional", "closed", "corrected", "reconciled")
-_SUM = pl.Int128()
-_FINALITIES = pl.Enum(FINALITY)
-_FINALITY = {name: pl.lit(name, _FINALITIES) for name in FINALITY}
-_LITERALS: dict[type, Any] = {int: pl.Int128, float: pl.Float64, str: pl.String}
-NAMES = {"country": COUNTRIES, "device": DEVICES}
-"""Dimensions of strings, and the values that they may have."""
+"""The weakest first."""
+_CLOSED, _CORRECTED = FINALITY.index("closed"), FINALITY.index("corrected")
+_SHOWN = {name: pa.array(values, pa.large_string()) for name, values in NAMES.items()}
+_SHOWN_FINALITY = pa.array(FINALITY, pa.large_string())
+# What each of the names comes as in alphabetical order.
+_PLACES = {name: np.argsort(np.argsort(np.array(values))) for name, values in NAMES.items()}
+# By so much a measure is multiplied at most before it is divided.
+_SCALE = 2 * 10_000
 
 
-def schema(group_by: Sequence[str]) -> pl.Schema:
-    """Types of the columns of a table of sums."""
-    groups = {g: pl.String() if g in NAMES else pl.Int64() for g in group_by}
-    sums = dict.fromkeys(MEASURES, _SUM)
-    return pl.Schema({"_bucket": pl.Int64(), **groups, **sums, "_corrected": pl.Boolean(), "_sampled": pl.Boolean()})
+@dataclass(frozen=True)
+class Ratio:
+    """Values, and where there is none, since the divisor is 0."""
+
+    values: npt.NDArray[Any]
+    absent: Bools
 
 
-def merged(question: Question, tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """One row for each bucket and group."""
-    if not tables:
-        return pl.DataFrame(schema=schema(question.group_by))
-    if len(tables) == 1:
-        return tables[0]
-    return summed(pl.concat(tables), question.group_by)
+@dataclass(frozen=True)
+class Made:
+    """All rows of an answer. `finality`: indices into FINALITY. `sorted_by`: what rows are ordered by, ascending, as numbers;
+    `order` puts them so."""
+
+    table: Sums
+    ratios: dict[str, Ratio]
+    finality: npt.NDArray[np.uint8]
+    sorted_by: list[npt.NDArray[Any]]
+    order: Ints
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def place(self, row: int) -> list[Any]:
+        """What the row is ordered by."""
+        found = (column[row] for column in self.sorted_by)
+        return [value.item() if isinstance(value, np.generic) else value for value in found]
 
 
-def summed(rows: pl.DataFrame, group_by: Sequence[str]) -> pl.DataFrame:
-    """Sums of a table whose keys repeat."""
-    return rows.group_by("_bucket", *group_by).agg(pl.col(*MEASURES).sum(), pl.col("_corrected", "_sampled").any())
+def rows(question: Question, table: Sums, borders: Borders, pieces: Sequence[Piece]) -> Made:
+    """All rows of the answer in their order.
+
+    Ratios are derived after summing: ctr and cvr to four decimals, money to whole micros, halves up.
+    """
+    if question.fill:
+        table = sums.filled(question, table)
+    ratios = _ratios(table)
+    final = _finalities(question, table, borders, reconciled_stretches(pieces))
+    by = _sorted_by(question, table, ratios)
+    return Made(table, ratios, final, by, _ordered(by))
+
+
+def _ratios(table: Sums) -> dict[str, Ratio]:
+    measures = {m: sums.roomy(column, _SCALE) for m, column in zip(MEASURES, table.measures, strict=True)}
+    impressions, clicks = measures["impressions"], measures["clicks"]
+    no_impressions, no_clicks = (np.asarray(column == 0, bool) for column in (impressions, clicks))
+
+    def of(part: Exact, whole: Exact, absent: Bools) -> Exact:
+        """part / whole to the nearest integer, halves up, without floats."""
+        whole = np.where(absent, 1, whole)
+        return np.asarray((2 * part + whole) // (2 * whole))
+
+    found = {
+        "ctr": Ratio(of(clicks * 10_000, impressions, no_impressions) / 10_000, no_impressions),
+        "cvr": Ratio(of(measures["conversions"] * 10_000, clicks, no_clicks) / 10_000, no_clicks),
+        "cpc_micros": Ratio(of(measures["spend_micros"], clicks, no_clicks), no_clicks),
+        "cpm_micros": Ratio(of(measures["spend_micros"] * 1000, impressions, no_impressions), no_impressions),
+    }
+    assert tuple(found) == RATIOS
+    return found
+
+
+# -- finality ---------------------------------------------------------------------------------------------------
 
 
 def reconciled_stretches(pieces: Sequence[Piece]) -> list[tuple[int, int]]:
@@ -68,112 +116,67 @@ def finality(question: Question, bucket: int, borders: Borders, exact: Sequence[
     return "provisional" if borders.watermark_ms is None or end > borders.watermark_ms else "closed"
 
 
-def _half_up(part: pl.Expr, whole: pl.Expr) -> pl.Expr:
-    """part / whole to the nearest integer, halves up, without floats; null where the divisor is 0."""
-    return pl.when(whole != 0).then((2 * part + whole) // (2 * whole))
+def _finalities(
+    question: Question, table: Sums, borders: Borders, exact: Sequence[tuple[int, int]]
+) -> npt.NDArray[np.uint8]:
+    buckets, which = np.unique(table.buckets, return_inverse=True)
+    by_bucket = [FINALITY.index(finality(question, b, borders, exact)) for b in buckets.tolist()]
+    found = np.array(by_bucket, np.uint8)[which]
+    found[(found == _CLOSED) & table.corrected] = _CORRECTED
+    return found
 
 
-def _four_decimals(part: str, whole: str) -> pl.Expr:
-    # Divided by a constant, polars multiplies by its reciprocal, which is not the nearest float.
-    return (_half_up(pl.col(part) * 10_000, pl.col(whole)).cast(pl.Float64) / 10_000).round(4)
+def weakest(made: Made, question: Question, borders: Borders, pieces: Sequence[Piece]) -> str:
+    """The finality of the whole."""
+    if len(made):
+        return FINALITY[int(made.finality.min())]
+    exact = reconciled_stretches(pieces)
+    if _covered(question.start_ms, question.end_ms, exact):
+        return "reconciled"
+    open_ = borders.watermark_ms is None or question.end_ms > borders.watermark_ms
+    return "provisional" if open_ else "closed"
 
 
-_RATIO_COLUMNS = {
-    "ctr": _four_decimals("clicks", "impressions"),
-    "cvr": _four_decimals("conversions", "clicks"),
-    "cpc_micros": _half_up(pl.col("spend_micros"), pl.col("clicks")),
-    "cpm_micros": _half_up(pl.col("spend_micros") * 1000, pl.col("impressions")),
-}
-assert tuple(_RATIO_COLUMNS) == RATIOS
+# -- order and pages --------------------------------------------------------------------------------------------
 
 
-def rows(question: Question, table: pl.DataFrame, borders: Borders, pieces: Sequence[Piece]) -> pl.DataFrame:
-    """All rows of the answer in their order, with the columns of `meta` and `_bucket` and `_sampled`.
-
-    Ratios are derived after summing: ctr and cvr to four decimals, money to whole micros, halves up.
-    """
-    if question.fill:
-        table = _filled(question, table)
-    label, final = _told(question, table, borders, reconciled_stretches(pieces))
-    corrected = (final == _FINALITY["closed"]) & pl.col("_corrected")
-    made = table.select(
-        "_bucket", label.alias("time"), *question.group_by, *MEASURES,
-        *(e.alias(name) for name, e in _RATIO_COLUMNS.items()),
-        pl.when(corrected).then(_FINALITY["corrected"]).otherwise(final).alias("finality"), "_sampled",
-    )  # fmt: skip
-    columns, descending = zip(*_order(question), strict=True)
-    # Absent ratios come last, whichever way.
-    return made.sort(columns, descending=descending, nulls_last=True)
+def _sorted_by(question: Question, table: Sums, ratios: dict[str, Ratio]) -> list[npt.NDArray[Any]]:
+    """The column that is asked for, and then what tells rows apart. Absent ratios come last, whichever way."""
+    groups = {g: _PLACES[g][c] if g in NAMES else c for g, c in zip(question.group_by, table.groups, strict=True)}
+    by: list[npt.NDArray[Any]] = [table.buckets, *groups.values()]
+    sign = -1 if question.descending else 1
+    if question.order in RATIOS:
+        ratio = ratios[question.order]
+        return [ratio.absent.astype(np.int64), np.where(ratio.absent, 0, sign * ratio.values), *by]
+    if question.order:
+        columns = {"time": table.buckets, **groups, **dict(zip(MEASURES, table.measures, strict=True))}
+        return [sign * columns[question.order], *by]
+    return by
 
 
-def _told(
-    question: Question, table: pl.DataFrame, borders: Borders, exact: Sequence[tuple[int, int]]
-) -> tuple[pl.Expr, pl.Expr]:
-    """How each row's bucket is shown, and how final it is as long as nothing of it was corrected."""
-    bucket, size = pl.col("_bucket"), GRAINS.get(question.grain)
-    if size is not None and question.utc_days and not exact:
-        if borders.watermark_ms is None:
-            final = _FINALITY["provisional"]
-        else:
-            open_ = bucket + size > borders.watermark_ms
-            final = pl.when(open_).then(_FINALITY["provisional"]).otherwise(_FINALITY["closed"])
-        return pl.from_epoch(bucket, time_unit="ms").dt.strftime("%Y-%m-%dT%H:%M:%SZ"), final
-    held = table["_bucket"].unique().to_list()
-    if not held:
-        return pl.lit("", pl.String), _FINALITY["closed"]
-    labels, finals = [question.label(b) for b in held], [finality(question, b, borders, exact) for b in held]
-    return (
-        bucket.replace_strict(held, labels, return_dtype=pl.String),
-        bucket.replace_strict(held, finals, return_dtype=_FINALITIES),
-    )
+def _ordered(by: Sequence[npt.NDArray[Any]]) -> Ints:
+    order = np.arange(len(by[0]))
+    for column in reversed(by):
+        order = order[np.argsort(column[order], kind="stable")]
+    return order
 
 
-def _filled(question: Question, table: pl.DataFrame) -> pl.DataFrame:
-    """With a row of zeros for each bucket in which a group that is there has none."""
-    buckets = pl.DataFrame({"_bucket": question.buckets()}, schema={"_bucket": pl.Int64})
-    groups = table.select(question.group_by).unique()
-    wanted = buckets.join(groups, how="cross") if question.group_by else buckets
-    keys = ["_bucket", *question.group_by]
-    zeros = [pl.lit(0, _SUM).alias(m) for m in MEASURES] + [pl.lit(False).alias(f) for f in ("_corrected", "_sampled")]
-    return pl.concat([table, wanted.join(table, on=keys, how="anti").with_columns(zeros).select(table.columns)])
-
-
-def page(question: Question, made: pl.DataFrame, signer: Signer) -> tuple[pl.DataFrame, str | None]:
-    """The rows after the cursor, at most `limit`, and the next cursor. Raises BadQuestion on a foreign one.
+def page(question: Question, made: Made, signer: Signer) -> tuple[pl.DataFrame, str | None]:
+    """The rows after the cursor, at most `limit`, and the next cursor: with `_bucket`, `_sampled` and the columns of `meta`.
 
     A cursor says behind which row, by all that rows are ordered by, the next page begins: it stays right while rows come, go
-    and change. A row that moves across it meanwhile may be seen twice or not at all; no other is.
+    and change. A row that moves across it meanwhile may be seen twice or not at all; no other is. Raises BadQuestion on a foreign one.
     """
+    first = 0
     if question.cursor is not None:
-        made = made.filter(_behind(question, _read_cursor(question, signer)))
-    shown = made.head(question.limit)
-    if len(made) <= question.limit:
+        behind, order = _read_cursor(question, signer), made.order
+        first = bisect.bisect_right(range(len(order)), behind, key=lambda at: made.place(int(order[at])))
+    end = first + question.limit
+    shown = frame(question, made, made.order[first:end])
+    if len(made) <= end:
         return shown, None
-    last = shown.row(-1, named=True)
-    return shown, signer.sign({"q": _fingerprint(question), "k": [last[column] for column, _ in _order(question)]})
-
-
-def _order(question: Question) -> list[tuple[str, bool]]:
-    """(column, descending) of all that rows are ordered by."""
-    by = [(name, False) for name in ("_bucket", *question.group_by)]
-    if not question.order:
-        return by
-    return [("_bucket" if question.order == "time" else question.order, question.descending), *by]
-
-
-def _behind(question: Question, last: Sequence[Any]) -> pl.Expr:
-    """Whether a row comes after one with these values."""
-    found = pl.lit(False)
-    for (name, descending), value in reversed(list(zip(_order(question), last, strict=True))):
-        column = pl.col(name)
-        if value is None:
-            further, same = pl.lit(False), column.is_null()
-        else:
-            wanted = pl.lit(value, dtype=_LITERALS[type(value)])
-            further = ((column < wanted) if descending else (column > wanted)) | column.is_null()
-            same = column == wanted
-        found = further.fill_null(True) | (same.fill_null(False) & found)
-    return found
+    last = made.place(int(made.order[end - 1]))
+    return shown, signer.sign({"q": _fingerprint(question), "k": last})
 
 
 def _fingerprint(question: Question) -> str:
@@ -191,15 +194,55 @@ def _read_cursor(question: Question, signer: Signer) -> list[Any]:
     return list(found["k"])
 
 
-def weakest(made: pl.DataFrame, question: Question, borders: Borders, pieces: Sequence[Piece]) -> str:
-    """The finality of the whole."""
-    if len(made):
-        return str(made["finality"].min())
-    exact = reconciled_stretches(pieces)
-    if _covered(question.start_ms, question.end_ms, exact):
-        return "reconciled"
-    open_ = borders.watermark_ms is None or question.end_ms > borders.watermark_ms
-    return "provisional" if open_ else "closed"
+# -- as it is shown ---------------------------------------------------------------------------------------------
+
+
+def frame(question: Question, made: Made, which: Ints) -> pl.DataFrame:
+    """Some rows, by name."""
+    table = made.table
+    buckets = table.buckets[which]
+    groups = zip(question.group_by, (g[which] for g in table.groups), strict=True)
+    ratios = {r: Ratio(made.ratios[r].values[which], made.ratios[r].absent[which]) for r in RATIOS}
+    return pl.DataFrame(
+        {
+            "_bucket": buckets,
+            "time": _labels(question, buckets),
+            **{g: _taken(_SHOWN[g], values) if g in NAMES else values for g, values in groups},
+            **{m: _amounts(column[which]) for m, column in zip(MEASURES, table.measures, strict=True)},
+            **{
+                name: _shares(r) if name in ("ctr", "cvr") else _amounts(r.values, r.absent)
+                for name, r in ratios.items()
+            },
+            "finality": _taken(_SHOWN_FINALITY, made.finality[which]),
+            "_sampled": table.sampled[which],
+        }
+    )
+
+
+def _labels(question: Question, buckets: Ints) -> pl.Series:
+    distinct, which = np.unique(buckets, return_inverse=True)
+    if question.utc_days and question.grain in GRAINS:
+        texts = np.datetime_as_string(distinct.astype("M8[ms]"), unit="s").tolist()
+        labels = [f"{text}Z" for text in texts]
+    else:
+        labels = [question.label(bucket) for bucket in distinct.tolist()]
+    return _taken(pa.array(labels, pa.large_string()), which)
+
+
+def _taken(texts: pa.Array, which: npt.NDArray[Any]) -> pl.Series:
+    return pl.Series(pl.from_arrow(texts.take(pa.array(which))))
+
+
+def _amounts(values: Exact, absent: Bools | None = None) -> pl.Series:
+    if values.dtype != object:
+        return pl.Series(pl.from_arrow(pa.array(values, mask=absent)) if absent is not None else values)
+    told = values.tolist() if absent is None else [None if a else v for v, a in zip(values, absent, strict=True)]
+    fits = max((v for v in told if v is not None), default=0) < 2**63
+    return pl.Series(told, dtype=pl.Int64 if fits else pl.Int128)
+
+
+def _shares(ratio: Ratio) -> pl.Series:
+    return pl.Series(pl.from_arrow(pa.array(ratio.values.astype(np.float64), mask=ratio.absent)))
 
 
 def meta(question: Question) -> list[dict[str, str]]:

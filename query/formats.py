@@ -54,14 +54,12 @@ def _ndjson(found: Answer) -> bytes:
 
 def _arrow(found: Answer) -> bytes:
     """Times as timestamps in UTC, amounts as 64-bit integers, or as decimals where one does not fit."""
-    rows = found.page.drop("_sampled")
     times = pl.from_epoch("_bucket", time_unit="ms").dt.replace_time_zone("UTC").alias("time")
-    fits = pl.all_horizontal(pl.col(*_WIDE).abs().max().fill_null(0) < 2**63)
-    amounts = pl.Int64 if rows.select(fits).item() else pl.Decimal(38, 0)
+    rows = found.page.with_columns(times).drop("_bucket", "_sampled")
+    wide = any(rows.schema[name] == pl.Int128() for name in _WIDE)
+    amounts = pl.col(*_WIDE).cast(pl.Decimal(38, 0) if wide else pl.Int64)
     into = io.BytesIO()
-    rows.with_columns(times, pl.col(*_WIDE).cast(amounts), pl.col("finality").cast(pl.String)).drop(
-        "_bucket"
-    ).write_ipc_stream(into, compat_level=pl.CompatLevel.oldest())
+    rows.with_columns(amounts).write_ipc_stream(into, compat_level=pl.CompatLevel.oldest())
     return into.getvalue()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,11 +15,12 @@ from infra.clock import DAY_MS, HOUR_MS, iso
 from infra.errors import Unavailable
 from infra.redis import Redis
 from infra.settings import Settings
-from query import answer
+from query import answer, sums
 from query.cache import Cache, Found
 from query.plan import EXACT, HOT, Borders, Piece, plan
 from query.request import Held, Question
 from query.signing import Signer
+from query.sums import Sums
 from query.tiers.guard import Guard
 from query.tiers.hot import HotTier, Span
 from query.tiers.stored import StoredTiers, borders_of
@@ -34,7 +34,7 @@ _BORDERS, _BORDERS_FRESH_S, _BORDERS_LATE_S = "borders", 1.0, 1.0
 
 
 Observe = Callable[[str, str, float], None]
-_Read = Callable[[], tuple[pl.DataFrame, int, str]]
+_Read = Callable[[], tuple[Sums, int, str]]
 """Sums, how many rows were read for them, and how: answered, cached or stale."""
 
 
@@ -63,7 +63,7 @@ class Answer:
     @property
     def shown(self) -> pl.DataFrame:
         """The page with the columns of `answer.meta` alone."""
-        return self.page.drop("_bucket", "_sampled")
+        return self.page[[name for name in self.page.columns if not name.startswith("_")]]
 
 
 @dataclass
@@ -75,7 +75,7 @@ class _Reading:
     borders: Borders = field(default_factory=Borders)
     pieces: list[Piece] = field(default_factory=list)
     answered: list[Piece] = field(default_factory=list)
-    tables: list[pl.DataFrame] = field(default_factory=list)
+    tables: list[Sums] = field(default_factory=list)
     rows: int = 0
     warnings: list[str] = field(default_factory=list)
 
@@ -112,10 +112,10 @@ class Router:
         )  # fmt: skip
         self._read(reading)
         tiers_ms = (time.perf_counter() - started) * 1000
-        table = answer.merged(question, reading.tables)
+        table = sums.merged(question, reading.tables)
         made = answer.rows(question, table, reading.borders, reading.answered)
         page, cursor = answer.page(question, made, self.signer)
-        _warn(reading, sampled=bool(made["_sampled"].any()))
+        _warn(reading, sampled=bool(made.table.sampled.any()))
         settled = not reading.warnings and all(_settled(p, reading.borders) for p in reading.answered)
         return Answer(
             question, page, cursor, answer.weakest(made, question, reading.borders, reading.answered),
@@ -218,7 +218,7 @@ class Router:
                 asked.append((piece, self._hot_reader(reading, piece)))
         # The last one in this thread: most questions have one.
         began = time.perf_counter()
-        futures: list[Future[tuple[pl.DataFrame, int, str]]] = [self._pool.submit(read) for _, read in asked[:-1]]
+        futures: list[Future[tuple[Sums, int, str]]] = [self._pool.submit(read) for _, read in asked[:-1]]
         for number, (piece, read) in enumerate(asked):
             try:
                 table, rows, outcome = futures[number].result() if number < len(futures) else read()
@@ -233,7 +233,7 @@ class Router:
         return failed
 
     def _hot_reader(self, reading: _Reading, piece: Piece) -> _Read:
-        def ask() -> tuple[pl.DataFrame, int, str]:
+        def ask() -> tuple[Sums, int, str]:
             read = self._hot.read
             table, rows, reading.span = self.guards["redis"].call(
                 lambda: read(reading.question, piece.start_ms, piece.end_ms)
@@ -245,17 +245,13 @@ class Router:
     def _stored_reader(self, reading: _Reading, piece: Piece) -> _Read:
         question = reading.question
 
-        def ask() -> tuple[pl.DataFrame, int]:
+        def ask() -> tuple[Sums, int]:
             return self.guards["clickhouse"].call(lambda: self._stored.read(question, piece))
 
         def packed() -> bytes:
-            table, rows = ask()
-            into = io.BytesIO(rows.to_bytes(8, "little"))
-            into.seek(0, io.SEEK_END)
-            table.write_ipc_stream(into)
-            return into.getvalue()
+            return sums.as_bytes(*ask())
 
-        def cached() -> tuple[pl.DataFrame, int, str]:
+        def cached() -> tuple[Sums, int, str]:
             fresh_s = _SETTLED_FRESH_S if _settled(piece, reading.borders) else _OPEN_FRESH_S
             found = self.cache.get(_asked(question, piece), fresh_s, packed)
             if found.stale:
@@ -263,8 +259,7 @@ class Router:
                 reading.warnings.append(
                     f"tier {piece.tier} is not available: {stretch} is as of {found.age_s:.0f} s ago"
                 )
-            table = pl.read_ipc_stream(io.BytesIO(found.value[8:]))
-            return table, int.from_bytes(found.value[:8], "little"), found.outcome
+            return *sums.of_bytes(found.value), found.outcome
 
         return cached if self._cached else lambda: (*ask(), "answered")
 

@@ -19,7 +19,7 @@ from faust.types import TP
 from infra import faults, logs, topics
 from infra.clock import now_ms
 from infra.kafka import METADATA_REFRESH_MS
-from infra.priority import BACKGROUND, give_way
+from infra.priority import BACKGROUND, give_way_here
 from infra.settings import Settings
 from ingest import blocks
 from ingest.partials import Partials
@@ -85,8 +85,8 @@ class Agents:
         self._taking: list[StagePartition] = []
         self._recoveries: list[Future[None]] = []
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="partition")
-        self._patient_pool = ThreadPoolExecutor(_THREADS, "patient", give_way, (BACKGROUND,))
-        self._packing_pool = ThreadPoolExecutor(1, "packing", give_way, (BACKGROUND,))
+        self._patient_pool = ThreadPoolExecutor(_THREADS, "patient", give_way_here, (BACKGROUND,))
+        self._packing_pool = ThreadPoolExecutor(1, "packing", give_way_here, (BACKGROUND,))
         self._packing: set[TP] = set()
         self._locks: dict[TP, asyncio.Lock] = {}
         self.failure: BaseException | None = None

@@ -11,7 +11,7 @@ PARTITION BY toYYYYMMDD(time)
 ORDER BY (campaign_id, time, advertiser_id, ad_id, publisher_id, country, device, shard)
 TTL time + INTERVAL 32 DAY
 SETTINGS storage_policy = 'tiered', fsync_after_insert = 1, fsync_part_directory = 1, index_granularity = 1024,
-    min_compress_block_size = 16384;
+    min_bytes_for_wide_part = 1073741824;
 
 CREATE TABLE IF NOT EXISTS {database}.stream_days (
     time DateTime('UTC'), campaign_id UInt64, advertiser_id UInt64, ad_id UInt64, publisher_id UInt64,
@@ -23,7 +23,7 @@ PARTITION BY toYYYYMM(time)
 ORDER BY (campaign_id, time, advertiser_id, ad_id, publisher_id, country, device, shard)
 TTL time + INTERVAL 30 DAY TO VOLUME 'slow', time + INTERVAL 731 DAY
 SETTINGS storage_policy = 'tiered', fsync_after_insert = 1, fsync_part_directory = 1, index_granularity = 1024,
-    min_compress_block_size = 16384;
+    min_bytes_for_wide_part = 1073741824;
 
 -- How far each shard has written a tier: every window that ends at or before watermark_ms is in it, and what ends at or
 -- before border_ms changes no more.

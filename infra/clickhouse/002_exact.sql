@@ -9,7 +9,7 @@ PARTITION BY toYYYYMMDD(time)
 ORDER BY (run_id, campaign_id, time, advertiser_id, ad_id, publisher_id, country, device)
 TTL time + INTERVAL 731 DAY
 SETTINGS storage_policy = 'tiered', fsync_after_insert = 1, fsync_part_directory = 1, index_granularity = 1024,
-    min_compress_block_size = 16384;
+    min_bytes_for_wide_part = 1073741824;
 
 CREATE TABLE IF NOT EXISTS {database}.exact_days (
     time DateTime('UTC'), campaign_id UInt64, advertiser_id UInt64, ad_id UInt64, publisher_id UInt64,
@@ -20,7 +20,7 @@ PARTITION BY toYYYYMM(time)
 ORDER BY (run_id, campaign_id, time, advertiser_id, ad_id, publisher_id, country, device)
 TTL time + INTERVAL 30 DAY TO VOLUME 'slow', time + INTERVAL 731 DAY
 SETTINGS storage_policy = 'tiered', fsync_after_insert = 1, fsync_part_directory = 1, index_granularity = 1024,
-    min_compress_block_size = 16384;
+    min_bytes_for_wide_part = 1073741824;
 
 -- Why the stream and the exact numbers differ, per hour and all dimensions, one row a cause.
 CREATE TABLE IF NOT EXISTS {database}.ledger (

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib import resources
 from typing import Any
 
+import anyio
 import cramjam
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -39,6 +41,8 @@ from query.request import BadQuestion, Question, parse
 from query.router import Answer, Observe, Router
 
 _COMPRESSED_BYTES = 1024
+# Answers that a process works on at once, and for how long one of its threads keeps the interpreter from the others.
+_AT_ONCE, _TURN_S = 8, 0.0005
 # What a tenant may know of the pipeline.
 _PUBLIC_STATE = ("watermark", "stream_lag_s", "level")
 _PUBLIC_RUN = ("date", "run_id", "published_at")
@@ -129,6 +133,9 @@ def create(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def serving(_: FastAPI) -> AsyncIterator[None]:
+        # Each waits for a store now and then; more of them would mostly wait for each other.
+        anyio.to_thread.current_default_thread_limiter().total_tokens = _AT_ONCE
+        sys.setswitchinterval(_TURN_S)
         yield
         await run_in_threadpool(traced.close)
 

@@ -11,19 +11,20 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
-import polars as pl
 
 from infra.clock import HOUR_MS, MINUTE_MS
 from infra.redis import Redis
-from query import answer
-from query.answer import NAMES
+from ingest.grouping import packed as packed_keys
+from ingest.grouping import rows_of, sum_by_key
+from query import sums
 from query.request import MEASURES, Question
+from query.sums import NAMES, Sums, of_halves
 from stream.chunks import CHANGED
 from stream.sinks import rows
 from stream.sinks.hot import base_key
 from stream.sinks.rows import ROLLED
 
-_STRINGS = {name: pl.Series(list(values)) for name, values in NAMES.items()}
+_LOW = np.int64(2**32 - 1)
 _MARKS = ("closed_ms", "packed_ms", "from_ms", "newest_ms")
 
 
@@ -141,7 +142,7 @@ class HotTier:
         )
         return sorted({int(c) for members in found for c in members})
 
-    def read(self, question: Question, start_ms: int, end_ms: int) -> tuple[pl.DataFrame, int, Span]:
+    def read(self, question: Question, start_ms: int, end_ms: int) -> tuple[Sums, int, Span]:
         """Sums of the minutes in [start_ms, end_ms), how many packed rows were read, and what the tier held then."""
         campaigns = question.campaigns or tuple(self.campaigns_of(question.advertiser or 0))
         taken = self._seen or self.span()
@@ -162,7 +163,7 @@ class HotTier:
                 minutes.append(minute)
                 owners.append(place.campaign)
         if not packed:
-            return answer.merged(question, []), 0, span
+            return sums.none(question), 0, span
         return *self._sum(question, packed, minutes, owners), span
 
     def _places(self, campaigns: tuple[int, ...], start_ms: int, end_ms: int, span: Span) -> list[_Place]:
@@ -205,38 +206,35 @@ class HotTier:
             for place, found in zip(places, told[self._shards :], strict=True)
         ]
 
-    def _sum(
-        self, question: Question, packed: list[bytes], minutes: list[int], owners: list[int]
-    ) -> tuple[pl.DataFrame, int]:
-        unpacked, source = rows.unpack(packed)
-        used = {*question.group_by, *(name for name, _ in question.filters), *MEASURES, "late", "sampled", CHANGED}
-        if question.advertiser is not None or question.scope is not None:
-            used.add("advertiser_id")
-        columns = {name: column for name, column in unpacked.items() if name in used}
-        if "campaign_id" in used:
-            columns["campaign_id"] = np.array(owners, np.int64)[source]
-        bucket = {minute: question.bucket(minute) for minute in set(minutes)}
-        frame = pl.DataFrame({"_bucket": np.array([bucket[m] for m in minutes], np.int64)[source], **columns})
-        kept = []
+    def _sum(self, question: Question, packed: list[bytes], minutes: list[int], owners: list[int]) -> tuple[Sums, int]:
+        columns, source = rows.unpack(packed)
+        columns["campaign_id"] = np.array(owners, np.int64)[source]
+        bucket_of = {minute: question.bucket(minute) for minute in set(minutes)}
+        buckets = np.unique(np.fromiter(bucket_of.values(), np.int64))
+        place = np.searchsorted(buckets, np.array([bucket_of[minute] for minute in minutes]))[source]
+        kept = np.ones(len(source), bool)
         if question.advertiser is not None:
-            kept.append(pl.col("advertiser_id") == question.advertiser)
+            kept &= columns["advertiser_id"] == question.advertiser
         if question.scope is not None:
-            kept.append(pl.col("advertiser_id").is_in(list(question.scope)))
+            kept &= np.isin(columns["advertiser_id"], list(question.scope))
         for name, values in question.filters:
             wanted = [NAMES[name].index(str(v)) for v in values] if name in NAMES else list(values)
-            kept.append(pl.col(name).is_in(wanted))
-        sums = (
-            (frame.filter(kept) if kept else frame)
-            .group_by("_bucket", *question.group_by)
-            .agg(
-                # A sum of 64-bit amounts needs more than 64 bits.
-                *(pl.col(m).cast(pl.Int128).sum() for m in MEASURES),
-                ((pl.col("late") > 0) | (pl.col(CHANGED) > 0)).any().alias("_corrected"),
-                (pl.col("sampled") > 0).any().alias("_sampled"),
-            )
-        )
-        names = [_STRINGS[g].gather(sums[g]).alias(g) for g in question.group_by if g in NAMES]
-        return sums.with_columns(names), len(source)
+            kept &= np.isin(columns[name], wanted)
+        if not kept.all():
+            place, columns = place[kept], {name: column[kept] for name, column in columns.items()}
+        spend = columns["spend_micros"]
+        # Halves of 32 bits: so many rows as there can be do not overflow their sums.
+        counts = [columns[m] for m in MEASURES if m != "spend_micros"]
+        changed = (columns["late"] > 0) | (columns[CHANGED] > 0)
+        amounts = rows_of([*counts, spend & _LOW, spend >> 32, changed, columns["sampled"] > 0])
+        keys = packed_keys([place, *(columns[g] for g in question.group_by)])
+        first, found = sum_by_key(keys, amounts)
+        told = dict(zip((m for m in MEASURES if m != "spend_micros"), found.T, strict=False))
+        told["spend_micros"] = of_halves(found[:, len(counts)], found[:, len(counts) + 1], 32)
+        return Sums(
+            buckets[place[first]], tuple(columns[g][first] for g in question.group_by), tuple(told[m] for m in MEASURES),
+            found[:, -2] > 0, found[:, -1] > 0,
+        ), len(source)  # fmt: skip
 
 
 def _span(told: list[list[bytes | None]]) -> Span:

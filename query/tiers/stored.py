@@ -7,19 +7,20 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import polars as pl
 import pyarrow as pa
 
 from infra.clickhouse.client import ClickHouse
 from infra.clock import HOUR_MS
-from query import answer
-from query.answer import NAMES
+from infra.columns import Ints
+from query import sums
 from query.plan import COLD, EXACT, EXACT_DAYS, EXACT_HOURS, WARM, Borders, Piece
 from query.request import MEASURES, Question
+from query.sums import NAMES, Exact, Sums, of_halves
 
 # A key lies in one partition, since the partition follows from its time: FINAL need not look across.
 _SETTINGS = " SETTINGS do_not_merge_across_partitions_select_final = 1"
 _TABLES = {WARM: "stream_hours", COLD: "stream_days", EXACT_HOURS: "exact_hours", EXACT_DAYS: "exact_days"}
+_NUMBERS = {name: {text: number for number, text in enumerate(values)} for name, values in NAMES.items()}
 
 
 class StoredTiers:
@@ -56,25 +57,24 @@ class StoredTiers:
             )
         )
 
-    def read(self, question: Question, piece: Piece) -> tuple[pl.DataFrame, int]:
+    def read(self, question: Question, piece: Piece) -> tuple[Sums, int]:
         """Sums of one piece, and how many rows of groups came back."""
         sql, parameters = self._statement(question, piece, piece.tier in EXACT)
         found = self._client.arrow(sql, parameters)
-        columns = {
-            name.rstrip("_"): _wide(column) if name.rstrip("_") in MEASURES else pl.from_arrow(column)
-            for name, column in zip(found.column_names, found.columns, strict=True)
-        }
-        seconds = columns.pop("bucket")
-        table = pl.DataFrame({"_bucket": seconds.cast(pl.Int64) * 1000, **columns}).cast(
-            answer.schema(question.group_by)
-        )
+        buckets = found["bucket"].to_numpy().astype(np.int64) * 1000
+        days = question.grain == "day" and piece.tier in (WARM, EXACT_HOURS)
         if question.grain == "total":
-            table = table.with_columns(pl.lit(question.start_ms, pl.Int64).alias("_bucket"))
-        elif question.grain == "day" and piece.tier in (WARM, EXACT_HOURS):
-            held = table["_bucket"].unique().to_list()
-            days = pl.col("_bucket").replace_strict(held, [question.bucket(t) for t in held], return_dtype=pl.Int64)
-            table = answer.summed(table.with_columns(days), question.group_by)
-        return table, found.num_rows
+            buckets[:] = question.start_ms
+        elif days:
+            hours, which = np.unique(buckets, return_inverse=True)
+            buckets = np.array([question.bucket(hour) for hour in hours.tolist()], np.int64)[which]
+        table = Sums(
+            buckets,
+            tuple(_group(g, found[f"{g}_"]) for g in question.group_by),
+            tuple(_wide(found[f"{m}_"]) for m in MEASURES),
+            *(found[name].to_numpy().astype(bool) for name in ("_corrected", "_sampled")),
+        )
+        return (sums.summed(table) if days else table), found.num_rows
 
     def _statement(self, question: Question, piece: Piece, exact: bool) -> tuple[str, dict[str, Any]]:
         parameters: dict[str, Any] = {"start": piece.start_ms // 1000, "end": piece.end_ms // 1000}
@@ -125,9 +125,19 @@ def borders_of(held: bytes) -> Borders:
     return msgspec.json.decode(held, type=Borders)
 
 
-def _wide(column: pa.ChunkedArray) -> pl.Series:
+def _group(name: str, column: pa.ChunkedArray) -> Ints:
+    """Values of a dimension; numbers of names."""
+    if name not in NAMES:
+        return np.asarray(column.to_numpy().astype(np.int64))
+    told = column.combine_chunks().dictionary_encode()
+    numbers = np.array([_NUMBERS[name][text] for text in told.dictionary.to_pylist()], np.int64)
+    return np.asarray(numbers[told.indices.to_numpy()])
+
+
+def _wide(column: pa.ChunkedArray) -> Exact:
     """Integers of 128 bits, which Arrow only knows as bytes."""
     raw = b"".join(chunk.buffers()[1][chunk.offset * 16 : (chunk.offset + len(chunk)) * 16] for chunk in column.chunks)
     halves = np.frombuffer(raw, "<u8").reshape(-1, 2)
-    low, high = (pl.Series(np.ascontiguousarray(halves[:, half])).cast(pl.Int128) for half in (0, 1))
-    return low + high * 2**64 if halves[:, 1].any() else low
+    if halves[:, 1].any() or (halves[:, 0] >> np.uint64(63)).any():
+        return of_halves(halves[:, 0], halves[:, 1], 64)
+    return np.ascontiguousarray(halves[:, 0]).view(np.int64)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import os
 import random
 import subprocess
 import threading
@@ -26,7 +25,7 @@ import msgspec
 
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, now_ms
-from infra.priority import PIPELINE
+from infra.priority import PIPELINE, give_way
 from infra.redis import Redis
 from ingest.synthetic.command import write_lines
 from ingest.synthetic.generator import Spec, make
@@ -162,7 +161,7 @@ def load(stack: Bench, rate: int) -> Any:
             with subprocess.Popen(
                 [*ADCLICK, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 # A producer has a machine of its own, mostly.
-                preexec_fn=partial(os.nice, PIPELINE),
+                start_new_session=True, preexec_fn=partial(give_way, PIPELINE),
             ) as sender:  # fmt: skip
                 while sender.poll() is None and not stop.wait(0.1):
                     pass
@@ -182,7 +181,8 @@ def router(stack: Bench, port: int, cache: str) -> Any:
     """A query worker of our own; yields its address."""
     address = f"http://127.0.0.1:{port}"
     own = stack.settings.model_copy(update={"http": address, "query_cache": cache, "access_log": "off"})
-    with subprocess.Popen([*ADCLICK, "query", "-q"], env=worker_environment(own, f"query-{port}")) as worker:
+    environment = worker_environment(own, f"query-{port}")
+    with subprocess.Popen([*ADCLICK, "query", "-q"], env=environment, start_new_session=True) as worker:
         client = Client(own)
         while True:
             try:
@@ -251,7 +251,8 @@ def main() -> None:
                 while time.monotonic() < deadline:
                     alone.any()
                 report |= straight(stack, 5.0)
-            with router(stack, 18_471, "on") as address:
+            # On one port, as `up --query-workers 2` has them.
+            with router(stack, 18_471, "on") as address, router(stack, 18_471, "on"):
                 many = [Asker(address, key, random.Random(n)) for n in range(_CLIENTS)]
                 deadline = time.monotonic() + _TOGETHER_S
 

@@ -82,7 +82,8 @@ class Bench:
         for kind, count in (("stream", stream), ("ingest", ingest)):
             for name in (f"{kind}-{n}" for n in range(count)):
                 environment = worker_environment(self.settings, name, ADCLICK_USER_SECRET="bench")
-                self._workers[name] = subprocess.Popen([*ADCLICK, kind, "-q"], env=environment)
+                # As the supervisor starts them.
+                self._workers[name] = subprocess.Popen([*ADCLICK, kind, "-q"], env=environment, start_new_session=True)
 
     def stop(self) -> None:
         """Stop the workers that were started."""

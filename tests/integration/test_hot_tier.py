@@ -9,7 +9,6 @@ from functools import partial as given
 from itertools import pairwise
 from typing import Any
 
-import polars as pl
 import pytest
 
 from infra.clock import HOUR_MS
@@ -88,8 +87,8 @@ def _read(tier: HotTier, **more: str) -> dict[Any, int]:
     given = {"campaign_id": "1", "start": "-60m", "end": "now", "granularity": "minute"} | more
     question = parse(list(given.items()), NOW, Held(24 * HOUR_MS, 10**12))
     table, _, _ = tier.read(question, question.start_ms, question.end_ms)
-    keys = table.select((pl.col("_bucket") - START) // MINUTE, *question.group_by).rows()
-    return dict(zip(keys, table["impressions"].to_list(), strict=True))
+    keys = zip((table.buckets - START) // MINUTE, *table.groups, strict=True)
+    return dict(zip((tuple(map(int, key)) for key in keys), table.measures[0].tolist(), strict=True))
 
 
 def at(minute: int, impressions: int, **more: Any) -> dict[str, Any]:
@@ -202,10 +201,10 @@ def test_another_advertisers_use_of_the_campaigns_number_is_kept_apart(shard: Sh
     given = [("advertiser_id", "2"), ("start", "-60m"), ("end", "now"), ("granularity", "minute")]
     question = parse(given, NOW, Held(24 * HOUR_MS, 10**12))
     table, _, _ = tier.read(question, question.start_ms, question.end_ms)
-    assert table["impressions"].to_list() == [10]
+    assert table.measures[0].tolist() == [10]
     seen = parse([("campaign_id", "1"), *given[1:]], NOW, Held(24 * HOUR_MS, 10**12), frozenset([1]))
     table, _, _ = tier.read(seen, question.start_ms, question.end_ms)
-    assert table["impressions"].to_list() == [1]
+    assert table.measures[0].tolist() == [1]
 
 
 def test_a_large_cell_is_read_by_its_roll_ups_wherever_it_lies(shard: Shard, tier: HotTier) -> None:
@@ -227,7 +226,7 @@ def test_a_large_cell_is_read_by_its_roll_ups_wherever_it_lies(shard: Shard, tie
             question = parse(asked, NOW, Held(24 * HOUR_MS, 10**12), scope)
             table, read, _ = tier.read(question, question.start_ms, question.end_ms)
             true = sum(row["impressions"] for row in shown if scope is None or row["advertiser_id"] in scope)
-            assert table["impressions"].to_list() == [true]
+            assert table.measures[0].tolist() == [true]
             assert read <= most_rows
 
     show(0, START)

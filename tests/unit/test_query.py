@@ -7,16 +7,19 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso
-from query import answer
+from query import answer, sums
+from query.answer import Made
 from query.plan import COLD, EXACT_DAYS, EXACT_HOURS, HOT, WARM, Borders, Piece, plan
 from query.request import RATIOS, BadQuestion, Held, Question, parse
 from query.signing import Signer
+from query.sums import NAMES, Sums
 
 NOW = 1_795_181_895_182  # 2026-11-20T13:38:15.182Z
 HELD = Held(24 * HOUR_MS, 30 * DAY_MS)
@@ -141,25 +144,36 @@ def test_pieces_tile_the_range_and_no_tier_serves_what_it_does_not_hold(
             assert not any(d in borders.runs for d in days)
 
 
-Sums = tuple[int, ...]
-Rows = dict[tuple[Any, ...], Sums]
+Rows = dict[tuple[Any, ...], tuple[int, ...]]
 
 
-def table(question: Question, rows: Rows, corrected: Sequence[int] = ()) -> pl.DataFrame:
+def table(question: Question, rows: Rows, corrected: Sequence[int] = ()) -> Sums:
     """A tier's answer: (bucket, group…) → measures; the rows in `corrected` are."""
-    laid = [(*key, *values, n in corrected, False) for n, (key, values) in enumerate(rows.items())]
-    return pl.DataFrame(laid, schema=answer.schema(question.group_by), orient="row")
+    keys, groups = list(rows), question.group_by
+    numbers = [[NAMES[g].index(k[1 + n]) if g in NAMES else k[1 + n] for k in keys] for n, g in enumerate(groups)]
+    measures = [[values[n] for values in rows.values()] for n in range(5)]
+    return Sums(
+        np.array([k[0] for k in keys], np.int64),
+        tuple(np.array(g, np.int64) for g in numbers),
+        tuple(np.array(m, object if max(m, default=0) >= 2**63 else np.int64) for m in measures),
+        np.array([n in corrected for n in range(len(keys))], bool),
+        np.zeros(len(keys), bool),
+    )
 
 
-def told(question: Question, rows: Rows) -> pl.DataFrame:
+def told(question: Question, rows: Rows) -> Made:
     return answer.rows(question, table(question, rows), Borders(), [])
+
+
+def shown(question: Question, made: Made) -> pl.DataFrame:
+    return answer.frame(question, made, made.order)
 
 
 def test_ratios_follow_the_sums_and_are_null_without_a_divisor() -> None:
     question = ask(granularity="total")
 
     def ratios(*values: int) -> tuple[Any, ...]:
-        return told(question, {(question.start_ms,): (*values, 0)}).select(RATIOS).row(0)
+        return shown(question, told(question, {(question.start_ms,): (*values, 0)})).select(RATIOS).row(0)
 
     assert ratios(1200, 31, 2, 15_400_000) == (0.0258, 0.0645, 496_774, 12_833_333)
     assert ratios(0, 0, 0, 0) == (None, None, None, None)
@@ -170,8 +184,8 @@ def test_ratios_follow_the_sums_and_are_null_without_a_divisor() -> None:
 
 def test_a_ratio_is_the_float_nearest_to_its_four_decimals() -> None:
     question = ask(granularity="minute", start="-24h")
-    sums: Rows = {(question.start_ms + n * MINUTE_MS,): (10_000, n, 0, 0, 0) for n in range(1_440)}
-    assert told(question, sums)["ctr"].to_list() == [n / 10_000 for n in range(1_440)]
+    hundredths: Rows = {(question.start_ms + n * MINUTE_MS,): (10_000, n, 0, 0, 0) for n in range(1_440)}
+    assert shown(question, told(question, hundredths))["ctr"].to_list() == [n / 10_000 for n in range(1_440)]
 
 
 def test_finality_is_that_of_the_weakest() -> None:
@@ -185,10 +199,12 @@ def test_finality_is_that_of_the_weakest() -> None:
     ]
     found = table(question, {(h,): (1, 0, 0, 0, 0) for h in hours}, corrected=[2])
     made = answer.rows(question, found, borders, pieces)
-    assert made["finality"].to_list() == ["reconciled", "closed", "corrected", "provisional"]
+    assert shown(question, made)["finality"].to_list() == ["reconciled", "closed", "corrected", "provisional"]
     assert answer.weakest(made, question, borders, pieces) == "provisional"
-    assert answer.weakest(made.head(3), question, borders, pieces) == "closed"
-    assert answer.weakest(made.clear(), question, borders, pieces) == "provisional"
+    empty = answer.rows(question, table(question, {}), borders, pieces)
+    assert answer.weakest(empty, question, borders, pieces) == "provisional"
+    first = table(question, {(h,): (1, 0, 0, 0, 0) for h in hours[:3]}, corrected=[2])
+    assert answer.weakest(answer.rows(question, first, borders, pieces), question, borders, pieces) == "closed"
 
 
 @pytest.mark.parametrize("grain", ["hour", "day", "total"])
@@ -198,7 +214,7 @@ def test_an_answer_without_rows_has_the_columns_of_one_with_rows(grain: str, zon
     pieces = [Piece(EXACT_HOURS, question.start_ms, question.end_ms, "r")]
     made = answer.rows(question, table(question, {}), Borders(watermark_ms=NOW), pieces)
     one = answer.rows(question, table(question, {(question.start_ms,): (1, 0, 0, 0, 0)}), Borders(), pieces)
-    assert made.schema == one.schema
+    assert shown(question, made).schema == shown(question, one).schema
     assert len(made) == 0
     assert answer.weakest(made, question, Borders(), pieces) == "reconciled"
 
@@ -207,7 +223,7 @@ def test_fill_adds_the_empty_buckets() -> None:
     question = ask(granularity="minute", start="-5m", fill="zero")
     made = told(question, {})
     assert len(made) == 6
-    assert set(made["impressions"]) == {0}
+    assert set(shown(question, made)["impressions"]) == {0}
     grouped = ask(granularity="minute", start="-5m", fill="zero", group_by="country")
     assert len(told(grouped, {(grouped.start_ms, "DE"): (1, 0, 0, 0, 0)})) == 6
 
@@ -221,14 +237,14 @@ def test_pages_are_the_whole_in_order(order: str) -> None:
         return ask(granularity="hour", start="-24h", limit="4", order=order, cursor=cursor, group_by="country")
 
     whole = question()
-    sums: Rows = {(whole.start_ms + n * HOUR_MS, c): (n % 3, n % 5, 0, 0, 0) for n in range(11) for c in ("DE", "US")}
-    everything = told(whole, sums)
+    held: Rows = {(whole.start_ms + n * HOUR_MS, c): (n % 3, n % 5, 0, 0, 0) for n in range(11) for c in ("DE", "US")}
+    everything = told(whole, held)
     walked, cursor, asked = [], "", 0
     while asked == 0 or cursor:
         part, following = answer.page(question(cursor), everything, SIGNER)
         walked.append(part)
         cursor, asked = following or "", asked + 1
-    assert pl.concat(walked).equals(everything)
+    assert pl.concat(walked).equals(shown(whole, everything))
     assert asked == 6
 
 
@@ -241,7 +257,7 @@ def test_a_cursor_stays_right_while_rows_come_and_go(order: str) -> None:
     before: Rows = {(start + 2 * n * HOUR_MS,): (1, 100 - n, 0, 0, 0) for n in range(8)}
     first, cursor = answer.page(question(), told(question(), before), SIGNER)
     gone = first["_bucket"][-1]  # what the cursor points at
-    after = {key: sums for key, sums in before.items() if key != (gone,)} | {(start + HOUR_MS,): (1, 200, 0, 0, 0)}
+    after = {key: values for key, values in before.items() if key != (gone,)} | {(start + HOUR_MS,): (1, 200, 0, 0, 0)}
     second, _ = answer.page(question(cursor or ""), told(question(), after), SIGNER)
     assert second["_bucket"].to_list() == [start + 2 * n * HOUR_MS for n in range(4, 8)]
 
@@ -282,3 +298,23 @@ def test_zones_of_half_hours_are_served_from_minutes_where_they_are_held(zone: s
     with pytest.raises(BadQuestion, match="whole number of hours") as error:
         ask(granularity="hour", start="-25h", timezone=zone)
     assert error.value.status == 422
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 2**63 - 1), st.booleans()), max_size=30))
+def test_sums_are_those_of_python_however_large(rows: list[tuple[int, int, int, bool]]) -> None:
+    question = ask(granularity="total", group_by="country")
+    columns = list(zip(*rows, strict=True)) or [()] * 4
+    amounts = np.array(columns[2], np.int64)
+    flags = np.array(columns[3], bool)
+    one = Sums(np.array(columns[0], np.int64), (np.array(columns[1], np.int64),), (amounts,) * 5, flags, flags)
+    found = sums.merged(question, [one, sums.of_bytes(sums.as_bytes(one, 7))[0]])
+    wanted: dict[tuple[int, int], tuple[int, bool]] = {}
+    for bucket, group, amount, flag in rows:
+        total, any_ = wanted.get((bucket, group), (0, False))
+        wanted[bucket, group] = (total + 2 * amount, any_ or flag)
+    assert sums.of_bytes(sums.as_bytes(found, 7))[1] == 7
+    again = sums.of_bytes(sums.as_bytes(found, 7))[0]
+    assert {
+        (b, g): (int(m), bool(c))
+        for b, g, m, c in zip(again.buckets, again.groups[0], again.measures[3], again.corrected, strict=True)
+    } == wanted
