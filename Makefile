@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EVENTS ?=
 
-.PHONY: help setup demo test lint unit integration e2e chaos outages soak hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-steps profile up down lock clean
+.PHONY: help setup demo test lint unit integration e2e chaos outages soak hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-batch bench-steps profile up down lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -62,6 +62,9 @@ bench-growth: setup ## CPU for each event as events, campaigns, partials, duplic
 
 bench-query: setup ## Answers while the pipeline runs at half of full speed (after bench, or FULL=200000)
 	@$(BIN)/python -m tests.benchmarks.query
+
+bench-batch: setup ## The nightly recount of 10 and of 50 million rows, beside plain Spark and polars
+	@$(BIN)/python -m tests.benchmarks.batch
 
 bench-steps: setup ## What each step of an event costs alone
 	@$(BIN)/python -m tests.benchmarks.steps

@@ -7,13 +7,15 @@ import tempfile
 import threading
 import time
 import uuid
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from batch import coverage, publish
+from batch import alerts, coverage, explain, publish
 from infra import console, faults
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, iso, now_ms
@@ -25,32 +27,56 @@ ALERT_EXIT = 3
 _LEASE_S = 30
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What all days of a run have in common."""
+
+    app: App
+    client: ClickHouse
+    master: str
+    force: bool
+    skip_empty: bool
+    dry_run: bool
+    fence: int = 0
+    ends: Sequence[int] = ()
+
+
 @console.command(
-    "reconcile", "adclick reconcile --date 2026-11-20\nadclick reconcile --from 2026-11-01 --to 2026-11-07"
+    "reconcile",
+    "adclick reconcile --date 2026-11-20\nadclick reconcile --from 2026-11-01 --to 2026-11-07\n"
+    "adclick reconcile --explain 7 --date 2026-11-20",
 )
 @click.option("--date", help="The day (UTC).")
 @click.option("--from", "first", help="First day of a range.")
 @click.option("--to", "last", help="Last day of a range.")
 @click.option("--master", default="local[*]", show_default=True, help="Spark master.")
 @click.option("--wait", default=120.0, show_default=True, help="Seconds to wait for the archive.")
-@click.option("--force", is_flag=True, help="Also a day that is still open.")
+@click.option("--force", is_flag=True, help="Also a day that is still open, or whose input has holes; the run says so.")
+@click.option("--skip-empty", is_flag=True, help="Pass over days of which nothing is archived.")
+@click.option("--dry-run", is_flag=True, help="Recount and compare, but publish nothing.")
+@click.option("--explain", "campaign", type=click.IntRange(0), help="Only say how this campaign's bill came about.")
 def reconcile(
-    app: App, date: str | None, first: str | None, last: str | None, master: str, wait: float, force: bool
-) -> int:
+    app: App, date: str | None, first: str | None, last: str | None, master: str, wait: float, force: bool,
+    skip_empty: bool, dry_run: bool, campaign: int | None,
+) -> int:  # fmt: skip
     """Recompute days exactly from the archive, publish them, and explain every difference to the stream.
 
     Exit 0 when done, 3 when done with an alert, 1 when it failed. Running it twice changes nothing.
     """
     days = _days(date, first, last)
     settings = app.settings
-    client = ClickHouse(settings.clickhouse, settings.database)
+    job = _Job(app, ClickHouse(settings.clickhouse, settings.database), master, force, skip_empty, dry_run)
+    if campaign is not None:
+        for day in days:
+            explain.explain(app, job.client, campaign, day)
+        return 0
     for day in days:
-        _check_open(client, day, force)
-    with _lease(app):
+        _check_open(job.client, day, force)
+    with _lease(app) as fence:
         app.say(f"reconciling {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else ""))
-        coverage.wait_for_archive(settings, wait, app.say)
-        alerts = _run(app, client, days, master)
-    return ALERT_EXIT if alerts else 0
+        ends = coverage.wait_for_archive(settings, wait, app.say)
+        raised = _run(replace(job, fence=fence, ends=ends), days)
+    return ALERT_EXIT if raised else 0
 
 
 def _days(date: str | None, first: str | None, last: str | None) -> list[dt.date]:
@@ -83,73 +109,126 @@ def _check_open(client: ClickHouse, day: dt.date, force: bool) -> None:
         raise UserError(f"{day} is still open: {shown}", hint="wait until it is past the day's end, or --force")
 
 
-def _lease(app: App) -> AbstractContextManager[Any]:
+def _lease(app: App) -> AbstractContextManager[int]:
     return Redis(app.settings.redis).lease(
         f"{app.settings.key_prefix}reconcile", _LEASE_S, "another reconciliation is running"
     )
 
 
-def _run(app: App, client: ClickHouse, days: list[dt.date], master: str) -> int:
+def _run(job: _Job, days: list[dt.date]) -> int:
     """Reconcile the days one after the other; returns how many raised an alert."""
     from batch import exact  # Spark takes seconds to load: not before everything else is known to be right
 
-    root = Path(app.settings.archive)
-    for day in days:
-        if not exact.files_of(root, day):
-            raise UserError(f"nothing is archived for {day}", hint=f"looked below {root}")
-    alerts = 0
+    root = Path(job.app.settings.archive)
+    files = {day: exact.files_of(root, day) for day in days}
+    for day in [day for day, found in files.items() if not found]:
+        del files[day]
+        _pass_over(job, day, f"looked below {root}")
+    if not files:
+        return 0
     with tempfile.TemporaryDirectory(prefix="adclick-spark-") as scratch:
-        spark = exact.session(app.settings, master, Path(scratch))
+        spark = exact.session(job.app.settings, job.master, Path(scratch))
         try:
-            for day in days:
-                alerts += _one(app, client, spark, root, day)
+            return sum(_one(job, spark, day, _prove(job, found, day)) for day, found in files.items())
         finally:
             spark.stop()
-    return alerts
 
 
-def _one(app: App, client: ClickHouse, spark: Any, root: Path, day: dt.date) -> bool:
+def _pass_over(job: _Job, day: object, hint: str) -> None:
+    """Raises UserError, unless days without events are to be passed over."""
+    if not job.skip_empty:
+        raise UserError(f"nothing is archived for {day}", hint=hint)
+    job.app.say(f"{day}: nothing is archived; passed over")
+
+
+def _prove(job: _Job, files: Sequence[Path], day: dt.date) -> coverage.Proof:
+    """What shows that nothing is missing. Raises UserError when something is, unless forced."""
+    proof = coverage.prove(job.app.settings, files, day, job.ends)
+    if proof.missing:
+        told = coverage.explain(proof.missing)
+        if not job.force:
+            raise UserError(f"{day}: {told}", hint="nothing was published; restore the files, or --force")
+        job.app.say(f"ALERT: {day}: {told}")
+    return proof
+
+
+def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
+    """Reconcile a day; returns whether it raised an alert."""
     from batch import exact
 
-    began = time.monotonic()
+    app, client, settings, began = job.app, job.client, job.app.settings, time.monotonic()
     run_id = f"{day:%Y%m%d}-{uuid.uuid4().hex[:12]}"
-    done = threading.Event()
-    with app.progress(f"{day}", 1) as bar:
-        tell = threading.Thread(
-            target=exact.watch_progress,
-            args=(spark, lambda n, total: bar.update(bar.tasks[0].id, completed=n, total=total), done),
-            daemon=True,
-        )
-        tell.start()
-        try:
-            sums = exact.aggregate(exact.read(spark, root, day)).persist()
-            found = exact.summarize(sums)
-            if not found.rows:
-                raise UserError(f"nothing is archived for {day}", hint=f"looked below {root}")
-            current = publish.current_run(client, day)
-            if current is not None and current[1] == found.digest:
-                app.say(f"{day}: unchanged since run {current[0]}; nothing to do")
-                return False
-            exact.write(sums, app.settings.clickhouse, app.settings.database, run_id)
-            sums.unpersist()
-        finally:
-            done.set()
-            tell.join()
-    comparison = publish.compare(client, day, run_id)
+    with _progress(app, spark, day):
+        moves, found = exact.count(spark, proof.files, day, proof.letters, publish.billed(client, day))
+        late = _tell_unbilled(job, found.unbilled)
+        if not found.rows:
+            _pass_over(job, day, f"looked into {len(proof.files)} files")
+            return False
+        current = publish.current_run(client, day)
+        if current is not None and current[1] == found.digest:
+            app.say(f"{day}: unchanged since run {current[0]}; nothing to do")
+            return late
+        exact.write(moves, settings.clickhouse, settings.database, run_id)
+    comparison = publish.compare(client, day, run_id, settings.drift_share)
     faults.point("reconcile.compared")
     seconds = time.monotonic() - began
-    publish.publish(client, day, run_id, found, comparison, seconds)
-    _report(app, day, run_id, found, comparison, seconds)
-    return comparison.alert
+    alert = comparison.alert(settings.alert_share) or bool(proof.missing)
+    if not job.dry_run:
+        publish.publish(client, day, run_id, job.fence, found, comparison, proof, seconds, alert)
+    _report(app, day, run_id, found, comparison, seconds, published=not job.dry_run)
+    if alert:
+        said = _why(comparison, proof)
+        app.say(f"ALERT: {day}: {said}")
+        alerts.send(app, {"date": day, "run_id": run_id, "alert": said, "causes": comparison.causes})
+    return alert or late
 
 
-def _report(app: App, day: dt.date, run_id: str, found: Any, comparison: publish.Comparison, seconds: float) -> None:
+def _tell_unbilled(job: _Job, unbilled: Mapping[int, int]) -> bool:
+    """Say which earlier days have events that their runs lack; returns whether there are any."""
+    if not job.dry_run:
+        publish.note_unbilled(job.client, unbilled)
+    for day_ms, events in unbilled.items():
+        said = f"{iso(day_ms)[:10]}: {events:,} events arrived after its reconciliation: reconcile it again"
+        job.app.say(f"ALERT: {said}")
+        alerts.send(job.app, {"date": iso(day_ms)[:10], "alert": said, "unbilled": events})
+    return bool(unbilled)
+
+
+@contextmanager
+def _progress(app: App, spark: Any, day: dt.date) -> Iterator[None]:
+    from batch import exact
+
+    done = threading.Event()
+    with app.progress(f"{day}", 1) as bar:
+
+        def tell(finished: int, total: int) -> None:
+            bar.update(bar.tasks[0].id, completed=finished, total=total)
+
+        telling = threading.Thread(target=exact.watch_progress, args=(spark, tell, done), daemon=True)
+        telling.start()
+        try:
+            yield
+        finally:
+            done.set()
+            telling.join()
+
+
+def _why(comparison: publish.Comparison, proof: coverage.Proof) -> str:
+    said = f"{comparison.corrected:,} of {comparison.dimensions:,} dimensions needed correction"
+    if "unexplained" in comparison.causes:
+        said += f", {comparison.causes['unexplained']['rows']:,} of them without a cause"
+    return f"{said}; {coverage.explain(proof.missing)}" if proof.missing else said
+
+
+def _report(
+    app: App, day: dt.date, run_id: str, found: Any, comparison: publish.Comparison, seconds: float, *, published: bool
+) -> None:
     if app.json:
         app.data(
             {
                 "date": day.isoformat(), "run_id": run_id, "rows": found.rows, "copies": found.copies,
                 "dimensions": comparison.dimensions, "corrected": comparison.corrected, "drifted": comparison.drifted,
-                "causes": comparison.causes, "alert": comparison.alert, "seconds": round(seconds, 1),
+                "causes": comparison.causes, "alert": comparison.alert(app.settings.alert_share), "seconds": round(seconds, 1),
             }
         )  # fmt: skip
         return
@@ -160,10 +239,6 @@ def _report(app: App, day: dt.date, run_id: str, found: Any, comparison: publish
     )
     app.say(
         f"{day}: {found.rows:,} archived rows, {found.copies:,} copies; {comparison.dimensions:,} dimensions,"
-        f" {comparison.corrected:,} corrected, {comparison.drifted:,} drifted by more than {publish.DRIFT:.1%};"
-        f" run {run_id} published in {seconds:.1f} s"
+        f" {comparison.corrected:,} corrected, {comparison.drifted:,} drifted by more than {app.settings.drift_share:.1%};"
+        f" run {run_id} {'published' if published else 'not published'} in {seconds:.1f} s"
     )
-    if comparison.alert:
-        app.say(
-            f"ALERT: {comparison.corrected:,} of {comparison.dimensions:,} dimensions needed correction, or some without a cause"
-        )

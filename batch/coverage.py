@@ -1,15 +1,60 @@
-"""Whether the archive holds all that it must before a day can be recomputed."""
+"""Whether the archive holds all that it must before a day can be recomputed.
+
+Every message of ad-events is in the archive if it is valid, and in ad-events-dead if it is not. So the offsets of both, taken
+together, must leave no gap between where a partition's messages of that time begin and where they ended when the job began.
+"""
 
 from __future__ import annotations
 
+import datetime as dt
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from batch import recount
+from batch.recount import Letters
 from infra import topics
-from infra.errors import AdclickError
-from infra.kafka import Admin
+from infra.clock import DAY_MS
+from infra.errors import AdclickError, UserError
+from infra.kafka import Admin, offset_at, read_to_end
 from infra.settings import Settings
+from ingest import dead_letters
 from ingest.archive import archived_to
+from ingest.events import Reason
+
+# By this much a message may come before its event's day begins: clocks of producers run ahead.
+_AHEAD_MS = DAY_MS
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Offsets [from_offset, to_offset) of one partition of ad-events."""
+
+    partition: int
+    from_offset: int
+    to_offset: int
+
+    def __str__(self) -> str:
+        return f"{self.partition}/{self.from_offset} to {self.to_offset}"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was looked at, and what was missing."""
+
+    files: Sequence[Path]
+    looked_at: list[Stretch]
+    missing: list[Stretch]
+    letters: Letters
+    ends: Sequence[int]
+    """Offsets of ad-events up to which the archive was complete when the run began."""
 
 
 def wait_for_archive(settings: Settings, wait_s: float, tell: Callable[[str], None]) -> list[int]:
@@ -39,3 +84,100 @@ def wait_for_archive(settings: Settings, wait_s: float, tell: Callable[[str], No
             tell(f"waiting for the archive: {missing:,} events to go")
             told = True
         time.sleep(0.3)
+
+
+def prove(settings: Settings, files: Sequence[Path], date: dt.date, ends: Sequence[int]) -> Proof:
+    """What ad-events has of a day, below its `ends`, and what of that is neither archived nor a dead letter.
+
+    Raises UserError for a file that cannot be read.
+    """
+    since_ms = _since_ms(date)
+    stretches = _stretches(settings, since_ms, ends)
+    seen = {s.partition: np.zeros(s.to_offset - s.from_offset, bool) for s in stretches}
+    firsts = {s.partition: s.from_offset for s in stretches}
+
+    def mark(partition: int, offsets: npt.NDArray[np.int64]) -> None:
+        if partition in seen:
+            at = offsets - firsts[partition]
+            seen[partition][at[(at >= 0) & (at < len(seen[partition]))]] = True
+
+    for file in files:
+        try:
+            rows = pl.read_parquet(file, columns=["partition", "offset"])
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise UserError(
+                f"{file} cannot be read: {str(error).splitlines()[0]}", hint="nothing was published; restore the file"
+            ) from error
+        for (partition,), part in rows.group_by("partition"):
+            mark(int(str(partition)), part["offset"].to_numpy())
+    rejected = _letters(settings, since_ms)
+    for (partition,), part in rejected.group_by("partition"):
+        mark(int(str(partition)), part["offset"].to_numpy())
+    gaps = [Stretch(p, firsts[p] + low, firsts[p] + high) for p, found in seen.items() for low, high in _runs(~found)]
+    return Proof(files, stretches, [gap for gap in gaps if _holds_messages(settings, gap)], _by_id(rejected), ends)
+
+
+def letters(settings: Settings, date: dt.date) -> Letters:
+    """The ids of dead letters that may be of a day."""
+    return _by_id(_letters(settings, _since_ms(date)))
+
+
+def explain(missing: Sequence[Stretch]) -> str:
+    """Holes, for a person."""
+    count = sum(s.to_offset - s.from_offset for s in missing)
+    shown = ", ".join(map(str, missing[:_SHOWN])) + (", …" if len(missing) > _SHOWN else "")
+    return f"{count:,} messages of ad-events are neither archived nor dead letters: {shown}"
+
+
+def _since_ms(date: dt.date) -> int:
+    return int(dt.datetime.combine(date, dt.time(), dt.UTC).timestamp()) * 1000 - DAY_MS - _AHEAD_MS
+
+
+def _stretches(settings: Settings, since_ms: int, ends: Sequence[int]) -> list[Stretch]:
+    """The messages since a moment, as far as ad-events still has them: only of those can it be known what there was."""
+    topic, admin = settings.topic(topics.EVENTS), Admin(settings.kafka)
+    starts = admin.starts(topic, len(ends))
+    firsts = [max(start, offset_at(settings.kafka, topic, p, since_ms)) for p, start in enumerate(starts)]
+    return [Stretch(p, first, end) for p, (first, end) in enumerate(zip(firsts, ends, strict=True)) if first < end]
+
+
+def _runs(flags: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """[first, end) of each run of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
+    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+
+
+def _holds_messages(settings: Settings, gap: Stretch) -> bool:
+    """Offsets are also taken by what is no message: the marks of a producer's transactions."""
+    for message in read_to_end(settings.kafka, settings.topic(topics.EVENTS), gap.partition, gap.from_offset):
+        return int(message.offset()) < gap.to_offset
+    return False
+
+
+class _WithId(msgspec.Struct):
+    event_id: str
+
+
+def _letters(settings: Settings, since_ms: int) -> pl.DataFrame:
+    """Where each dead letter came from, and its event's id, if it has one that can be read. What came too late is archived."""
+    found: list[tuple[int, int, int, str | None]] = []
+    for letter in dead_letters.read(settings, since_ms):
+        if letter.headers.get("reason") != Reason.TOO_LATE:
+            _, partition, offset = letter.headers["source"].rsplit("/", 2)
+            found.append((int(partition), int(offset), letter.time_ms, _id_in(letter.value or b"")))
+    schema = {"partition": pl.Int64(), "offset": pl.Int64(), "time_ms": pl.Int64(), "event_id": pl.String()}
+    return pl.DataFrame(found, schema=schema, orient="row")
+
+
+def _id_in(value: bytes) -> str | None:
+    try:
+        return msgspec.json.decode(value, type=_WithId).event_id
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _by_id(letters: pl.DataFrame) -> Letters:
+    first = letters.drop_nulls("event_id").group_by("event_id").agg(pl.min("time_ms"))
+    hashed = recount.hashes(first)
+    order = np.argsort(hashed)
+    return Letters(hashed[order], first["time_ms"].to_numpy()[order])

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from batch.exact import DIMENSIONS, MEASURES, Input
+from batch.coverage import Proof
+from batch.exact import Input
+from batch.recount import DIMENSIONS, MEASURES
 from infra.clickhouse.client import ClickHouse
-
-DRIFT = 0.001
-ALERT_SHARE = 0.005
+from infra.errors import Fenced
 
 
 @dataclass(frozen=True)
 class Comparison:
     """How a day's run differs from the stream, over hours × all dimensions.
 
-    `corrected`: dimensions with any difference. `drifted`: those off by more than DRIFT. `causes`: cause → what it
-    moved (rows and sums of the measures).
+    `corrected`: dimensions with any difference. `drifted`: those off by more than the setting `drift_share`. `causes`: cause →
+    what it moved (rows and sums of the measures).
     """
 
     dimensions: int
@@ -26,22 +27,60 @@ class Comparison:
     drifted: int
     causes: dict[str, dict[str, int]] = field(default_factory=dict)
 
-    @property
-    def alert(self) -> bool:
-        """More dimensions than usual needed correction, or something has no cause."""
-        return self.corrected > ALERT_SHARE * max(1, self.dimensions) or "unexplained" in self.causes
+    def alert(self, share: float) -> bool:
+        """Whether more than a share of the dimensions needed correction, or something has no cause."""
+        return self.corrected > share * max(1, self.dimensions) or "unexplained" in self.causes
 
 
 def current_run(client: ClickHouse, date: dt.date) -> tuple[str, str] | None:
     """(run id, input digest) of the day's current run."""
     rows = client.rows(
-        f"SELECT run_id, input_digest FROM {client.database}.runs WHERE date = {{date:Date}} ORDER BY published_at DESC LIMIT 1",
+        f"SELECT run_id, input_digest FROM {client.database}.current_runs WHERE date = {{date:Date}}",
         {"date": date},
     )
     return (rows[0][0], rows[0][1]) if rows else None
 
 
-def compare(client: ClickHouse, date: dt.date, run_id: str) -> Comparison:
+def export_digest(client: ClickHouse, run_id: str, table: str = "exact_hours") -> str:
+    """The SHA-256 of a run's canonical export: its hours as tab-separated lines, by time and dimensions."""
+    columns = ", ".join(("time", *DIMENSIONS, *MEASURES, "late", "late_events"))
+    keys = ", ".join(("time", *DIMENSIONS))
+    return client.sha256(
+        f"SELECT {columns} FROM {client.database}.{table} FINAL WHERE run_id = {{run:String}} ORDER BY {keys}",
+        {"run": run_id},
+    )
+
+
+def recorded_digest(client: ClickHouse, run_id: str) -> str:
+    """What `export_digest` was when the run was published."""
+    found = client.rows(f"SELECT summary FROM {client.database}.runs WHERE run_id = {{run:String}}", {"run": run_id})
+    return str(json.loads(found[0][0]).get("sha256", "")) if found else ""
+
+
+def billed(client: ClickHouse, before: dt.date) -> dict[int, list[int]]:
+    """Start of an earlier day (epoch ms) → the offsets up to which its current run has read, by source partition."""
+    found = client.rows(
+        f"SELECT toUInt64(toUnixTimestamp(toDateTime(c.date, 'UTC'))), r.summary FROM {client.database}.current_runs AS c"
+        f" INNER JOIN {client.database}.runs AS r ON r.run_id = c.run_id WHERE c.date < {{before:Date}}"
+        " ORDER BY c.date DESC LIMIT 62",
+        {"before": before},
+    )
+    ends = {int(seconds) * 1000: json.loads(summary).get("ends", []) for seconds, summary in found}
+    return {day_ms: offsets for day_ms, offsets in ends.items() if offsets}
+
+
+def note_unbilled(client: ClickHouse, unbilled: Mapping[int, int]) -> None:
+    """Write down what the current runs of earlier days lack."""
+    for day_ms, events in unbilled.items():
+        date = dt.datetime.fromtimestamp(day_ms / 1000, dt.UTC).date()
+        client.command(
+            f"INSERT INTO {client.database}.unbilled SELECT run_id, date, {{events:UInt64}}, now64(3)"
+            f" FROM {client.database}.current_runs WHERE date = {{date:Date}}",
+            {"events": events, "date": date},
+        )
+
+
+def compare(client: ClickHouse, date: dt.date, run_id: str, drift_share: float) -> Comparison:
     """Complete the run's days and its ledger (what no cause explains), and sum up. Safe to repeat."""
     db, dims = client.database, ", ".join(DIMENSIONS)
     sums = ", ".join(f"sum({m})" for m in (*MEASURES, "late", "late_events"))
@@ -72,7 +111,7 @@ def compare(client: ClickHouse, date: dt.date, run_id: str) -> Comparison:
     total = int(
         client.rows(f"SELECT count() FROM {db}.exact_hours FINAL WHERE run_id = {{run:String}}", parameters)[0][0]
     )
-    drift = " OR ".join(f"abs(l.{m}) > {DRIFT} * greatest(toInt64(e.{m}), 1)" for m in MEASURES)
+    drift = " OR ".join(f"abs(l.{m}) > {drift_share} * greatest(toInt64(e.{m}), 1)" for m in MEASURES)
     corrected, drifted = client.rows(
         f"""SELECT count(), countIf({drift}) FROM (
                 SELECT time, {dims}, {measures} FROM {db}.ledger FINAL WHERE run_id = {{run:String}} GROUP BY time, {dims}) AS l
@@ -89,16 +128,35 @@ def compare(client: ClickHouse, date: dt.date, run_id: str) -> Comparison:
 
 
 def publish(
-    client: ClickHouse, date: dt.date, run_id: str, found: Input, comparison: Comparison, seconds: float
+    client: ClickHouse,
+    date: dt.date,
+    run_id: str,
+    fence: int,
+    found: Input,
+    comparison: Comparison,
+    proof: Proof,
+    seconds: float,
+    alert: bool,
 ) -> None:
-    """One inserted row makes the run the day's current one."""
-    summary = json.dumps({"causes": comparison.causes, "seconds": round(seconds, 1), "corrected": comparison.corrected})
+    """One inserted row makes the run the day's current one. Raises Fenced when a later holder of the lease has published."""
+    summary = json.dumps(
+        {
+            "causes": comparison.causes, "seconds": round(seconds, 1), "corrected": comparison.corrected,
+            "sha256": export_digest(client, run_id), "input": [str(stretch) for stretch in proof.looked_at], "missing": [str(hole) for hole in proof.missing],
+            "ends": list(proof.ends),
+        }
+    )  # fmt: skip
     client.command(
-        f"INSERT INTO {client.database}.runs (date, run_id, published_at, input_digest, rows, copies, dimensions, drifted, alert, summary)"
-        " VALUES ({date:Date}, {run:String}, now64(3), {digest:String}, {rows:UInt64}, {copies:UInt64},"
-        " {dimensions:UInt64}, {drifted:UInt64}, {alert:UInt8}, {summary:String})",
+        f"INSERT INTO {client.database}.runs (date, run_id, published_at, input_digest, rows, copies, dimensions, drifted, alert, summary, fence)"
+        " SELECT {date:Date}, {run:String}, now64(3), {digest:String}, {rows:UInt64}, {copies:UInt64},"
+        " {dimensions:UInt64}, {drifted:UInt64}, {alert:UInt8}, {summary:String}, {fence:UInt64}"
+        f" WHERE (SELECT max(fence) FROM {client.database}.runs WHERE date = {{date:Date}}) <= {{fence:UInt64}}",
         {
             "date": date, "run": run_id, "digest": found.digest, "rows": found.rows, "copies": found.copies,
-            "dimensions": comparison.dimensions, "drifted": comparison.drifted, "alert": int(comparison.alert), "summary": summary,
+            "dimensions": comparison.dimensions, "drifted": comparison.drifted, "alert": int(alert), "summary": summary,
+            "fence": fence,
         },
     )  # fmt: skip
+    current = current_run(client, date)
+    if current is None or current[0] != run_id:
+        raise Fenced(f"another run of {date} was published meanwhile, by whoever took over the lease")

@@ -96,13 +96,14 @@ def runs(settings: Settings, limit: int = 1000) -> list[dict[str, Any]]:
     client = ClickHouse(settings.clickhouse, settings.database)
     try:
         found = client.rows(
-            "SELECT toString(date), run_id, published_at, rows, copies, dimensions, drifted, alert, summary"
-            f" FROM {settings.database}.runs ORDER BY published_at DESC LIMIT {{limit:UInt32}}",
+            "SELECT toString(r.date), r.run_id, published_at, rows, copies, dimensions, drifted, alert, u.events, summary"
+            f" FROM {settings.database}.runs AS r LEFT JOIN (SELECT run_id, events FROM {settings.database}.unbilled FINAL) AS u"
+            " USING (run_id) ORDER BY published_at DESC LIMIT {limit:UInt32}",
             {"limit": limit},
         )
     finally:
         client.close()
-    names = ("date", "run_id", "published_at", "rows", "copies", "dimensions", "drifted", "alert")
+    names = ("date", "run_id", "published_at", "rows", "copies", "dimensions", "drifted", "alert", "unbilled")
     return [dict(zip(names, row[:-1], strict=True)) | {"alert": bool(row[7])} | json.loads(row[-1]) for row in found]
 
 

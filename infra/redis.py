@@ -21,6 +21,15 @@ _AWAY = (
 )
 
 
+# A number that is higher than any before, also after Redis lost its memory: its clock, unless that stood still.
+_HIGHER = """
+local time = redis.call('TIME')
+local next = math.max(time[1] * 1000 + math.floor(time[2] / 1000), tonumber(redis.call('GET', KEYS[1]) or '0') + 1)
+redis.call('SET', KEYS[1], string.format('%.0f', next))
+return next
+"""
+
+
 class Redis:
     """A connection pool with bytes in and out. Every call raises Unavailable when Redis is away.
 
@@ -114,12 +123,16 @@ class Redis:
             raise _away(error) from error
 
     @contextlib.contextmanager
-    def lease(self, name: str, seconds: int, busy: str) -> Iterator[None]:
-        """Hold a lock that expires by itself, and renew it meanwhile. Raises UserError(`busy`) when it is taken."""
+    def lease(self, name: str, seconds: int, busy: str) -> Iterator[int]:
+        """Hold a lock that expires by itself, and renew it meanwhile; yields a number that is higher for each later holder.
+
+        Raises UserError(`busy`) when it is taken. Who loses it is not told: what must not happen then has to compare numbers.
+        """
         lock = self._client.lock(name, timeout=seconds, blocking=False, thread_local=False)
         try:
             if not lock.acquire():
                 raise UserError(busy, hint=f"wait for it, or {seconds} s after it died")
+            fence = int(self._client.eval(_HIGHER, 1, f"{name}:fence"))
         except _AWAY as error:
             raise _away(error) from error
         done = threading.Event()
@@ -132,7 +145,7 @@ class Redis:
         thread = threading.Thread(target=renew, daemon=True)
         thread.start()
         try:
-            yield
+            yield fence
         finally:
             done.set()
             thread.join()

@@ -55,6 +55,10 @@ class Settings(BaseSettings):
     heartbeat_ms: int = Field(1000, ge=100, description="how often idle ingest workers send heartbeats")
     silent_after_ms: int = Field(10_000, ge=500, description="a partition at its end this long is silent")
     archive_flush_ms: int = Field(5_000, ge=100, description="how long archived rows may wait for their file")
+    archive_keep_days: int = Field(0, ge=0, description="days of the archive that are kept; 0: all")
+    archive_most_gb: float = Field(
+        0, ge=0, description="beyond this the archive's oldest days go, but for two; 0: never"
+    )
     redis_page: int = Field(20_000, ge=1, description="writes to the hot tier in one call at most")
     hot_hours: int = Field(24, ge=2, description="hours of minutes that Redis holds")
     warm_days: int = Field(30, ge=2, description="days of hours that ClickHouse holds")
@@ -66,6 +70,13 @@ class Settings(BaseSettings):
     )
     tls_certificate: str = Field("", description="file of the certificate chain, for an http address with https")
     tls_key: str = Field("", description="file of the certificate's key")
+    drift_share: float = Field(0.001, ge=0, le=1, description="a number further off than this has drifted")
+    alert_share: float = Field(
+        0.005, ge=0, le=1, description="a run that corrects more of its dimensions raises an alert"
+    )
+    alert_webhook: str = Field(
+        "", description="where alerts of nightly runs are sent to, as JSON", pattern=r"^(https?://.*)?$"
+    )
     spark_memory: str = Field("2g", description="heap of the Spark driver")
 
     @field_validator("events_retention_s")

@@ -20,7 +20,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from infra import console, faults, logs, topics
-from infra.clock import DAY_MS, HOUR_MS, iso
+from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
 from infra.console import App
 from infra.errors import Fenced, Unavailable, UserError
 from infra.kafka import GroupConsumer
@@ -28,11 +28,12 @@ from infra.patience import in_sessions
 from infra.priority import BACKGROUND, give_way
 from infra.records import Committed
 from infra.settings import Settings
-from ingest import archived, blocks
+from ingest import archived, blocks, compaction
 from ingest.archived import Decision
 from ingest.worker import run_until_signal, worker_name
 
 _ROWS_PER_FILE = 400_000
+_UPKEEP_EVERY_S = 60.0
 # No dictionary where nearly every value is another one, and statistics where readers use them.
 LAYOUT = {
     "compression": "zstd",
@@ -78,6 +79,8 @@ class ArchiveWorker:
         self._log = logs.get("archive").bind(worker=name)
         self._stopping = threading.Event()
         self._owned: dict[int, Partition] = {}
+        self._upkeep: threading.Thread | None = None
+        self._upkeep_at = 0.0
         self._consumer: GroupConsumer
 
     def stop(self) -> None:
@@ -103,6 +106,7 @@ class ArchiveWorker:
                 for message in self._consumer.consume(64, 0.2):
                     self._take(message)
                 self._flush_due()
+                self._upkeep_due()
             self._flush_due(everything=True)
         finally:
             self._owned.clear()
@@ -156,6 +160,32 @@ class ArchiveWorker:
             self._consumer.commit([Committed(p, partition.next_message, told)])
             partition.rows, partition.count, partition.since = [], 0, None
             partition.from_offset = partition.to_offset
+
+    def _upkeep_due(self) -> None:
+        """Now and then, in a thread of its own: merge small files of the partitions owned here, and let the oldest days go."""
+        now = time.monotonic()
+        if now < self._upkeep_at or (self._upkeep is not None and self._upkeep.is_alive()):
+            return
+        self._upkeep_at = now + _UPKEEP_EVERY_S
+        self._upkeep = threading.Thread(target=self._keep_up, args=(list(self._owned),), daemon=True)
+        self._upkeep.start()
+
+    def _keep_up(self, partitions: list[int]) -> None:
+        try:
+            for group in compaction.due(self._root, partitions, now_ms()):
+                if self._stopping.is_set():
+                    return
+                merged = compaction.merge(group, LAYOUT)
+                faults.point("archive.merged")
+                self._log.info("merged", files=len(group), into=merged.name)
+            compaction.clean(self._root, partitions, now_ms())
+            if 0 in partitions:  # days are everybody's: one of the workers sees to them
+                s = self._settings
+                keep_days, most_bytes = s.archive_keep_days or None, s.archive_most_gb * 2**30 or None
+                for day in compaction.expire(self._root, now_ms(), keep_days, most_bytes):
+                    self._log.warning("a day of the archive was removed", day=day.name)
+        except OSError as error:
+            self._log.warning("the archive's upkeep failed; it is tried again", error=str(error))
 
 
 def write_files(root: Path, partition: int, from_offset: int, to_offset: int, rows: pa.Table) -> list[Path]:

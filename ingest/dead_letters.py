@@ -14,7 +14,7 @@ from infra import console, topics
 from infra.clock import iso
 from infra.console import App
 from infra.errors import UsageError, UserError
-from infra.kafka import EventProducer, read_to_end
+from infra.kafka import BEGINNING, EventProducer, offset_at, read_to_end
 from infra.settings import Settings
 from ingest import events
 from ingest.events import Reason
@@ -33,11 +33,12 @@ class Letter:
     time_ms: int
 
 
-def read(settings: Settings) -> Iterator[Letter]:
-    """All dead letters there are now."""
+def read(settings: Settings, since_ms: int | None = None) -> Iterator[Letter]:
+    """All dead letters there are now, or those written since a moment."""
     topic = settings.topic(topics.DEAD_LETTERS)
     for partition in range(settings.event_partitions):
-        for m in read_to_end(settings.kafka, topic, partition):
+        first = BEGINNING if since_ms is None else offset_at(settings.kafka, topic, partition, since_ms)
+        for m in read_to_end(settings.kafka, topic, partition, first):
             headers = {k: v.decode("utf-8", "replace") for k, v in m.headers() or []}
             yield Letter(f"{partition}/{m.offset()}", m.key(), m.value(), headers, m.timestamp()[1])
 

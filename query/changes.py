@@ -75,18 +75,16 @@ class Changes:
         bucket = "time" if asked.grain == "hour" else "toStartOfDay(time)"
         # A day that is reconciled takes the place of what was corrected before; of its buckets, those whose numbers moved.
         found = self._client.rows(
-            f"""WITH current AS (
-                    SELECT date, argMax(run_id, published_at) AS run, max(published_at) AS at FROM {db}.runs GROUP BY date)
-                SELECT * FROM (
+            f"""SELECT * FROM (
                     SELECT toUInt64(toUnixTimestamp(max(changed_at))) AS changed, toUInt64(toUnixTimestamp(time)) AS bucket,
                         campaign_id, 'corrected' AS finality
                     FROM {db}.{TABLES[asked.grain]}
                     WHERE changed_at >= toDateTime({{since:UInt32}}, 'UTC') AND {of}
-                        AND toDate(time) NOT IN (SELECT date FROM current)
+                        AND toDate(time) NOT IN (SELECT date FROM {db}.current_runs)
                     GROUP BY time, campaign_id
                     UNION ALL
                     SELECT toUInt64(toUnixTimestamp(max(at))), toUInt64(toUnixTimestamp({bucket})) AS bucket, campaign_id, 'reconciled'
-                    FROM {db}.ledger AS ledger INNER JOIN current ON ledger.run_id = current.run
+                    FROM {db}.ledger AS ledger INNER JOIN {db}.current_runs AS current ON ledger.run_id = current.run_id
                     WHERE at >= toDateTime({{since:UInt32}}, 'UTC') AND {of}
                     GROUP BY bucket, campaign_id
                 ) {after} ORDER BY changed, bucket, campaign_id LIMIT {{limit:UInt32}}""",

@@ -6,6 +6,7 @@ replace by key and version, or carry a run id that only one row makes current.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import threading
@@ -87,6 +88,17 @@ class ClickHouse:
             return self._connected().query_arrow(sql, parameters=parameters, settings=settings)
         except (ClickHouseError, OSError) as error:
             raise self._guard(error) from error
+
+    def sha256(self, sql: str, parameters: dict[str, Any] | None = None) -> str:
+        """The SHA-256 of a query's rows as tab-separated lines, as they come."""
+        told = hashlib.sha256()
+        try:
+            with self._connected().raw_stream(sql, parameters=parameters, fmt="TabSeparated") as stream:
+                while chunk := stream.read(1 << 20):
+                    told.update(chunk)
+        except (ClickHouseError, OSError) as error:
+            raise self._guard(error) from error
+        return told.hexdigest()
 
     def insert(self, table: str, data: Any) -> None:
         """Append a pyarrow table whose columns are named as the table's."""

@@ -5,20 +5,25 @@ from __future__ import annotations
 import datetime as dt
 
 RETRY_S = 600.0
+DONE = (0, 3)
+"""How the job exits when it need not be tried again: done, done with an alert."""
+_DAY = dt.timedelta(days=1)
 
 
 def due(at: str, now: dt.datetime, first_up: dt.datetime, last_done: dt.date | None) -> dt.date | None:
-    """The day that ought to be reconciled now, or None. `at` is HH:MM in UTC, or off.
+    """The earliest day that ought to be reconciled now, or None. `at` is HH:MM in UTC, or off.
 
-    A day is due at the scheduled moment after its end, if that moment came after the stack's first start.
+    A day is due at the scheduled moment after its end, if that moment came after the stack's first start: what was missed since is
+    caught up with, day by day.
     """
     if at == "off":
         return None
     hour, minute = map(int, at.split(":"))
-    moment = now.replace(hour=hour, minute=minute, second=0, microsecond=0)
-    if moment > now:
-        moment -= dt.timedelta(days=1)
-    day = moment.date() - dt.timedelta(days=1)
-    if moment <= first_up or (last_done is not None and last_done >= day):
-        return None
-    return day
+
+    def moment_of(day: dt.date) -> dt.datetime:
+        return dt.datetime.combine(day + _DAY, dt.time(hour, minute), dt.UTC)
+
+    day = first_up.date() - 2 * _DAY if last_done is None else last_done + _DAY
+    while moment_of(day) <= first_up:
+        day += _DAY
+    return day if moment_of(day) <= now else None

@@ -224,7 +224,7 @@ class Supervisor:
                 return
             self._nightly = None
             self._log.info("reconciliation ended", date=day.isoformat(), code=code)
-            if code in (0, 3):
+            if code in schedule.DONE:
                 self._folder.write_state(self._folder.state() | {"reconciled_to": day.isoformat()})
             else:
                 self._nightly_after = time.monotonic() + schedule.RETRY_S
@@ -241,7 +241,7 @@ class Supervisor:
         )
         if day_due is not None:
             self._log.info("reconciling", date=day_due.isoformat())
-            argv = [sys.executable, "-m", "infra", "reconcile", "--date", day_due.isoformat()]
+            argv = [sys.executable, "-m", "infra", "reconcile", "--skip-empty", "--date", day_due.isoformat()]
             self._nightly = (day_due, self._spawn(Command("reconcile", argv, Path.cwd(), self._env)))
 
     def _revive(self) -> None:

@@ -25,7 +25,7 @@ from infra.clock import now_ms
 from infra.errors import Unavailable
 from infra.redis import Redis
 from infra.settings import Settings
-from query import changes, formats
+from query import changes, formats, ledger
 from query.api import document
 from query.api.access import Gate, Handler, Reply
 from query.api.edge import Edge
@@ -35,6 +35,7 @@ from query.api.problems import Problem
 from query.api.tracing import Tracing
 from query.changes import Changes
 from query.keys import Access, Keyring, Keys
+from query.ledger import Ledger
 from query.limits import Limits
 from query.recent import Recent
 from query.request import BadQuestion, Question, parse
@@ -57,7 +58,7 @@ class Api:
         self.router = Router(settings, observe)
         redis = Redis(settings.redis, timeout_s=1.0)
         clickhouse = ClickHouse(settings.clickhouse, settings.database, timeout_s=settings.query_timeout_s)
-        self._changes = Changes(clickhouse)
+        self._changes, self._ledger = Changes(clickhouse), Ledger(clickhouse)
         limits = Limits(redis, self.router.guards["redis"], settings.key_prefix)
         self.gate = Gate(Keyring(Keys(clickhouse), settings.api_key.get_secret_value()), limits)
         self.live = Live()
@@ -119,6 +120,16 @@ class Api:
         found = pipeline_state.runs(self._settings)
         shown = found if access.admin else [{name: run[name] for name in _PUBLIC_RUN} for run in found]
         return Reply(msgspec.json.encode({"data": shown}))
+
+    def ledger(self, request: Request, access: Access) -> Reply:
+        """Why a reconciled day differs from what the stream had counted."""
+        date = request.path_params["date"]
+        asked = ledger.parse(date, request.query_params.multi_items(), access.advertisers, self.router.signer)
+        ask = self._ledger.answer
+        found = self.router.guards["clickhouse"].call(lambda: ask(asked, self.router.signer))
+        if found is None:
+            raise Problem(404, "not-reconciled", f"{asked.date} has not been reconciled yet")
+        return _packed(request, Reply(msgspec.json.encode(found), rows_read=found["rows"]))
 
 
 def create(settings: Settings) -> FastAPI:
@@ -214,6 +225,11 @@ def _numbers(app: FastAPI, api: Api) -> None:
     )
     route("/v1/pipeline", api.pipeline, "Lag, watermark and overload level", [], "plain")
     route("/v1/reconciliations", api.reconciliations, "The nightly runs, newest first", [], "plain")
+
+    route(
+        "/v1/reconciliations/{date}/ledger", api.ledger, "Why a reconciled day differs from what the stream had counted",
+        document.LEDGER, "ledger",
+    )  # fmt: skip
 
     async def stream(request: Request) -> Response:
         access, taken = await run_in_threadpool(api.gate.enter, request)

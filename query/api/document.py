@@ -7,6 +7,7 @@ from typing import Any
 from ingest.events import MAX_INT
 from query.api import problems
 from query.formats import FORMATS
+from query.ledger import CAUSES
 from query.request import DIMENSIONS, MAX_CAMPAIGNS, MAX_LIMIT, MEASURES, RATIOS
 
 _TIME = {
@@ -71,6 +72,18 @@ CHANGES = [
     _CURSOR,
 ]
 
+LEDGER = [
+    _parameter("date", {"type": "string", "format": "date"}, "a day of UTC", "2026-11-20")
+    | {"in": "path", "required": True},
+    _CAMPAIGN | {"description": "campaigns, several by comma; without, all that the key may see"},
+    _ADVERTISER,
+    _parameter(
+        "cause", _list({"type": "string", "enum": list(CAUSES)}, len(CAUSES)), "causes, by comma", ["late"], **_BY_COMMA
+    ),
+    _ROWS,
+    _CURSOR,
+]
+
 _NUMBER: dict[str, Any] = {"type": "integer", "minimum": 0}
 _INSTANT = {"type": "string", "format": "date-time"}
 _FINALITY = {"type": "string", "enum": ["provisional", "closed", "corrected", "reconciled"]}
@@ -119,6 +132,33 @@ _CHANGED = {
     },
 }
 _OBJECT = {"type": "object"}
+_AMOUNTS = {"type": "object", "properties": {m: {"type": "integer"} for m in MEASURES[:4]}}
+_LEDGER = {
+    "type": "object",
+    "required": ["date", "run_id", "data", "rows", "next_cursor"],
+    "properties": {
+        "date": {"type": "string", "format": "date"},
+        "run_id": {"type": "string"},
+        "data": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "time": _INSTANT,
+                    **dict.fromkeys(("campaign_id", "advertiser_id", "ad_id", "publisher_id"), _NUMBER),
+                    "country": {"type": "string"},
+                    "device": {"type": "string"},
+                    "cause": {"type": "string", "enum": list(CAUSES)},
+                    "share": _AMOUNTS | {"description": "what this cause adds to the stream's number"},
+                    "stream": _AMOUNTS,
+                    "exact": _AMOUNTS,
+                },
+            },
+        },
+        "rows": _NUMBER,
+        "next_cursor": {"type": ["string", "null"]},
+    },
+}
 
 
 _EXAMPLES = {
@@ -158,6 +198,7 @@ RESPONSES = {
     "metrics": _answers(_ROWS_ALONE | _json(_ANSWER), (400, 413, 414, 422, *_KEYED))
     | {304: {"description": "what If-None-Match names is still right"}},
     "changes": _answers(_json(_CHANGED), (400, 413, 414, 422, *_KEYED)),
+    "ledger": _answers(_json(_LEDGER), (400, 404, 413, 414, *_KEYED)),
     "live": _answers({"text/event-stream": {"schema": {"type": "string"}}}, (400, 413, 414, 422, *_KEYED)),
     "plain": _answers(_json(_OBJECT), _KEYED),
     "open": _answers(_json(_OBJECT), (503,)),

@@ -37,8 +37,7 @@ class StoredTiers:
                     SELECT tier, shard, max(border_ms) AS border, max(watermark_ms) AS watermark
                     FROM {db}.tier_borders WHERE shard < {{shards:UInt16}} GROUP BY tier, shard) GROUP BY tier
                 UNION ALL
-                SELECT 'run', argMax(run_id, published_at), toUInt64(toUnixTimestamp(toDateTime(date, 'UTC'))), 0, 0
-                FROM {db}.runs GROUP BY date""",
+                SELECT 'run', run_id, toUInt64(toUnixTimestamp(toDateTime(date, 'UTC'))), 0, 0 FROM {db}.current_runs""",
             {"shards": self._shards},
         )
         tiers = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ import psutil
 import pytest
 
 from infra import topics
+from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso, now_ms
 from infra.embedded.state import Folder
 from infra.kafka import EventProducer, read_to_end
@@ -145,6 +147,31 @@ def test_reconciliation_gives_the_batch_truth_and_twice_changes_nothing(product:
     second = adclick("reconcile", *where)
     assert second.returncode == 0, second.stderr
     assert "unchanged" in second.stderr
+
+
+def test_the_day_comes_out_of_its_archive_again(product: Product) -> None:
+    day_ms = (product.start_ms + SPAN_MS) // DAY_MS * DAY_MS - DAY_MS
+    where = ["--dir", str(product.folder.path), "--date", iso(day_ms)[:10]]
+    done = adclick("audit", *where)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 differ" in done.stderr
+    assert "comes out of the archive again" in done.stderr
+    # A number that somebody changed is found, and so is one that the stream never had.
+    client = ClickHouse(product.settings.clickhouse, product.settings.database)
+    for table in ("exact_hours", "stream_hours"):
+        columns = [name for name, *_ in client.rows(f"DESCRIBE {client.database}.{table}")]
+        told = ", ".join(
+            "impressions + 1" if c == "impressions" else "version + 1" if c == "version" else c for c in columns
+        )
+        client.command(
+            f"INSERT INTO {client.database}.{table} SELECT {told} FROM {client.database}.{table} FINAL"
+            " WHERE toDate(time) = {day:Date} LIMIT 1",
+            {"day": dt.datetime.fromtimestamp(day_ms / 1000, dt.UTC).date()},
+        )
+    tampered = adclick("audit", *where)
+    assert tampered.returncode == 3
+    assert "1 differ" in tampered.stderr
+    assert "DOES NOT COME" in tampered.stderr
 
 
 @pytest.mark.parametrize(

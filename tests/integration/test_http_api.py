@@ -104,13 +104,25 @@ def test_no_operation_shows_another_tenants_numbers(http: httpx.Client, client: 
     _, mine = key(client, MINE)
     document = http.get("/openapi.json").json()
     paths = [p for p, operations in document["paths"].items() if "get" in operations]
-    assert {"/v1/metrics", "/v1/metrics/changes", "/v1/pipeline", "/v1/reconciliations"} <= set(paths)
+    assert {
+        "/v1/metrics",
+        "/v1/metrics/changes",
+        "/v1/pipeline",
+        "/v1/reconciliations",
+        "/v1/reconciliations/{date}/ledger",
+    } <= set(paths)
     others = [str(_OTHERS + h) for h in range(HOURS)] + [str(_MINE + _OTHERS + 2 * h) for h in range(HOURS)]
+    reconciled = _reconcile_long_ago(client)
+    shown = http.get(f"/v1/reconciliations/{reconciled}/ledger", headers=mine).json()["data"]
+    assert [(row["advertiser_id"], row["stream"]["impressions"], row["exact"]["impressions"]) for row in shown] == [
+        (MINE, _MINE - 1, _MINE)
+    ]
     # Streams do not end, and ask as /v1/metrics does.
     for path in [p for p in paths if p != "/v1/stream"]:
         for subject in (("campaign_id", "7"), ("advertiser_id", str(OTHERS)), ("advertiser_id", str(MINE))):
             for group in ("", "ad_id", "campaign_id", "publisher_id,country,device"):
                 told = httpx.QueryParams(_asked(path, subject, group))
+                path = path.replace("{date}", reconciled)
                 found = http.get(path, params=told, headers=mine)
                 assert found.status_code in (200, 403, 503), (path, found.text)
                 assert not any(number in found.text for number in others), (path, subject)
@@ -120,9 +132,22 @@ def test_no_operation_shows_another_tenants_numbers(http: httpx.Client, client: 
     assert operations == {"get"}
 
 
+def _reconcile_long_ago(client: ClickHouse) -> str:
+    """A day of which one late impression of each advertiser was counted by a nightly run."""
+    start, date = HOUR - 5 * DAY_MS, iso(HOUR - 5 * DAY_MS)[:10]
+    for advertiser, ad, impressions in ((MINE, 1, _MINE), (OTHERS, 2, _OTHERS)):
+        keys = f"{start // 1000}, 7, {advertiser}, {ad}, 5, 'DE', 'mobile', 'run'"
+        client.command(f"INSERT INTO {client.database}.exact_hours VALUES ({keys}, {impressions}, 0, 0, 0, 0, 0)")
+        client.command(f"INSERT INTO {client.database}.ledger VALUES ({keys}, 'late', 1, 0, 0, 0)")
+    client.command(f"INSERT INTO {client.database}.runs VALUES ('{date}', 'run', now64(3), '', 2, 0, 2, 0, 0, '{{}}')")
+    return date
+
+
 def _asked(path: str, subject: tuple[str, str], group: str) -> tuple[tuple[str, str], ...]:
     if path == "/v1/metrics":
         return (subject, *_RANGE, ("group_by", group))
+    if path.endswith("/ledger"):
+        return (subject,)
     return (subject, ("since", "-1h")) if path == "/v1/metrics/changes" else ()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import signal
 from pathlib import Path
@@ -10,14 +11,22 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from batch import coverage
+from infra import topics
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
+from infra.errors import UserError
+from infra.kafka import Admin, TransactionalProducer
+from infra.records import Record
 from infra.redis import Redis
 from infra.settings import Settings
 from ingest import archive, archived, events
 from ingest.archived import Decision
+from query import ledger
+from query.ledger import Ledger
 from query.request import parse
 from query.router import Router
+from query.signing import Signer
 from tests.conftest import adclick
 from tests.flow import environment
 
@@ -29,39 +38,46 @@ _PLANTED: dict[str, list[dict[str, Any]]] = {
     "doubt": [{"decision": Decision.DOUBT}] * 2,
     "cross-partition-duplicate": [{"event_id": "across", "partition": 0}, {"event_id": "across", "partition": 1}],
     "expired-horizon-duplicate": [{"event_id": "expired"}, {"event_id": "expired"}],
+    "conflicting-copy": [{"event_id": "unlike"}, {"event_id": "unlike", "publisher_id": 9}],
+    "dead-letter-replayed": [{"event_id": "again", "decision": Decision.TOO_LATE, "log_time_ms": now_ms() + HOUR_MS}]
+    * 2,
     "": [{}, {}, {"event_id": "copied"}, {"event_id": "copied", "decision": Decision.COPY}],
 }
-_MOVED = {"late": 3, "shed": -1, "doubt": 2, "cross-partition-duplicate": -1, "expired-horizon-duplicate": -1}
-_EXACT, _STREAM = 3 + 2 + 2 + 1 + 1 + 3, 3 + 2 + 2 + 3
+_ROW: dict[str, Any] = {
+    "event_type": 1, "time_ms": DAY + HOUR_MS, "campaign_id": 1, "ad_id": 2, "advertiser_id": 3, "publisher_id": 4,
+    "country": 0, "device": 0, "user": None, "cost_micros": 7, "weight": 1, "lateness": 0, "copy_of": None,
+    "decision": Decision.COUNTED,
+}  # fmt: skip
+_MOVED = {
+    "late": 3, "shed": -1, "doubt": 2, "cross-partition-duplicate": -1, "expired-horizon-duplicate": -1,
+    "conflicting-copy": -1, "dead-letter-replayed": 1,
+}  # fmt: skip
+_EXACT, _STREAM = 3 + 2 + 2 + 1 + 1 + 1 + 1 + 3, 3 + 2 + 2 + 1 + 3
+_STREAM_UNLIKE = 1
 
 
 @pytest.fixture
 def planted(settings: Settings) -> Settings:
     """Archived rows of yesterday, and the hours that the stream made of them."""
     rows: dict[int, list[dict[str, Any]]] = {0: [], 1: []}
-    given: dict[str, Any] = {
-        "event_type": 1, "time_ms": DAY + HOUR_MS, "campaign_id": 1, "ad_id": 2, "advertiser_id": 3, "publisher_id": 4,
-        "country": 0, "device": 0, "user": None, "cost_micros": 7, "weight": 1, "lateness": 0, "copy_of": None,
-        "decision": Decision.COUNTED,
-    }  # fmt: skip
     for number, special in enumerate(x for many in _PLANTED.values() for x in many):
-        one = given | {"event_id": f"e{number}", "log_time_ms": DAY + HOUR_MS + number, "offset": number} | special
+        one = _ROW | {"event_id": f"e{number}", "log_time_ms": DAY + HOUR_MS + number, "offset": number} | special
         rows[one.pop("partition", 0)].append(one)
     for partition, found in rows.items():
         wire = pa.Table.from_pylist(found, schema=archived.SCHEMA)
         archive.write_files(Path(settings.archive), partition, 0, 100, wire)
+    _reject(settings, "again")
     client = ClickHouse(settings.clickhouse, settings.database)
-    client.command(
-        f"INSERT INTO {settings.database}.stream_hours"
-        " SELECT toDateTime({time:UInt32}, 'UTC'), 1, 3, 2, 4, {country:String}, {device:String}, 0,"
-        " 0, {clicks:UInt64}, 0, {clicks:UInt64} * 7, 0, 0, 0, 0, 1, 0",
-        {
-            "time": (DAY + HOUR_MS) // 1000,
-            "country": events.COUNTRIES[0],
-            "device": events.DEVICES[0],
-            "clicks": _STREAM,
-        },
-    )
+    for publisher, clicks in ((4, _STREAM), (9, _STREAM_UNLIKE)):
+        client.command(
+            f"INSERT INTO {settings.database}.stream_hours"
+            " SELECT toDateTime({time:UInt32}, 'UTC'), 1, 3, 2, {publisher:UInt64}, {country:String}, {device:String}, 0,"
+            " 0, {clicks:UInt64}, 0, {clicks:UInt64} * 7, 0, 0, 0, 0, 1, 0",
+            {
+                "time": (DAY + HOUR_MS) // 1000, "publisher": publisher, "clicks": clicks,
+                "country": events.COUNTRIES[0], "device": events.DEVICES[0],
+            },
+        )  # fmt: skip
     for tier in ("hours", "days"):
         for shard in range(settings.block_partitions):
             client.command(
@@ -69,6 +85,14 @@ def planted(settings: Settings) -> Settings:
                 {"tier": tier},
             )
     return settings
+
+
+def _reject(settings: Settings, event_id: str, source: str = "x/0/1000") -> None:
+    producer = TransactionalProducer(settings.kafka, f"{settings.namespace}letters")
+    producer.open()
+    headers = (("reason", b"bad-value"), ("source", source.encode()))
+    value = b'{"event_id": "%s"}' % event_id.encode()
+    producer.write([Record(settings.topic(topics.DEAD_LETTERS), value, None, 0, headers)])
 
 
 def _clicks(settings: Settings, grain: str) -> tuple[int, str]:
@@ -84,7 +108,7 @@ def test_a_run_that_dies_before_it_is_published_shows_nothing_and_the_next_one_f
     # Exact hours, days and the ledger are written, and the one row that makes them current is not.
     died = adclick(*words, cwd=None, **env, ADCLICK_FAULT="kill@reconcile.compared")
     assert died.returncode == -signal.SIGKILL, died.stderr
-    assert _clicks(planted, "hour") == (_STREAM, "closed")
+    assert _clicks(planted, "hour") == (_STREAM + _STREAM_UNLIKE, "closed")
     redis.call("DEL", f"{planted.key_prefix}reconcile")  # its lease would last half a minute
     done = adclick(*words, cwd=None, **env)
     assert done.returncode == 3, done.stderr
@@ -95,3 +119,53 @@ def test_a_run_that_dies_before_it_is_published_shows_nothing_and_the_next_one_f
     }
     assert _clicks(planted, "hour") == (_EXACT, "reconciled")
     assert _clicks(planted, "day") == (_EXACT, "reconciled")
+
+
+def test_the_ledger_explains_every_difference(planted: Settings) -> None:
+    env, date = environment(planted), iso(DAY)[:10]
+    assert adclick("reconcile", "--date", date, "-q", cwd=None, **env).returncode == 3
+    said = adclick("reconcile", "--explain", "1", "--date", date, "--json", cwd=None, **env)
+    told = json.loads(said.stdout)
+    assert (told["stream"]["clicks"], told["billed"]["clicks"]) == (_STREAM + _STREAM_UNLIKE, _EXACT)
+    assert {cause: moved["clicks"] for cause, moved in told["causes"].items()} == _MOVED
+    shown = adclick("reconcile", "--explain", "1", "--date", date, cwd=None, **env).stdout
+    assert "were copies sent under another key" in shown
+    client, signer = ClickHouse(planted.clickhouse, planted.database), Signer("test")
+    rows, given = [], list[tuple[str, str]]()
+    while True:
+        asked = ledger.parse(date, [("campaign_id", "1"), ("limit", "2"), *given], frozenset({3}), signer)
+        found = Ledger(client).answer(asked, signer)
+        assert found is not None
+        rows += found["data"]
+        if found["next_cursor"] is None:
+            break
+        given = [("cursor", found["next_cursor"])]
+    assert {row["cause"]: row["share"]["clicks"] for row in rows} == _MOVED
+    assert {(r["publisher_id"], r["stream"]["clicks"], r["exact"]["clicks"]) for r in rows} == {
+        (4, _STREAM, _EXACT), (9, _STREAM_UNLIKE, 0),
+    }  # fmt: skip
+    assert Ledger(client).answer(ledger.parse(date, [("cause", "doubt")], frozenset({4}), signer), signer)["rows"] == 0  # type: ignore[index]
+    assert Ledger(client).answer(ledger.parse("2020-01-01", [], None, signer), signer) is None
+
+
+def test_a_message_that_is_nowhere_is_found(settings: Settings) -> None:
+    topic = settings.topic(topics.EVENTS)
+    producer = TransactionalProducer(settings.kafka, f"{settings.namespace}events")
+    producer.open()
+    for _ in range(2):
+        producer.write([Record(topic, b"{}", None, 0)] * 5)
+    # Each transaction takes an offset more: these are no holes. Of the messages 0 to 4 and 6 to 10, 4 is missing.
+    _reject(settings, "bad", f"{topic}/0/3")
+    rows = [_ROW | {"event_id": f"e{n}", "offset": n, "log_time_ms": DAY} for n in (0, 1, 2, 6, 7, 8, 9, 10)]
+    wire = pa.Table.from_pylist(rows, schema=archived.SCHEMA)
+    files = archive.write_files(Path(settings.archive), 0, 0, 100, wire)
+    ends = Admin(settings.kafka).ends(topic, settings.event_partitions)
+    date = dt.datetime.fromtimestamp(DAY / 1000, dt.UTC).date()
+    proof = coverage.prove(settings, files, date, ends)
+    assert [str(hole) for hole in proof.missing] == ["0/4 to 6"]
+    assert [str(stretch) for stretch in proof.looked_at] == ["0/0 to 12"]
+    _reject(settings, "bad", f"{topic}/0/4")
+    assert coverage.prove(settings, files, date, ends).missing == []
+    files[0].write_bytes(files[0].read_bytes()[:-100])
+    with pytest.raises(UserError, match="cannot be read"):
+        coverage.prove(settings, files, date, ends)

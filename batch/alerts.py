@@ -1,0 +1,36 @@
+"""Tells somebody that a run needs a person: in the log, and by a webhook where one is set."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from typing import Any
+
+import tenacity
+
+from infra.console import App
+
+_TIMEOUT_S = 10
+
+
+def send(app: App, told: dict[str, Any]) -> None:
+    """POST it as JSON to the setting `alert_webhook`. What cannot be delivered is said, and fails nothing: the run's record has it."""
+    url = app.settings.alert_webhook
+    if not url:
+        return
+    request = urllib.request.Request(
+        url, json.dumps(told, default=str).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
+    try:
+        _post(request)
+    except OSError as error:
+        app.say(f"the alert could not be delivered to {url}: {error}")
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type(OSError), stop=tenacity.stop_after_attempt(3),
+    wait=tenacity.wait_exponential_jitter(0.5, 5), reraise=True,
+)  # fmt: skip
+def _post(request: urllib.request.Request) -> None:
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_S):
+        pass

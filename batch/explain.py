@@ -1,0 +1,48 @@
+"""`adclick reconcile --explain`: how a campaign's bill of a day came about, from what the stream had counted."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from batch.publish import current_run
+from batch.recount import MEASURES
+from infra.clickhouse.client import ClickHouse
+from infra.console import App
+from infra.errors import UserError
+
+_SAID = {
+    "late": "came after their hour had been counted",
+    "shed": "were sampled while the stream was overloaded",
+    "doubt": "were held back: their ids may have been lost",
+    "cross-partition-duplicate": "were copies sent under another key",
+    "expired-horizon-duplicate": "were copies sent long after the first",
+    "conflicting-copy": "used an id again for something else",
+    "dead-letter-replayed": "were mended and sent again too late",
+    "unexplained": "have no cause that is known: please report it",
+}
+
+
+def explain(app: App, client: ClickHouse, campaign: int, date: dt.date) -> None:
+    """Print it. Raises UserError when the day has not been reconciled."""
+    run = current_run(client, date)
+    if run is None:
+        raise UserError(f"{date} has not been reconciled", hint=f"adclick reconcile --date {date}")
+    db, sums = client.database, ", ".join(f"sum({m})" for m in MEASURES)
+    parameters = {"run": run[0], "campaign": campaign}
+    where = "FINAL WHERE run_id = {run:String} AND campaign_id = {campaign:UInt64}"
+    billed = [int(n) for n in client.rows(f"SELECT {sums} FROM {db}.exact_hours {where}", parameters)[0]]
+    causes = client.rows(f"SELECT cause, {sums} FROM {db}.ledger {where} GROUP BY cause ORDER BY cause", parameters)
+    moved = {str(cause): [int(n) for n in amounts] for cause, *amounts in causes}
+    stream = [total - sum(column) for total, *column in zip(billed, *moved.values(), strict=True)]
+    if app.json:
+        told = {"stream": stream, "billed": billed}
+        app.data(
+            {"date": date.isoformat(), "campaign_id": campaign, "run_id": run[0]}
+            | {name: dict(zip(MEASURES, amounts, strict=True)) for name, amounts in told.items()}
+            | {"causes": {cause: dict(zip(MEASURES, amounts, strict=True)) for cause, amounts in moved.items()}}
+        )
+        return
+    rows: list[tuple[object, ...]] = [("counted by the stream", "", *(f"{n:,}" for n in stream))]
+    rows += [(f"{cause}", _SAID.get(cause, ""), *(f"{n:+,}" for n in amounts)) for cause, amounts in moved.items()]
+    rows.append(("billed", "", *(f"{n:,}" for n in billed)))
+    app.table([f"campaign {campaign}, {date}", "events that", *MEASURES], rows)

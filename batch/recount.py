@@ -1,0 +1,268 @@
+"""The exact recount of a day, pure and by column: what a file adds, what ids that repeat take back, and what both add up to.
+
+Copies share an event_id; the earliest by (log time, partition, offset) among the events of D−1 … D+1 counts, so that
+neighbouring days choose the same one. Hardly any id repeats, so every row is first counted as if it were the only one of its id.
+Of ids only hashes are compared over the whole day; the rows whose hash is there twice are then taken back, and counted again by
+what they are. A hash that two ids share costs a little work, and changes nothing.
+
+Sums come as moves: rows of MOVES, each an amount by hour, all dimensions and cause. The cause `exact` is what the day holds;
+the others are what must be added to the stream's numbers, so they add up to exact − stream.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from infra.clock import DAY_MS, HOUR_MS
+
+IDS = ("campaign_id", "advertiser_id", "ad_id", "publisher_id")
+NAMES = ("country", "device")
+DIMENSIONS = (*IDS, *NAMES)
+MEASURES = ("impressions", "clicks", "conversions", "spend_micros")
+EXACT = "exact"
+LATE, SHED, DOUBT = "late", "shed", "doubt"
+CROSS_PARTITION, EXPIRED = "cross-partition-duplicate", "expired-horizon-duplicate"
+CONFLICTING, SENT_AGAIN = "conflicting-copy", "dead-letter-replayed"
+CAUSES = (LATE, SHED, DOUBT, CROSS_PARTITION, EXPIRED, CONFLICTING, SENT_AGAIN)
+"""Why the stream and the exact count differ, by what was decided about a row."""
+
+COLUMNS = (
+    "event_id", "partition", "offset", "log_time_ms", "time_ms", "event_type", *DIMENSIONS, "cost_micros", "decision",
+    "weight", "lateness",
+)  # fmt: skip
+"""What is read of a row."""
+_AMOUNTS = (*MEASURES, "late", "late_events", "winners")
+_KEYS = ("hour_ms", *DIMENSIONS, "cause")
+MOVES = pl.Schema(
+    {"hour_ms": pl.Int64()}
+    | dict.fromkeys(IDS, pl.Int64())
+    | dict.fromkeys((*NAMES, "cause"), pl.String())
+    | dict.fromkeys(_AMOUNTS, pl.Int64())
+)
+"""`late`: events that came late and count; `late_events`: those that were late by their own partition; `winners`: events that count."""
+# An event's own fields: what a copy of it has, too.
+_FIELDS = ("time_ms", "event_type", *DIMENSIONS, "cost_micros")
+
+
+@dataclass(frozen=True)
+class Letters:
+    """Ids of dead letters, as sorted hashes, and when each was first rejected (epoch ms)."""
+
+    hashes: npt.NDArray[np.uint64]
+    times_ms: npt.NDArray[np.int64]
+
+
+NO_LETTERS = Letters(np.zeros(0, np.uint64), np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Archived rows of the day, each once, and a digest of which ones: a sum modulo 2^64, so order and files do not matter."""
+
+    rows: int = 0
+    digest: int = 0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(self.rows + other.rows, (self.digest + other.digest) % 2**64)
+
+    def __sub__(self, other: Totals) -> Totals:
+        return Totals(self.rows - other.rows, (self.digest - other.digest) % 2**64)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What rows add to a day."""
+
+    moves: pl.DataFrame
+    totals: Totals
+
+
+def near(rows: pl.DataFrame, day_ms: int) -> pl.DataFrame:
+    """Rows whose copies may count for a day: those of the day before, of the day, and of the day after."""
+    return rows.filter(pl.col("time_ms").is_between(day_ms - DAY_MS, day_ms + 2 * DAY_MS, closed="left"))
+
+
+def told_apart(rows: pl.DataFrame, letters: Letters) -> pl.DataFrame:
+    """With the hash of each row's id, and whether the event was a dead letter before, and was sent again."""
+    hashed = hashes(rows)
+    again = np.zeros(len(rows), bool)
+    if len(letters.hashes):
+        at = np.minimum(np.searchsorted(letters.hashes, hashed), len(letters.hashes) - 1)
+        again = (letters.hashes[at] == hashed) & (letters.times_ms[at] <= rows["log_time_ms"].to_numpy())
+    return rows.with_columns(hash=pl.Series(hashed), sent_again=pl.Series(again))
+
+
+def unbilled(rows: pl.DataFrame, billed: Mapping[int, Sequence[int]]) -> dict[int, int]:
+    """How many events there are of days whose run had begun when they were archived: start of a day → events.
+
+    `billed`: start of a day → for each source partition the offset up to which its run has read.
+    """
+    found = dict[int, int]()
+    times = rows["time_ms"].to_numpy()
+    for day_ms, ends in billed.items():
+        here = np.flatnonzero((times >= day_ms) & (times < day_ms + DAY_MS))
+        if len(here):
+            up_to = np.asarray(ends, np.int64)[rows["partition"].gather(here).to_numpy()]
+            later = rows["offset"].gather(here).to_numpy() >= up_to
+            news = rows["decision"].gather(here).cast(pl.String).to_numpy() != "copy"
+            found[day_ms] = int((later & news).sum())
+    return {day_ms: events for day_ms, events in found.items() if events}
+
+
+def alone(rows: pl.DataFrame, day_ms: int) -> Counted:
+    """What rows of a day add if each is the only one of its id. Rows of other days are passed over."""
+    rows = _of_day(rows, day_ms)
+    hours = rows.with_columns(hour_ms=_HOUR)
+    plain = (pl.col("decision") == "counted") & (pl.col("weight") == 1)
+    special = hours.filter(~plain).with_columns(cause=_CAUSE, factor=_FACTOR).filter(pl.col("factor") != 0)
+    return Counted(pl.concat([_winners(hours), weighed(special)]), _totals(rows))
+
+
+def hashes(rows: pl.DataFrame) -> npt.NDArray[np.uint64]:
+    """64 bits for each id, the same wherever they are computed."""
+    return rows["event_id"].hash(seed=1).to_numpy()
+
+
+def repeated(found: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Which hashes are there more than once."""
+    order = np.argsort(found)
+    same = found[order[1:]] == found[order[:-1]]
+    twice = np.zeros(len(found), bool)
+    twice[order[1:]] = same
+    twice[order[:-1]] |= same
+    return twice
+
+
+def correction(rows: pl.DataFrame, day_ms: int) -> Counted:
+    """What must be added once rows were counted alone: all rows of some ids, from D−1 … D+1, some of which repeat."""
+    counted, before = _settled(rows, day_ms), alone(rows, day_ms)
+    back = before.moves.with_columns(-pl.col(*_AMOUNTS))
+    return Counted(merged([counted.moves, back]), counted.totals - before.totals)
+
+
+def merged(moves: list[pl.DataFrame]) -> pl.DataFrame:
+    """One row for each hour, dimensions and cause, without those that move nothing."""
+    sums = pl.concat(moves).group_by(_KEYS).agg(pl.col(_AMOUNTS).sum())
+    return sums.filter(pl.any_horizontal(pl.col(_AMOUNTS) != 0)).select(MOVES.names())
+
+
+_HOUR = pl.col("time_ms") // HOUR_MS * HOUR_MS
+_DECISION, _WEIGHT = pl.col("decision"), pl.col("weight").cast(pl.Int64)
+# What has to be added to the stream's number for a row that counts, in rows like it.
+_FACTOR = pl.when(_DECISION == "counted").then(1 - _WEIGHT).when(_DECISION == "copy").then(0).otherwise(1)
+_CAUSE = (
+    pl.when((_DECISION == "too-late") & pl.col("sent_again")).then(pl.lit(SENT_AGAIN))
+    .when(_DECISION == "too-late").then(pl.lit(LATE)).when(_DECISION == "doubt").then(pl.lit(DOUBT)).otherwise(pl.lit(SHED))
+)  # fmt: skip
+_TYPES = {"impressions": "impression", "clicks": "click", "conversions": "conversion"}
+
+
+def _of_day(rows: pl.DataFrame, day_ms: int) -> pl.DataFrame:
+    return rows.filter(pl.col("time_ms").is_between(day_ms, day_ms + DAY_MS, closed="left"))
+
+
+def _winners(rows: pl.DataFrame) -> pl.DataFrame:
+    """Exact sums of rows that count."""
+    late = (_DECISION == "counted") & (pl.col("lateness") > 0)
+    sums = rows.group_by("hour_ms", *DIMENSIONS).agg(
+        *((pl.col("event_type") == kind).sum().alias(measure) for measure, kind in _TYPES.items()),
+        pl.col("cost_micros").sum().alias("spend_micros"),
+        late.sum().alias("late"),
+        (pl.col("lateness") == 2).sum().alias("late_events"),
+        pl.len().alias("winners"),
+    )
+    return sums.with_columns(cause=pl.lit(EXACT)).select(MOVES.names()).cast(MOVES)
+
+
+def weighed(rows: pl.DataFrame) -> pl.DataFrame:
+    """Sums of rows by `cause`, each as often as its `factor` says."""
+    factor = pl.col("factor")
+    sums = rows.group_by("hour_ms", *DIMENSIONS, "cause").agg(
+        *((factor * (pl.col("event_type") == kind)).sum().alias(measure) for measure, kind in _TYPES.items()),
+        (factor * pl.col("cost_micros")).sum().alias("spend_micros"),
+    )
+    none = [pl.lit(0).alias(name) for name in _AMOUNTS if name not in MEASURES]
+    return sums.with_columns(none).select(MOVES.names()).cast(MOVES)
+
+
+def _totals(rows: pl.DataFrame) -> Totals:
+    where = rows["partition"].to_numpy().astype(np.uint64) << np.uint64(48) ^ rows["offset"].to_numpy().astype(
+        np.uint64
+    )
+    return Totals(len(rows), int(_mixed(where).sum(dtype=np.uint64)))
+
+
+def _mixed(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+    words = words + np.uint64(0x9E3779B97F4A7C15)
+    words = (words ^ words >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ words >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return words ^ words >> np.uint64(31)
+
+
+def _settled(rows: pl.DataFrame, day_ms: int) -> Counted:
+    """Rows of some ids, counted as what they are.
+
+    The first row of an id counts. In the stream its first counted row stands for it: where that has the same fields, only its
+    weight may differ; else the stream counted another event under this id. Every further row that the stream counted is too many.
+    """
+    rows = rows.unique(["partition", "offset"]).sort("event_id", "log_time_ms", "partition", "offset")
+    rows = rows.with_columns(hour_ms=_HOUR, counted=_DECISION == "counted")
+    of_id = rows.group_by("event_id", maintain_order=True)
+    first = of_id.first()
+    stands = rows.filter("counted").group_by("event_id", maintain_order=True).first()
+    pairs = first.join(stands, on="event_id", how="left", suffix="_stands")
+    same = pl.all_horizontal(pl.col(f).eq_missing(pl.col(f"{f}_stands")) for f in _FIELDS)
+    stood = pl.col("partition_stands").is_not_null()
+    missed = pairs.filter(~stood).with_columns(cause=_CAUSE, factor=_FACTOR)
+    reweighed = pairs.filter(stood & same).with_columns(
+        cause=pl.lit(SHED), factor=1 - pl.col("weight_stands").cast(pl.Int64)
+    )
+    foreign = pairs.filter(stood & ~same).select("event_id")
+    swapped = [
+        first.join(foreign, on="event_id", how="semi").with_columns(cause=pl.lit(CONFLICTING), factor=pl.lit(1)),
+        stands.join(foreign, on="event_id", how="semi").with_columns(cause=pl.lit(CONFLICTING), factor=-_WEIGHT),
+    ]
+    told = first.select("event_id", *(pl.col(f).alias(f"{f}_first") for f in _FIELDS))
+    beside = stands.select("event_id", pl.col("partition").alias("beside"), pl.col("offset").alias("beside_offset"))
+    again = rows.filter("counted").join(beside, on="event_id").join(told, on="event_id")
+    again = again.filter((pl.col("partition") != pl.col("beside")) | (pl.col("offset") != pl.col("beside_offset")))
+    alike = pl.all_horizontal(pl.col(f).eq_missing(pl.col(f"{f}_first")) for f in _FIELDS)
+    too_many = again.with_columns(
+        cause=pl.when(~alike).then(pl.lit(CONFLICTING))
+        .when(pl.col("partition") != pl.col("beside")).then(pl.lit(CROSS_PARTITION)).otherwise(pl.lit(EXPIRED)),
+        factor=-_WEIGHT,
+    )  # fmt: skip
+    needed = ["hour_ms", "time_ms", "event_type", *DIMENSIONS, "cost_micros", "cause", "factor"]
+    parts = [
+        p.select(pl.col(needed).exclude("factor"), pl.col("factor").cast(pl.Int64))
+        for p in (missed, reweighed, *swapped, too_many)
+    ]
+    moved = _of_day(pl.concat(parts), day_ms).filter(pl.col("factor") != 0)
+    return Counted(
+        pl.concat([_winners(_of_day(first, day_ms)), weighed(moved)]), _totals(_of_day(rows, day_ms)),
+    )  # fmt: skip
+
+
+def as_bytes(table: pl.DataFrame) -> bytes:
+    """A table as an Arrow stream."""
+    into = io.BytesIO()
+    table.write_ipc_stream(into)
+    return into.getvalue()
+
+
+def of_bytes(raw: bytes) -> pl.DataFrame:
+    """What `as_bytes` made."""
+    return pl.read_ipc_stream(io.BytesIO(raw))
+
+
+def bucket_of(moves: pl.DataFrame, buckets: int) -> pl.Series:
+    """A bucket for each row, the same for all rows of an hour and its dimensions wherever they are."""
+    hashed = moves.select(pl.struct("hour_ms", *IDS).hash(seed=2)).to_series()
+    return (hashed % buckets).cast(pl.Int32)

@@ -1,0 +1,99 @@
+"""Small files of the archive become one, and readers see each row once at every moment of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from infra.clock import DAY_MS, HOUR_MS
+from ingest import archive, archived, compaction
+
+DAY = 20_000 * DAY_MS
+_ROW: dict[str, Any] = {
+    "event_type": 1, "campaign_id": 1, "ad_id": 2, "advertiser_id": 3, "publisher_id": 4, "country": 0, "device": 0, "user": None,
+    "cost_micros": 7, "weight": 1, "lateness": 0, "copy_of": None, "decision": 0,
+}  # fmt: skip
+
+
+def write(root: Path, partition: int, first: int, last: int, hour: int = 1) -> None:
+    rows = [
+        _ROW | {"event_id": f"e{n}", "offset": n, "log_time_ms": DAY, "time_ms": DAY + hour * HOUR_MS + n}
+        for n in range(first, last)
+    ]
+    archive.write_files(root, partition, first, last, pa.Table.from_pylist(rows, schema=archived.SCHEMA))
+
+
+def offsets(root: Path, partition: int = 0) -> list[int]:
+    found = pl.concat([pl.read_parquet(p, hive_partitioning=False) for p in compaction.current(root)])
+    return sorted(found.filter(pl.col("partition") == partition)["offset"].to_list())
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for n in range(6):
+        write(tmp_path, 0, n * 10, n * 10 + 10)
+    # Written twice: a worker died before it committed.
+    write(tmp_path, 0, 50, 75)
+    write(tmp_path, 1, 0, 10)
+    write(tmp_path, 1, 10, 20)
+    write(tmp_path, 0, 75, 80, hour=2)
+    return tmp_path
+
+
+def compact(root: Path, now_ms: int) -> int:
+    groups = list(compaction.due(root, [0], now_ms))
+    for group in groups:
+        compaction.merge(group, archive.LAYOUT)
+    return len(groups)
+
+
+def at(root: Path, moment_ms: int) -> None:
+    for path in root.rglob("*.parquet"):
+        os.utime(path, (moment_ms / 1000, moment_ms / 1000))
+
+
+def test_readers_see_each_row_once_before_while_and_after(root: Path) -> None:
+    at(root, DAY + 2 * HOUR_MS)
+    now = DAY + 5 * HOUR_MS
+    before = sorted({*range(75), *range(75, 80)})
+    assert sorted(set(offsets(root))) == before
+    assert compact(root, now) == 1
+    assert offsets(root) == before
+    assert len(list(root.rglob("p0000*"))) == 7 + 1 + 1, "merged ones stay for who has listed them"
+    assert compaction.clean(root, [0], now) == []
+    at(root, now)
+    assert len(compaction.clean(root, [0], now + compaction.KEPT_MS)) == 7
+    assert offsets(root) == before
+    assert compact(root, now + DAY_MS) == 0
+    assert offsets(root, 1) == list(range(20)), "other partitions are somebody else's"
+
+
+def test_what_comes_later_is_merged_with_what_was(root: Path) -> None:
+    at(root, DAY + 2 * HOUR_MS)
+    compact(root, DAY + 5 * HOUR_MS)
+    write(root, 0, 80, 90)
+    at(root, DAY + 6 * HOUR_MS)
+    assert compact(root, DAY + 7 * HOUR_MS) == 0, "not quiet yet"
+    assert compact(root, DAY + 9 * HOUR_MS) == 1
+    assert offsets(root) == list(range(90))
+    at(root, DAY + 9 * HOUR_MS)
+    compaction.clean(root, [0], DAY + 2 * DAY_MS)
+    assert [p.name for p in sorted(root.rglob("p0000*"))] == [
+        "p0000-000000000000000-000000000000090.merged.parquet", "p0000-000000000000075-000000000000080.parquet",
+    ]  # fmt: skip
+
+
+def test_the_oldest_days_go(tmp_path: Path) -> None:
+    for day in range(4):
+        write(tmp_path, 0, day, day + 1, hour=24 * day)
+    size = sum(f.stat().st_size for f in tmp_path.rglob("*.parquet"))
+    now = DAY + 4 * DAY_MS
+    assert compaction.expire(tmp_path, now, None, None) == []
+    assert len(compaction.expire(tmp_path, now, 3, size)) == 1
+    assert len(compaction.expire(tmp_path, now, None, 1)) == 1, "the newest two stay"
+    assert len(list(tmp_path.glob("event_date=*"))) == 2
