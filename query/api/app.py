@@ -257,7 +257,10 @@ def _operating(app: FastAPI, api: Api, settings: Settings, metrics: Metrics) -> 
         return {"status": "ok"}
 
     @app.get(
-        "/readyz", summary="Whether the whole pipeline is up", response_model=None, responses=document.RESPONSES["open"]
+        "/readyz",
+        summary="Whether the whole pipeline is up",
+        response_model=None,
+        responses=document.RESPONSES["ready"],
     )
     def readyz() -> Response:
         missing = pipeline_state.not_ready(settings)

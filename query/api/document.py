@@ -201,7 +201,8 @@ RESPONSES = {
     "ledger": _answers(_json(_LEDGER), (400, 404, 413, 414, *_KEYED)),
     "live": _answers({"text/event-stream": {"schema": {"type": "string"}}}, (400, 413, 414, 422, *_KEYED)),
     "plain": _answers(_json(_OBJECT), _KEYED),
-    "open": _answers(_json(_OBJECT), (503,)),
+    "open": _answers(_json(_OBJECT), ()),
+    "ready": _answers(_json(_OBJECT), ()) | {503: {"description": "what is not up", "content": _json(_OBJECT)}},
     "text": _answers({"text/plain": {"schema": {"type": "string"}}}, (401, 503)),
 }
 """By route."""
