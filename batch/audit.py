@@ -26,6 +26,7 @@ from infra.clock import DAY_MS, HOUR_MS, iso
 from infra.columns import Values
 from infra.console import App
 from infra.errors import UsageError, UserError
+from infra.priority import BACKGROUND, give_way
 from ingest import lateness
 from ingest.archived import DECISIONS, Decision
 from ingest.dedup.decision import NOT_A_COPY, mark_copies_within
@@ -122,6 +123,7 @@ def audit(app: App, date: str, master: str) -> int:
     if not files:
         raise UserError(f"nothing is archived for {day}", hint=f"looked below {app.settings.archive}")
     client = ClickHouse(app.settings.clickhouse, app.settings.database)
+    give_way(BACKGROUND)  # and Spark, which inherits it
     same = _streamed(app, client, files, day)
     return 0 if _published(app, client, files, day, master) and same else DIFFERS_EXIT
 

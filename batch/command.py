@@ -21,6 +21,7 @@ from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, iso, now_ms
 from infra.console import App
 from infra.errors import UsageError, UserError
+from infra.priority import BACKGROUND, give_way
 from infra.redis import Redis
 
 ALERT_EXIT = 3
@@ -72,6 +73,7 @@ def reconcile(
         return 0
     for day in days:
         _check_open(job.client, day, force)
+    give_way(BACKGROUND)  # and Spark, which inherits it
     with _lease(app) as fence:
         app.say(f"reconciling {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else ""))
         ends = coverage.wait_for_archive(settings, wait, app.say)

@@ -139,7 +139,9 @@ def _reconcile_long_ago(client: ClickHouse) -> str:
         keys = f"{start // 1000}, 7, {advertiser}, {ad}, 5, 'DE', 'mobile', 'run'"
         client.command(f"INSERT INTO {client.database}.exact_hours VALUES ({keys}, {impressions}, 0, 0, 0, 0, 0)")
         client.command(f"INSERT INTO {client.database}.ledger VALUES ({keys}, 'late', 1, 0, 0, 0)")
-    client.command(f"INSERT INTO {client.database}.runs VALUES ('{date}', 'run', now64(3), '', 2, 0, 2, 0, 0, '{{}}')")
+    client.command(
+        f"INSERT INTO {client.database}.runs VALUES ('{date}', 'run', now64(3), '', 2, 0, 2, 0, 0, '{{}}', 1)"
+    )
     return date
 
 
