@@ -20,7 +20,7 @@ def struck(running: Flow, name: str, fault: str) -> None:
     running.died(name)
     running.start(name)
     running.send()
-    running.true_within(60)
+    running.true_within(120)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_the_answer_of_a_transaction_is_lost(settings: Settings, tmp_path: Path,
         running.send(HALF)
         running.true_in_part()
         running.send()
-        running.true_within(60)
+        running.true_within(120)
         assert "the answer was lost" in (tmp_path / "log").read_text()
         assert running.workers[name].poll() is None
 
@@ -108,7 +108,7 @@ def test_a_worker_dies_while_it_takes_over(settings: Settings, tmp_path: Path, n
         running.start(name.replace("0", "1"), "kill@ingest.assigned" if name == "ingest-0" else "kill@hour.recovering")
         running.died(name.replace("0", "1"))
         running.send()
-        running.true_within(60)
+        running.true_within(120)
 
 
 @pytest.mark.parametrize("name", ["ingest-0", "stream-0"])
@@ -122,7 +122,7 @@ def test_a_worker_dies_while_it_hands_over(settings: Settings, tmp_path: Path, n
         running.start(f"{kind}-1")
         running.died(name)
         running.send()
-        running.true_within(60)
+        running.true_within(120)
 
 
 def test_a_stream_worker_dies_while_it_packs_a_closed_minute(settings: Settings, tmp_path: Path) -> None:
@@ -138,4 +138,4 @@ def test_a_stream_worker_dies_while_it_packs_a_closed_minute(settings: Settings,
         running.send()
         running.died("stream-0")
         running.start("stream-0")
-        running.true_within(60)
+        running.true_within(120)
