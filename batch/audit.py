@@ -8,7 +8,6 @@ be the stream's hours. What is published has to come out of the archive again, b
 from __future__ import annotations
 
 import datetime as dt
-import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,12 +19,13 @@ import numpy as np
 import polars as pl
 
 from batch import coverage, publish, recount
+from batch.command import date_of
 from infra import console
 from infra.clickhouse.client import ClickHouse
-from infra.clock import DAY_MS, HOUR_MS, iso
+from infra.clock import DAY_MS, HOUR_MS, day_start_ms, iso
 from infra.columns import Values
 from infra.console import App
-from infra.errors import UsageError, UserError
+from infra.errors import UserError
 from infra.priority import BACKGROUND, give_way
 from ingest import lateness
 from ingest.archived import DECISIONS, Decision
@@ -34,7 +34,6 @@ from ingest.dedup.digest import digest
 from ingest.lateness import Lateness
 
 DIFFERS_EXIT = 3
-_COLUMNS = (*recount.COLUMNS, "copy_of")
 _SHOWN = 10
 
 
@@ -101,7 +100,7 @@ def _logs(files: Sequence[Path], since_ms: int) -> Iterator[tuple[int, pl.DataFr
     for file in files:
         by_partition.setdefault(int(file.name[1:5]), []).append(file)
     for partition, mine in sorted(by_partition.items()):
-        rows = pl.concat([pl.read_parquet(f, columns=list(_COLUMNS)) for f in mine])
+        rows = pl.concat([pl.read_parquet(f, columns=list(recount.COLUMNS)) for f in mine])
         yield partition, rows.filter(pl.col("log_time_ms") >= since_ms)
 
 
@@ -115,10 +114,7 @@ def audit(app: App, date: str, master: str) -> int:
     """
     from batch import exact
 
-    try:
-        day = dt.date.fromisoformat(date)
-    except ValueError:
-        raise UsageError(f"not a date: {date}", hint="like 2026-11-20") from None
+    day = date_of(date)
     files = exact.files_of(Path(app.settings.archive), day)
     if not files:
         raise UserError(f"nothing is archived for {day}", hint=f"looked below {app.settings.archive}")
@@ -130,7 +126,7 @@ def audit(app: App, date: str, master: str) -> int:
 
 def _streamed(app: App, client: ClickHouse, files: Sequence[Path], day: dt.date) -> bool:
     """Whether the stream's verdicts and hours come out of the log again."""
-    day_ms = int(dt.datetime.combine(day, dt.time(), dt.UTC).timestamp()) * 1000
+    day_ms = day_start_ms(day)
     horizon_ms = app.settings.dedup_horizon_s * 1000
     sums, verdicts, shown = list[pl.DataFrame](), list[tuple[Any, ...]](), list[tuple[Any, ...]]()
     for partition, rows in _logs(files, day_ms - DAY_MS):
@@ -191,14 +187,9 @@ def _published(app: App, client: ClickHouse, files: Sequence[Path], day: dt.date
     table = f"audit_{uuid.uuid4().hex[:12]}"
     client.command(f"CREATE TABLE {client.database}.{table} AS {client.database}.exact_hours")
     try:
-        with tempfile.TemporaryDirectory(prefix="adclick-spark-") as scratch:
-            spark = exact.session(app.settings, master, Path(scratch))
-            try:
-                letters = coverage.letters(app.settings, day)
-                moves, _ = exact.count(spark, files, day, letters, {})
-                exact.write(moves, app.settings.clickhouse, app.settings.database, current[0], hours=table, ledger=None)
-            finally:
-                spark.stop()
+        with exact.running(app.settings, master) as spark:
+            moves, _ = exact.count(spark, files, day, coverage.letters(app.settings, day), {})
+            exact.write(moves, app.settings.clickhouse, app.settings.database, current[0], hours=table, ledger=None)
         again = publish.export_digest(client, current[0], table)
     finally:
         client.command(f"DROP TABLE IF EXISTS {client.database}.{table}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import tempfile
 import threading
 import time
 import uuid
@@ -18,7 +17,7 @@ import click
 from batch import alerts, coverage, explain, publish
 from infra import console, faults
 from infra.clickhouse.client import ClickHouse
-from infra.clock import DAY_MS, iso, now_ms
+from infra.clock import DAY_MS, day_start_ms, iso, now_ms
 from infra.console import App
 from infra.errors import UsageError, UserError
 from infra.priority import BACKGROUND, give_way
@@ -84,13 +83,14 @@ def reconcile(
 def _days(date: str | None, first: str | None, last: str | None) -> list[dt.date]:
     if (date is None) == (first is None) or (first is None) != (last is None):
         raise UsageError("say which days: --date D, or --from D --to D")
-    low, high = _date(date or first or ""), _date(date or last or "")
+    low, high = date_of(date or first or ""), date_of(date or last or "")
     if low > high:
         raise UsageError(f"--from {low} is after --to {high}")
     return [low + dt.timedelta(days=n) for n in range((high - low).days + 1)]
 
 
-def _date(text: str) -> dt.date:
+def date_of(text: str) -> dt.date:
+    """A day as it is given. Raises UsageError."""
     try:
         return dt.date.fromisoformat(text)
     except ValueError:
@@ -99,7 +99,7 @@ def _date(text: str) -> dt.date:
 
 def _check_open(client: ClickHouse, day: dt.date, force: bool) -> None:
     """Refuse a day that may still get events, unless forced; never a day to come."""
-    end_ms = int(dt.datetime.combine(day, dt.time(), dt.UTC).timestamp()) * 1000 + DAY_MS
+    end_ms = day_start_ms(day) + DAY_MS
     if end_ms - DAY_MS > now_ms():
         raise UserError(f"{day} has not begun yet")
     mark = client.rows(
@@ -128,12 +128,8 @@ def _run(job: _Job, days: list[dt.date]) -> int:
         _pass_over(job, day, f"looked below {root}")
     if not files:
         return 0
-    with tempfile.TemporaryDirectory(prefix="adclick-spark-") as scratch:
-        spark = exact.session(job.app.settings, job.master, Path(scratch))
-        try:
-            return sum(_one(job, spark, day, _prove(job, found, day)) for day, found in files.items())
-        finally:
-            spark.stop()
+    with exact.running(job.app.settings, job.master) as spark:
+        return sum(_one(job, spark, day, _prove(job, found, day)) for day, found in files.items())
 
 
 def _pass_over(job: _Job, day: object, hint: str) -> None:

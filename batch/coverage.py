@@ -20,7 +20,7 @@ import polars as pl
 from batch import recount
 from batch.recount import Letters
 from infra import topics
-from infra.clock import DAY_MS
+from infra.clock import DAY_MS, day_start_ms
 from infra.errors import AdclickError, UserError
 from infra.kafka import Admin, offset_at, read_to_end
 from infra.settings import Settings
@@ -130,7 +130,7 @@ def explain(missing: Sequence[Stretch]) -> str:
 
 
 def _since_ms(date: dt.date) -> int:
-    return int(dt.datetime.combine(date, dt.time(), dt.UTC).timestamp()) * 1000 - DAY_MS - _AHEAD_MS
+    return day_start_ms(date) - DAY_MS - _AHEAD_MS
 
 
 def _stretches(settings: Settings, since_ms: int, ends: Sequence[int]) -> list[Stretch]:

@@ -12,6 +12,7 @@ import os
 import re
 import struct
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from pyspark.sql import functions as F  # noqa: N812
 from batch import recount
 from batch.recount import Letters
 from infra.clickhouse.client import ClickHouse
-from infra.clock import DAY_MS
+from infra.clock import DAY_MS, day_start_ms
 from infra.embedded import java
 from infra.errors import AdclickError, Unavailable, UserError
 from infra.settings import Settings
@@ -111,6 +112,17 @@ def session(settings: Settings, master: str, folder: Path) -> SparkSession:
 
 
 @contextlib.contextmanager
+def running(settings: Settings, master: str) -> Iterator[SparkSession]:
+    """A session in a folder of its own, for as long as the block lasts."""
+    with tempfile.TemporaryDirectory(prefix="adclick-spark-") as scratch:
+        spark = session(settings, master, Path(scratch))
+        try:
+            yield spark
+        finally:
+            spark.stop()
+
+
+@contextlib.contextmanager
 def _explained() -> Iterator[None]:
     """Failures of Spark in one line, where the cause is known. Raises UserError, AdclickError."""
     try:
@@ -159,7 +171,7 @@ def count(
     hold such. Every step takes a task's files, or a bucket, at a time: nothing needs memory for a day, and nothing comes to
     the driver but totals.
     """
-    day_ms = int(dt.datetime.combine(date, dt.time(), dt.UTC).timestamp()) * 1000
+    day_ms = day_start_ms(date)
     tasks = _tasks(files)
     buckets = max(8, 2 * len(tasks))
     paths = [[str(file) for file in task] for task in tasks]

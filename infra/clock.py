@@ -15,6 +15,11 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def day_start_ms(date: dt.date) -> int:
+    """When a day of UTC begins."""
+    return int(dt.datetime.combine(date, dt.time(), dt.UTC).timestamp()) * 1000
+
+
 def iso(ms: int) -> str:
     """RFC 3339 in UTC, with milliseconds only where there are some."""
     moment = dt.datetime.fromtimestamp(ms // 1000, dt.UTC)

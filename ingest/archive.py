@@ -7,7 +7,6 @@ archive has got is in the metadata of the committed offset.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
 
 from infra import console, faults, logs, topics
 from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
@@ -28,26 +26,12 @@ from infra.patience import in_sessions
 from infra.priority import BACKGROUND, give_way
 from infra.records import Committed
 from infra.settings import Settings
-from ingest import archived, blocks, compaction
+from ingest import archive_files, archived, blocks, compaction
 from ingest.archived import Decision
 from ingest.worker import run_until_signal, worker_name
 
 _ROWS_PER_FILE = 400_000
 _UPKEEP_EVERY_S = 60.0
-# No dictionary where nearly every value is another one, and statistics where readers use them.
-LAYOUT = {
-    "compression": "zstd",
-    "compression_level": 1,
-    "use_dictionary": [
-        "partition", "event_type", "campaign_id", "ad_id", "advertiser_id", "publisher_id", "country", "device",
-        "cost_micros", "decision", "weight", "lateness", "copy_of",
-    ],
-    "column_encoding": {
-        **dict.fromkeys(("offset", "log_time_ms", "time_ms"), "DELTA_BINARY_PACKED"),
-        "event_id": "DELTA_LENGTH_BYTE_ARRAY",
-    },
-    "write_statistics": ["offset", "time_ms"],
-}  # fmt: skip
 
 
 @dataclass
@@ -175,7 +159,7 @@ class ArchiveWorker:
             for group in compaction.due(self._root, partitions, now_ms()):
                 if self._stopping.is_set():
                     return
-                merged = compaction.merge(group, LAYOUT)
+                merged = compaction.merge(group)
                 faults.point("archive.merged")
                 self._log.info("merged", files=len(group), into=merged.name)
             compaction.clean(self._root, partitions, now_ms())
@@ -196,35 +180,11 @@ def write_files(root: Path, partition: int, from_offset: int, to_offset: int, ro
     for hour in np.unique(hours).tolist():
         start_ms = hour * HOUR_MS
         folder = root / archived.GROUP_FOLDER.format(date=iso(start_ms)[:10], hour=start_ms % DAY_MS // HOUR_MS)
-        name = f"p{partition:04d}-{from_offset:015d}-{to_offset:015d}.parquet"
+        name = archive_files.name_of(partition, from_offset, to_offset)
         here = hours == hour
         part = rows if here.all() else rows.filter(pa.array(here))
-        written.append(_write(folder, name, archived.readable(part, partition)))
+        written.append(archive_files.write(folder, name, archived.readable(part, partition)))
     return written
-
-
-def _write(folder: Path, name: str, rows: pa.Table) -> Path:
-    """Write under a temporary name, sync, rename, sync the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary, final = folder / f".{name}.{os.getpid()}", folder / name
-    try:
-        parquet.write_table(rows, temporary, **LAYOUT)
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        faults.point("archive.written")
-        temporary.replace(final)
-    finally:
-        temporary.unlink(missing_ok=True)
-    for made in (folder, folder.parent):
-        descriptor = os.open(made, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    return final
 
 
 @console.command("archive", "ADCLICK_ARCHIVE=/data/archive adclick archive")

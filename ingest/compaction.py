@@ -8,7 +8,6 @@ that whoever listed them before can still read them; until then readers pass the
 from __future__ import annotations
 
 import datetime as dt
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -19,7 +18,8 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from infra.clock import DAY_MS, HOUR_MS
+from infra.clock import DAY_MS, HOUR_MS, day_start_ms
+from ingest import archive_files
 
 QUIET_MS = 2 * HOUR_MS
 """An hour is merged when it has been over, and its files unchanged, for so long."""
@@ -87,7 +87,7 @@ def due(root: Path, partitions: Iterable[int], now_ms: int) -> Iterator[list[Pat
                 yield files
 
 
-def merge(paths: list[Path], layout: dict[str, object]) -> Path:
+def merge(paths: list[Path]) -> Path:
     """Write one file that stands for several of a partition and hour, in the order of offsets; a row of two of them once."""
     files = named(paths)
     rows = pa.concat_tables(parquet.read_table(f.path, partitioning=None) for f in files).sort_by("offset")
@@ -95,17 +95,8 @@ def merge(paths: list[Path], layout: dict[str, object]) -> Path:
     if len(offsets) and (offsets[1:] == offsets[:-1]).any():
         rows = rows.filter(pa.array([True, *(offsets[1:] != offsets[:-1])]))
     low, high = min(f.from_offset for f in files), max(f.to_offset for f in files)
-    target = paths[0].parent / f"p{files[0].partition:04d}-{low:015d}-{high:015d}.merged.parquet"
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        parquet.write_table(rows.unify_dictionaries(), temporary, **layout)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(target.parent)
-    return target
+    name = archive_files.name_of(files[0].partition, low, high, merged=True)
+    return archive_files.write(paths[0].parent, name, rows.unify_dictionaries())
 
 
 def clean(root: Path, partitions: Iterable[int], now_ms: int) -> list[Path]:
@@ -127,8 +118,7 @@ def expire(root: Path, now_ms: int, keep_days: int | None, most_bytes: float | N
     sizes = {day: sum(f.stat().st_size for f in day.rglob("*.parquet")) for day in days}
     total, gone = sum(sizes.values()), list[Path]()
     for day in days:
-        date = dt.date.fromisoformat(day.name.split("=", 1)[1])
-        over_ms = now_ms - int(dt.datetime.combine(date, dt.time(), dt.UTC).timestamp()) * 1000 - DAY_MS
+        over_ms = now_ms - day_start_ms(_date_of(day)) - DAY_MS
         too_old = keep_days is not None and over_ms >= keep_days * DAY_MS
         too_much = most_bytes is not None and total > most_bytes and day not in days[-2:]
         if too_old or too_much:
@@ -138,16 +128,11 @@ def expire(root: Path, now_ms: int, keep_days: int | None, most_bytes: float | N
     return gone
 
 
+def _date_of(folder: Path) -> dt.date:
+    return dt.date.fromisoformat(folder.name.split("=", 1)[1])
+
+
 def _quiet(folder: Path, now_ms: int) -> bool:
-    date, hour = folder.parent.name.split("=", 1)[1], int(folder.name.split("=", 1)[1])
-    over_ms = int(dt.datetime.fromisoformat(f"{date}T{hour:02d}:00:00+00:00").timestamp()) * 1000 + HOUR_MS
+    over_ms = day_start_ms(_date_of(folder.parent)) + (int(folder.name.split("=", 1)[1]) + 1) * HOUR_MS
     newest_ms = max((f.stat().st_mtime * 1000 for f in folder.iterdir()), default=0.0)
     return now_ms - max(over_ms, newest_ms) >= QUIET_MS
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,7 @@ from infra.clock import HOUR_MS, MINUTE_MS
 from infra.columns import Values
 from infra.console import App
 from infra.redis import pack
-from ingest import archive, archived, batch, blocks, partials, salting
+from ingest import archive_files, archived, batch, blocks, partials, salting
 from ingest.batch import Judged, Position
 from ingest.blocks import SourceRange
 from ingest.decode import decode
@@ -82,7 +82,7 @@ def once(lines: list[bytes | None]) -> None:
             tables = [archived.off_wire(blocks.unpack(message)[0]) for message in messages]
         with step("archive: Parquet"):
             for table in tables:
-                parquet.write_table(archived.readable(table, 0), io.BytesIO(), **archive.LAYOUT)
+                parquet.write_table(archived.readable(table, 0), io.BytesIO(), **archive_files.LAYOUT)
     stream(blocks_of)
 
 

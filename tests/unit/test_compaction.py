@@ -48,7 +48,7 @@ def root(tmp_path: Path) -> Path:
 def compact(root: Path, now_ms: int) -> int:
     groups = list(compaction.due(root, [0], now_ms))
     for group in groups:
-        compaction.merge(group, archive.LAYOUT)
+        compaction.merge(group)
     return len(groups)
 
 
