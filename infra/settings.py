@@ -6,6 +6,7 @@ Order, strongest first: the folder named by `--dir`, `ADCLICK_…` in the enviro
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
+from infra import cron
 from infra.errors import UserError
 
 DEFAULT_DIR = ".adclick"
@@ -38,7 +40,9 @@ class Settings(BaseSettings):
     user_secret: SecretStr = Field(SecretStr("adclick"), description="secret that user ids are hashed with")
     namespace: str = Field("", description="prefix of topics, Redis keys and the database", pattern=r"^[a-z0-9_]*$")
     currency: str = Field("USD", pattern=r"^[A-Z]{3}$", description="currency of every amount")
-    reconcile_at: str = Field("03:00", description="UTC time of the nightly reconciliation, or off")
+    reconcile_at: str = Field(
+        "03:00", description="UTC time of the nightly reconciliation (HH:MM), a cron expression, or off"
+    )
     shed: Literal["on", "off"] = Field("off", description="drop impressions when hopelessly behind")
 
     event_partitions: int = Field(4, ge=1, le=512, description="partitions of ad-events and ad-archive")
@@ -90,9 +94,9 @@ class Settings(BaseSettings):
 
     @field_validator("reconcile_at")
     @classmethod
-    def _time_of_day(cls, value: str) -> str:
-        if value != "off" and not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", value):
-            raise ValueError("must be HH:MM or off")
+    def _schedule(cls, value: str) -> str:
+        if value != "off":
+            cron.first_from(value, dt.datetime.now(dt.UTC))
         return value
 
     @property

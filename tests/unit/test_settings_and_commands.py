@@ -59,6 +59,8 @@ def test_passwords_in_addresses_are_masked(monkeypatch: pytest.MonkeyPatch) -> N
         ("EVENT_PARTITIONS", "0"),
         ("FLUSH_MS", "soon"),
         ("RECONCILE_AT", "25:00"),
+        ("RECONCILE_AT", "0 3 * *"),
+        ("RECONCILE_AT", "0 3 31 2 *"),
         ("SHED", "maybe"),
     ],
 )
@@ -161,6 +163,9 @@ def test_overload_levels_have_hysteresis() -> None:
         ("03:00", "2026-11-21T23:00", "2026-11-20T12:00", "2026-11-19", "2026-11-20"),
         ("03:00", "2026-11-21T23:00", "2026-11-20T12:00", "2026-11-20", None),
         ("03:00", "2026-11-21T02:00", "2026-11-10T12:00", "2026-11-18", "2026-11-19"),
+        # On Mondays, for all days since the last one (the 23rd is one).
+        ("0 3 * * 1", "2026-11-22T04:00", "2026-11-10T12:00", "2026-11-18", None),
+        ("0 3 * * 1", "2026-11-23T04:00", "2026-11-10T12:00", "2026-11-18", "2026-11-19"),
         # Missed since the first start: one after the other.
         ("03:00", "2026-11-25T04:00", "2026-11-20T12:00", None, "2026-11-20"),
         ("03:00", "2026-11-25T04:00", "2026-11-20T12:00", "2026-11-20", "2026-11-21"),
