@@ -53,12 +53,7 @@ def replay(rows: pl.DataFrame, horizon_ms: int, day_ms: int) -> Replayed:
     What overload and doubt did is taken from the archive: neither follows from the log.
     """
     rows = rows.unique("offset").sort("offset")
-    archived = (
-        rows["decision"]
-        .cast(pl.String)
-        .replace_strict(list(DECISIONS), range(len(DECISIONS)), return_dtype=pl.UInt8)
-        .to_numpy()
-    )
+    archived = rows["decision"].to_physical().to_numpy()
     doubtful = archived == Decision.DOUBT
     known = np.flatnonzero(~doubtful)
     copy_of = np.full(len(rows), NOT_A_COPY, np.int64)
@@ -78,7 +73,7 @@ def replay(rows: pl.DataFrame, horizon_ms: int, day_ms: int) -> Replayed:
     counted = (pl.col("replayed") == int(Decision.COUNTED)) & (pl.col("late_again") != pl.col("lateness"))
     differing = judged.filter((pl.col("replayed") != pl.col("archived")) | counted)
     sums = judged.filter(pl.col("replayed") == int(Decision.COUNTED)).with_columns(
-        hour_ms=pl.col("time_ms") // HOUR_MS * HOUR_MS, cause=pl.lit("stream"), factor=pl.col("weight").cast(pl.Int64)
+        cause=pl.lit(recount.EXACT), factor=pl.col("weight").cast(pl.Int64)
     )
     return Replayed(
         len(judged),
@@ -100,7 +95,7 @@ def _logs(files: Sequence[Path], since_ms: int) -> Iterator[tuple[int, pl.DataFr
     for file in files:
         by_partition.setdefault(int(file.name[1:5]), []).append(file)
     for partition, mine in sorted(by_partition.items()):
-        rows = pl.concat([pl.read_parquet(f, columns=list(recount.COLUMNS)) for f in mine])
+        rows = pl.concat([recount.coded(pl.read_parquet(f, columns=list(recount.COLUMNS))) for f in mine])
         yield partition, rows.filter(pl.col("log_time_ms") >= since_ms)
 
 
@@ -142,6 +137,7 @@ def _streamed(app: App, client: ClickHouse, files: Sequence[Path], day: dt.date)
         app.table(["message", "event", "archived", "replayed"], shown)
     keys = ("hour_ms", *recount.DIMENSIONS)
     mine = pl.concat(sums).group_by(keys).agg(pl.col(recount.MEASURES).sum())
+    mine = mine.with_columns(pl.col(recount.NAMES).cast(pl.String))
     buckets, different = 0, list[tuple[Any, ...]]()
     for hour_ms in range(day_ms, day_ms + DAY_MS, HOUR_MS):
         theirs = _hour(client, hour_ms)

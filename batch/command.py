@@ -156,28 +156,33 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
 
     app, client, settings, began = job.app, job.client, job.app.settings, time.monotonic()
     run_id = f"{day:%Y%m%d}-{uuid.uuid4().hex[:12]}"
-    with _progress(app, spark, day):
+    faults.point("reconcile.proved")
+    with _progress(app, spark, f"{day}: counting"):
         moves, found = exact.count(spark, proof.files, day, proof.letters, publish.billed(client, day))
-        late = _tell_unbilled(job, found.unbilled)
-        if not found.rows:
-            _pass_over(job, day, f"looked into {len(proof.files)} files")
-            return False
-        current = publish.current_run(client, day)
-        if current is not None and current[1] == found.digest:
-            app.say(f"{day}: unchanged since run {current[0]}; nothing to do")
-            return late
+    faults.point("reconcile.counted")
+    late = _tell_unbilled(job, found.unbilled)
+    if not found.rows:
+        _pass_over(job, day, f"looked into {len(proof.files)} files")
+        return False
+    current = publish.current_run(client, day)
+    if current is not None and current[1] == found.digest:
+        app.say(f"{day}: unchanged since run {current[0]}; nothing to do")
+        return late
+    with _progress(app, spark, f"{day}: writing"):
         exact.write(moves, settings.clickhouse, settings.database, run_id)
+    faults.point("reconcile.written")
     comparison = publish.compare(client, day, run_id, settings.drift_share)
     faults.point("reconcile.compared")
     seconds = time.monotonic() - began
     alert = comparison.alert(settings.alert_share) or bool(proof.missing)
-    if not job.dry_run:
-        publish.publish(client, day, run_id, job.fence, found, comparison, proof, seconds, alert)
-    _report(app, day, run_id, found, comparison, seconds, published=not job.dry_run)
-    if alert:
+    if alert:  # before it shows: an alert may come twice, but not be lost
         said = _why(comparison, proof)
         app.say(f"ALERT: {day}: {said}")
         alerts.send(app, {"date": day, "run_id": run_id, "alert": said, "causes": comparison.causes})
+    if not job.dry_run:
+        publish.publish(client, day, run_id, job.fence, found, comparison, proof, seconds, alert)
+        faults.point("reconcile.published")
+    _report(app, day, run_id, found, comparison, seconds, published=not job.dry_run)
     return alert or late
 
 
@@ -193,11 +198,11 @@ def _tell_unbilled(job: _Job, unbilled: Mapping[int, int]) -> bool:
 
 
 @contextmanager
-def _progress(app: App, spark: Any, day: dt.date) -> Iterator[None]:
+def _progress(app: App, spark: Any, doing: str) -> Iterator[None]:
     from batch import exact
 
     done = threading.Event()
-    with app.progress(f"{day}", 1) as bar:
+    with app.progress(doing, 1) as bar:
 
         def tell(finished: int, total: int) -> None:
             bar.update(bar.tasks[0].id, completed=finished, total=total)

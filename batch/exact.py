@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import json
 import os
 import re
 import struct
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyspark import StorageLevel
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
@@ -34,22 +34,25 @@ from pyspark.sql import functions as F  # noqa: N812
 from batch import recount
 from batch.recount import Letters
 from infra.clickhouse.client import ClickHouse
-from infra.clock import DAY_MS, day_start_ms
+from infra.clock import day_start_ms
 from infra.embedded import java
 from infra.errors import AdclickError, Unavailable, UserError
 from infra.settings import Settings
 from ingest import compaction
+from ingest.events import EVENT_TYPES
 
 # pyspark warns of pandas 3, which nothing here uses.
 warnings.filterwarnings("ignore", category=FutureWarning, module="pyspark")
 
-_TASK_BYTES = 48 << 20
+JAVA_OPTIONS = "-XX:+UseParallelGC -XX:TieredStopAtLevel=1"
+"""Java only carries bytes here: its second compiler would cost more than it saves."""
+_TASK_BYTES = 32 << 20
+_INSERTED_ROWS = 250_000
 _ON_DISK = StorageLevel.DISK_ONLY
-# What passes between steps. Places: of rows, with the hash of their ids, then of those that repeat, then those rows.
+# What passes between steps. Facts: numbers by name, which add up. Places: of rows, with the hash of their ids, then of those that repeat, then those rows.
 _MADE = "kind int, bucket int, payload binary"
-_TOTALS, _MOVES, _PLACES, _UNBILLED = range(4)
-_HASHES, _SUMS = struct.Struct("<II"), struct.Struct("<qQ")
-_MOVES_ROW = ", ".join(f"{name} {'string' if kind == pl.String() else 'long'}" for name, kind in recount.MOVES.items())
+_FACTS, _MOVES, _PLACES = range(3)
+_HASHES = struct.Struct("<II")
 
 
 class UnreadableFile(Exception):
@@ -75,9 +78,13 @@ class Input:
     digest: str
     unbilled: dict[int, int]
     """Start of an earlier day → events of it that its run has not read."""
+    hours: int
+    """Rows of exact hours, over all dimensions."""
+    sums: dict[str, int]
+    """Measure → its exact sum over the day."""
 
 
-def session(settings: Settings, master: str, folder: Path) -> SparkSession:
+def session(settings: Settings, master: str, folder: Path, java_options: str = JAVA_OPTIONS) -> SparkSession:
     """A Spark session that keeps its chatter in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     conf = folder / "spark-conf"
@@ -98,12 +105,13 @@ def session(settings: Settings, master: str, folder: Path) -> SparkSession:
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
         .config("spark.driver.memory", settings.spark_memory)
-        .config("spark.driver.extraJavaOptions", "-XX:+UseParallelGC")
+        .config("spark.driver.extraJavaOptions", java_options)
         .config("spark.sql.session.timeZone", "UTC")
         .config("spark.sql.shuffle.partitions", "8")
         .config("spark.sql.execution.arrow.maxRecordsPerBatch", "100000")
         .config("spark.sql.warehouse.dir", str((folder / "warehouse").resolve()))
         .config("spark.local.dir", str(folder.resolve()))
+        .config("spark.executorEnv.POLARS_MAX_THREADS", "1")
     )
     if master.startswith("local"):
         builder = builder.config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1")
@@ -164,8 +172,8 @@ def files_of(root: Path, date: dt.date) -> list[Path]:
 def count(
     spark: SparkSession, files: Sequence[Path], date: dt.date, letters: Letters, billed: Mapping[int, Sequence[int]]
 ) -> tuple[DataFrame, Input]:
-    """The day's moves, as `recount.MOVES`, kept for as long as the session lasts; and what was read for them. Raises
-    UnreadableFile.
+    """The day's moves, for `write`, kept for as long as the session lasts; and what was read for them. Raises UserError for a file
+    that cannot be read.
 
     Files are read twice at most: once all of them, to count every row alone and to find ids that repeat; and once more those that
     hold such. Every step takes a task's files, or a bucket, at a time: nothing needs memory for a day, and nothing comes to
@@ -177,35 +185,28 @@ def count(
     paths = [[str(file) for file in task] for task in tasks]
     given = spark.createDataFrame(list(enumerate(paths)), "task int, paths array<string>")
     known = spark.sparkContext.broadcast(letters)
-    spread = given.repartitionByRange(len(tasks), "task")
-    first = spread.mapInArrow(partial(_read, day_ms=day_ms, buckets=buckets, letters=known, billed=billed), _MADE)
-    met = (
-        first.repartition(buckets, "kind", "bucket")
-        .groupBy("kind", "bucket")
-        .applyInArrow(_meet, _MADE)
-        .persist(_ON_DISK)
-    )
-    again = met.where(F.col("kind") == _PLACES).groupBy("bucket").applyInArrow(
-        lambda key, table: _read_again(key, table, day_ms, buckets, known, paths), _MADE
-    )  # fmt: skip
+    read = given.repartitionByRange(len(tasks), "task").mapInArrow(
+        partial(_read, day_ms=day_ms, buckets=buckets, letters=known, billed=billed), _MADE
+    ).persist(_ON_DISK)  # fmt: skip
+    places = F.col("kind") == _PLACES
     mended = (
-        again.groupBy("bucket").applyInArrow(lambda _, table: _mend(table, day_ms, buckets), _MADE).persist(_ON_DISK)
-    )
-    kept = met.where(F.col("kind") != _PLACES).unionByName(mended)
-    totals = (
-        kept.where(F.col("kind") == _TOTALS).groupBy("kind").applyInArrow(_add_up, "rows long, digest decimal(20,0)")
-    )
-    moves = kept.where(F.col("kind") == _MOVES).groupBy("bucket").applyInArrow(_merge, _MOVES_ROW).persist(_ON_DISK)
+        read.where(places).groupBy("bucket").applyInArrow(_meet, _MADE)
+        .groupBy("bucket").applyInArrow(lambda key, table: _read_again(key, table, buckets, known, paths), _MADE)
+        .groupBy("bucket").applyInArrow(lambda _, table: _mend(table, day_ms, buckets), _MADE)
+    )  # fmt: skip
+    counted = read.where(~places).unionByName(mended).groupBy("kind", "bucket").applyInArrow(_add_up, _MADE)
+    counted = counted.persist(_ON_DISK)
+    facts = Counter[str]()
     with _explained():
-        winners = moves.where(F.col("cause") == recount.EXACT).agg(F.sum("winners")).first()
-        told = totals.first()
-        later = (
-            kept.where(F.col("kind") == _UNBILLED).groupBy("bucket").applyInArrow(_add_events, "day long, events long")
-        )
-        unbilled = {int(row["day"]): int(row["events"]) for row in later.toLocalIterator()}
-    assert winners is not None
-    rows, digest = (int(told[0]), int(told[1])) if told is not None else (0, 0)
-    return moves, Input(rows, rows - int(winners[0] or 0), str(digest), unbilled)
+        for row in counted.where(F.col("kind") == _FACTS).select("payload").toLocalIterator():
+            facts.update(json.loads(row[0]))
+    sums = {measure: facts[measure] for measure in recount.MEASURES}
+    winners = sum(sums[measure] for measure in recount.MEASURES[: len(EVENT_TYPES)])
+    unbilled = {int(name): n for name, n in facts.items() if name.isdecimal()}
+    found = Input(
+        facts["rows"], facts["rows"] - winners, str(facts["digest"] % 2**64), unbilled, facts["hours"], sums
+    )  # fmt: skip
+    return counted.where(F.col("kind") == _MOVES), found
 
 
 def _tasks(files: Sequence[Path]) -> list[list[Path]]:
@@ -239,15 +240,10 @@ def _archived(paths: Sequence[str]) -> pl.DataFrame:
     found = []
     for path in paths:
         try:
-            found.append(pl.read_parquet(path, columns=list(recount.COLUMNS)))
+            found.append(recount.coded(pl.read_parquet(path, columns=list(recount.COLUMNS))))
         except (pl.exceptions.PolarsError, OSError) as error:
             raise UnreadableFile(f"{path}: {str(error).splitlines()[0]}") from error
     return pl.concat(found)
-
-
-def _near(rows: pl.DataFrame, day_ms: int, letters: Letters) -> pl.DataFrame:
-    """Those of D−1 … D+1, in their order, told apart."""
-    return recount.told_apart(recount.near(rows, day_ms), letters)
 
 
 def _read(
@@ -257,43 +253,35 @@ def _read(
     for batch in batches:
         for task, paths in zip(batch["task"].to_pylist(), batch["paths"].to_pylist(), strict=True):
             archived = _archived(paths)
-            for day, events in recount.unbilled(archived, billed).items():
-                yield _row(_UNBILLED, day // DAY_MS, _SUMS.pack(events, 0))
-            rows = _near(archived, day_ms, letters.value)
+            yield _fact(task, {str(day): events for day, events in recount.unbilled(archived, billed).items()})
+            near = recount.near(archived, day_ms)
+            rows = recount.told_apart(recount.chosen(archived, near), letters.value)
             yield from _counted(recount.alone(rows, day_ms), buckets)
-            found = rows["hash"].to_numpy()
-            place = (found >> np.uint64(40)).astype(np.int64) % buckets
-            order = np.argsort(place.astype(np.uint16), kind="stable")
-            edges = np.searchsorted(place[order], np.arange(buckets + 1))
-            for bucket, (low, high) in enumerate(pairwise(edges.tolist())):
-                if low < high:
-                    here = order[low:high]
-                    told = _HASHES.pack(task, high - low) + here.astype(np.uint32).tobytes() + found[here].tobytes()
-                    yield _row(_PLACES, bucket, told)
+            hashes = rows["hash"].to_numpy()
+            for bucket, here in recount.in_buckets(hashes, buckets):
+                places = near[here].astype(np.uint32).tobytes()
+                yield _row(_PLACES, bucket, _HASHES.pack(task, len(here)) + places + hashes[here].tobytes())
+
+
+def _fact(bucket: int, facts: Mapping[str, int]) -> pa.RecordBatch:
+    return _row(_FACTS, bucket, json.dumps(facts).encode())
 
 
 def _counted(found: recount.Counted, buckets: int) -> Iterator[pa.RecordBatch]:
-    yield _row(_TOTALS, 0, _SUMS.pack(found.totals.rows, found.totals.digest))
-    moves = found.moves.with_columns(bucket=recount.bucket_of(found.moves, buckets))
-    for (bucket,), part in moves.group_by("bucket"):
-        yield _row(_MOVES, int(cast("int", bucket)), recount.as_bytes(part.drop("bucket")))
+    yield _fact(0, {"rows": found.totals.rows, "digest": found.totals.digest})
+    for bucket, moves in recount.spread(found.moves, buckets):
+        yield _row(_MOVES, bucket, recount.as_bytes(moves))
 
 
-def _meet(key: tuple[pa.Scalar, ...], table: pa.Table) -> pa.Table:
-    """All that is of one bucket: of places, those whose hash is there twice, for each task; of the others, sums."""
-    kind, bucket = key[0].as_py(), key[1].as_py()
-    payloads = table["payload"].to_pylist()
-    if kind in (_TOTALS, _UNBILLED):
-        return _table([_row(kind, bucket, _SUMS.pack(*_sum(payloads)))])
-    if kind == _MOVES:
-        return _table([_row(kind, bucket, recount.as_bytes(recount.merged([recount.of_bytes(p) for p in payloads])))])
-    tasks, places, found = list[int](), [], []
-    for payload in payloads:
+def _meet(_key: tuple[pa.Scalar, ...], table: pa.Table) -> pa.Table:
+    """Of all places of one bucket of hashes, those whose hash is there twice, for each task."""
+    tasks, places, hashes = list[int](), [], []
+    for payload in table["payload"].to_pylist():
         task, count = _HASHES.unpack_from(payload)
         tasks.append(task)
         places.append(np.frombuffer(payload, np.uint32, count, _HASHES.size))
-        found.append(np.frombuffer(payload, np.uint64, count, _HASHES.size + 4 * count))
-    twice = recount.repeated(np.concatenate(found))
+        hashes.append(np.frombuffer(payload, np.uint64, count, _HASHES.size + 4 * count))
+    twice = recount.repeated(np.concatenate(hashes))
     edges = np.cumsum([0, *(len(p) for p in places)])
     told = [
         (task, here[twice[low:high]]) for task, here, (low, high) in zip(tasks, places, pairwise(edges), strict=True)
@@ -302,15 +290,13 @@ def _meet(key: tuple[pa.Scalar, ...], table: pa.Table) -> pa.Table:
 
 
 def _read_again(
-    key: tuple[pa.Scalar, ...], table: pa.Table, day_ms: int, buckets: int, letters: Any, tasks: Sequence[Sequence[str]]
+    key: tuple[pa.Scalar, ...], table: pa.Table, buckets: int, letters: Any, tasks: Sequence[Sequence[str]]
 ) -> pa.Table:
     """A task's rows whose ids may repeat, by bucket of their hash."""
     places = np.sort(np.concatenate([np.frombuffer(p, np.uint32) for p in table["payload"].to_pylist()]))
-    rows = _near(_archived(tasks[key[0].as_py()]), day_ms, letters.value)[places]
-    rows = rows.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
-    place = pl.Series("bucket", (rows["hash"].to_numpy() >> np.uint64(40)).astype(np.int64) % buckets)
-    parts = rows.with_columns(place).group_by("bucket")
-    return _table(_row(_PLACES, int(cast("int", b)), recount.as_bytes(part.drop("bucket"))) for (b,), part in parts)
+    rows = recount.told_apart(recount.chosen(_archived(tasks[key[0].as_py()]), places), letters.value)
+    parts = recount.in_buckets(rows["hash"].to_numpy(), buckets)
+    return _table(_row(_PLACES, bucket, recount.as_bytes(rows[here])) for bucket, here in parts)
 
 
 def _mend(table: pa.Table, day_ms: int, buckets: int) -> pa.Table:
@@ -319,73 +305,67 @@ def _mend(table: pa.Table, day_ms: int, buckets: int) -> pa.Table:
     return _table(_counted(recount.correction(rows, day_ms), buckets))
 
 
-def _merge(_key: tuple[pa.Scalar, ...], table: pa.Table) -> pa.Table:
+def _add_up(key: tuple[pa.Scalar, ...], table: pa.Table) -> pa.Table:
+    """All moves of one bucket as one table, and facts of what is exact in them."""
+    kind, bucket = key[0].as_py(), key[1].as_py()
+    if kind == _FACTS:
+        return table
     moves = recount.merged([recount.of_bytes(p) for p in table["payload"].to_pylist()])
-    kinds = {name: pa.string() if kind == pl.String() else pa.int64() for name, kind in recount.MOVES.items()}
-    return moves.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(pa.schema(kinds))
+    exact = moves.filter(pl.col("cause") == recount.EXACT)
+    facts = {measure: int(exact[measure].sum()) for measure in recount.MEASURES}
+    return _table([_row(_MOVES, bucket, recount.as_bytes(moves)), _fact(bucket, facts | {"hours": len(exact)})])
 
 
-def _sum(payloads: Iterable[bytes]) -> tuple[int, int]:
-    totals = sum((recount.Totals(*_SUMS.unpack(p)) for p in payloads), recount.Totals())
-    return totals.rows, totals.digest
+def _gathered(batches: Iterator[pa.RecordBatch]) -> Iterator[pl.DataFrame]:
+    """Moves, some buckets at a time."""
+    waiting, count = list[pl.DataFrame](), 0
+    for payload in (payload for batch in batches for payload in batch["payload"]):
+        waiting.append(recount.of_bytes(payload.as_buffer()))
+        count += len(waiting[-1])
+        if count >= _INSERTED_ROWS:
+            yield pl.concat(waiting)
+            waiting, count = [], 0
+    if waiting:
+        yield pl.concat(waiting)
 
 
-def _add_up(_key: tuple[pa.Scalar, ...], table: pa.Table) -> pa.Table:
-    rows, digest = _sum(table["payload"].to_pylist())
-    return pa.table({"rows": pa.array([rows], pa.int64()), "digest": pa.array([Decimal(digest)], pa.decimal128(20, 0))})
-
-
-def _add_events(key: tuple[pa.Scalar, ...], table: pa.Table) -> pa.Table:
-    events, _ = _sum(table["payload"].to_pylist())
-    return pa.table(
-        {"day": [key[0].as_py() * DAY_MS], "events": [events]}, pa.schema({"day": pa.int64(), "events": pa.int64()})
-    )
+def _insert(client: ClickHouse, table: str, rows: pl.DataFrame) -> None:
+    if len(rows):
+        client.insert(table, rows.to_arrow(compat_level=pl.CompatLevel.oldest()))
 
 
 def write(
     moves: DataFrame, url: str, database: str, run_id: str, hours: str = "exact_hours", ledger: str | None = "ledger"
 ) -> None:
-    """Insert exact hours and the ledger's causes under a run id into these tables. Runs in Spark's Python workers, a batch at a
-    time."""
+    """Insert exact hours and the ledger's causes under a run id into these tables. Runs in Spark's Python workers, some buckets at
+    a time."""
 
     def insert(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         client = ClickHouse(url, database)
-        count = 0
-        for batch in batches:
-            table = pa.Table.from_batches([batch])
-            exact = pc.equal(table["cause"], recount.EXACT)
-            # A dimension that only copies brought is no exact row, but its cause is a ledger row.
-            counted = table.filter(pc.and_(exact, pc.greater(table["winners"], 0)))
-            if counted.num_rows:
-                sums = {m: counted[m].cast(pa.uint64()) for m in (*recount.MEASURES, "late", "late_events")}
-                client.insert(hours, pa.table(_keys(counted, run_id) | sums))
-            causes = table.filter(pc.invert(exact))
-            if ledger is not None and causes.num_rows:
-                told = {"cause": causes["cause"]} | {m: causes[m] for m in recount.MEASURES}
-                client.insert(ledger, pa.table(_keys(causes, run_id) | told))
-            count += batch.num_rows
+        for told in _gathered(batches):
+            named = told.with_columns(
+                pl.col(recount.IDS).cast(pl.UInt64),
+                pl.col(*recount.NAMES, "cause").cast(pl.String),
+                pl.from_epoch("hour_ms", "ms").dt.cast_time_unit("ms").dt.replace_time_zone("UTC").alias("time"),
+                pl.lit(run_id).alias("run_id"),
+            ).drop("hour_ms")
+            exact = named.filter(pl.col("cause") == recount.EXACT).drop("cause")
+            _insert(client, hours, exact.with_columns(pl.col(recount.AMOUNTS).cast(pl.UInt64)))
+            if ledger is not None:
+                _insert(client, ledger, named.filter(pl.col("cause") != recount.EXACT).drop("late", "late_events"))
         client.close()
-        yield pa.record_batch([pa.array([count], pa.int64())], names=["n"])
+        yield pa.record_batch([pa.array([0], pa.int64())], names=["n"])
 
     with _explained():
         moves.mapInArrow(insert, "n long").agg(F.sum("n")).first()
 
 
-def _keys(table: pa.Table, run_id: str) -> dict[str, Any]:
-    ids = {d: table[d].cast(pa.uint64()) for d in recount.IDS}
-    return {
-        "time": pc.cast(pc.divide(table["hour_ms"], 1000), pa.timestamp("s", "UTC")),
-        **ids,
-        "country": table["country"],
-        "device": table["device"],
-        "run_id": pa.array([run_id] * table.num_rows),
-    }
-
-
 def watch_progress(spark: SparkSession, tell: Callable[[int, int], None], done: Any) -> None:
-    """Call `tell(finished, total)` tasks of the running stages until `done` is set. For a thread."""
-    tracker = spark.sparkContext.statusTracker()
+    """Call `tell(finished, total)` tasks of all stages that have begun since, until `done` is set. For a thread."""
+    tracker, seen = spark.sparkContext.statusTracker(), dict[int, tuple[int, int]]()
     while not done.wait(0.5):
-        stages = [s for i in tracker.getActiveStageIds() if (s := tracker.getStageInfo(i)) is not None]
-        if stages:
-            tell(sum(s.numCompletedTasks for s in stages), sum(s.numTasks for s in stages))
+        for number in {*seen, *tracker.getActiveStageIds()}:
+            if (stage := tracker.getStageInfo(number)) is not None:
+                seen[number] = stage.numCompletedTasks, stage.numTasks
+        if seen:
+            tell(sum(finished for finished, _ in seen.values()), sum(total for _, total in seen.values()))

@@ -14,12 +14,18 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from polars import selectors
 
 from infra.clock import DAY_MS, HOUR_MS
+from infra.columns import Bools, Ints
+from ingest import events, grouping
+from ingest.archived import DECISIONS, Decision
 
 IDS = ("campaign_id", "advertiser_id", "ad_id", "publisher_id")
 NAMES = ("country", "device")
@@ -37,15 +43,20 @@ COLUMNS = (
     "weight", "lateness",
 )  # fmt: skip
 """What is read of a row."""
-_AMOUNTS = (*MEASURES, "late", "late_events", "winners")
+CODED = {
+    "event_type": pl.Enum(events.EVENT_TYPES), "decision": pl.Enum(DECISIONS), "country": pl.Enum(events.COUNTRIES),
+    "device": pl.Enum(events.DEVICES), "cause": pl.Enum((EXACT, *CAUSES)),
+}  # fmt: skip
+"""Columns of few names, which are handled as their positions."""
+AMOUNTS = (*MEASURES, "late", "late_events")
 _KEYS = ("hour_ms", *DIMENSIONS, "cause")
 MOVES = pl.Schema(
     {"hour_ms": pl.Int64()}
     | dict.fromkeys(IDS, pl.Int64())
-    | dict.fromkeys((*NAMES, "cause"), pl.String())
-    | dict.fromkeys(_AMOUNTS, pl.Int64())
+    | {name: CODED[name] for name in (*NAMES, "cause")}
+    | dict.fromkeys(AMOUNTS, pl.Int64())
 )
-"""`late`: events that came late and count; `late_events`: those that were late by their own partition; `winners`: events that count."""
+"""`late`: events that came late and count; `late_events`: those that were late by their own partition."""
 # An event's own fields: what a copy of it has, too.
 _FIELDS = ("time_ms", "event_type", *DIMENSIONS, "cost_micros")
 
@@ -83,9 +94,19 @@ class Counted:
     totals: Totals
 
 
-def near(rows: pl.DataFrame, day_ms: int) -> pl.DataFrame:
-    """Rows whose copies may count for a day: those of the day before, of the day, and of the day after."""
-    return rows.filter(pl.col("time_ms").is_between(day_ms - DAY_MS, day_ms + 2 * DAY_MS, closed="left"))
+def coded(rows: pl.DataFrame) -> pl.DataFrame:
+    """Archived rows with their names as positions. Raises polars' InvalidOperationError for a name that is not known."""
+    return rows.with_columns(pl.col(name).cast(kind) for name, kind in CODED.items() if name in rows.columns)
+
+
+def near(rows: pl.DataFrame, day_ms: int) -> Ints:
+    """Which rows' copies may count for a day: those of the day before, of the day, and of the day after."""
+    return _between(rows, day_ms - DAY_MS, day_ms + 2 * DAY_MS)
+
+
+def chosen(rows: pl.DataFrame, places: Ints) -> pl.DataFrame:
+    """Rows at these places, in their order, each at most once."""
+    return rows if len(places) == len(rows) else rows[places]
 
 
 def told_apart(rows: pl.DataFrame, letters: Letters) -> pl.DataFrame:
@@ -110,7 +131,7 @@ def unbilled(rows: pl.DataFrame, billed: Mapping[int, Sequence[int]]) -> dict[in
         if len(here):
             up_to = np.asarray(ends, np.int64)[rows["partition"].gather(here).to_numpy()]
             later = rows["offset"].gather(here).to_numpy() >= up_to
-            news = rows["decision"].gather(here).cast(pl.String).to_numpy() != "copy"
+            news = _codes(rows["decision"].gather(here)) != Decision.COPY
             found[day_ms] = int((later & news).sum())
     return {day_ms: events for day_ms, events in found.items() if events}
 
@@ -118,10 +139,9 @@ def unbilled(rows: pl.DataFrame, billed: Mapping[int, Sequence[int]]) -> dict[in
 def alone(rows: pl.DataFrame, day_ms: int) -> Counted:
     """What rows of a day add if each is the only one of its id. Rows of other days are passed over."""
     rows = _of_day(rows, day_ms)
-    hours = rows.with_columns(hour_ms=_HOUR)
-    plain = (pl.col("decision") == "counted") & (pl.col("weight") == 1)
-    special = hours.filter(~plain).with_columns(cause=_CAUSE, factor=_FACTOR).filter(pl.col("factor") != 0)
-    return Counted(pl.concat([_winners(hours), weighed(special)]), _totals(rows))
+    plain = (_codes(rows["decision"]) == Decision.COUNTED) & (rows["weight"].to_numpy() == 1)
+    special = rows[np.flatnonzero(~plain)].with_columns(cause=_CAUSE, factor=_FACTOR).filter(pl.col("factor") != 0)
+    return Counted(pl.concat([_winners(rows), weighed(special)]), _totals(rows))
 
 
 def hashes(rows: pl.DataFrame) -> npt.NDArray[np.uint64]:
@@ -142,17 +162,16 @@ def repeated(found: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
 def correction(rows: pl.DataFrame, day_ms: int) -> Counted:
     """What must be added once rows were counted alone: all rows of some ids, from D−1 … D+1, some of which repeat."""
     counted, before = _settled(rows, day_ms), alone(rows, day_ms)
-    back = before.moves.with_columns(-pl.col(*_AMOUNTS))
+    back = before.moves.with_columns(-pl.col(*AMOUNTS))
     return Counted(merged([counted.moves, back]), counted.totals - before.totals)
 
 
 def merged(moves: list[pl.DataFrame]) -> pl.DataFrame:
     """One row for each hour, dimensions and cause, without those that move nothing."""
-    sums = pl.concat(moves).group_by(_KEYS).agg(pl.col(_AMOUNTS).sum())
-    return sums.filter(pl.any_horizontal(pl.col(_AMOUNTS) != 0)).select(MOVES.names())
+    together = pl.concat(moves)
+    return _summed(together, grouping.rows_of([together[name].to_numpy() for name in AMOUNTS]))
 
 
-_HOUR = pl.col("time_ms") // HOUR_MS * HOUR_MS
 _DECISION, _WEIGHT = pl.col("decision"), pl.col("weight").cast(pl.Int64)
 # What has to be added to the stream's number for a row that counts, in rows like it.
 _FACTOR = pl.when(_DECISION == "counted").then(1 - _WEIGHT).when(_DECISION == "copy").then(0).otherwise(1)
@@ -160,35 +179,57 @@ _CAUSE = (
     pl.when((_DECISION == "too-late") & pl.col("sent_again")).then(pl.lit(SENT_AGAIN))
     .when(_DECISION == "too-late").then(pl.lit(LATE)).when(_DECISION == "doubt").then(pl.lit(DOUBT)).otherwise(pl.lit(SHED))
 )  # fmt: skip
-_TYPES = {"impressions": "impression", "clicks": "click", "conversions": "conversion"}
+
+
+def _between(rows: pl.DataFrame, from_ms: int, to_ms: int) -> Ints:
+    times = rows["time_ms"].to_numpy()
+    return np.flatnonzero((times >= from_ms) & (times < to_ms))
 
 
 def _of_day(rows: pl.DataFrame, day_ms: int) -> pl.DataFrame:
-    return rows.filter(pl.col("time_ms").is_between(day_ms, day_ms + DAY_MS, closed="left"))
+    return chosen(rows, _between(rows, day_ms, day_ms + DAY_MS))
+
+
+def _codes(names: pl.Series) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """Positions of the names of one of the columns of CODED."""
+    assert names.dtype == CODED[names.name], names.dtype
+    return names.to_physical().to_numpy()
 
 
 def _winners(rows: pl.DataFrame) -> pl.DataFrame:
     """Exact sums of rows that count."""
-    late = (_DECISION == "counted") & (pl.col("lateness") > 0)
-    sums = rows.group_by("hour_ms", *DIMENSIONS).agg(
-        *((pl.col("event_type") == kind).sum().alias(measure) for measure, kind in _TYPES.items()),
-        pl.col("cost_micros").sum().alias("spend_micros"),
-        late.sum().alias("late"),
-        (pl.col("lateness") == 2).sum().alias("late_events"),
-        pl.len().alias("winners"),
-    )
-    return sums.with_columns(cause=pl.lit(EXACT)).select(MOVES.names()).cast(MOVES)
+    lateness = rows["lateness"].to_numpy()
+    late = (_codes(rows["decision"]) == Decision.COUNTED) & (lateness > 0)
+    keyed = rows.with_columns(cause=pl.lit(EXACT, CODED["cause"]))
+    return _of_rows(keyed, np.ones(len(rows), np.int64), late, lateness == 2)
 
 
 def weighed(rows: pl.DataFrame) -> pl.DataFrame:
     """Sums of rows by `cause`, each as often as its `factor` says."""
-    factor = pl.col("factor")
-    sums = rows.group_by("hour_ms", *DIMENSIONS, "cause").agg(
-        *((factor * (pl.col("event_type") == kind)).sum().alias(measure) for measure, kind in _TYPES.items()),
-        (factor * pl.col("cost_micros")).sum().alias("spend_micros"),
+    none = np.zeros(len(rows), bool)
+    return _of_rows(rows, rows["factor"].cast(pl.Int64).to_numpy(), none, none)
+
+
+def _of_rows(rows: pl.DataFrame, factor: Ints, late: Bools, late_events: Bools) -> pl.DataFrame:
+    kind = _codes(rows["event_type"])
+    amounts = [*(factor * (kind == n) for n in range(len(events.EVENT_TYPES))), factor * rows["cost_micros"].to_numpy()]
+    keyed = rows.with_columns(
+        hour_ms=pl.col("time_ms") // HOUR_MS * HOUR_MS, cause=pl.col("cause").cast(CODED["cause"])
     )
-    none = [pl.lit(0).alias(name) for name in _AMOUNTS if name not in MEASURES]
-    return sums.with_columns(none).select(MOVES.names()).cast(MOVES)
+    return _summed(keyed, grouping.rows_of([*amounts, late, late_events]))
+
+
+def _summed(rows: pl.DataFrame, amounts: Ints) -> pl.DataFrame:
+    """The sums of `amounts`, (n, AMOUNTS), of rows with the same keys, without those that are all zero."""
+    hours = rows["hour_ms"].to_numpy()
+    columns = [
+        hours // HOUR_MS - hours.min(initial=2**62) // HOUR_MS, *(rows[name].to_numpy() for name in IDS),
+        *(_codes(rows[name]) for name in (*NAMES, "cause")),
+    ]  # fmt: skip
+    first, sums = grouping.sum_by_key(grouping.packed(columns), amounts)
+    moved = sums.any(axis=1)
+    told = dict(zip(AMOUNTS, sums[moved].T, strict=True))
+    return rows.select(_KEYS)[first[moved]].with_columns(pl.Series(name, sums) for name, sums in told.items())
 
 
 def _totals(rows: pl.DataFrame) -> Totals:
@@ -213,7 +254,7 @@ def _settled(rows: pl.DataFrame, day_ms: int) -> Counted:
     weight may differ; else the stream counted another event under this id. Every further row that the stream counted is too many.
     """
     rows = rows.unique(["partition", "offset"]).sort("event_id", "log_time_ms", "partition", "offset")
-    rows = rows.with_columns(hour_ms=_HOUR, counted=_DECISION == "counted")
+    rows = rows.with_columns(counted=_DECISION == "counted")
     of_id = rows.group_by("event_id", maintain_order=True)
     first = of_id.first()
     stands = rows.filter("counted").group_by("event_id", maintain_order=True).first()
@@ -239,9 +280,9 @@ def _settled(rows: pl.DataFrame, day_ms: int) -> Counted:
         .when(pl.col("partition") != pl.col("beside")).then(pl.lit(CROSS_PARTITION)).otherwise(pl.lit(EXPIRED)),
         factor=-_WEIGHT,
     )  # fmt: skip
-    needed = ["hour_ms", "time_ms", "event_type", *DIMENSIONS, "cost_micros", "cause", "factor"]
+    needed = ["time_ms", "event_type", *DIMENSIONS, "cost_micros", "cause"]
     parts = [
-        p.select(pl.col(needed).exclude("factor"), pl.col("factor").cast(pl.Int64))
+        p.select(pl.col(needed).exclude("cause"), pl.col("cause").cast(CODED["cause"]), pl.col("factor").cast(pl.Int64))
         for p in (missed, reweighed, *swapped, too_many)
     ]
     moved = _of_day(pl.concat(parts), day_ms).filter(pl.col("factor") != 0)
@@ -250,19 +291,30 @@ def _settled(rows: pl.DataFrame, day_ms: int) -> Counted:
     )  # fmt: skip
 
 
+def in_buckets(words: npt.NDArray[np.uint64], buckets: int) -> list[tuple[int, Ints]]:
+    """(bucket, rows of it) for each that has any, by hashes."""
+    place = (words >> np.uint64(40)).astype(np.int64) % buckets
+    order = np.argsort(place.astype(np.uint16), kind="stable")
+    edges = np.searchsorted(place[order], np.arange(buckets + 1)).tolist()
+    return [(n, order[low:high]) for n, (low, high) in enumerate(pairwise(edges)) if low < high]
+
+
+def spread(moves: pl.DataFrame, buckets: int) -> list[tuple[int, pl.DataFrame]]:
+    """Moves by bucket: all of an hour and its ids in the same one, wherever they are."""
+    words = np.zeros(len(moves), np.uint64)
+    for name in ("hour_ms", *IDS):
+        words = _mixed(words ^ moves[name].to_numpy().astype(np.uint64))
+    return [(bucket, moves[rows]) for bucket, rows in in_buckets(words, buckets)]
+
+
 def as_bytes(table: pl.DataFrame) -> bytes:
-    """A table as an Arrow stream."""
+    """A table as an Arrow stream, its numbers in as few bytes as they take."""
     into = io.BytesIO()
-    table.write_ipc_stream(into)
+    wide = [name for name, kind in table.schema.items() if kind == pl.Int64()]
+    table.with_columns(table[name].shrink_dtype() for name in wide).write_ipc_stream(into)
     return into.getvalue()
 
 
 def of_bytes(raw: bytes) -> pl.DataFrame:
     """What `as_bytes` made."""
-    return pl.read_ipc_stream(io.BytesIO(raw))
-
-
-def bucket_of(moves: pl.DataFrame, buckets: int) -> pl.Series:
-    """A bucket for each row, the same for all rows of an hour and its dimensions wherever they are."""
-    hashed = moves.select(pl.struct("hour_ms", *IDS).hash(seed=2)).to_series()
-    return (hashed % buckets).cast(pl.Int32)
+    return pl.read_ipc_stream(io.BytesIO(raw)).with_columns(selectors.signed_integer().cast(pl.Int64))

@@ -156,7 +156,7 @@ def make(spec: Spec) -> Made:
     return Made(everything["line"], everything["arrival"].to_numpy(), everything["key"], truth)
 
 
-def _zipf(count: int, exponent: float, size: int, rng: np.random.Generator) -> Ints:
+def zipf(count: int, exponent: float, size: int, rng: np.random.Generator) -> Ints:
     """Ranks from 0, with probability ∝ 1 / (rank + 1)^exponent."""
     weights = 1.0 / np.arange(1, count + 1) ** exponent
     cumulative = np.cumsum(weights) / weights.sum()
@@ -192,7 +192,7 @@ def _base(spec: Spec, size: int, rng: np.random.Generator) -> pl.DataFrame:
         starts = spec.start_ms + rng.integers(0, spec.span_ms - MINUTE_MS, max(1, int(spec.span_ms // (2 * HOUR_MS))))
         arrival[burst] = rng.choice(starts, int(burst.sum())) + rng.integers(0, 30_000, int(burst.sum()))
     arrival.sort()
-    campaign = _zipf(spec.campaigns, spec.zipf, size, rng) + 1
+    campaign = zipf(spec.campaigns, spec.zipf, size, rng) + 1
     if spec.hot_campaign:
         campaign[rng.random(size) < spec.hot_campaign] = 1
     traits = np.random.default_rng(spec.seed + 1)
@@ -202,7 +202,7 @@ def _base(spec: Spec, size: int, rng: np.random.Generator) -> pl.DataFrame:
     cpc = traits.integers(50_000, 2_000_000, spec.campaigns + 1)[campaign]
     dice = rng.random(size)
     kind = np.where(dice < ctr * cvr, 2, np.where(dice < ctr * (1 + cvr), 1, 0)).astype(np.int64)
-    publisher = _zipf(spec.publishers_per_campaign, 1.0, size, rng)
+    publisher = zipf(spec.publishers_per_campaign, 1.0, size, rng)
     return pl.DataFrame(
         {
             "event_id": _ids(size, rng),
@@ -210,11 +210,11 @@ def _base(spec: Spec, size: int, rng: np.random.Generator) -> pl.DataFrame:
             "arrival_ms": arrival,
             "time_ms": arrival - rng.integers(0, DISORDER_MS, size),
             "campaign_id": campaign,
-            "ad_id": campaign * 1_000 + _zipf(spec.ads_per_campaign, 0.8, size, rng) + 1,
+            "ad_id": campaign * 1_000 + zipf(spec.ads_per_campaign, 0.8, size, rng) + 1,
             "advertiser_id": (campaign - 1) // 5 + 1,
             "publisher_id": (campaign * 37 + publisher) % spec.publishers + 1,
-            "country": pl.Series(COUNTRIES).gather(_zipf(len(COUNTRIES), 1.0, size, rng)),
-            "device": pl.Series(DEVICES).gather(_zipf(len(DEVICES), 1.2, size, rng)),
+            "country": pl.Series(COUNTRIES).gather(zipf(len(COUNTRIES), 1.0, size, rng)),
+            "device": pl.Series(DEVICES).gather(zipf(len(DEVICES), 1.2, size, rng)),
             "user": rng.integers(0, 2_000_000, size),
             "cost_micros": np.where(kind == 0, cpm, np.where(kind == 1, cpc, 0)),
             "iso": rng.random(size) < spec.iso_times,

@@ -1,6 +1,6 @@
 """`make bench-batch`: what the nightly recount costs, beside the same in plain Spark and in polars on one machine.
 
-An archive of a day (10 million rows, 1 % of them copies) is made, and then a larger one; each job runs in a process of its own, whose
+An archive of a day (10 million rows, 1 % of them copies, skewed as `make bench` is) is made, and then a larger one; each job runs in a process of its own, whose
 CPU seconds are those of all its processes. Spark's start, measured by a job without rows, is told apart. The three must agree.
 Figures go to `.bench/batch.json`.
 """
@@ -26,6 +26,7 @@ import pyarrow as pa
 from infra.clock import DAY_MS, HOUR_MS
 from ingest import archive, archived, events
 from ingest.archived import Decision
+from ingest.synthetic.generator import zipf
 from tests.benchmarks.stack import save
 
 DAY = dt.date(2026, 11, 1)
@@ -58,16 +59,16 @@ def _rows(rng: np.random.Generator, n: int, start_ms: int, first: int) -> pa.Tab
     texts = pa.LargeStringArray.from_buffers(
         n, pa.py_buffer(np.arange(n + 1, dtype=np.int64) * 32), pa.py_buffer(ids.tobytes().hex().encode())
     )
-    campaign = np.minimum(rng.zipf(1.3, n), 1_000)
+    campaign = zipf(1_000, 1.1, n, rng) + 1
     event_type = rng.choice(3, n, p=[0.9, 0.09, 0.01]).astype(np.uint8)
     decision = np.full(n, Decision.COUNTED, np.uint8)
     decision[copies[: len(copies) * 3 // 4]] = Decision.COPY
     times = start_ms + np.sort(rng.integers(0, HOUR_MS, n))
     columns: dict[str, Any] = {
         "offset": first + np.arange(n), "log_time_ms": times + rng.integers(0, 5_000, n), "event_id": texts,
-        "event_type": event_type, "time_ms": times, "campaign_id": campaign, "ad_id": campaign * 10 + rng.integers(0, 10, n),
-        "advertiser_id": campaign // 10, "publisher_id": campaign % 10 * 50 + rng.integers(0, 50, n),
-        "country": np.minimum(rng.geometric(0.2, n), 19).astype(np.uint16), "device": rng.integers(0, 5, n).astype(np.uint8),
+        "event_type": event_type, "time_ms": times, "campaign_id": campaign, "ad_id": campaign * 10 + zipf(10, 0.8, n, rng),
+        "advertiser_id": campaign // 10, "publisher_id": (campaign * 37 + zipf(50, 1.0, n, rng)) % 500,
+        "country": zipf(20, 1.0, n, rng).astype(np.uint16), "device": zipf(5, 1.2, n, rng).astype(np.uint8),
         "user": rng.integers(0, 1 << 40, n), "cost_micros": np.where(event_type == 1, rng.integers(1_000, 900_000, n), 0),
         "decision": decision, "weight": np.ones(n, np.uint32), "lateness": np.zeros(n, np.uint8),
         "copy_of": pa.nulls(n, pa.int64()),
@@ -97,21 +98,16 @@ def ours(root: Path, folder: Path, memory: str) -> list[int]:
     from batch.recount import NO_LETTERS
 
     spark = _session(folder, memory)
-    moves, found = exact.count(spark, exact.files_of(root, DAY), DAY, NO_LETTERS, {})
-    total = (
-        moves.where("cause = 'exact'")
-        .selectExpr("count(*)", "sum(clicks)", "sum(impressions)", "sum(spend_micros)")
-        .first()
-    )
+    _, found = exact.count(spark, exact.files_of(root, DAY), DAY, NO_LETTERS, {})
     spark.stop()
-    return [*map(int, total), found.rows]
+    return [found.hours, *(found.sums[name] for name in ("clicks", "impressions", "spend_micros")), found.rows]
 
 
 def naive(root: Path, folder: Path, memory: str) -> list[int]:
     """What Spark's documentation would have one write."""
     from pyspark.sql import functions as F  # noqa: N812
 
-    spark = _session(folder, memory)
+    spark = _session(folder, memory, "-XX:+UseParallelGC")
     rows = spark.read.parquet(*(str(p) for p in root.rglob("p*.parquet")))
     near = rows.where(F.col("time_ms").between(DAY_MS_OF - DAY_MS, DAY_MS_OF + 2 * DAY_MS - 1))
     once = near.dropDuplicates(["event_id"])
@@ -126,19 +122,18 @@ def naive(root: Path, folder: Path, memory: str) -> list[int]:
 
 
 def alone(root: Path, _folder: Path, _memory: str) -> list[int]:
-    """Polars in one process, everything at once."""
-    rows = pl.scan_parquet(sorted(root.rglob("p*.parquet")))
+    """Polars in one process, hour by hour: as all copies of an id lie in one hour here, and only then, that is exact."""
     kinds = {kind: (pl.col("event_type").cast(pl.String) == kind).sum().alias(kind) for kind in events.EVENT_TYPES}
-    once = rows.unique("event_id", keep="any")
-    hours = once.group_by(pl.col("time_ms") // HOUR_MS, *_KEYS).agg(
-        *kinds.values(), pl.sum("cost_micros").alias("spend")
-    )
-    total = (
-        hours.select(pl.len(), pl.sum("click"), pl.sum("impression"), pl.sum("spend"))
-        .collect(engine="streaming")
-        .row(0)
-    )
-    return [*map(int, total), rows.select(pl.len()).collect().item()]
+    found = [0] * 5
+    for hour in sorted(root.glob("event_date=*/hour=*")):
+        rows = pl.scan_parquet(sorted(hour.glob("p*.parquet")))
+        hours = rows.unique("event_id", keep="any").group_by(*_KEYS).agg(
+            *kinds.values(), pl.sum("cost_micros").alias("spend")
+        )  # fmt: skip
+        sums = hours.select(pl.len(), pl.sum("click"), pl.sum("impression"), pl.sum("spend")).collect().row(0)
+        one = (*sums, rows.select(pl.len()).collect().item())
+        found = [a + int(b) for a, b in zip(found, one, strict=True)]
+    return found
 
 
 def nothing(root: Path, folder: Path, memory: str) -> list[int]:
@@ -149,11 +144,12 @@ def nothing(root: Path, folder: Path, memory: str) -> list[int]:
     return []
 
 
-def _session(folder: Path, memory: str) -> Any:
+def _session(folder: Path, memory: str, java_options: str | None = None) -> Any:
     from batch import exact
     from infra.settings import Settings
 
-    return exact.session(Settings.model_validate({"spark_memory": memory}), "local[*]", folder)
+    settings = Settings.model_validate({"spark_memory": memory})
+    return exact.session(settings, "local[*]", folder, java_options or exact.JAVA_OPTIONS)
 
 
 JOBS = {job.__name__: job for job in (nothing, ours, naive, alone)}

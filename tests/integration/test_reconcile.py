@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import json
 import signal
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from batch import coverage
-from infra import topics
+from infra import pipeline_state, topics
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
 from infra.errors import UserError
@@ -48,10 +50,11 @@ _ROW: dict[str, Any] = {
     "country": 0, "device": 0, "user": None, "cost_micros": 7, "weight": 1, "lateness": 0, "copy_of": None,
     "decision": Decision.COUNTED,
 }  # fmt: skip
-_MOVED = {
+MOVED = {
     "late": 3, "shed": -1, "doubt": 2, "cross-partition-duplicate": -1, "expired-horizon-duplicate": -1,
     "conflicting-copy": -1, "dead-letter-replayed": 1,
 }  # fmt: skip
+DAY_SHOWN = iso(DAY)[:10]
 _EXACT, _STREAM = 3 + 2 + 2 + 1 + 1 + 1 + 1 + 3, 3 + 2 + 2 + 1 + 3
 _STREAM_UNLIKE = 1
 
@@ -95,6 +98,11 @@ def _reject(settings: Settings, event_id: str, source: str = "x/0/1000") -> None
     producer.write([Record(settings.topic(topics.DEAD_LETTERS), value, None, 0, headers)])
 
 
+def causes_of(told: str, measure: str = "clicks") -> dict[str, int]:
+    """Cause → what it moved, of what a command says in JSON."""
+    return {cause: moved[measure] for cause, moved in json.loads(told)["causes"].items()}
+
+
 def _clicks(settings: Settings, grain: str) -> tuple[int, str]:
     asked = [("campaign_id", "1"), ("start", iso(DAY)), ("end", iso(DAY + DAY_MS)), ("granularity", grain)]
     router = Router(settings)
@@ -102,32 +110,80 @@ def _clicks(settings: Settings, grain: str) -> tuple[int, str]:
     return row["clicks"], row["finality"]
 
 
-def test_a_run_that_dies_before_it_is_published_shows_nothing_and_the_next_one_finishes(planted: Settings) -> None:
+def test_a_run_that_dies_anywhere_shows_nothing_before_it_is_published_and_the_next_one_finishes(
+    planted: Settings,
+) -> None:
     redis, env = Redis(planted.redis), environment(planted)
-    words = ["reconcile", "--date", iso(DAY)[:10], "--json"]
-    # Exact hours, days and the ledger are written, and the one row that makes them current is not.
-    died = adclick(*words, cwd=None, **env, ADCLICK_FAULT="kill@reconcile.compared")
-    assert died.returncode == -signal.SIGKILL, died.stderr
-    assert _clicks(planted, "hour") == (_STREAM + _STREAM_UNLIKE, "closed")
-    redis.call("DEL", f"{planted.key_prefix}reconcile")  # its lease would last half a minute
-    done = adclick(*words, cwd=None, **env)
-    assert done.returncode == 3, done.stderr
-    told = json.loads(done.stdout)
-    assert {cause: moved["clicks"] for cause, moved in told["causes"].items()} == _MOVED
-    assert {cause: moved["spend_micros"] for cause, moved in told["causes"].items()} == {
-        cause: 7 * clicks for cause, clicks in _MOVED.items()
-    }
+    words = ["reconcile", "--date", DAY_SHOWN, "--json"]
+
+    def dies_at(point: str) -> None:
+        died = adclick(*words, cwd=None, **env, ADCLICK_FAULT=f"kill@reconcile.{point}")
+        assert died.returncode == -signal.SIGKILL, died.stderr
+        redis.call("DEL", f"{planted.key_prefix}reconcile")  # its lease would last half a minute
+
+    # From before anything is read, to where exact hours, days and the ledger are written, and only the row that makes them
+    # current is not.
+    for point in ("proved", "counted", "written", "compared"):
+        dies_at(point)
+        assert _clicks(planted, "hour") == (_STREAM + _STREAM_UNLIKE, "closed"), point
+    dies_at("published")
     assert _clicks(planted, "hour") == (_EXACT, "reconciled")
     assert _clicks(planted, "day") == (_EXACT, "reconciled")
+    again = adclick(*words, cwd=None, **env)
+    assert (again.returncode, "nothing to do" in again.stdout + again.stderr) == (0, True), again.stderr
+    said = adclick("reconcile", "--explain", "1", "--date", DAY_SHOWN, "--json", cwd=None, **env)
+    assert causes_of(said.stdout) == MOVED
+    assert causes_of(said.stdout, "spend_micros") == {cause: 7 * clicks for cause, clicks in MOVED.items()}
+
+
+class Hook(ThreadingHTTPServer):
+    """Takes alerts."""
+
+    def __init__(self) -> None:
+        self.alerts: list[dict[str, Any]] = []
+        alerts = self.alerts
+
+        class Taker(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                alerts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Taker)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+def test_what_arrives_after_a_day_was_billed_raises_an_alert(planted: Settings) -> None:
+    hook = Hook()
+    env = environment(planted) | {"ADCLICK_ALERT_WEBHOOK": f"http://127.0.0.1:{hook.server_port}/"}
+    try:
+        assert adclick("reconcile", "--date", DAY_SHOWN, "-q", cwd=None, **env).returncode == 3
+        (alert,) = hook.alerts
+        assert (alert["date"], {c: m["clicks"] for c, m in alert["causes"].items()}) == (DAY_SHOWN, MOVED)
+        # Nothing was read from Kafka in that run, so all that is archived of the day came later, but for what was taken for a copy.
+        archived_rows = sum(map(len, _PLANTED.values()))
+        today = [_ROW | {"event_id": "new", "offset": 200, "log_time_ms": now_ms(), "time_ms": DAY + DAY_MS}]
+        wire = pa.Table.from_pylist(today, schema=archived.SCHEMA)
+        archive.write_files(Path(planted.archive), 0, 200, 201, wire)
+        later = adclick("reconcile", "--date", iso(DAY + DAY_MS)[:10], "--force", cwd=None, **env)
+        assert later.returncode == 3, later.stderr
+        assert {"date": DAY_SHOWN, "unbilled": archived_rows - 1}.items() <= hook.alerts[1].items()
+        shown = {run["date"]: run["unbilled"] for run in pipeline_state.runs(planted)}
+        assert shown[DAY_SHOWN] == archived_rows - 1
+    finally:
+        hook.shutdown()
 
 
 def test_the_ledger_explains_every_difference(planted: Settings) -> None:
-    env, date = environment(planted), iso(DAY)[:10]
+    env, date = environment(planted), DAY_SHOWN
     assert adclick("reconcile", "--date", date, "-q", cwd=None, **env).returncode == 3
     said = adclick("reconcile", "--explain", "1", "--date", date, "--json", cwd=None, **env)
     told = json.loads(said.stdout)
     assert (told["stream"]["clicks"], told["billed"]["clicks"]) == (_STREAM + _STREAM_UNLIKE, _EXACT)
-    assert {cause: moved["clicks"] for cause, moved in told["causes"].items()} == _MOVED
+    assert causes_of(said.stdout) == MOVED
     shown = adclick("reconcile", "--explain", "1", "--date", date, cwd=None, **env).stdout
     assert "were copies sent under another key" in shown
     client, signer = ClickHouse(planted.clickhouse, planted.database), Signer("test")
@@ -140,7 +196,7 @@ def test_the_ledger_explains_every_difference(planted: Settings) -> None:
         if found["next_cursor"] is None:
             break
         given = [("cursor", found["next_cursor"])]
-    assert {row["cause"]: row["share"]["clicks"] for row in rows} == _MOVED
+    assert {row["cause"]: row["share"]["clicks"] for row in rows} == MOVED
     assert {(r["publisher_id"], r["stream"]["clicks"], r["exact"]["clicks"]) for r in rows} == {
         (4, _STREAM, _EXACT), (9, _STREAM_UNLIKE, 0),
     }  # fmt: skip
