@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 import polars as pl
 
 from infra.clickhouse.client import ClickHouse
-from infra.clock import DAY_MS, HOUR_MS, iso
+from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
 from infra.errors import Unavailable
 from infra.redis import Redis
 from infra.settings import Settings
 from query import answer, sums
 from query.cache import Cache, Found
 from query.plan import EXACT, HOT, Borders, Piece, plan
-from query.request import Held, Question
+from query.request import Held, Question, parse
 from query.signing import Signer
 from query.sums import Sums
 from query.tiers.guard import Guard
@@ -122,6 +122,11 @@ class Router:
             reading.borders.watermark_ms, reading.answered, reading.rows, reading.warnings, settled,
             (time.perf_counter() - started) * 1000, tiers_ms,
         )  # fmt: skip
+
+    def warm_up(self) -> None:
+        """Load what is compiled, before the first question would wait for it."""
+        asked = {"campaign_id": "1", "start": "-1h", "end": "now", "granularity": "minute", "group_by": "country"}
+        self._hot.warm_up(parse(list(asked.items()), now_ms(), self.held))
 
     # -- what the tiers hold --------------------------------------------------------------------------------
 

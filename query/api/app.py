@@ -147,6 +147,7 @@ def create(settings: Settings) -> FastAPI:
         # Each waits for a store now and then; more of them would mostly wait for each other.
         anyio.to_thread.current_default_thread_limiter().total_tokens = _AT_ONCE
         sys.setswitchinterval(_TURN_S)
+        await run_in_threadpool(api.router.warm_up)
         yield
         await run_in_threadpool(traced.close)
 
