@@ -170,6 +170,8 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
         return late
     with _progress(app, spark, f"{day}: writing"):
         exact.write(moves, settings.clickhouse, settings.database, run_id)
+        exact.write_users(spark, proof.files, day, settings.clickhouse, settings.database, run_id)
+        publish.record_files(client, run_id, proof.files)
     faults.point("reconcile.written")
     comparison = publish.compare(client, day, run_id, settings.drift_share)
     faults.point("reconcile.compared")

@@ -34,7 +34,7 @@ from pyspark.sql import functions as F  # noqa: N812
 from batch import recount
 from batch.recount import Letters
 from infra.clickhouse.client import ClickHouse
-from infra.clock import day_start_ms
+from infra.clock import DAY_MS, day_start_ms
 from infra.embedded import java
 from infra.errors import AdclickError, Unavailable, UserError
 from infra.settings import Settings
@@ -235,8 +235,8 @@ def _table(rows: Iterable[pa.RecordBatch]) -> pa.Table:
     return pa.Table.from_batches(rows, pa.schema({"kind": pa.int32(), "bucket": pa.int32(), "payload": pa.binary()}))
 
 
-def _archived(paths: Sequence[str]) -> pl.DataFrame:
-    """What the files of a task hold, in their order."""
+def archived_rows(paths: Sequence[str]) -> pl.DataFrame:
+    """What files of the archive hold, in their order. Raises UnreadableFile."""
     found = []
     for path in paths:
         try:
@@ -252,7 +252,7 @@ def _read(
     """Count a task's rows as if no id repeated, and tell the hashes of their ids and where they are."""
     for batch in batches:
         for task, paths in zip(batch["task"].to_pylist(), batch["paths"].to_pylist(), strict=True):
-            archived = _archived(paths)
+            archived = archived_rows(paths)
             yield _fact(task, {str(day): events for day, events in recount.unbilled(archived, billed).items()})
             near = recount.near(archived, day_ms)
             rows = recount.told_apart(recount.chosen(archived, near), letters.value)
@@ -294,7 +294,7 @@ def _read_again(
 ) -> pa.Table:
     """A task's rows whose ids may repeat, by bucket of their hash."""
     places = np.sort(np.concatenate([np.frombuffer(p, np.uint32) for p in table["payload"].to_pylist()]))
-    rows = recount.told_apart(recount.chosen(_archived(tasks[key[0].as_py()]), places), letters.value)
+    rows = recount.told_apart(recount.chosen(archived_rows(tasks[key[0].as_py()]), places), letters.value)
     parts = recount.in_buckets(rows["hash"].to_numpy(), buckets)
     return _table(_row(_PLACES, bucket, recount.as_bytes(rows[here])) for bucket, here in parts)
 
@@ -358,6 +358,33 @@ def write(
 
     with _explained():
         moves.mapInArrow(insert, "n long").agg(F.sum("n")).first()
+
+
+def write_users(
+    spark: SparkSession, files: Sequence[Path], date: dt.date, url: str, database: str, run_id: str
+) -> None:
+    """Insert about how many distinct users of each campaign and advertiser the day's archived events name, under a run id.
+
+    A HyperLogLog sketch (Flajolet et al. 2007; Apache DataSketches): a standard error of `recount.USERS_ERROR`.
+    """
+    day_ms = day_start_ms(date)
+    named = spark.read.parquet(*(str(file) for file in files)).where(
+        (F.col("time_ms") >= day_ms) & (F.col("time_ms") < day_ms + DAY_MS) & F.col("user").isNotNull()
+    )  # fmt: skip
+    sketched = named.groupBy("campaign_id", "advertiser_id").agg(
+        F.hll_sketch_estimate(F.hll_sketch_agg("user", recount.USERS_LOG2)).alias("users")
+    )
+
+    def insert(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        client = ClickHouse(url, database)
+        for batch in batches:
+            rows = pl.DataFrame(pl.from_arrow(batch)).cast(pl.UInt64)
+            _insert(client, "exact_users", rows.with_columns(date=pl.lit(date), run_id=pl.lit(run_id)))
+        client.close()
+        yield pa.record_batch([pa.array([0], pa.int64())], names=["n"])
+
+    with _explained():
+        sketched.mapInArrow(insert, "n long").agg(F.sum("n")).first()
 
 
 def watch_progress(spark: SparkSession, tell: Callable[[int, int], None], done: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 
 from batch.publish import current_run
-from batch.recount import MEASURES
+from batch.recount import MEASURES, USERS_ERROR
 from infra.clickhouse.client import ClickHouse
 from infra.console import App
 from infra.errors import UserError
@@ -34,10 +34,12 @@ def explain(app: App, client: ClickHouse, campaign: int, date: dt.date) -> None:
     causes = client.rows(f"SELECT cause, {sums} FROM {db}.ledger {where} GROUP BY cause ORDER BY cause", parameters)
     moved = {str(cause): [int(n) for n in amounts] for cause, *amounts in causes}
     stream = [total - sum(column) for total, *column in zip(billed, *moved.values(), strict=True)]
+    found = client.rows(f"SELECT sum(users) FROM {db}.exact_users {where}", parameters)
+    users = int(found[0][0])
     if app.json:
         told = {"stream": stream, "billed": billed}
         app.data(
-            {"date": date.isoformat(), "campaign_id": campaign, "run_id": run[0]}
+            {"date": date.isoformat(), "campaign_id": campaign, "run_id": run[0], "users": users}
             | {name: dict(zip(MEASURES, amounts, strict=True)) for name, amounts in told.items()}
             | {"causes": {cause: dict(zip(MEASURES, amounts, strict=True)) for cause, amounts in moved.items()}}
         )
@@ -45,4 +47,5 @@ def explain(app: App, client: ClickHouse, campaign: int, date: dt.date) -> None:
     rows: list[tuple[object, ...]] = [("counted by the stream", "", *(f"{n:,}" for n in stream))]
     rows += [(f"{cause}", _SAID.get(cause, ""), *(f"{n:+,}" for n in amounts)) for cause, amounts in moved.items()]
     rows.append(("billed", "", *(f"{n:,}" for n in billed)))
+    rows.append((f"about {users:,} users", f"± {USERS_ERROR:.1%}"))
     app.table([f"campaign {campaign}, {date}", "events that", *MEASURES], rows)

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
-from collections.abc import Mapping
+import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from batch.coverage import Proof
 from batch.exact import Input
@@ -80,6 +87,17 @@ def note_unbilled(client: ClickHouse, unbilled: Mapping[int, int]) -> None:
         )
 
 
+def record_files(client: ClickHouse, run_id: str, files: Sequence[Path]) -> None:
+    """Write down which files the run read, with their sizes and the SHA-256 of their bytes. Safe to repeat."""
+    told = dict[str, list[Any]](path=[], bytes=[], sha256=[])
+    for file in files:
+        with file.open("rb") as raw:
+            told["sha256"].append(hashlib.file_digest(raw, "sha256").hexdigest())
+        told["path"].append(str(file))
+        told["bytes"].append(file.stat().st_size)
+    client.insert("run_files", pa.table({**told, "run_id": [run_id] * len(files)}))
+
+
 def compare(client: ClickHouse, date: dt.date, run_id: str, drift_share: float) -> Comparison:
     """Complete the run's days and its ledger (what no cause explains), and sum up. Safe to repeat."""
     db, dims = client.database, ", ".join(DIMENSIONS)
@@ -143,7 +161,8 @@ def publish(
         {
             "causes": comparison.causes, "seconds": round(seconds, 1), "corrected": comparison.corrected,
             "sha256": export_digest(client, run_id), "input": [str(stretch) for stretch in proof.looked_at], "missing": [str(hole) for hole in proof.missing],
-            "ends": list(proof.ends),
+            "ends": list(proof.ends), "sums": found.sums,
+            "versions": {name: metadata.version(name) for name in ("adclick", "pyspark", "polars")} | {"python": platform.python_version()},
         }
     )  # fmt: skip
     client.command(

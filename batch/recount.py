@@ -38,6 +38,10 @@ CONFLICTING, SENT_AGAIN = "conflicting-copy", "dead-letter-replayed"
 CAUSES = (LATE, SHED, DOUBT, CROSS_PARTITION, EXPIRED, CONFLICTING, SENT_AGAIN)
 """Why the stream and the exact count differ, by what was decided about a row."""
 
+USERS_LOG2 = 12
+USERS_ERROR = 1.04 / 2 ** (USERS_LOG2 / 2)
+"""The standard error of how many distinct users there were, relative, by sketches of 2^USERS_LOG2 registers."""
+
 COLUMNS = (
     "event_id", "partition", "offset", "log_time_ms", "time_ms", "event_type", *DIMENSIONS, "cost_micros", "decision",
     "weight", "lateness",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 import signal
 import threading
@@ -64,7 +65,11 @@ def planted(settings: Settings) -> Settings:
     """Archived rows of yesterday, and the hours that the stream made of them."""
     rows: dict[int, list[dict[str, Any]]] = {0: [], 1: []}
     for number, special in enumerate(x for many in _PLANTED.values() for x in many):
-        one = _ROW | {"event_id": f"e{number}", "log_time_ms": DAY + HOUR_MS + number, "offset": number} | special
+        one = (
+            _ROW
+            | {"event_id": f"e{number}", "log_time_ms": DAY + HOUR_MS + number, "offset": number, "user": number % 5}
+            | special
+        )
         rows[one.pop("partition", 0)].append(one)
     for partition, found in rows.items():
         wire = pa.Table.from_pylist(found, schema=archived.SCHEMA)
@@ -184,9 +189,13 @@ def test_the_ledger_explains_every_difference(planted: Settings) -> None:
     told = json.loads(said.stdout)
     assert (told["stream"]["clicks"], told["billed"]["clicks"]) == (_STREAM + _STREAM_UNLIKE, _EXACT)
     assert causes_of(said.stdout) == MOVED
+    assert told["users"] == 5
     shown = adclick("reconcile", "--explain", "1", "--date", date, cwd=None, **env).stdout
     assert "were copies sent under another key" in shown
     client, signer = ClickHouse(planted.clickhouse, planted.database), Signer("test")
+    kept = client.rows(f"SELECT path, bytes, sha256 FROM {planted.database}.run_files")
+    files = Path(planted.archive).rglob("*.parquet")
+    assert set(kept) == {(str(f), f.stat().st_size, hashlib.sha256(f.read_bytes()).hexdigest()) for f in files}
     rows, given = [], list[tuple[str, str]]()
     while True:
         asked = ledger.parse(date, [("campaign_id", "1"), ("limit", "2"), *given], frozenset({3}), signer)

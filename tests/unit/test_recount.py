@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch import recount
+from batch import exact, recount
 from infra.clock import DAY_MS, HOUR_MS
 
 DAY = 1_000 * DAY_MS
@@ -141,6 +143,21 @@ def test_each_cause_has_its_name() -> None:
         ("late", 1, 2), ("shed", 1, -1),
     ]  # fmt: skip
     assert totals.rows == len(rows)
+
+
+@pytest.mark.parametrize("wrong", ["gone", "cut", "a column less", "a name that came later"])
+def test_a_file_that_cannot_be_counted_names_itself(tmp_path: Path, wrong: str) -> None:
+    file = tmp_path / "p0000-000000000000000-000000000000009.parquet"
+    rows = _frame([_row(n) for n in range(9)])
+    if wrong == "a name that came later":
+        rows = rows.with_columns(device=pl.lit("glasses", pl.Categorical()))
+    rows.drop("weight" if wrong == "a column less" else []).write_parquet(file)
+    if wrong == "cut":
+        file.write_bytes(file.read_bytes()[:-9])
+    if wrong == "gone":
+        file.unlink()
+    with pytest.raises(exact.UnreadableFile, match=str(file)):
+        exact.archived_rows([str(file)])
 
 
 def test_hashes_that_repeat_are_found() -> None:
