@@ -12,6 +12,7 @@ import hmac
 import secrets
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import msgspec
@@ -23,7 +24,8 @@ from infra.errors import Unavailable, UserError
 PREFIX = "adk_"
 REFRESH_S = 2.0
 """For how long a query worker goes by what it has read; a revoked key stops after this, and the time of a request."""
-_PATIENCE_S = 4.0
+# How long a request waits for that, when keys are known.
+_PATIENCE_S = 1.0
 # Whoever makes up keys has ClickHouse asked no more often than this.
 _MADE_S = 0.2
 
@@ -182,7 +184,10 @@ class Keyring:
         self._keys, self._root = keys, digest_of(root) if root else ""
         self._known: dict[str, Key] | None = None
         self._read_at = 0.0
-        self._reading = threading.Lock()
+        self._starting = threading.Lock()
+        self._reading: Future[dict[str, Key]] | None = None
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="keys")
+        self._answers = True
 
     def access(self, token: str) -> Access | None:
         """What a token allows; None for one that is not a key, or no longer. Raises Unavailable when that cannot be known."""
@@ -197,29 +202,27 @@ class Keyring:
         return key.access() if key is not None and key.opens(digest, now_ms()) else None
 
     def _current(self, max_age_s: float = REFRESH_S) -> dict[str, Key]:
-        known, age = self._known, time.monotonic() - self._read_at
-        if known is not None and age < max_age_s:
+        known = self._known
+        if known is not None and time.monotonic() - self._read_at < max_age_s:
             return known
-        # One reads; the others go by what is known, unless that is too old.
-        if not self._reading.acquire(blocking=known is None or age > _PATIENCE_S or max_age_s < REFRESH_S):
-            assert known is not None
-            return known
+        with self._starting:
+            if self._reading is None or self._reading.done():
+                self._reading = self._reader.submit(self._read)
+            reading = self._reading
         try:
-            if self._known is None or time.monotonic() - self._read_at >= max_age_s:
-                self._read()
-            assert self._known is not None
-            return self._known
-        finally:
-            self._reading.release()
-
-    def _read(self) -> None:
-        began = time.monotonic()
-        try:
-            self._known = {key.id: key for key in self._keys.all()}
-        except Unavailable:
-            if self._known is None:
+            # Where ClickHouse did not answer before, what is known is right until it does.
+            return reading.result(None if known is None else _PATIENCE_S if self._answers else 0.0)
+        except (TimeoutError, Unavailable):
+            self._answers = False
+            if known is None:
                 raise
-        self._read_at = began
+            return known
+
+    def _read(self) -> dict[str, Key]:
+        began = time.monotonic()
+        known = {key.id: key for key in self._keys.all()}
+        self._known, self._read_at, self._answers = known, began, True
+        return known
 
 
 def _new_token(id_: str) -> str:

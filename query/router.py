@@ -25,7 +25,8 @@ from query.tiers.guard import Guard
 from query.tiers.hot import HotTier, Span
 from query.tiers.stored import StoredTiers, borders_of
 
-_TIMEOUT_S = 3
+# For Redis, and for what ClickHouse answers at once; what it has to read may take longer.
+_REDIS_TIMEOUT_S, BRIEF_TIMEOUT_S = 1, 2
 _THREADS = 32
 # Of hours and days that nothing can change any more; of those that may still be corrected.
 _SETTLED_FRESH_S, _OPEN_FRESH_S = 3600.0, 1.0
@@ -87,14 +88,15 @@ class Router:
         """`observe(tier, outcome, seconds)` is told of each part of an answer."""
         self._observe = observe
         self.held = Held(settings.hot_hours * HOUR_MS, settings.warm_days * DAY_MS)
-        redis = Redis(settings.redis, timeout_s=_TIMEOUT_S)
+        redis = Redis(settings.redis, timeout_s=_REDIS_TIMEOUT_S)
         clickhouse = ClickHouse(
             settings.clickhouse, settings.database, timeout_s=settings.query_timeout_s, connections=_THREADS
         )
         self.guards = {name: Guard(name) for name in ("redis", "clickhouse")}
         self.cache = Cache(redis, self.guards["redis"], settings.key_prefix)
         self._hot = HotTier(redis, settings.key_prefix, settings.block_partitions)
-        self._stored = StoredTiers(clickhouse, settings.block_partitions)
+        brief = ClickHouse(settings.clickhouse, settings.database, timeout_s=BRIEF_TIMEOUT_S)
+        self._stored = StoredTiers(clickhouse, brief, settings.block_partitions)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tier")
         self._cached = settings.query_cache == "on"
         self._renewing = threading.Lock()

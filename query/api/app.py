@@ -39,7 +39,7 @@ from query.ledger import Ledger
 from query.limits import Limits
 from query.recent import Recent
 from query.request import BadQuestion, Question, parse
-from query.router import Answer, Observe, Router
+from query.router import BRIEF_TIMEOUT_S, Answer, Observe, Router
 
 _COMPRESSED_BYTES = 1024
 # Answers that a process works on at once, and for how long one of its threads keeps the interpreter from the others.
@@ -60,7 +60,8 @@ class Api:
         clickhouse = ClickHouse(settings.clickhouse, settings.database, timeout_s=settings.query_timeout_s)
         self._changes, self._ledger = Changes(clickhouse), Ledger(clickhouse)
         limits = Limits(redis, self.router.guards["redis"], settings.key_prefix)
-        self.gate = Gate(Keyring(Keys(clickhouse), settings.api_key.get_secret_value()), limits)
+        brief = ClickHouse(settings.clickhouse, settings.database, timeout_s=BRIEF_TIMEOUT_S)
+        self.gate = Gate(Keyring(Keys(brief), settings.api_key.get_secret_value()), limits)
         self.live = Live()
         self._recent: Recent[Reply] | None = Recent() if settings.query_cache == "on" else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import tenacity
@@ -13,6 +14,8 @@ from infra.errors import TimedOut, Unavailable
 
 T = TypeVar("T")
 _FAILURES, _LEFT_ALONE_S = 3, 2
+# Whoever finds out whether a backend is there again waits for it no longer than this.
+_PROBED_S = 0.25
 # A connection that the backend closed while it lay idle is found broken by whoever uses it next. All that is asked here
 # are questions, so asking again is safe; but not what has been waited for already.
 _once_more = tenacity.retry(
@@ -28,17 +31,28 @@ class Guard:
     def __init__(self, name: str) -> None:
         self._name = name
         self._breaker = CircuitBreaker(_FAILURES, _LEFT_ALONE_S, Unavailable, name)
-        # One finds out whether it is back; the others do not wait for that.
+        # One question finds out whether it is back; the others do not wait for that, and it not for long.
         self._probing = threading.Lock()
+        self._prober = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-probe")
 
     def call(self, ask: Callable[[], T]) -> T:
         """The answer. Raises Unavailable, at once while the breaker is open."""
         state = self._breaker.state
         if state == STATE_OPEN or (state == STATE_HALF_OPEN and not self._probing.acquire(blocking=False)):
             raise Unavailable(f"{self._name} is left alone for a moment: {self._breaker.last_failure}")
+        if state != STATE_HALF_OPEN:
+            return self._asked(ask)
         try:
-            with self._breaker:
-                return _once_more(ask)()
+            return self._prober.submit(self._probe, ask).result(_PROBED_S)
+        except TimeoutError:
+            raise Unavailable(f"{self._name} does not answer") from None
+
+    def _asked(self, ask: Callable[[], T]) -> T:
+        with self._breaker:
+            return _once_more(ask)()
+
+    def _probe(self, ask: Callable[[], T]) -> T:
+        try:
+            return self._asked(ask)
         finally:
-            if state == STATE_HALF_OPEN:
-                self._probing.release()
+            self._probing.release()

@@ -26,13 +26,14 @@ _NUMBERS = {name: {text: number for number, text in enumerate(values)} for name,
 class StoredTiers:
     """Raises Unavailable when ClickHouse is away."""
 
-    def __init__(self, client: ClickHouse, shards: int) -> None:
-        self._client, self._shards = client, shards
+    def __init__(self, client: ClickHouse, brief: ClickHouse, shards: int) -> None:
+        """`brief` has less patience: what it is asked is answered at once."""
+        self._client, self._brief, self._shards = client, brief, shards
 
     def borders(self) -> bytes:
         """Tier borders and the current run of each day, of one moment; `borders_of` reads them."""
         db = self._client.database
-        found = self._client.rows(
+        found = self._brief.rows(
             f"""SELECT 'tier', toString(tier), toUInt64(count()), min(border), min(watermark) FROM (
                     SELECT tier, shard, max(border_ms) AS border, max(watermark_ms) AS watermark
                     FROM {db}.tier_borders WHERE shard < {{shards:UInt16}} GROUP BY tier, shard) GROUP BY tier

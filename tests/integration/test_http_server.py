@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -23,7 +26,7 @@ from infra.clickhouse.client import ClickHouse
 from infra.clock import MINUTE_MS, now_ms
 from infra.settings import Settings
 from query.api.live import STREAMS_A_KEY
-from query.keys import Keys
+from query.keys import REFRESH_S, Keys
 from tests.flow import worker_environment
 from tests.integration.test_hot_tier import Shard
 from tests.product import wait_until
@@ -199,6 +202,71 @@ def test_a_trace_goes_on_from_the_request_to_the_parts_of_its_answer(settings: S
         server.process.kill()
         server.process.wait()
         collector.shutdown()
+
+
+class Relay(socketserver.ThreadingTCPServer):
+    """Passes bytes on to a backend while `open` is set; else it accepts them, and keeps them."""
+
+    allow_reuse_address, daemon_threads = True, True
+
+    def __init__(self, url: str) -> None:
+        backend = urlsplit(url)
+        self.open = is_open = threading.Event()
+        self.open.set()
+
+        def pass_on(source: socket.socket, to: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while data := source.recv(1 << 16):
+                    is_open.wait()
+                    to.sendall(data)
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                with socket.create_connection((backend.hostname or "", backend.port or 0)) as there:
+                    threading.Thread(target=pass_on, args=(there, self.request), daemon=True).start()
+                    pass_on(self.request, there)
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = url.replace(f"{backend.hostname}:{backend.port}", f"127.0.0.1:{self.server_address[1]}")
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+@pytest.mark.parametrize("backend", ["redis", "clickhouse"])
+def test_a_store_that_takes_questions_and_never_answers_holds_nobody_up(
+    settings: Settings, shard: Shard, backend: str
+) -> None:
+    show(shard, 2, 20)
+    _, token = Keys(ClickHouse(settings.clickhouse, settings.database)).create(
+        "test", None, admin=False, rate=1e6, burst=1e6, lasts_ms=None
+    )
+    relay = Relay(getattr(settings, backend))
+    server = Server(settings, **{backend: relay.url})
+
+    def ask(start: str, grain: str) -> tuple[float, int, Any]:
+        query = f"campaign_id=1&start={start}&end=now&granularity={grain}"
+        began = time.monotonic()
+        found = httpx.get(f"{server.settings.http}/v1/metrics?{query}", headers=server.headers(token), timeout=30)
+        return time.monotonic() - began, found.status_code, found.json()
+
+    asked = [("-10m", "minute"), ("-2d", "hour")]
+    try:
+        usual = [ask(*question)[2]["warnings"] for question in asked]
+        relay.open.clear()
+        time.sleep(REFRESH_S)
+        first = [ask(*question) for question in asked]
+        again = [ask(*question) for _ in range(4) for question in asked]
+        for _, status, body in first + again:
+            # Minutes are in Redis alone.
+            assert status == 200 or (backend == "redis" and status == 503), body
+        assert max(seconds for seconds, _, _ in first) < 9
+        assert max(seconds for seconds, _, _ in again[2:]) < 1.5
+        relay.open.set()
+        wait_until(lambda: [ask(*q)[2].get("warnings") for q in asked] == usual, 10, "all is there again")
+    finally:
+        relay.open.set()
+        server.process.kill()
+        server.process.wait()
+        relay.shutdown()
 
 
 def test_clients_that_do_not_behave_hold_nobody_up(server: Server) -> None:
