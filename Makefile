@@ -45,7 +45,7 @@ soak: setup ## Twenty minutes at half load: memory, files and disk (MINUTES=20 R
 hostile: setup ## A million hostile messages, each accounted for (MESSAGES=1000000 SEED=1)
 	@$(BIN)/python -m tests.chaos.hostile
 
-fuzz-http: setup ## Made-up requests by the OpenAPI document (CASES=10000 an operation, SEED=1)
+fuzz-http: setup ## Made-up requests by the OpenAPI document (CASES=5000 an operation, SEED=1)
 	@$(BIN)/python -m tests.chaos.http_fuzz
 
 bench: setup ## The pipeline at full speed beside a bare loop (EVENTS=10000000)

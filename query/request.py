@@ -187,10 +187,10 @@ def _subject(one: Mapping[str, str]) -> tuple[tuple[int, ...], int | None]:
 
 def campaigns_of(text: str) -> tuple[int, ...]:
     """Numbers of campaigns by comma. Raises BadQuestion."""
-    found = tuple(dict.fromkeys(number_of("campaign_id", part) for part in text.split(",")))
+    found = [number_of("campaign_id", part) for part in text.split(",")]
     if len(found) > MAX_CAMPAIGNS:
         raise BadQuestion("campaign_id", f"at most {MAX_CAMPAIGNS} campaigns in one question")
-    return found
+    return tuple(dict.fromkeys(found))
 
 
 def number_of(name: str, text: str) -> int:
