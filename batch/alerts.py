@@ -18,12 +18,10 @@ def send(app: App, told: dict[str, Any]) -> None:
     url = app.settings.alert_webhook
     if not url:
         return
-    request = urllib.request.Request(
-        url, json.dumps(told, default=str).encode(), {"Content-Type": "application/json"}, method="POST"
-    )
+    body, kind = json.dumps(told, default=str).encode(), {"Content-Type": "application/json"}
     try:
-        _post(request)
-    except OSError as error:
+        _post(urllib.request.Request(url, body, kind, method="POST"))
+    except (OSError, ValueError) as error:  # the latter for what is no address
         app.say(f"the alert could not be delivered to {url}: {error}")
 
 
