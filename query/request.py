@@ -279,11 +279,13 @@ def _align(asked: str, start: int, end: int, zone: zoneinfo.ZoneInfo, now_ms: in
 
 
 def _group_by(text: str) -> tuple[str, ...]:
-    found = tuple(dict.fromkeys(part for part in text.split(",") if part))
+    found = [part for part in text.split(",") if part]
     for name in found:
         if name not in DIMENSIONS:
             raise BadQuestion("group_by", f"cannot group by {name[:40]!r}; possible: {', '.join(DIMENSIONS)}")
-    return found
+    if len(found) > len(DIMENSIONS):
+        raise BadQuestion("group_by", f"there are {len(DIMENSIONS)} dimensions to group by")
+    return tuple(dict.fromkeys(found))
 
 
 def _filters(texts: Sequence[str]) -> tuple[tuple[str, tuple[str | int, ...]], ...]:

@@ -75,7 +75,7 @@ def at_random(settings: Settings, config: Path, seed: int, cases: int) -> bool:
 
 def _asked(
     operation: Any, mode: GenerationMode, session: requests.Session, headers: dict[str, str], seed: int, cases: int
-) -> tuple[Counter[int], Exception | None]:
+) -> tuple[Counter[int], BaseException | None]:
     """How often each status came, and what was wrong."""
     statuses = Counter[int]()
 
@@ -99,8 +99,10 @@ def _asked(
         ask()
     except Unsatisfiable:
         pass  # an operation without parameters has no wrong ones
+    except BaseExceptionGroup as group:
+        return statuses, group.exceptions[0]
     except Exception as error:
-        return statuses, error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+        return statuses, error
     return statuses, None
 
 
