@@ -91,11 +91,13 @@ def _values(texts: pl.Series) -> Values:
 
 def _logs(files: Sequence[Path], since_ms: int) -> Iterator[tuple[int, pl.DataFrame]]:
     """The archived log of each source partition, from a log time on."""
+    from batch import exact
+
     by_partition: dict[int, list[Path]] = {}
     for file in files:
         by_partition.setdefault(int(file.name[1:5]), []).append(file)
     for partition, mine in sorted(by_partition.items()):
-        rows = pl.concat([recount.coded(pl.read_parquet(f, columns=list(recount.COLUMNS))) for f in mine])
+        rows = exact.archived_rows([str(file) for file in mine])
         yield partition, rows.filter(pl.col("log_time_ms") >= since_ms)
 
 

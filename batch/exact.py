@@ -55,7 +55,7 @@ _FACTS, _MOVES, _PLACES = range(3)
 _HASHES = struct.Struct("<II")
 
 
-class UnreadableFile(Exception):
+class UnreadableFile(UserError):
     """A file of the archive cannot be read."""
 
 
@@ -329,6 +329,21 @@ def _gathered(batches: Iterator[pa.RecordBatch]) -> Iterator[pl.DataFrame]:
         yield pl.concat(waiting)
 
 
+def _in_workers(
+    rows: DataFrame, url: str, database: str, take: Callable[[ClickHouse, Iterator[pa.RecordBatch]], None]
+) -> None:
+    """Have each of Spark's Python workers take its part of the rows, with a client of its own."""
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        client = ClickHouse(url, database)
+        take(client, batches)
+        client.close()
+        yield pa.record_batch([pa.array([0], pa.int64())], names=["n"])
+
+    with _explained():
+        rows.mapInArrow(run, "n long").agg(F.sum("n")).first()
+
+
 def _insert(client: ClickHouse, table: str, rows: pl.DataFrame) -> None:
     if len(rows):
         client.insert(table, rows.to_arrow(compat_level=pl.CompatLevel.oldest()))
@@ -340,8 +355,7 @@ def write(
     """Insert exact hours and the ledger's causes under a run id into these tables. Runs in Spark's Python workers, some buckets at
     a time."""
 
-    def insert(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        client = ClickHouse(url, database)
+    def insert(client: ClickHouse, batches: Iterator[pa.RecordBatch]) -> None:
         for told in _gathered(batches):
             named = told.with_columns(
                 pl.col(recount.IDS).cast(pl.UInt64),
@@ -353,11 +367,8 @@ def write(
             _insert(client, hours, exact.with_columns(pl.col(recount.AMOUNTS).cast(pl.UInt64)))
             if ledger is not None:
                 _insert(client, ledger, named.filter(pl.col("cause") != recount.EXACT).drop("late", "late_events"))
-        client.close()
-        yield pa.record_batch([pa.array([0], pa.int64())], names=["n"])
 
-    with _explained():
-        moves.mapInArrow(insert, "n long").agg(F.sum("n")).first()
+    _in_workers(moves, url, database, insert)
 
 
 def write_users(
@@ -375,16 +386,12 @@ def write_users(
         F.hll_sketch_estimate(F.hll_sketch_agg("user", recount.USERS_LOG2)).alias("users")
     )
 
-    def insert(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        client = ClickHouse(url, database)
+    def insert(client: ClickHouse, batches: Iterator[pa.RecordBatch]) -> None:
         for batch in batches:
             rows = pl.DataFrame(pl.from_arrow(batch)).cast(pl.UInt64)
             _insert(client, "exact_users", rows.with_columns(date=pl.lit(date), run_id=pl.lit(run_id)))
-        client.close()
-        yield pa.record_batch([pa.array([0], pa.int64())], names=["n"])
 
-    with _explained():
-        sketched.mapInArrow(insert, "n long").agg(F.sum("n")).first()
+    _in_workers(sketched, url, database, insert)
 
 
 def watch_progress(spark: SparkSession, tell: Callable[[int, int], None], done: Any) -> None:

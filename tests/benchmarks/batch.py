@@ -23,14 +23,14 @@ import polars as pl
 import psutil
 import pyarrow as pa
 
-from infra.clock import DAY_MS, HOUR_MS
+from infra.clock import DAY_MS, HOUR_MS, day_start_ms
 from ingest import archive, archived, events
 from ingest.archived import Decision
 from ingest.synthetic.generator import zipf
 from tests.benchmarks.stack import save
 
 DAY = dt.date(2026, 11, 1)
-DAY_MS_OF = int(dt.datetime(2026, 11, 1, tzinfo=dt.UTC).timestamp()) * 1000
+DAY_MS_OF = day_start_ms(DAY)
 _KEYS = ("campaign_id", "advertiser_id", "ad_id", "publisher_id", "country", "device")
 _PARTITIONS, _PER_FILE = 4, 250_000
 

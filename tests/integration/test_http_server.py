@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,6 +28,7 @@ from query.api.live import STREAMS_A_KEY
 from query.keys import REFRESH_S, Keys
 from tests.flow import worker_environment
 from tests.integration.test_hot_tier import Shard
+from tests.posts import Posts
 from tests.product import wait_until
 from tests.unit.test_partials_and_rows import partial
 
@@ -161,30 +161,14 @@ def test_a_stream_ends_with_its_key_and_a_key_has_so_many(server: Server, shard:
         assert stream.found[-1]["event"] == "problem"
 
 
-class Collector(ThreadingHTTPServer):
-    """Takes spans, as OpenTelemetry sends them."""
-
-    def __init__(self) -> None:
-        self.spans: list[Any] = []
-        spans = self.spans
-
-        class Taker(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                raw = self.rfile.read(int(self.headers["Content-Length"]))
-                told = ExportTraceServiceRequest.FromString(raw)
-                spans.extend(s for r in told.resource_spans for scope in r.scope_spans for s in scope.spans)
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        super().__init__(("127.0.0.1", 0), Taker)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+def spans_of(posts: Posts) -> list[Any]:
+    """What was sent to a collector, as OpenTelemetry sends it."""
+    told = [ExportTraceServiceRequest.FromString(body) for body in posts.bodies]
+    return [s for one in told for r in one.resource_spans for scope in r.scope_spans for s in scope.spans]
 
 
 def test_a_trace_goes_on_from_the_request_to_the_parts_of_its_answer(settings: Settings, shard: Shard) -> None:
-    collector = Collector()
+    collector = Posts()
     server = Server(settings, trace_collector=f"http://127.0.0.1:{collector.server_port}/v1/traces")
     try:
         show(shard, 2, 20)
@@ -194,7 +178,7 @@ def test_a_trace_goes_on_from_the_request_to_the_parts_of_its_answer(settings: S
         assert httpx.get(url, params=httpx.QueryParams(tuple(_LIVE)), headers=headers).status_code == 200
         server.process.terminate()
         server.process.wait(10)
-        spans = {span.name: span for span in collector.spans if span.trace_id.hex() == trace}
+        spans = {span.name: span for span in spans_of(collector) if span.trace_id.hex() == trace}
         assert set(spans) == {"GET /v1/metrics", "read hot"}
         assert spans["GET /v1/metrics"].parent_span_id.hex() == caller
         assert spans["read hot"].parent_span_id == spans["GET /v1/metrics"].span_id

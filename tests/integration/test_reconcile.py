@@ -6,8 +6,6 @@ import datetime as dt
 import hashlib
 import json
 import signal
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from query.router import Router
 from query.signing import Signer
 from tests.conftest import adclick
 from tests.flow import environment
+from tests.posts import Posts
 
 DAY = now_ms() // DAY_MS * DAY_MS - DAY_MS
 # What was decided about clicks of 7 micros, and by how much the exact count of clicks differs from the stream's.
@@ -141,32 +140,12 @@ def test_a_run_that_dies_anywhere_shows_nothing_before_it_is_published_and_the_n
     assert causes_of(said.stdout, "spend_micros") == {cause: 7 * clicks for cause, clicks in MOVED.items()}
 
 
-class Hook(ThreadingHTTPServer):
-    """Takes alerts."""
-
-    def __init__(self) -> None:
-        self.alerts: list[dict[str, Any]] = []
-        alerts = self.alerts
-
-        class Taker(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                alerts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(204)
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        super().__init__(("127.0.0.1", 0), Taker)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
 def test_what_arrives_after_a_day_was_billed_raises_an_alert(planted: Settings) -> None:
-    hook = Hook()
+    hook = Posts()
     env = environment(planted) | {"ADCLICK_ALERT_WEBHOOK": f"http://127.0.0.1:{hook.server_port}/"}
     try:
         assert adclick("reconcile", "--date", DAY_SHOWN, "-q", cwd=None, **env).returncode == 3
-        (alert,) = hook.alerts
+        (alert,) = map(json.loads, hook.bodies)
         assert (alert["date"], {c: m["clicks"] for c, m in alert["causes"].items()}) == (DAY_SHOWN, MOVED)
         # Nothing was read from Kafka in that run, so all that is archived of the day came later, but for what was taken for a copy.
         archived_rows = sum(map(len, _PLANTED.values()))
@@ -175,7 +154,7 @@ def test_what_arrives_after_a_day_was_billed_raises_an_alert(planted: Settings) 
         archive.write_files(Path(planted.archive), 0, 200, 201, wire)
         later = adclick("reconcile", "--date", iso(DAY + DAY_MS)[:10], "--force", cwd=None, **env)
         assert later.returncode == 3, later.stderr
-        assert {"date": DAY_SHOWN, "unbilled": archived_rows - 1}.items() <= hook.alerts[1].items()
+        assert {"date": DAY_SHOWN, "unbilled": archived_rows - 1}.items() <= json.loads(hook.bodies[1]).items()
         shown = {run["date"]: run["unbilled"] for run in pipeline_state.runs(planted)}
         assert shown[DAY_SHOWN] == archived_rows - 1
     finally:
