@@ -11,6 +11,8 @@ import datetime as dt
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from infra.columns import Values
 from infra.console import App
 from infra.errors import UserError
 from infra.priority import BACKGROUND, give_way
-from ingest import lateness
+from ingest import compaction, lateness
 from ingest.archived import DECISIONS, Decision
 from ingest.dedup.decision import NOT_A_COPY, mark_copies_within
 from ingest.dedup.digest import digest
@@ -35,6 +37,7 @@ from ingest.lateness import Lateness
 
 DIFFERS_EXIT = 3
 _SHOWN = 10
+_PARTITION = attrgetter("partition")
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,8 @@ def _logs(files: Sequence[Path], since_ms: int) -> Iterator[tuple[int, pl.DataFr
     """The archived log of each source partition, from a log time on."""
     from batch import exact
 
-    by_partition: dict[int, list[Path]] = {}
-    for file in files:
-        by_partition.setdefault(int(file.name[1:5]), []).append(file)
-    for partition, mine in sorted(by_partition.items()):
-        rows = exact.archived_rows([str(file) for file in mine])
+    for partition, mine in groupby(sorted(compaction.named(files), key=_PARTITION), key=_PARTITION):
+        rows = exact.archived_rows([str(file.path) for file in mine])
         yield partition, rows.filter(pl.col("log_time_ms") >= since_ms)
 
 
