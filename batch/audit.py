@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import click
@@ -28,8 +27,10 @@ from infra.clock import DAY_MS, HOUR_MS, day_start_ms, iso
 from infra.columns import Values
 from infra.console import App
 from infra.errors import UserError
+from infra.file_store import FileStore
 from infra.priority import BACKGROUND, give_way
-from ingest import compaction, lateness
+from ingest import archive_files, lateness
+from ingest.archive_files import File
 from ingest.archived import DECISIONS, Decision
 from ingest.dedup.decision import NOT_A_COPY, mark_copies_within
 from ingest.dedup.digest import digest
@@ -92,12 +93,10 @@ def _values(texts: pl.Series) -> Values:
     return Values(np.frombuffer(data or b"", np.uint8), ends[:-1].copy(), ends[1:].copy()).copied()
 
 
-def _logs(files: Sequence[Path], since_ms: int) -> Iterator[tuple[int, pl.DataFrame]]:
+def _logs(store: FileStore, files: Sequence[File], since_ms: int) -> Iterator[tuple[int, pl.DataFrame]]:
     """The archived log of each source partition, from a log time on."""
-    from batch import exact
-
-    for partition, mine in groupby(sorted(compaction.named(files), key=_PARTITION), key=_PARTITION):
-        rows = exact.archived_rows([str(file.path) for file in mine])
+    for partition, mine in groupby(sorted(files, key=_PARTITION), key=_PARTITION):
+        rows = recount.archived_rows(store, [file.name for file in mine])
         yield partition, rows.filter(pl.col("log_time_ms") >= since_ms)
 
 
@@ -109,24 +108,23 @@ def audit(app: App, date: str, master: str) -> int:
 
     Exit 0 when both come out the same, 3 when they do not, 1 when it failed.
     """
-    from batch import exact
-
     day = date_of(date)
-    files = exact.files_of(Path(app.settings.archive), day)
+    store = FileStore(app.settings.archive)
+    files = archive_files.around(store, day)
     if not files:
-        raise UserError(f"nothing is archived for {day}", hint=f"looked below {app.settings.archive}")
+        raise UserError(f"nothing is archived for {day}", hint=f"looked below {store.where}")
     client = ClickHouse(app.settings.clickhouse, app.settings.database)
     give_way(BACKGROUND)  # and Spark, which inherits it
-    same = _streamed(app, client, files, day)
-    return 0 if _published(app, client, files, day, master) and same else DIFFERS_EXIT
+    same = _streamed(app, client, store, files, day)
+    return 0 if _published(app, client, store, files, day, master) and same else DIFFERS_EXIT
 
 
-def _streamed(app: App, client: ClickHouse, files: Sequence[Path], day: dt.date) -> bool:
+def _streamed(app: App, client: ClickHouse, store: FileStore, files: Sequence[File], day: dt.date) -> bool:
     """Whether the stream's verdicts and hours come out of the log again."""
     day_ms = day_start_ms(day)
     horizon_ms = app.settings.dedup_horizon_s * 1000
     sums, verdicts, shown = list[pl.DataFrame](), list[tuple[Any, ...]](), list[tuple[Any, ...]]()
-    for partition, rows in _logs(files, day_ms - DAY_MS):
+    for partition, rows in _logs(store, files, day_ms - DAY_MS):
         found = replay(rows, horizon_ms, day_ms)
         sums.append(found.sums)
         verdicts.append((partition, f"{found.verdicts:,}", f"{len(found.differing):,}"))
@@ -174,7 +172,9 @@ def _hour(client: ClickHouse, hour_ms: int) -> pl.DataFrame:
     return table.with_columns(hour_ms=pl.lit(hour_ms, pl.Int64))
 
 
-def _published(app: App, client: ClickHouse, files: Sequence[Path], day: dt.date, master: str) -> bool:
+def _published(
+    app: App, client: ClickHouse, store: FileStore, files: Sequence[File], day: dt.date, master: str
+) -> bool:
     """Whether the published numbers come out of the archive again, byte by byte."""
     from batch import exact
 
@@ -186,7 +186,7 @@ def _published(app: App, client: ClickHouse, files: Sequence[Path], day: dt.date
     client.command(f"CREATE TABLE {client.database}.{table} AS {client.database}.exact_hours")
     try:
         with exact.running(app.settings, master) as spark:
-            moves, _ = exact.count(spark, files, day, coverage.letters(app.settings, day), {})
+            moves, _ = exact.count(spark, store.where, files, day, coverage.letters(app.settings, day), {})
             exact.write(moves, app.settings.clickhouse, app.settings.database, current[0], hours=table, ledger=None)
         again = publish.export_digest(client, current[0], table)
     finally:

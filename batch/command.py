@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import click
@@ -20,8 +19,11 @@ from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, day_start_ms, iso, now_ms
 from infra.console import App
 from infra.errors import UsageError, UserError
+from infra.file_store import FileStore
 from infra.priority import BACKGROUND, give_way
 from infra.redis import Redis
+from ingest import archive_files
+from ingest.archive_files import File
 
 ALERT_EXIT = 3
 _LEASE_S = 30
@@ -121,11 +123,11 @@ def _run(job: _Job, days: list[dt.date]) -> int:
     """Reconcile the days one after the other; returns how many raised an alert."""
     from batch import exact  # Spark takes seconds to load: not before everything else is known to be right
 
-    root = Path(job.app.settings.archive)
-    files = {day: exact.files_of(root, day) for day in days}
+    store = FileStore(job.app.settings.archive)
+    files = {day: archive_files.around(store, day) for day in days}
     for day in [day for day, found in files.items() if not found]:
         del files[day]
-        _pass_over(job, day, f"looked below {root}")
+        _pass_over(job, day, f"looked below {store.where}")
     if not files:
         return 0
     with exact.running(job.app.settings, job.master) as spark:
@@ -139,7 +141,7 @@ def _pass_over(job: _Job, day: object, hint: str) -> None:
     job.app.say(f"{day}: nothing is archived; passed over")
 
 
-def _prove(job: _Job, files: Sequence[Path], day: dt.date) -> coverage.Proof:
+def _prove(job: _Job, files: Sequence[File], day: dt.date) -> coverage.Proof:
     """What shows that nothing is missing. Raises UserError when something is, unless forced."""
     proof = coverage.prove(job.app.settings, files, day, job.ends)
     if proof.missing:
@@ -155,10 +157,11 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
     from batch import exact
 
     app, client, settings, began = job.app, job.client, job.app.settings, time.monotonic()
+    store = FileStore(settings.archive)
     run_id = f"{day:%Y%m%d}-{uuid.uuid4().hex[:12]}"
     faults.point("reconcile.proved")
     with _progress(app, spark, f"{day}: counting"):
-        moves, found = exact.count(spark, proof.files, day, proof.letters, publish.billed(client, day))
+        moves, found = exact.count(spark, store.where, proof.files, day, proof.letters, publish.billed(client, day))
     faults.point("reconcile.counted")
     late = _tell_unbilled(job, found.unbilled)
     if not found.rows:
@@ -170,8 +173,8 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
         return late
     with _progress(app, spark, f"{day}: writing"):
         exact.write(moves, settings.clickhouse, settings.database, run_id)
-        exact.write_users(spark, proof.files, day, settings.clickhouse, settings.database, run_id)
-        publish.record_files(client, run_id, proof.files)
+        exact.write_users(spark, store.where, proof.files, day, settings.clickhouse, settings.database, run_id)
+        publish.record_files(client, run_id, store, proof.files)
     faults.point("reconcile.written")
     comparison = publish.compare(client, day, run_id, settings.drift_share)
     faults.point("reconcile.compared")

@@ -10,7 +10,6 @@ import datetime as dt
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -21,11 +20,13 @@ from batch import recount
 from batch.recount import Letters
 from infra import topics
 from infra.clock import DAY_MS, day_start_ms
-from infra.errors import AdclickError, UserError
+from infra.errors import AdclickError
+from infra.file_store import FileStore
 from infra.kafka import Admin, offset_at, read_to_end
 from infra.settings import Settings
-from ingest import dead_letters
+from ingest import archive_files, dead_letters
 from ingest.archive import archived_to
+from ingest.archive_files import File
 from ingest.events import Reason
 
 # By this much a message may come before its event's day begins: clocks of producers run ahead.
@@ -49,7 +50,7 @@ class Stretch:
 class Proof:
     """What was looked at, and what was missing."""
 
-    files: Sequence[Path]
+    files: Sequence[File]
     looked_at: list[Stretch]
     missing: list[Stretch]
     letters: Letters
@@ -86,10 +87,10 @@ def wait_for_archive(settings: Settings, wait_s: float, tell: Callable[[str], No
         time.sleep(0.3)
 
 
-def prove(settings: Settings, files: Sequence[Path], date: dt.date, ends: Sequence[int]) -> Proof:
+def prove(settings: Settings, files: Sequence[File], date: dt.date, ends: Sequence[int]) -> Proof:
     """What ad-events has of a day, below its `ends`, and what of that is neither archived nor a dead letter.
 
-    Raises UserError for a file that cannot be read.
+    Raises UnreadableFile.
     """
     since_ms = _since_ms(date)
     stretches = _stretches(settings, since_ms, ends)
@@ -101,13 +102,9 @@ def prove(settings: Settings, files: Sequence[Path], date: dt.date, ends: Sequen
             at = offsets - firsts[partition]
             seen[partition][at[(at >= 0) & (at < len(seen[partition]))]] = True
 
+    store = FileStore(settings.archive)
     for file in files:
-        try:
-            rows = pl.read_parquet(file, columns=["partition", "offset"])
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise UserError(
-                f"{file} cannot be read: {str(error).splitlines()[0]}", hint="nothing was published; restore the file"
-            ) from error
+        rows = archive_files.read(store, file.name, ("partition", "offset"))
         for (partition,), part in rows.group_by("partition"):
             mark(int(str(partition)), part["offset"].to_numpy())
     rejected = _letters(settings, since_ms)

@@ -34,11 +34,12 @@ from pyspark.sql import functions as F  # noqa: N812
 from batch import recount
 from batch.recount import Letters
 from infra.clickhouse.client import ClickHouse
-from infra.clock import DAY_MS, day_start_ms
+from infra.clock import day_start_ms
 from infra.embedded import java
 from infra.errors import AdclickError, Unavailable, UserError
+from infra.file_store import FileStore
 from infra.settings import Settings
-from ingest import compaction
+from ingest.archive_files import File
 from ingest.events import EVENT_TYPES
 
 # pyspark warns of pandas 3, which nothing here uses.
@@ -53,10 +54,6 @@ _ON_DISK = StorageLevel.DISK_ONLY
 _MADE = "kind int, bucket int, payload binary"
 _FACTS, _MOVES, _PLACES = range(3)
 _HASHES = struct.Struct("<II")
-
-
-class UnreadableFile(UserError):
-    """A file of the archive cannot be read."""
 
 
 _LOG4J = """rootLogger.level = warn
@@ -138,9 +135,7 @@ def _explained() -> Iterator[None]:
     except PySparkException as error:
         told = str(error)
         if unreadable := re.search(r"UnreadableFile: (.*)", told):
-            raise UserError(
-                f"cannot be read: {unreadable[1]}", hint="nothing was published; restore the file"
-            ) from error
+            raise UserError(unreadable[1], hint="nothing was published; restore the file") from error
         if away := re.search(r"Unavailable: (.*)", told):
             raise Unavailable(away[1]) from error
         raise AdclickError(
@@ -162,18 +157,16 @@ def _errors_to(file: Path) -> Iterator[None]:
         os.close(kept)
 
 
-def files_of(root: Path, date: dt.date) -> list[Path]:
-    """Files that may hold events of D−1 … D+1: folders from D−1 on, since too-late events lie where they arrived."""
-    first = (date - dt.timedelta(days=1)).isoformat()
-    folders = [f for f in root.glob("event_date=*") if f.name.split("=", 1)[1] >= first]
-    return sorted(p for f in folders for p in compaction.current(f))
-
-
 def count(
-    spark: SparkSession, files: Sequence[Path], date: dt.date, letters: Letters, billed: Mapping[int, Sequence[int]]
+    spark: SparkSession,
+    archive: str,
+    files: Sequence[File],
+    date: dt.date,
+    letters: Letters,
+    billed: Mapping[int, Sequence[int]],
 ) -> tuple[DataFrame, Input]:
     """The day's moves, for `write`, kept for as long as the session lasts; and what was read for them. Raises UserError for a file
-    that cannot be read.
+    that cannot be read. Spark's workers must find the `archive` by the same name.
 
     Files are read twice at most: once all of them, to count every row alone and to find ids that repeat; and once more those that
     hold such. Every step takes a task's files, or a bucket, at a time: nothing needs memory for a day, and nothing comes to
@@ -182,16 +175,16 @@ def count(
     day_ms = day_start_ms(date)
     tasks = _tasks(files)
     buckets = max(8, 2 * len(tasks))
-    paths = [[str(file) for file in task] for task in tasks]
-    given = spark.createDataFrame(list(enumerate(paths)), "task int, paths array<string>")
+    names = [[file.name for file in task] for task in tasks]
+    given = spark.createDataFrame(list(enumerate(names)), "task int, names array<string>")
     known = spark.sparkContext.broadcast(letters)
     read = given.repartitionByRange(len(tasks), "task").mapInArrow(
-        partial(_read, day_ms=day_ms, buckets=buckets, letters=known, billed=billed), _MADE
+        partial(_read, archive=archive, day_ms=day_ms, buckets=buckets, letters=known, billed=billed), _MADE
     ).persist(_ON_DISK)  # fmt: skip
     places = F.col("kind") == _PLACES
     mended = (
         read.where(places).groupBy("bucket").applyInArrow(_meet, _MADE)
-        .groupBy("bucket").applyInArrow(lambda key, table: _read_again(key, table, buckets, known, paths), _MADE)
+        .groupBy("bucket").applyInArrow(lambda key, table: _read_again(key, table, buckets, known, archive, names), _MADE)
         .groupBy("bucket").applyInArrow(lambda _, table: _mend(table, day_ms, buckets), _MADE)
     )  # fmt: skip
     counted = read.where(~places).unionByName(mended).groupBy("kind", "bucket").applyInArrow(_add_up, _MADE)
@@ -209,17 +202,16 @@ def count(
     return counted.where(F.col("kind") == _MOVES), found
 
 
-def _tasks(files: Sequence[Path]) -> list[list[Path]]:
+def _tasks(files: Sequence[File]) -> list[list[File]]:
     """Files that are read together: of one folder mostly, and no more than fits well into memory."""
-    tasks: list[list[Path]] = [[]]
+    tasks: list[list[File]] = [[]]
     size = 0
     for file in files:
-        more = file.stat().st_size
-        if tasks[-1] and size + more > _TASK_BYTES:
+        if tasks[-1] and size + file.stored.bytes > _TASK_BYTES:
             tasks.append([])
             size = 0
         tasks[-1].append(file)
-        size += more
+        size += file.stored.bytes
     return tasks
 
 
@@ -235,24 +227,19 @@ def _table(rows: Iterable[pa.RecordBatch]) -> pa.Table:
     return pa.Table.from_batches(rows, pa.schema({"kind": pa.int32(), "bucket": pa.int32(), "payload": pa.binary()}))
 
 
-def archived_rows(paths: Sequence[str]) -> pl.DataFrame:
-    """What files of the archive hold, in their order. Raises UnreadableFile."""
-    found = []
-    for path in paths:
-        try:
-            found.append(recount.coded(pl.read_parquet(path, columns=list(recount.COLUMNS))))
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise UnreadableFile(f"{path}: {str(error).splitlines()[0]}") from error
-    return pl.concat(found)
-
-
 def _read(
-    batches: Iterator[pa.RecordBatch], day_ms: int, buckets: int, letters: Any, billed: Mapping[int, Sequence[int]]
+    batches: Iterator[pa.RecordBatch],
+    archive: str,
+    day_ms: int,
+    buckets: int,
+    letters: Any,
+    billed: Mapping[int, Sequence[int]],
 ) -> Iterator[pa.RecordBatch]:
     """Count a task's rows as if no id repeated, and tell the hashes of their ids and where they are."""
+    store = FileStore(archive)
     for batch in batches:
-        for task, paths in zip(batch["task"].to_pylist(), batch["paths"].to_pylist(), strict=True):
-            archived = archived_rows(paths)
+        for task, names in zip(batch["task"].to_pylist(), batch["names"].to_pylist(), strict=True):
+            archived = recount.archived_rows(store, names)
             yield _fact(task, {str(day): events for day, events in recount.unbilled(archived, billed).items()})
             near = recount.near(archived, day_ms)
             rows = recount.told_apart(recount.chosen(archived, near), letters.value)
@@ -290,11 +277,17 @@ def _meet(_key: tuple[pa.Scalar, ...], table: pa.Table) -> pa.Table:
 
 
 def _read_again(
-    key: tuple[pa.Scalar, ...], table: pa.Table, buckets: int, letters: Any, tasks: Sequence[Sequence[str]]
+    key: tuple[pa.Scalar, ...],
+    table: pa.Table,
+    buckets: int,
+    letters: Any,
+    archive: str,
+    tasks: Sequence[Sequence[str]],
 ) -> pa.Table:
     """A task's rows whose ids may repeat, by bucket of their hash."""
     places = np.sort(np.concatenate([np.frombuffer(p, np.uint32) for p in table["payload"].to_pylist()]))
-    rows = recount.told_apart(recount.chosen(archived_rows(tasks[key[0].as_py()]), places), letters.value)
+    archived = recount.archived_rows(FileStore(archive), tasks[key[0].as_py()])
+    rows = recount.told_apart(recount.chosen(archived, places), letters.value)
     parts = recount.in_buckets(rows["hash"].to_numpy(), buckets)
     return _table(_row(_PLACES, bucket, recount.as_bytes(rows[here])) for bucket, here in parts)
 
@@ -372,17 +365,25 @@ def write(
 
 
 def write_users(
-    spark: SparkSession, files: Sequence[Path], date: dt.date, url: str, database: str, run_id: str
+    spark: SparkSession, archive: str, files: Sequence[File], date: dt.date, url: str, database: str, run_id: str
 ) -> None:
     """Insert about how many distinct users of each campaign and advertiser the day's archived events name, under a run id.
 
     A HyperLogLog sketch (Flajolet et al. 2007; Apache DataSketches): a standard error of `recount.USERS_ERROR`.
     """
     day_ms = day_start_ms(date)
-    named = spark.read.parquet(*(str(file) for file in files)).where(
-        (F.col("time_ms") >= day_ms) & (F.col("time_ms") < day_ms + DAY_MS) & F.col("user").isNotNull()
-    )  # fmt: skip
-    sketched = named.groupBy("campaign_id", "advertiser_id").agg(
+    tasks = [[file.name for file in task] for task in _tasks(files)]
+    given = spark.createDataFrame(list(enumerate(tasks)), "task int, names array<string>")
+
+    def named(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        store = FileStore(archive)
+        for names in (names for batch in batches for names in batch["names"].to_pylist()):
+            yield from recount.users(store, names, day_ms).to_arrow(compat_level=pl.CompatLevel.oldest()).to_batches()
+
+    found = given.repartitionByRange(len(tasks), "task").mapInArrow(
+        named, "campaign_id long, advertiser_id long, user long"
+    )
+    sketched = found.groupBy("campaign_id", "advertiser_id").agg(
         F.hll_sketch_estimate(F.hll_sketch_agg("user", recount.USERS_LOG2)).alias("users")
     )
 

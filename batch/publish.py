@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +17,8 @@ from batch.exact import Input
 from batch.recount import DIMENSIONS, MEASURES
 from infra.clickhouse.client import ClickHouse
 from infra.errors import Fenced
+from infra.file_store import FileStore
+from ingest.archive_files import File
 
 
 @dataclass(frozen=True)
@@ -87,14 +87,13 @@ def note_unbilled(client: ClickHouse, unbilled: Mapping[int, int]) -> None:
         )
 
 
-def record_files(client: ClickHouse, run_id: str, files: Sequence[Path]) -> None:
+def record_files(client: ClickHouse, run_id: str, store: FileStore, files: Sequence[File]) -> None:
     """Write down which files the run read, with their sizes and the SHA-256 of their bytes. Safe to repeat."""
     told = dict[str, list[Any]](path=[], bytes=[], sha256=[])
     for file in files:
-        with file.open("rb") as raw:
-            told["sha256"].append(hashlib.file_digest(raw, "sha256").hexdigest())
-        told["path"].append(str(file))
-        told["bytes"].append(file.stat().st_size)
+        told["path"].append(store.address(file.name))
+        told["bytes"].append(file.stored.bytes)
+        told["sha256"].append(store.sha256(file.name))
     client.insert("run_files", pa.table({**told, "run_id": [run_id] * len(files)}))
 
 

@@ -24,7 +24,9 @@ from polars import selectors
 
 from infra.clock import DAY_MS, HOUR_MS
 from infra.columns import Bools, Ints
-from ingest import events, grouping
+from infra.file_store import FileStore
+from ingest import archive_files, events, grouping
+from ingest.archive_files import UnreadableFile
 from ingest.archived import DECISIONS, Decision
 
 IDS = ("campaign_id", "advertiser_id", "ad_id", "publisher_id")
@@ -96,6 +98,27 @@ class Counted:
 
     moves: pl.DataFrame
     totals: Totals
+
+
+def archived_rows(store: FileStore, names: Sequence[str]) -> pl.DataFrame:
+    """What files of the archive hold, in their order, with names as positions. Raises UnreadableFile."""
+    found = []
+    for name in names:
+        rows = archive_files.read(store, name, COLUMNS)
+        try:
+            found.append(coded(rows))
+        except pl.exceptions.PolarsError as error:
+            raise UnreadableFile(
+                f"{store.address(name)} cannot be read: {str(error).splitlines()[0]}", hint="is it of a newer version?"
+            ) from error
+    return pl.concat(found)
+
+
+def users(store: FileStore, names: Sequence[str], day_ms: int) -> pl.DataFrame:
+    """Which users the day's events in some files name: distinct rows of (campaign_id, advertiser_id, user)."""
+    keys = ("campaign_id", "advertiser_id", "user")
+    rows = pl.concat(archive_files.read(store, name, ("time_ms", *keys)) for name in names)
+    return _of_day(rows, day_ms).select(keys).drop_nulls("user").unique()
 
 
 def coded(rows: pl.DataFrame) -> pl.DataFrame:

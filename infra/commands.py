@@ -12,7 +12,7 @@ from infra import console, logs, pipeline_state
 from infra.console import App
 from infra.embedded.state import Folder
 from infra.errors import AdclickError
-from infra.settings import Settings, read_endpoints
+from infra.settings import resolve
 
 
 @console.command("up", "adclick up --detach --ingest-workers 2")
@@ -36,24 +36,15 @@ def up(app: App, detach: bool, ingest_workers: int, stream_workers: int, query_w
         counts = [word for kind in ("ingest", "stream", "query") for word in (f"--{kind}-workers", str(workers[kind]))]
         _announce(app, supervisor.detach(folder, ["up", "--dir", str(path), *counts]), path)
         return
-    overrides = _overrides(app, path)
-    runner = supervisor.Supervisor(folder, workers, overrides)
+    runner = supervisor.Supervisor(folder, workers, _told(app))
     runner.run(lambda endpoints: _announce(app, endpoints, path))
 
 
-def _overrides(app: App, path: Path) -> dict[str, str]:
-    """Settings that hold for the embedded stack: all but the addresses, which `up` decides."""
-    origins = app.resolved.origins
-    addresses = set(read_endpoints(path)) | {
-        "kafka",
-        "redis",
-        "clickhouse",
-        "archive",
-        "http",
-        "api_key",
-        "user_secret",
-    }
-    return {n: str(getattr(app.settings, n)) for n in Settings.model_fields if n in origins and n not in addresses}
+def _told(app: App) -> dict[str, str]:
+    """Settings that the environment or a file gives the embedded stack: all but the addresses, which `up` decides."""
+    found = resolve(str(app.folder), stack=False)
+    decided = {"kafka", "redis", "clickhouse", "http", "api_key", "user_secret"}
+    return {name: str(getattr(found.settings, name)) for name in found.origins if name not in decided}
 
 
 def _announce(app: App, endpoints: dict[str, str], path: Path) -> None:

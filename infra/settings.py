@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     kafka: str = Field("127.0.0.1:9092", description="Kafka's bootstrap address")
     redis: str = Field("redis://127.0.0.1:6379/0", description="Redis URL")
     clickhouse: str = Field("http://127.0.0.1:8123", description="ClickHouse HTTP URL, with user and password")
-    archive: str = Field("archive", description="folder of the Parquet archive")
+    archive: str = Field("archive", description="the Parquet archive: a folder, or s3://BUCKET/PREFIX")
     http: str = Field("http://127.0.0.1:8080", description="address the query router listens on")
     api_key: SecretStr = Field(SecretStr(""), description="the key that /v1 asks for")
     user_secret: SecretStr = Field(SecretStr("adclick"), description="secret that user ids are hashed with")
@@ -151,13 +151,13 @@ def stack_directory(directory: str | None) -> Path:
     return Path(directory or os.environ.get("ADCLICK_DIR") or DEFAULT_DIR)
 
 
-def resolve(directory: str | None = None) -> Resolved:
-    """Settle all settings. `directory` is the value of `--dir`, None when it was not given.
+def resolve(directory: str | None = None, *, stack: bool = True) -> Resolved:
+    """Settle all settings. `directory` is the value of `--dir`, None when it was not given; `stack`: whether the addresses in it count.
 
     Raises UserError, naming the setting, when one is wrong.
     """
     folder = stack_directory(directory)
-    endpoints = read_endpoints(folder)
+    endpoints = read_endpoints(folder) if stack else {}
     layers: list[tuple[str, dict[str, Any]]] = []
     environment = {k: v for k, v in EnvSettingsSource(Settings)().items() if k in Settings.model_fields}
     if directory is not None:

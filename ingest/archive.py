@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,7 +19,8 @@ import pyarrow as pa
 from infra import console, faults, logs, topics
 from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
 from infra.console import App
-from infra.errors import Fenced, Unavailable, UserError
+from infra.errors import Fenced, Unavailable
+from infra.file_store import FileStore
 from infra.kafka import GroupConsumer
 from infra.patience import in_sessions
 from infra.priority import BACKGROUND, give_way
@@ -57,9 +57,7 @@ class ArchiveWorker:
     """One worker. `run` blocks until `stop` is called."""
 
     def __init__(self, settings: Settings, name: str) -> None:
-        if settings.archive.startswith("s3://"):
-            raise UserError("an s3:// archive is not supported by this version", hint="set ADCLICK_ARCHIVE to a folder")
-        self._settings, self._root = settings, Path(settings.archive)
+        self._settings, self._store = settings, FileStore(settings.archive)
         self._log = logs.get("archive").bind(worker=name)
         self._stopping = threading.Event()
         self._owned: dict[int, Partition] = {}
@@ -138,7 +136,7 @@ class ArchiveWorker:
                 continue
             if partition.count:
                 rows = pa.concat_tables(archived.off_wire(part) for part in partition.rows)
-                write_files(self._root, p, partition.from_offset, partition.to_offset, rows)
+                write_files(self._store, p, partition.from_offset, partition.to_offset, rows)
             faults.point("archive.renamed")
             told = msgspec.json.encode({"to": partition.to_offset}).decode()
             self._consumer.commit([Committed(p, partition.next_message, told)])
@@ -156,34 +154,34 @@ class ArchiveWorker:
 
     def _keep_up(self, partitions: list[int]) -> None:
         try:
-            for group in compaction.due(self._root, partitions, now_ms()):
+            for group in compaction.due(self._store, partitions, now_ms()):
                 if self._stopping.is_set():
                     return
-                merged = compaction.merge(group)
+                merged = compaction.merge(self._store, group)
                 faults.point("archive.merged")
-                self._log.info("merged", files=len(group), into=merged.name)
-            compaction.clean(self._root, partitions, now_ms())
+                self._log.info("merged", files=len(group), into=merged)
+            compaction.clean(self._store, partitions, now_ms())
             if 0 in partitions:  # days are everybody's: one of the workers sees to them
                 s = self._settings
                 keep_days, most_bytes = s.archive_keep_days or None, s.archive_most_gb * 2**30 or None
-                for day in compaction.expire(self._root, now_ms(), keep_days, most_bytes):
-                    self._log.warning("a day of the archive was removed", day=day.name)
+                for day in compaction.expire(self._store, now_ms(), keep_days, most_bytes):
+                    self._log.warning("a day of the archive was removed", day=day)
         except OSError as error:
             self._log.warning("the archive's upkeep failed; it is tried again", error=str(error))
 
 
-def write_files(root: Path, partition: int, from_offset: int, to_offset: int, rows: pa.Table) -> list[Path]:
-    """Write the rows of one source range, a file for each hour folder; returns once they are durable."""
+def write_files(store: FileStore, partition: int, from_offset: int, to_offset: int, rows: pa.Table) -> list[str]:
+    """Write the rows of one source range, a file for each hour folder; returns their names once they are durable."""
     late = rows.column("decision").to_numpy() == Decision.TOO_LATE
     hours = np.where(late, rows.column("log_time_ms").to_numpy(), rows.column("time_ms").to_numpy()) // HOUR_MS
     written = []
     for hour in np.unique(hours).tolist():
         start_ms = hour * HOUR_MS
-        folder = root / archived.GROUP_FOLDER.format(date=iso(start_ms)[:10], hour=start_ms % DAY_MS // HOUR_MS)
+        folder = archive_files.folder_name(iso(start_ms)[:10], start_ms % DAY_MS // HOUR_MS)
         name = archive_files.name_of(partition, from_offset, to_offset)
         here = hours == hour
         part = rows if here.all() else rows.filter(pa.array(here))
-        written.append(archive_files.write(folder, name, archived.readable(part, partition)))
+        written.append(archive_files.write(store, folder, name, archived.readable(part, partition)))
     return written
 
 

@@ -1,14 +1,19 @@
-"""A file of the archive: its name, how its columns are laid out, and how it is written so that it is there whole or not at all."""
+"""Files of the archive: their names, which of them count, how their columns are laid out, and how they are written and read."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import datetime as dt
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
+import polars as pl
 import pyarrow as pa
 from pyarrow import parquet
 
-from infra import faults
+from infra.errors import UserError
+from infra.file_store import FileStore, Stored, folder_of
 
 # No dictionary where nearly every value is another one, and statistics where readers use them.
 LAYOUT = {
@@ -24,6 +29,48 @@ LAYOUT = {
     },
     "write_statistics": ["offset", "time_ms"],
 }  # fmt: skip
+_DAY = "event_date="
+_NAME = re.compile(r"p(\d{4,})-(\d{15,})-(\d{15,})(\.merged)?\.parquet")
+
+
+class UnreadableFile(UserError):
+    """A file of the archive cannot be read."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of one source partition and hour, by its name: rows of the offsets [from_offset, to_offset)."""
+
+    stored: Stored
+    folder: str
+    partition: int
+    from_offset: int
+    to_offset: int
+    merged: bool
+
+    @property
+    def name(self) -> str:
+        """Below the archive's root."""
+        return self.stored.name
+
+    def stands_for(self, other: File) -> bool:
+        """Whether all rows of another file are in this one."""
+        same = self.partition == other.partition and self.folder == other.folder
+        return same and self.merged and self is not other and self._covers(other)
+
+    def _covers(self, other: File) -> bool:
+        wider = (self.to_offset - self.from_offset, self.merged) > (other.to_offset - other.from_offset, other.merged)
+        return wider and self.from_offset <= other.from_offset and other.to_offset <= self.to_offset
+
+
+def folder_name(date: str, hour: int) -> str:
+    """Of one hour (UTC) of a day."""
+    return f"{_DAY}{date}/hour={hour:02d}"
+
+
+def date_of(folder: str) -> dt.date:
+    """The day of a folder, or of what lies below it."""
+    return dt.date.fromisoformat(folder.split("/", 1)[0].removeprefix(_DAY))
 
 
 def name_of(partition: int, from_offset: int, to_offset: int, *, merged: bool = False) -> str:
@@ -31,25 +78,53 @@ def name_of(partition: int, from_offset: int, to_offset: int, *, merged: bool = 
     return f"p{partition:04d}-{from_offset:015d}-{to_offset:015d}{'.merged' if merged else ''}.parquet"
 
 
-def write(folder: Path, name: str, rows: pa.Table) -> Path:
-    """Write under a temporary name, sync, rename, sync the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary, final = folder / f".{name}.{os.getpid()}", folder / name
-    try:
-        parquet.write_table(rows, temporary, **LAYOUT)
-        _sync(temporary)
-        faults.point("archive.written")
-        temporary.replace(final)
-    finally:
-        temporary.unlink(missing_ok=True)
-    for made in (folder, folder.parent):
-        _sync(made)
-    return final
+def days(store: FileStore) -> list[str]:
+    """The folders of days, the oldest first."""
+    return [name for name in store.folders() if name.startswith(_DAY)]
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def named(found: Iterable[Stored]) -> list[File]:
+    """Those that are files of the archive, in order."""
+    files = list[File]()
+    for stored in found:
+        folder = folder_of(stored.name)
+        if (m := _NAME.fullmatch(stored.name.removeprefix(f"{folder}/"))) is not None:
+            files.append(File(stored, folder, int(m[1]), int(m[2]), int(m[3]), m[4] is not None))
+    return sorted(files, key=lambda f: (f.folder, f.partition, f.from_offset, f.to_offset))
+
+
+def current(files: Sequence[File]) -> list[File]:
+    """The files that count: those that no merged one stands for."""
+    found = list[File]()
+    for _, group in groupby(files, lambda f: (f.folder, f.partition)):
+        mine = list(group)
+        merged = [f for f in mine if f.merged]
+        found += [f for f in mine if not any(m.stands_for(f) for m in merged)]
+    return found
+
+
+def around(store: FileStore, date: dt.date) -> list[File]:
+    """The current files that may hold events of D−1 … D+1: of folders from D−1 on, since too-late events lie where they arrived."""
+    first = date - dt.timedelta(days=1)
+    return [file for day in days(store) if date_of(day) >= first for file in current(named(store.files(day)))]
+
+
+def write(store: FileStore, folder: str, name: str, rows: pa.Table) -> str:
+    """Write a file, whole and durable; returns its name below the root."""
+    into = pa.BufferOutputStream()
+    parquet.write_table(rows, into, **LAYOUT)
+    store.write(f"{folder}/{name}", into.getvalue())
+    return f"{folder}/{name}"
+
+
+def read(store: FileStore, name: str, columns: Sequence[str]) -> pl.DataFrame:
+    """Columns of a file. Raises UnreadableFile."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        if store.folder is not None:
+            return pl.read_parquet(store.folder / name, columns=list(columns))
+        with store.open(name) as source:
+            return pl.DataFrame(pl.from_arrow(parquet.read_table(source, columns=list(columns), partitioning=None)))
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
+        raise UnreadableFile(
+            f"{store.address(name)} cannot be read: {str(error).splitlines()[0]}", hint="restore the file"
+        ) from error

@@ -17,8 +17,6 @@ import pyarrow as pa
 from infra.columns import Bools, Values
 from ingest import events, hex_ids
 
-GROUP_FOLDER = "event_date={date}/hour={hour:02d}"
-
 
 class Decision(IntEnum):
     """What the stream did with a valid event."""

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,8 +21,9 @@ from infra import console, topics
 from infra.clock import MINUTE_MS, now_ms
 from infra.console import App
 from infra.errors import AdclickError, UsageError, UserError
+from infra.file_store import FileStore, is_bucket
 from infra.kafka import Admin, EventProducer
-from ingest import events
+from ingest import archive_files, events
 from ingest.text import as_text
 
 _CHUNK_BYTES = 8 << 20
@@ -30,6 +31,11 @@ _ID = r'"event_id"[ ]*:[ ]*"([^"\\]*)"'
 _TIME = r'"event_time"[ ]*:[ ]*(-?\d{1,15})\b'
 _TEXT_TIME = r'"event_time"[ ]*:[ ]*"([^"\\]*)"'
 _NEAR_MS = 30 * MINUTE_MS
+_NAMES = pl.col("event_type", "country", "device").cast(pl.String)
+_ARCHIVED = (
+    "partition", "offset", "log_time_ms", "event_id", "event_type", "time_ms", *events.ID_FIELDS, "country", "device", "user",
+    "cost_micros",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,10 +61,11 @@ def parse_pace(text: str) -> Pace:
     return Pace(rate=rate)
 
 
-def chunks(path: Path) -> Iterator[list[bytes]]:
-    """The lines of a file, some thousands at a time; blank ones are left out."""
-    if path.suffix == ".parquet" or path.is_dir():
-        yield from _from_archive(path)
+def chunks(given: Path | str) -> Iterator[list[bytes]]:
+    """The lines of a file, some thousands at a time; blank ones are left out. Parquet: a file or folder, or the URL of one."""
+    path = Path(given)
+    if path.suffix == ".parquet" or path.is_dir() or is_bucket(str(given)):
+        yield from _from_archive(str(given))
         return
     with path.open("rb") as source:
         rest = b""
@@ -70,17 +77,17 @@ def chunks(path: Path) -> Iterator[list[bytes]]:
             yield [rest]
 
 
-def _from_archive(path: Path) -> Iterator[list[bytes]]:
+def _from_archive(where: str) -> Iterator[list[bytes]]:
     """Archived rows as events again, in the order of their log time; a (partition, offset) in two files once."""
-    source = str(path / "**/*.parquet") if path.is_dir() else str(path)
-    try:
-        frame = pl.read_parquet(source)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{path} is not an archive's Parquet: {str(error).splitlines()[0]}") from error
+    folder, _, file = where.rpartition("/") if where.endswith(".parquet") else (where, "", "")
+    store = FileStore(folder or ".")
+    names = [file] if file else [stored.name for stored in store.files() if stored.name.endswith(".parquet")]
+    if not names:
+        raise UserError(f"{where} holds no Parquet files")
+    frame = pl.concat(archive_files.read(store, name, _ARCHIVED).with_columns(_NAMES) for name in names)
     frame = frame.unique(["partition", "offset"]).sort("log_time_ms", "partition", "offset")
     fields = frame.select(
-        "event_id", pl.col("event_type").cast(pl.String), pl.col("time_ms").alias("event_time"), *events.ID_FIELDS,
-        pl.col("country").cast(pl.String), pl.col("device").cast(pl.String),
+        "event_id", "event_type", pl.col("time_ms").alias("event_time"), *events.ID_FIELDS, "country", "device",
         # Only the keyed hash of a user is archived.
         pl.col("user").cast(pl.String).alias("user_id"), "cost_micros",
     )  # fmt: skip
@@ -105,7 +112,7 @@ def times_of(text: pl.Series) -> pl.Series:
     return pl.DataFrame({"a": number, "b": parsed}).select(pl.coalesce("a", "b")).to_series()
 
 
-def shift_to_now(paths: list[Path]) -> int:
+def shift_to_now(paths: Sequence[Path | str]) -> int:
     """The whole minutes, in ms, that bring the end of the events to now. Events dated far off do not count."""
     seen = [t.drop_nulls() for p in paths for lines in chunks(p) if len(t := times_of(as_text(lines)))]
     times = pl.concat(seen) if seen else pl.Series(dtype=pl.Int64)
@@ -225,7 +232,7 @@ class Sender:
         return self.sent - self.producer.acknowledged
 
 
-def replay_files(app: App, paths: list[Path], pace: Pace, shift_ms: int) -> Sender:
+def replay_files(app: App, paths: Sequence[Path | str], pace: Pace, shift_ms: int) -> Sender:
     """Send files; raises AdclickError when events were not acknowledged."""
     Admin(app.settings.kafka).partitions(10.0)  # a wrong address is told before anything is read
     sender = Sender(app, pace)
@@ -270,11 +277,11 @@ def replay_files(app: App, paths: list[Path], pace: Pace, shift_ms: int) -> Send
 
 
 @console.command("replay", "adclick replay events.ndjson --rate 5000 --shift-to-now")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True))
+@click.argument("files", nargs=-1, required=True, type=click.Path(allow_dash=True))
 @click.option("--rate", default="max", show_default=True, metavar="R|max|real-time", help="Events a second.")
 @click.option("--shift-to-now", is_flag=True, help="Move event times so that they end now, under new ids.")
-def replay(app: App, files: tuple[Path, ...], rate: str, shift_to_now: bool) -> None:
-    """Send events to Kafka: NDJSON files, - for standard input, or the archive's Parquet.
+def replay(app: App, files: tuple[str, ...], rate: str, shift_to_now: bool) -> None:
+    """Send events to Kafka: NDJSON files, - for standard input, or the archive's Parquet (a file, a folder, s3://BUCKET/PREFIX).
 
     Waits for a broker that goes away. Exit 1 if any event was not acknowledged.
     """
@@ -298,19 +305,19 @@ def replay(app: App, files: tuple[Path, ...], rate: str, shift_to_now: bool) -> 
         app.say(f"{sender.sent:,} events acknowledged in {seconds:.1f} s ({sender.sent / seconds:,.0f}/s)")
 
 
-def _shift(app: App, paths: list[Path]) -> int:
+def _shift(app: App, paths: Sequence[Path | str]) -> int:
     shift_ms = shift_to_now(paths)
     app.say(f"event times are shifted by {shift_ms // MINUTE_MS} minutes, and get new ids")
     return shift_ms
 
 
-def _readable(path: Path, spool: Path) -> Path:
-    if str(path) == "-":
+def _readable(given: str, spool: Path) -> Path | str:
+    if given == "-":
         copy = spool / "stdin.ndjson"
         with copy.open("wb") as out:
             while block := sys.stdin.buffer.read(1 << 20):
                 out.write(block)
         return copy
-    if not path.exists():
-        raise UserError(f"{path} does not exist")
-    return path
+    if not is_bucket(given) and not Path(given).exists():
+        raise UserError(f"{given} does not exist")
+    return given

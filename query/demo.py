@@ -101,7 +101,7 @@ class Demo:
             stdout=subprocess.DEVNULL if words[0] == "up" else None,
             stderr=subprocess.PIPE if words[0] == "up" else None,
             text=True,
-            env=os.environ | {"ADCLICK_RECONCILE_AT": "off"},
+            env={k: v for k, v in os.environ.items() if k != "ADCLICK_ARCHIVE"} | {"ADCLICK_RECONCILE_AT": "off"},
         )
         if words[0] == "up" and done.returncode:
             raise AdclickError(f"the stack did not start: {(done.stderr or '').strip()[-300:]}")

@@ -18,10 +18,11 @@ from pydantic import SecretStr
 
 from infra.clock import HOUR_MS, iso, now_ms
 from infra.embedded.supervisor import WORKER_ENV
+from infra.file_store import FileStore
 from infra.kafka import EventProducer
 from infra.settings import Settings
 from infra.topics import EVENTS
-from ingest import dead_letters
+from ingest import archive_files, dead_letters
 from ingest.synthetic.generator import Made, Spec, make
 from query import formats
 from query.questions import Ask, Truths, dead_letters_differ
@@ -130,13 +131,18 @@ class Flow:
         """Wait until the archive holds each valid event of the topic once, whatever its files repeat."""
         dead = self.made.truth.dead.filter(pl.col("reason") != "too-late").height
         wanted = len(self.made.lines) - dead
-        keys = ["partition", "offset"]
+        keys, store = ["partition", "offset"], FileStore(self.settings.archive)
 
         def held() -> int:
-            files = list(Path(self.settings.archive).rglob("*.parquet"))
+            files = archive_files.named(store.files())
             if not files:
                 return 0
-            rows = pl.concat([pl.read_parquet(f, columns=[*keys, "event_id", "decision"]) for f in files])
+            rows = pl.concat(
+                archive_files.read(store, f.name, [*keys, "event_id", "decision"]).with_columns(
+                    pl.col("decision").cast(pl.String)
+                )
+                for f in files
+            )
             assert rows.unique().height == rows.unique(keys).height
             return rows.unique(keys).height
 

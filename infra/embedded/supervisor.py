@@ -130,7 +130,7 @@ class Supervisor:
             "clickhouse": f"http://adclick:{state['clickhouse_password']}@{home}:{ports['clickhouse']}",
             "http": f"http://{home}:{ports['http']}",
             "api_key": state["api_key"],
-            "archive": str((path / "archive").resolve()),
+            "archive": self._overrides.get("archive") or str((path / "archive").resolve()),
         }
         self._launch(servers.redis(path / "redis", ports["redis"]))
         self._launch(

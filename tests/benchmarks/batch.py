@@ -24,7 +24,8 @@ import psutil
 import pyarrow as pa
 
 from infra.clock import DAY_MS, HOUR_MS, day_start_ms
-from ingest import archive, archived, events
+from infra.file_store import FileStore
+from ingest import archive, archive_files, archived, events
 from ingest.archived import Decision
 from ingest.synthetic.generator import zipf
 from tests.benchmarks.stack import save
@@ -45,7 +46,9 @@ def make_archive(root: Path, rows: int, seed: int = 1) -> None:
             n = min(left, _PER_FILE)
             partition = number % _PARTITIONS
             first = offsets[partition]
-            archive.write_files(root, partition, first, first + n, _rows(rng, n, DAY_MS_OF + hour * HOUR_MS, first))
+            archive.write_files(
+                FileStore(str(root)), partition, first, first + n, _rows(rng, n, DAY_MS_OF + hour * HOUR_MS, first)
+            )
             offsets[partition] += n
             left, number = left - n, number + 1
 
@@ -98,7 +101,7 @@ def ours(root: Path, folder: Path, memory: str) -> list[int]:
     from batch.recount import NO_LETTERS
 
     spark = _session(folder, memory)
-    _, found = exact.count(spark, exact.files_of(root, DAY), DAY, NO_LETTERS, {})
+    _, found = exact.count(spark, str(root), archive_files.around(FileStore(str(root)), DAY), DAY, NO_LETTERS, {})
     spark.stop()
     return [found.hours, *(found.sums[name] for name in ("clicks", "impressions", "spend_micros")), found.rows]
 

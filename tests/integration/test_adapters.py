@@ -18,6 +18,7 @@ from infra.clickhouse.client import ClickHouse, migrate
 from infra.columns import Values
 from infra.embedded import servers
 from infra.errors import AdclickError, Fenced, OffsetOutOfRange, Unavailable, UserError
+from infra.file_store import FileStore
 from infra.kafka import Admin, GroupConsumer, TransactionalProducer, read_to_end
 from infra.records import Committed, Record
 from infra.redis import Redis
@@ -192,12 +193,12 @@ def test_archived_files_are_named_by_range_and_read_back(tmp_path: Path) -> None
         "decision": 0,
     }
     late = row | {"decision": archived.Decision.TOO_LATE, "offset": 2}
-    files = write_files(tmp_path, 3, 10, 20, pa.Table.from_pylist([row, late], schema=archived.SCHEMA))
-    assert [str(f.relative_to(tmp_path)) for f in files] == [
+    files = write_files(FileStore(str(tmp_path)), 3, 10, 20, pa.Table.from_pylist([row, late], schema=archived.SCHEMA))
+    assert files == [
         "event_date=2026-11-20/hour=00/p0003-000000000000010-000000000000020.parquet",
         "event_date=2026-11-20/hour=02/p0003-000000000000010-000000000000020.parquet",
     ]
-    back = pl.concat([pl.read_parquet(f, hive_partitioning=False) for f in files])
+    back = pl.concat([pl.read_parquet(tmp_path / f, hive_partitioning=False) for f in files])
     assert back["decision"].cast(pl.String).to_list() == ["counted", "too-late"]
     assert back["partition"].to_list() == [3, 3]
     assert not list(tmp_path.rglob(".p*"))

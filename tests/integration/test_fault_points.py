@@ -86,7 +86,7 @@ def test_the_answer_of_a_transaction_is_lost(settings: Settings, tmp_path: Path,
         assert running.workers[name].poll() is None
 
 
-@pytest.mark.parametrize("fault", ["archive.written:2", "archive.renamed:2"])
+@pytest.mark.parametrize("fault", ["store.written:2", "archive.renamed:2"])
 def test_the_archive_worker_dies_around_the_rename_of_a_file(settings: Settings, tmp_path: Path, fault: str) -> None:
     with flow(settings, tmp_path) as running:
         running.settings = running.settings.model_copy(update={"ingest_batch": 1_000, "archive_flush_ms": 500})

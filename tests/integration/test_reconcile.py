@@ -17,11 +17,12 @@ from infra import pipeline_state, topics
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
 from infra.errors import UserError
+from infra.file_store import FileStore
 from infra.kafka import Admin, TransactionalProducer
 from infra.records import Record
 from infra.redis import Redis
 from infra.settings import Settings
-from ingest import archive, archived, events
+from ingest import archive, archive_files, archived, events
 from ingest.archived import Decision
 from query import ledger
 from query.ledger import Ledger
@@ -45,6 +46,7 @@ _PLANTED: dict[str, list[dict[str, Any]]] = {
     * 2,
     "": [{}, {}, {"event_id": "copied"}, {"event_id": "copied", "decision": Decision.COPY}],
 }
+PLANTED_ROWS = sum(map(len, _PLANTED.values()))
 _ROW: dict[str, Any] = {
     "event_type": 1, "time_ms": DAY + HOUR_MS, "campaign_id": 1, "ad_id": 2, "advertiser_id": 3, "publisher_id": 4,
     "country": 0, "device": 0, "user": None, "cost_micros": 7, "weight": 1, "lateness": 0, "copy_of": None,
@@ -62,6 +64,12 @@ _STREAM_UNLIKE = 1
 @pytest.fixture
 def planted(settings: Settings) -> Settings:
     """Archived rows of yesterday, and the hours that the stream made of them."""
+    plant(settings)
+    return settings
+
+
+def plant(settings: Settings) -> None:
+    """Put them there."""
     rows: dict[int, list[dict[str, Any]]] = {0: [], 1: []}
     for number, special in enumerate(x for many in _PLANTED.values() for x in many):
         one = (
@@ -72,7 +80,7 @@ def planted(settings: Settings) -> Settings:
         rows[one.pop("partition", 0)].append(one)
     for partition, found in rows.items():
         wire = pa.Table.from_pylist(found, schema=archived.SCHEMA)
-        archive.write_files(Path(settings.archive), partition, 0, 100, wire)
+        archive.write_files(FileStore(settings.archive), partition, 0, 100, wire)
     _reject(settings, "again")
     client = ClickHouse(settings.clickhouse, settings.database)
     for publisher, clicks in ((4, _STREAM), (9, _STREAM_UNLIKE)):
@@ -91,7 +99,6 @@ def planted(settings: Settings) -> Settings:
                 f"INSERT INTO {settings.database}.tier_borders VALUES ({{tier:String}}, {shard}, {DAY + DAY_MS}, {DAY + DAY_MS})",
                 {"tier": tier},
             )
-    return settings
 
 
 def _reject(settings: Settings, event_id: str, source: str = "x/0/1000") -> None:
@@ -148,15 +155,14 @@ def test_what_arrives_after_a_day_was_billed_raises_an_alert(planted: Settings) 
         (alert,) = map(json.loads, hook.bodies)
         assert (alert["date"], {c: m["clicks"] for c, m in alert["causes"].items()}) == (DAY_SHOWN, MOVED)
         # Nothing was read from Kafka in that run, so all that is archived of the day came later, but for what was taken for a copy.
-        archived_rows = sum(map(len, _PLANTED.values()))
         today = [_ROW | {"event_id": "new", "offset": 200, "log_time_ms": now_ms(), "time_ms": DAY + DAY_MS}]
         wire = pa.Table.from_pylist(today, schema=archived.SCHEMA)
-        archive.write_files(Path(planted.archive), 0, 200, 201, wire)
+        archive.write_files(FileStore(planted.archive), 0, 200, 201, wire)
         later = adclick("reconcile", "--date", iso(DAY + DAY_MS)[:10], "--force", cwd=None, **env)
         assert later.returncode == 3, later.stderr
-        assert {"date": DAY_SHOWN, "unbilled": archived_rows - 1}.items() <= json.loads(hook.bodies[1]).items()
+        assert {"date": DAY_SHOWN, "unbilled": PLANTED_ROWS - 1}.items() <= json.loads(hook.bodies[1]).items()
         shown = {run["date"]: run["unbilled"] for run in pipeline_state.runs(planted)}
-        assert shown[DAY_SHOWN] == archived_rows - 1
+        assert shown[DAY_SHOWN] == PLANTED_ROWS - 1
     finally:
         hook.shutdown()
 
@@ -202,7 +208,9 @@ def test_a_message_that_is_nowhere_is_found(settings: Settings) -> None:
     _reject(settings, "bad", f"{topic}/0/3")
     rows = [_ROW | {"event_id": f"e{n}", "offset": n, "log_time_ms": DAY} for n in (0, 1, 2, 6, 7, 8, 9, 10)]
     wire = pa.Table.from_pylist(rows, schema=archived.SCHEMA)
-    files = archive.write_files(Path(settings.archive), 0, 0, 100, wire)
+    store = FileStore(settings.archive)
+    (name,) = archive.write_files(store, 0, 0, 100, wire)
+    files = archive_files.named(store.files())
     ends = Admin(settings.kafka).ends(topic, settings.event_partitions)
     date = dt.datetime.fromtimestamp(DAY / 1000, dt.UTC).date()
     proof = coverage.prove(settings, files, date, ends)
@@ -210,6 +218,6 @@ def test_a_message_that_is_nowhere_is_found(settings: Settings) -> None:
     assert [str(stretch) for stretch in proof.looked_at] == ["0/0 to 12"]
     _reject(settings, "bad", f"{topic}/0/4")
     assert coverage.prove(settings, files, date, ends).missing == []
-    files[0].write_bytes(files[0].read_bytes()[:-100])
+    store.write(name, store.open(name).read_buffer()[:-100])
     with pytest.raises(UserError, match="cannot be read"):
         coverage.prove(settings, files, date, ends)

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from infra.clock import DAY_MS, HOUR_MS
-from ingest import archive, archived, compaction
+from infra.file_store import FileStore
+from ingest import archive, archive_files, archived, compaction
 
 DAY = 20_000 * DAY_MS
 _ROW: dict[str, Any] = {
@@ -25,11 +26,15 @@ def write(root: Path, partition: int, first: int, last: int, hour: int = 1) -> N
         _ROW | {"event_id": f"e{n}", "offset": n, "log_time_ms": DAY, "time_ms": DAY + hour * HOUR_MS + n}
         for n in range(first, last)
     ]
-    archive.write_files(root, partition, first, last, pa.Table.from_pylist(rows, schema=archived.SCHEMA))
+    archive.write_files(
+        FileStore(str(root)), partition, first, last, pa.Table.from_pylist(rows, schema=archived.SCHEMA)
+    )
 
 
 def offsets(root: Path, partition: int = 0) -> list[int]:
-    found = pl.concat([pl.read_parquet(p, hive_partitioning=False) for p in compaction.current(root)])
+    store = FileStore(str(root))
+    files = archive_files.current(archive_files.named(store.files()))
+    found = pl.concat([archive_files.read(store, f.name, ["partition", "offset"]) for f in files])
     return sorted(found.filter(pl.col("partition") == partition)["offset"].to_list())
 
 
@@ -46,9 +51,10 @@ def root(tmp_path: Path) -> Path:
 
 
 def compact(root: Path, now_ms: int) -> int:
-    groups = list(compaction.due(root, [0], now_ms))
+    store = FileStore(str(root))
+    groups = list(compaction.due(store, [0], now_ms))
     for group in groups:
-        compaction.merge(group)
+        compaction.merge(store, group)
     return len(groups)
 
 
@@ -65,9 +71,9 @@ def test_readers_see_each_row_once_before_while_and_after(root: Path) -> None:
     assert compact(root, now) == 1
     assert offsets(root) == before
     assert len(list(root.rglob("p0000*"))) == 7 + 1 + 1, "merged ones stay for who has listed them"
-    assert compaction.clean(root, [0], now) == []
+    assert compaction.clean(FileStore(str(root)), [0], now) == []
     at(root, now)
-    assert len(compaction.clean(root, [0], now + compaction.KEPT_MS)) == 7
+    assert len(compaction.clean(FileStore(str(root)), [0], now + compaction.KEPT_MS)) == 7
     assert offsets(root) == before
     assert compact(root, now + DAY_MS) == 0
     assert offsets(root, 1) == list(range(20)), "other partitions are somebody else's"
@@ -82,7 +88,7 @@ def test_what_comes_later_is_merged_with_what_was(root: Path) -> None:
     assert compact(root, DAY + 9 * HOUR_MS) == 1
     assert offsets(root) == list(range(90))
     at(root, DAY + 9 * HOUR_MS)
-    compaction.clean(root, [0], DAY + 2 * DAY_MS)
+    compaction.clean(FileStore(str(root)), [0], DAY + 2 * DAY_MS)
     assert [p.name for p in sorted(root.rglob("p0000*"))] == [
         "p0000-000000000000000-000000000000090.merged.parquet", "p0000-000000000000075-000000000000080.parquet",
     ]  # fmt: skip
@@ -93,7 +99,8 @@ def test_the_oldest_days_go(tmp_path: Path) -> None:
         write(tmp_path, 0, day, day + 1, hour=24 * day)
     size = sum(f.stat().st_size for f in tmp_path.rglob("*.parquet"))
     now = DAY + 4 * DAY_MS
-    assert compaction.expire(tmp_path, now, None, None) == []
-    assert len(compaction.expire(tmp_path, now, 3, size)) == 1
-    assert len(compaction.expire(tmp_path, now, None, 1)) == 1, "the newest two stay"
+    store = FileStore(str(tmp_path))
+    assert compaction.expire(store, now, None, None) == []
+    assert len(compaction.expire(store, now, 3, size)) == 1
+    assert len(compaction.expire(store, now, None, 1)) == 1, "the newest two stay"
     assert len(list(tmp_path.glob("event_date=*"))) == 2

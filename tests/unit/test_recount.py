@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch import exact, recount
+from batch import recount
 from infra.clock import DAY_MS, HOUR_MS
+from infra.file_store import FileStore
+from ingest.archive_files import UnreadableFile
 
 DAY = 1_000 * DAY_MS
 _TIMES = [DAY - HOUR_MS, DAY, DAY + HOUR_MS, DAY + 2 * HOUR_MS - 1, DAY + DAY_MS - 1, DAY + DAY_MS]
@@ -147,7 +149,8 @@ def test_each_cause_has_its_name() -> None:
 
 @pytest.mark.parametrize("wrong", ["gone", "cut", "a column less", "a name that came later"])
 def test_a_file_that_cannot_be_counted_names_itself(tmp_path: Path, wrong: str) -> None:
-    file = tmp_path / "p0000-000000000000000-000000000000009.parquet"
+    name = "p0000-000000000000000-000000000000009.parquet"
+    file = tmp_path / name
     rows = _frame([_row(n) for n in range(9)])
     if wrong == "a name that came later":
         rows = rows.with_columns(device=pl.lit("glasses", pl.Categorical()))
@@ -156,8 +159,8 @@ def test_a_file_that_cannot_be_counted_names_itself(tmp_path: Path, wrong: str) 
         file.write_bytes(file.read_bytes()[:-9])
     if wrong == "gone":
         file.unlink()
-    with pytest.raises(exact.UnreadableFile, match=str(file)):
-        exact.archived_rows([str(file)])
+    with pytest.raises(UnreadableFile, match=str(file)):
+        recount.archived_rows(FileStore(str(tmp_path)), [name])
 
 
 def test_hashes_that_repeat_are_found() -> None:

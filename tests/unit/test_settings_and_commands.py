@@ -44,6 +44,7 @@ def test_each_setting_tells_its_origin(tmp_path: Path, monkeypatch: pytest.Monke
     assert (found.settings.currency, found.origins.get("redis")) == ("EUR", None)
     named = resolve(str(tmp_path / "stack"))
     assert named.settings.kafka == "stack:1"
+    assert resolve(str(tmp_path / "stack"), stack=False).settings.kafka == "variable:1"
     assert named.masked()["api_key"] == ("********", str(tmp_path / "stack" / "endpoints.json"))
 
 

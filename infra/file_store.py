@@ -1,0 +1,134 @@
+"""A tree of files: a folder, or what lies below a prefix of a bucket in an S3-compatible store.
+
+A file is there whole or not at all, and durable once it is written: by its name in a folder, by one upload in a bucket. A bucket's
+credentials, region and endpoint are the AWS SDK's own: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`,
+`AWS_ENDPOINT_URL`, or a profile. What fails raises OSError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+from pyarrow import fs
+
+from infra import faults
+from infra.errors import UserError
+
+_BUCKET = "s3://"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file, by its name below the root, with slashes."""
+
+    name: str
+    bytes: int
+    modified_ms: int
+
+
+def is_bucket(where: str) -> bool:
+    """Whether a tree is named by a URL, and no folder."""
+    return "://" in where
+
+
+class FileStore:
+    """One tree. Every process opens its own."""
+
+    def __init__(self, where: str) -> None:
+        """`where`: a folder, or `s3://bucket/prefix`. Raises UserError for a URL of another kind or without a bucket."""
+        self.folder = None if is_bucket(where) else Path(where).absolute()
+        """The folder, where it is one: libraries read files of it by their paths."""
+        self.where = where.rstrip("/") if self.folder is None else str(self.folder)
+        base, system = _bucket(where) if self.folder is None else (self.where, fs.LocalFileSystem())
+        self._files = fs.SubTreeFileSystem(base, system)
+
+    def address(self, name: str) -> str:
+        """Where a file is, for a person."""
+        return f"{self.where.partition('?')[0]}/{name}"
+
+    def folders(self) -> list[str]:
+        """The folders directly below the root, in order."""
+        found = self._files.get_file_info(fs.FileSelector("", allow_not_found=True))
+        return sorted(info.path for info in found if info.type == fs.FileType.Directory)
+
+    def files(self, below: str = "") -> list[Stored]:
+        """All files below a folder, in the order of their names."""
+        found = self._files.get_file_info(fs.FileSelector(below, recursive=True, allow_not_found=True))
+        files = (info for info in found if info.type == fs.FileType.File)
+        return sorted((Stored(f.path, f.size, f.mtime_ns // 1_000_000) for f in files), key=lambda s: s.name)
+
+    def open(self, name: str) -> pa.NativeFile:
+        """A file, to be read at any place."""
+        return self._files.open_input_file(name)
+
+    def sha256(self, name: str) -> str:
+        """Of a file's bytes, in hexadecimal digits."""
+        with self.open(name) as source:
+            return hashlib.file_digest(source, "sha256").hexdigest()
+
+    def write(self, name: str, content: pa.Buffer) -> None:
+        """Put a file there, in place of any that was; returns once it is durable."""
+        if self.folder is not None:
+            _write(self.folder, name, content)
+            return
+        faults.point("store.written")
+        with self._files.open_output_stream(name) as stream:
+            stream.write(content)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        try:
+            self._files.delete_file(name)
+        except FileNotFoundError:
+            pass
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder with all that is in it."""
+        self._files.delete_dir(name)
+
+
+def _bucket(url: str) -> tuple[str, fs.FileSystem]:
+    if not url.startswith(_BUCKET) or not url.removeprefix(_BUCKET).strip("/"):
+        raise UserError(f"{url} is neither a folder nor s3://BUCKET/PREFIX")
+    try:
+        system, base = fs.FileSystem.from_uri(url)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{url} cannot be used: {str(error).splitlines()[0]}") from error
+    return base, system
+
+
+def _write(root: Path, name: str, content: pa.Buffer) -> None:
+    """Under a temporary name, synced, renamed, the folders synced."""
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        faults.point("store.written")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for folder in path.parents:
+        _sync(folder)
+        if folder == root:
+            break
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def folder_of(name: str) -> str:
+    """The folder that a file lies in, below the root."""
+    return str(PurePosixPath(name).parent)
