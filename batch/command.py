@@ -130,8 +130,9 @@ def _run(job: _Job, days: list[dt.date]) -> int:
         _pass_over(job, day, f"looked below {store.where}")
     if not files:
         return 0
+    proofs = {day: _prove(job, found, day) for day, found in files.items()}
     with exact.running(job.app.settings, job.master) as spark:
-        return sum(_one(job, spark, day, _prove(job, found, day)) for day, found in files.items())
+        return sum(_one(job, spark, day, proof) for day, proof in proofs.items())
 
 
 def _pass_over(job: _Job, day: object, hint: str) -> None:

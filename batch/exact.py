@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+from py4j.protocol import Py4JError
 from pyspark import StorageLevel
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
@@ -50,6 +51,7 @@ JAVA_OPTIONS = "-XX:+UseParallelGC -XX:TieredStopAtLevel=1"
 _TASK_BYTES = 32 << 20
 _INSERTED_ROWS = 250_000
 _ON_DISK = StorageLevel.DISK_ONLY
+_FULL = "No space left on device|File too large|Disk quota exceeded"
 # What passes between steps. Facts: numbers by name, which add up. Places: of rows, with the hash of their ids, then of those that repeat, then those rows.
 _MADE = "kind int, bucket int, payload binary"
 _FACTS, _MOVES, _PLACES = range(3)
@@ -118,8 +120,9 @@ def session(settings: Settings, master: str, folder: Path, java_options: str = J
 
 @contextlib.contextmanager
 def running(settings: Settings, master: str) -> Iterator[SparkSession]:
-    """A session in a folder of its own, for as long as the block lasts."""
-    with tempfile.TemporaryDirectory(prefix="adclick-spark-") as scratch:
+    """A session in a folder of its own, for as long as the block lasts. What fails in it is told in one line, where the cause is
+    known. Raises UserError, AdclickError."""
+    with _explained(), tempfile.TemporaryDirectory(prefix="adclick-spark-", ignore_cleanup_errors=True) as scratch:
         spark = session(settings, master, Path(scratch))
         try:
             yield spark
@@ -129,15 +132,20 @@ def running(settings: Settings, master: str) -> Iterator[SparkSession]:
 
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
-    """Failures of Spark in one line, where the cause is known. Raises UserError, AdclickError."""
     try:
         yield
-    except PySparkException as error:
+    except (PySparkException, Py4JError, OSError) as error:
         told = str(error)
         if unreadable := re.search(r"UnreadableFile: (.*)", told):
             raise UserError(unreadable[1], hint="nothing was published; restore the file") from error
         if away := re.search(r"Unavailable: (.*)", told):
             raise Unavailable(away[1]) from error
+        if re.search(_FULL, told):
+            raise AdclickError(
+                f"the disk of {tempfile.gettempdir()} is full", hint="nothing was published; make room, or set TMPDIR"
+            ) from error
+        if isinstance(error, OSError):
+            raise
         raise AdclickError(
             f"Spark: {told.splitlines()[0][:300]}", hint="nothing was published; -v shows all of it"
         ) from error
@@ -190,9 +198,8 @@ def count(
     counted = read.where(~places).unionByName(mended).groupBy("kind", "bucket").applyInArrow(_add_up, _MADE)
     counted = counted.persist(_ON_DISK)
     facts = Counter[str]()
-    with _explained():
-        for row in counted.where(F.col("kind") == _FACTS).select("payload").toLocalIterator():
-            facts.update(json.loads(row[0]))
+    for row in counted.where(F.col("kind") == _FACTS).select("payload").toLocalIterator():
+        facts.update(json.loads(row[0]))
     sums = {measure: facts[measure] for measure in recount.MEASURES}
     winners = sum(sums[measure] for measure in recount.MEASURES[: len(EVENT_TYPES)])
     unbilled = {int(name): n for name, n in facts.items() if name.isdecimal()}
@@ -333,8 +340,7 @@ def _in_workers(
         client.close()
         yield pa.record_batch([pa.array([0], pa.int64())], names=["n"])
 
-    with _explained():
-        rows.mapInArrow(run, "n long").agg(F.sum("n")).first()
+    rows.mapInArrow(run, "n long").agg(F.sum("n")).first()
 
 
 def _insert(client: ClickHouse, table: str, rows: pl.DataFrame) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import signal
 import socket
-import socketserver
 import subprocess
 import sys
 import threading
@@ -15,7 +13,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -30,6 +27,7 @@ from tests.flow import worker_environment
 from tests.integration.test_hot_tier import Shard
 from tests.posts import Posts
 from tests.product import wait_until
+from tests.relay import Relay
 from tests.unit.test_partials_and_rows import partial
 
 _LIVE = [("campaign_id", "1"), ("start", "-10m"), ("end", "now"), ("granularity", "minute")]
@@ -186,33 +184,6 @@ def test_a_trace_goes_on_from_the_request_to_the_parts_of_its_answer(settings: S
         server.process.kill()
         server.process.wait()
         collector.shutdown()
-
-
-class Relay(socketserver.ThreadingTCPServer):
-    """Passes bytes on to a backend while `open` is set; else it accepts them, and keeps them."""
-
-    allow_reuse_address, daemon_threads = True, True
-
-    def __init__(self, url: str) -> None:
-        backend = urlsplit(url)
-        self.open = is_open = threading.Event()
-        self.open.set()
-
-        def pass_on(source: socket.socket, to: socket.socket) -> None:
-            with contextlib.suppress(OSError):
-                while data := source.recv(1 << 16):
-                    is_open.wait()
-                    to.sendall(data)
-
-        class Handler(socketserver.BaseRequestHandler):
-            def handle(self) -> None:
-                with socket.create_connection((backend.hostname or "", backend.port or 0)) as there:
-                    threading.Thread(target=pass_on, args=(there, self.request), daemon=True).start()
-                    pass_on(self.request, there)
-
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = url.replace(f"{backend.hostname}:{backend.port}", f"127.0.0.1:{self.server_address[1]}")
-        threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
 @pytest.mark.parametrize("backend", ["redis", "clickhouse"])

@@ -5,10 +5,14 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -29,9 +33,11 @@ from query.ledger import Ledger
 from query.request import parse
 from query.router import Router
 from query.signing import Signer
-from tests.conftest import adclick
+from tests.conftest import ADCLICK, adclick
 from tests.flow import environment
 from tests.posts import Posts
+from tests.product import wait_until
+from tests.relay import Relay
 
 DAY = now_ms() // DAY_MS * DAY_MS - DAY_MS
 # What was decided about clicks of 7 micros, and by how much the exact count of clicks differs from the stream's.
@@ -145,6 +151,29 @@ def test_a_run_that_dies_anywhere_shows_nothing_before_it_is_published_and_the_n
     said = adclick("reconcile", "--explain", "1", "--date", DAY_SHOWN, "--json", cwd=None, **env)
     assert causes_of(said.stdout) == MOVED
     assert causes_of(said.stdout, "spend_micros") == {cause: 7 * clicks for cause, clicks in MOVED.items()}
+
+
+def test_a_run_that_loses_its_disk_or_its_database_says_so_and_shows_nothing(planted: Settings) -> None:
+    words, env = ["reconcile", "--date", DAY_SHOWN], environment(planted)
+
+    def fails_with(said: str, run: subprocess.CompletedProcess[str]) -> None:
+        assert (run.returncode, said in run.stderr, "Traceback" in run.stderr) == (1, True, False), run.stderr
+        assert _clicks(planted, "hour") == (_STREAM + _STREAM_UNLIKE, "closed")
+
+    # As on a full disk, only that each file is refused more than so many bytes.
+    limit = f"ulimit -f 1; exec {sys.executable} -m infra {' '.join(words)}"
+    full = ["bash", "-c", limit]
+    fails_with("is full", subprocess.run(full, env=os.environ | env, capture_output=True, text=True, timeout=120))
+    relay = Relay(planted.clickhouse)
+    gone = env | {"ADCLICK_CLICKHOUSE": relay.url, "ADCLICK_FAULT": "stop@reconcile.counted"}
+    with subprocess.Popen(
+        [*ADCLICK, *words], env=os.environ | gone, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        wait_until(lambda: psutil.Process(run.pid).status() == psutil.STATUS_STOPPED, 60, "the day is counted")
+        relay.away.set()
+        run.send_signal(signal.SIGCONT)
+        told = run.communicate(timeout=60)
+    fails_with("ClickHouse", subprocess.CompletedProcess(words, run.returncode, *told))
 
 
 def test_what_arrives_after_a_day_was_billed_raises_an_alert(planted: Settings) -> None:

@@ -26,6 +26,7 @@ CLIENTS = {
     "clickhouse_connect": "infra/clickhouse/client.py",
     "faust": "stream/agents.py",
     "pyspark": "batch/exact.py",
+    "py4j": "batch/exact.py",
     "pybloom_live": "ingest/dedup/bloom.py",
     "fastapi": "query/api/app.py",
     "prometheus_client": "query/api/metrics.py",
