@@ -1,6 +1,7 @@
 """How urgent work is to the operating system: answers and the stores first, then what brings events in, then what can wait.
 
-Only where cores are short does it matter. Nobody starves: a core that two want goes to each by weight, three to one a step.
+Only where cores are short does it matter. Nobody starves: a core that two want goes to each by weight, three to one a step. What
+gives way does not push others off a core when it wakes, either (SCHED_BATCH, sched(7)).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
-PIPELINE, BACKGROUND = 5, 10
+LOG, PIPELINE, BACKGROUND = 5, 10, 15
 
 
 def give_way(niceness: int) -> None:
@@ -28,3 +29,4 @@ def give_way_here(niceness: int) -> None:
     if sys.platform == "linux":
         # Linux counts niceness by thread.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

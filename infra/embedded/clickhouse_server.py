@@ -35,6 +35,7 @@ CONFIG = """<clickhouse>
   <max_concurrent_queries>64</max_concurrent_queries>
   <max_connections>256</max_connections>
   <background_pool_size>2</background_pool_size>
+  <os_threads_nice_value_merge_mutate>10</os_threads_nice_value_merge_mutate>
   <storage_configuration>
     <disks><slow><path>{slow}/</path></slow></disks>
     <policies><tiered><volumes>

@@ -17,6 +17,7 @@ from pathlib import Path
 from infra.embedded import clickhouse_server, jars, java
 from infra.errors import AdclickError, UserError
 from infra.kafka import Admin
+from infra.priority import LOG
 from infra.redis import Redis
 
 LOOPBACK = "127.0.0.1"
@@ -43,6 +44,7 @@ class Command:
     argv: list[str]
     cwd: Path
     env: dict[str, str] = field(default_factory=dict)
+    niceness: int = 0
 
 
 _kept: list[socket.socket] = []
@@ -167,7 +169,7 @@ def kafka(folder: Path, port: int, controller_port: int) -> Command:
     java_line = [binary, *options, "-cp", class_path, "kafka.Kafka"]
     starter = [sys.executable, "-m", "infra.embedded.kafka_server"]
     argv = [*starter, str(properties.resolve()), str(data.resolve()), *java_line]
-    return Command("kafka", argv, Path.cwd(), MEMORY_ENV)
+    return Command("kafka", argv, Path.cwd(), MEMORY_ENV, niceness=LOG)
 
 
 def redis_binary() -> str:
@@ -191,7 +193,7 @@ def redis(folder: Path, port: int) -> Command:
         "bind": LOOPBACK,
         "dir": str(folder.resolve()),
         "appendonly": "yes",
-        "appendfsync": "always",
+        "appendfsync": "no",
         "save": "",
         "maxmemory-policy": "noeviction",
         "aof-rewrite-incremental-fsync": "yes",

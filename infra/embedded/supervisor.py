@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +30,7 @@ from infra.embedded.lifeline import die_with_parent
 from infra.embedded.servers import Command
 from infra.embedded.state import Folder
 from infra.errors import AdclickError, UserError
+from infra.priority import give_way
 from infra.settings import Settings
 
 BACKOFF_FIRST_S = 0.5
@@ -180,9 +182,10 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,
-                # A signal from the terminal reaches the supervisor alone, which stops the others in order.
-                start_new_session=True,
-                preexec_fn=die_with_parent,
+                # A signal from the terminal reaches the supervisor alone, which stops the others in order. One session, though: Linux
+                # weighs the processes of different ones against each other without looking at how urgent they are.
+                process_group=0,
+                preexec_fn=partial(_prepare, command.niceness),
             )
 
     def _wait(self, name: str, ready: Callable[[], bool]) -> bool:
@@ -287,6 +290,12 @@ class Supervisor:
                     child.process.kill()
                     child.process.wait()
         self._folder.forget_pids()
+
+
+def _prepare(niceness: int) -> None:
+    die_with_parent()
+    if niceness:
+        give_way(niceness)
 
 
 def detach(folder: Folder, argv: list[str]) -> dict[str, str]:

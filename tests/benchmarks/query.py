@@ -161,7 +161,7 @@ def load(stack: Bench, rate: int) -> Any:
             with subprocess.Popen(
                 [*ADCLICK, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 # A producer has a machine of its own, mostly.
-                start_new_session=True, preexec_fn=partial(give_way, PIPELINE),
+                process_group=0, preexec_fn=partial(give_way, PIPELINE),
             ) as sender:  # fmt: skip
                 while sender.poll() is None and not stop.wait(0.1):
                     pass
@@ -182,7 +182,7 @@ def router(stack: Bench, port: int, cache: str) -> Any:
     address = f"http://127.0.0.1:{port}"
     own = stack.settings.model_copy(update={"http": address, "query_cache": cache, "access_log": "off"})
     environment = worker_environment(own, f"query-{port}")
-    with subprocess.Popen([*ADCLICK, "query", "-q"], env=environment, start_new_session=True) as worker:
+    with subprocess.Popen([*ADCLICK, "query", "-q"], env=environment, process_group=0) as worker:
         client = Client(own)
         while True:
             try:

@@ -51,8 +51,13 @@ class Bench:
 
     def __init__(self, work: Path) -> None:
         self.work, self.stack = work, work / "stack"
-        words = ["up", "--detach", "--dir", str(self.stack), "--ingest-workers", "0", "--stream-workers", "0", "-q"]
-        subprocess.run([*ADCLICK, *words], check=True, stdout=subprocess.DEVNULL)
+        words = ["up", "--dir", str(self.stack), "--ingest-workers", "0", "--stream-workers", "0", "-q"]
+        # Not detached: in one session with the workers that are started here, as all are that the supervisor starts.
+        self._supervisor = subprocess.Popen([*ADCLICK, *words], stdout=subprocess.DEVNULL, process_group=0)
+        folder = Folder(self.stack)
+        while not folder.ready():
+            assert self._supervisor.poll() is None, "the stack did not start"
+            time.sleep(0.1)
         self.app = App(str(self.stack), False, False, True)
         self.settings: Settings = self.app.settings
         self.admin = Admin(self.settings.kafka)
@@ -83,7 +88,7 @@ class Bench:
             for name in (f"{kind}-{n}" for n in range(count)):
                 environment = worker_environment(self.settings, name, ADCLICK_USER_SECRET="bench")
                 # As the supervisor starts them.
-                self._workers[name] = subprocess.Popen([*ADCLICK, kind, "-q"], env=environment, start_new_session=True)
+                self._workers[name] = subprocess.Popen([*ADCLICK, kind, "-q"], env=environment, process_group=0)
 
     def stop(self) -> None:
         """Stop the workers that were started."""
@@ -92,6 +97,12 @@ class Bench:
         for worker in self._workers.values():
             worker.wait(15)
         self._workers.clear()
+
+    def close(self) -> None:
+        """Stop everything."""
+        self.stop()
+        self._supervisor.terminate()
+        self._supervisor.wait(60)
 
     def processes(self) -> dict[str, psutil.Process]:
         """All that the product is made of here."""
@@ -139,8 +150,7 @@ def bench() -> Iterator[Bench]:
         yield made
     finally:
         if made is not None:
-            made.stop()
-        subprocess.run([*ADCLICK, "down", "--dir", str(work / "stack"), "-q"], check=False)
+            made.close()
         shutil.rmtree(work, ignore_errors=True)
 
 
