@@ -41,21 +41,21 @@ def document(found: Answer, rows: bytes, currency: str) -> bytes:
 
 
 def _json(found: Answer) -> bytes:
-    return found.shown.write_json().encode()
+    return found.page.json()
 
 
 def _csv(found: Answer) -> bytes:
-    return found.shown.write_csv().encode()
+    return found.page.shown.write_csv().encode()
 
 
 def _ndjson(found: Answer) -> bytes:
-    return found.shown.write_ndjson().encode()
+    return found.page.shown.write_ndjson().encode()
 
 
 def _arrow(found: Answer) -> bytes:
     """Times as timestamps in UTC, amounts as 64-bit integers, or as decimals where one does not fit."""
     times = pl.from_epoch("_bucket", time_unit="ms").dt.replace_time_zone("UTC").alias("time")
-    rows = found.page.with_columns(times).drop("_bucket", "_sampled")
+    rows = found.page.frame.with_columns(times).drop("_bucket", "_sampled")
     wide = any(rows.schema[name] == pl.Int128() for name in _WIDE)
     amounts = pl.col(*_WIDE).cast(pl.Decimal(38, 0) if wide else pl.Int64)
     into = io.BytesIO()

@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-import polars as pl
-
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
 from infra.errors import Unavailable
 from infra.redis import Redis
 from infra.settings import Settings
 from query import answer, sums
+from query.answer import Page
 from query.cache import Cache, Found
 from query.plan import EXACT, HOT, Borders, Piece, plan
 from query.request import Held, Question, parse
@@ -45,11 +44,10 @@ class NothingLeft(Unavailable):
 
 @dataclass
 class Answer:
-    """What was found. `page`: rows with `_bucket` and the columns of `answer.meta`. `tiers_ms`: from the first question to
-    a tier to the last answer."""
+    """What was found. `tiers_ms`: from the first question to a tier to the last answer."""
 
     question: Question
-    page: pl.DataFrame
+    page: Page
     next_cursor: str | None
     finality: str
     watermark_ms: int | None
@@ -60,11 +58,6 @@ class Answer:
     """Whether nothing of it can change any more, unless a nightly run replaces it."""
     elapsed_ms: float
     tiers_ms: float
-
-    @property
-    def shown(self) -> pl.DataFrame:
-        """The page with the columns of `answer.meta` alone."""
-        return self.page[[name for name in self.page.columns if not name.startswith("_")]]
 
 
 @dataclass

@@ -88,9 +88,8 @@ class Live:
 
 def _rows(found: Answer) -> dict[tuple[Any, ...], str]:
     """(bucket, group values…) → the row as JSON."""
-    page = found.page
-    keys = page.select("_bucket", *found.question.group_by).rows()
-    lines = found.shown.write_ndjson().splitlines()
+    keys = found.page.frame.select("_bucket", *found.question.group_by).rows()
+    lines = found.page.shown.write_ndjson().splitlines()
     return dict(zip(keys, lines, strict=True))
 
 

@@ -280,7 +280,7 @@ def test_many_who_ask_at_once_are_one_question_to_clickhouse(settings: Settings,
 
     def one(number: int) -> list[int]:
         start.wait()
-        found: list[int] = routers[number % 2].answer(question).page["impressions"].to_list()
+        found: list[int] = routers[number % 2].answer(question).page.frame["impressions"].to_list()
         return found
 
     with ThreadPoolExecutor(200) as pool:

@@ -123,7 +123,7 @@ def causes_of(told: str, measure: str = "clicks") -> dict[str, int]:
 def _clicks(settings: Settings, grain: str) -> tuple[int, str]:
     asked = [("campaign_id", "1"), ("start", iso(DAY)), ("end", iso(DAY + DAY_MS)), ("granularity", grain)]
     router = Router(settings)
-    (row,) = router.answer(parse(asked, now_ms(), router.held)).page.rows(named=True)
+    (row,) = router.answer(parse(asked, now_ms(), router.held)).page.frame.rows(named=True)
     return row["clicks"], row["finality"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso
 from query import answer, sums
-from query.answer import Made
+from query.answer import Made, Page
 from query.plan import COLD, EXACT_DAYS, EXACT_HOURS, HOT, WARM, Borders, Piece, plan
 from query.request import RATIOS, BadQuestion, Held, Question, parse
 from query.signing import Signer
@@ -166,7 +167,7 @@ def told(question: Question, rows: Rows) -> Made:
 
 
 def shown(question: Question, made: Made) -> pl.DataFrame:
-    return answer.frame(question, made, made.order)
+    return Page(question, made, made.order).frame
 
 
 def test_ratios_follow_the_sums_and_are_null_without_a_divisor() -> None:
@@ -178,6 +179,8 @@ def test_ratios_follow_the_sums_and_are_null_without_a_divisor() -> None:
     assert ratios(1200, 31, 2, 15_400_000) == (0.0258, 0.0645, 496_774, 12_833_333)
     assert ratios(0, 0, 0, 0) == (None, None, None, None)
     assert ratios(1200, 31, 2, 2**90)[3] == (2**90 * 1000 + 600) // 1200
+    wide = told(question, {(question.start_ms,): (1200, 31, 2, 2**90, 0)})
+    assert json.loads(Page(question, wide, wide.order).json())[0]["spend_micros"] == 2**90
     assert ratios(80_000, 10, 0, 0)[0] == 0.0001  # 0.000125
     assert ratios(20_000, 7, 0, 0)[0] == 0.0004  # 0.00035: halves up, where a float would be just below
 
@@ -242,7 +245,8 @@ def test_pages_are_the_whole_in_order(order: str) -> None:
     walked, cursor, asked = [], "", 0
     while asked == 0 or cursor:
         part, following = answer.page(question(cursor), everything, SIGNER)
-        walked.append(part)
+        walked.append(part.frame)
+        assert json.loads(part.json()) == json.loads(part.shown.write_json())
         cursor, asked = following or "", asked + 1
     assert pl.concat(walked).equals(shown(whole, everything))
     assert asked == 6
@@ -256,10 +260,10 @@ def test_a_cursor_stays_right_while_rows_come_and_go(order: str) -> None:
     start = question().start_ms
     before: Rows = {(start + 2 * n * HOUR_MS,): (1, 100 - n, 0, 0, 0) for n in range(8)}
     first, cursor = answer.page(question(), told(question(), before), SIGNER)
-    gone = first["_bucket"][-1]  # what the cursor points at
+    gone = first.frame["_bucket"][-1]  # what the cursor points at
     after = {key: values for key, values in before.items() if key != (gone,)} | {(start + HOUR_MS,): (1, 200, 0, 0, 0)}
     second, _ = answer.page(question(cursor or ""), told(question(), after), SIGNER)
-    assert second["_bucket"].to_list() == [start + 2 * n * HOUR_MS for n in range(4, 8)]
+    assert second.frame["_bucket"].to_list() == [start + 2 * n * HOUR_MS for n in range(4, 8)]
 
 
 def test_a_cursor_belongs_to_its_question_and_its_key() -> None:
