@@ -112,7 +112,7 @@ def audit(app: App, date: str, master: str) -> int:
     store = FileStore(app.settings.archive)
     files = archive_files.around(store, day)
     if not files:
-        raise UserError(f"nothing is archived for {day}", hint=f"looked below {store.where}")
+        raise UserError(f"nothing is archived for {day}", hint=f"looked below {store.shown}")
     client = ClickHouse(app.settings.clickhouse, app.settings.database)
     give_way(BACKGROUND)  # and Spark, which inherits it
     same = _streamed(app, client, store, files, day)

@@ -127,7 +127,7 @@ def _run(job: _Job, days: list[dt.date]) -> int:
     files = {day: archive_files.around(store, day) for day in days}
     for day in [day for day, found in files.items() if not found]:
         del files[day]
-        _pass_over(job, day, f"looked below {store.where}")
+        _pass_over(job, day, f"looked below {store.shown}")
     if not files:
         return 0
     proofs = {day: _prove(job, found, day) for day, found in files.items()}

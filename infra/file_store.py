@@ -43,12 +43,15 @@ class FileStore:
         self.folder = None if is_bucket(where) else Path(where).absolute()
         """The folder, where it is one: libraries read files of it by their paths."""
         self.where = where.rstrip("/") if self.folder is None else str(self.folder)
+        """By which another process opens it."""
+        self.shown = self.where.partition("?")[0] if self.folder is None else self.where
+        """The same for a person: what follows a ? in a URL may be a secret."""
         base, system = _bucket(where) if self.folder is None else (self.where, fs.LocalFileSystem())
         self._files = fs.SubTreeFileSystem(base, system)
 
     def address(self, name: str) -> str:
         """Where a file is, for a person."""
-        return f"{self.where.partition('?')[0]}/{name}"
+        return f"{self.shown}/{name}"
 
     def folders(self) -> list[str]:
         """The folders directly below the root, in order."""
@@ -92,12 +95,13 @@ class FileStore:
 
 
 def _bucket(url: str) -> tuple[str, fs.FileSystem]:
-    if not url.startswith(_BUCKET) or not url.removeprefix(_BUCKET).strip("/"):
-        raise UserError(f"{url} is neither a folder nor s3://BUCKET/PREFIX")
+    shown = url.partition("?")[0]
+    if not url.startswith(_BUCKET) or not shown.removeprefix(_BUCKET).strip("/"):
+        raise UserError(f"{shown} is neither a folder nor s3://BUCKET/PREFIX")
     try:
         system, base = fs.FileSystem.from_uri(url)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{url} cannot be used: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{shown} cannot be used: {str(error).splitlines()[0]}") from error
     return base, system
 
 

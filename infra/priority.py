@@ -27,6 +27,8 @@ def give_way(niceness: int) -> None:
 def give_way_here(niceness: int) -> None:
     """The same for this thread, and those that it starts, against others of its process."""
     if sys.platform == "linux":
-        # Linux counts niceness by thread.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        # Linux counts niceness by thread. Whoever was started with less than that keeps it.
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, max(niceness, os.getpriority(os.PRIO_PROCESS, thread)))
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -23,7 +23,7 @@ from infra.errors import UserError
 
 DEFAULT_DIR = ".adclick"
 ENDPOINTS_FILE = "endpoints.json"
-_PASSWORD_IN_URL = re.compile(r"(://[^:/@]*:)[^@]*@")
+_SECRETS_IN_URL = re.compile(r"(://[^:/@]*:)[^@]*(?=@)|(_key=)[^&]+")
 
 
 class Settings(BaseSettings):
@@ -130,7 +130,7 @@ class Resolved:
             if isinstance(value, SecretStr):
                 text = "********" if value.get_secret_value() else ""
             else:
-                text = _PASSWORD_IN_URL.sub(r"\1********@", str(value))
+                text = _SECRETS_IN_URL.sub(r"\1\2********", str(value))
             shown[name] = (text, self.origins.get(name, "default"))
         return shown
 

@@ -83,7 +83,7 @@ def _from_archive(where: str) -> Iterator[list[bytes]]:
     store = FileStore(folder or ".")
     names = [file] if file else [stored.name for stored in store.files() if stored.name.endswith(".parquet")]
     if not names:
-        raise UserError(f"{where} holds no Parquet files")
+        raise UserError(f"{store.shown} holds no Parquet files")
     frame = pl.concat(archive_files.read(store, name, _ARCHIVED).with_columns(_NAMES) for name in names)
     frame = frame.unique(["partition", "offset"]).sort("log_time_ms", "partition", "offset")
     fields = frame.select(

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -88,6 +89,23 @@ def test_every_answer_is_the_truth_after_kills_and_a_restart(product: Product) -
     wrong = [(v.ask, v.wrong) for v in (product.truths.check(client, a) for a in asks) if v.wrong]
     assert wrong == []
     assert len(asks) > 60
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="niceness by thread is Linux's")
+def test_what_brings_events_in_gives_way_to_answers(product: Product) -> None:
+    wait_until(lambda: {"ingest-0", "archive-0", "query-0"} <= set(product.folder.processes()), 20, "all run")
+    found = product.folder.processes()
+    # Across sessions niceness may not count.
+    assert len({os.getsid(process.pid) for process in found.values()}) == 1
+
+    def gave_way() -> bool:
+        nice = {name: process.nice() for name, process in found.items()}
+        own = nice["query-0"]
+        wanted = {"redis": own, "clickhouse": own}
+        wanted |= {name: max(own, n) for name, n in (("kafka", 5), ("ingest-0", 10), ("archive-0", 15))}
+        return {name: nice[name] for name in wanted} == wanted
+
+    wait_until(gave_way, 10, "each has settled its niceness")
 
 
 def test_every_dead_letter_is_there_once_with_its_bytes(product: Product) -> None:

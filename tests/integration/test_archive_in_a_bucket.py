@@ -119,7 +119,8 @@ def test_the_archive_worker_dies_before_an_upload_and_the_store_goes_away(
         assert running.workers["archive-0"].poll() is None
 
 
-@pytest.mark.parametrize("url", ["s3://", "gs://bucket/x", "s3:///x"])
-def test_a_url_that_names_no_bucket_is_refused(url: str) -> None:
-    with pytest.raises(UserError, match=r"neither a folder nor|Missing bucket name"):
+@pytest.mark.parametrize("url", ["s3://?secret_key=pass", "gs://bucket/x?secret_key=pass", "s3:///x?secret_key=pass"])
+def test_a_url_that_names_no_bucket_is_refused_without_its_secrets(url: str) -> None:
+    with pytest.raises(UserError, match=r"neither a folder nor|Missing bucket name") as refused:
         FileStore(url)
+    assert "pass" not in str(refused.value)

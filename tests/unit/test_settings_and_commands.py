@@ -50,7 +50,9 @@ def test_each_setting_tells_its_origin(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_passwords_in_addresses_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADCLICK_CLICKHOUSE", "http://me:pass@host:8123")
+    monkeypatch.setenv("ADCLICK_ARCHIVE", "s3://bucket/x?access_key=me&secret_key=pass&region=here")
     assert resolve().masked()["clickhouse"][0] == "http://me:********@host:8123"
+    assert resolve().masked()["archive"][0] == "s3://bucket/x?access_key=********&secret_key=********&region=here"
 
 
 @pytest.mark.parametrize(
