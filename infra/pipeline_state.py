@@ -19,6 +19,9 @@ _PATIENCE_S = 3.0
 _NOTHING_KNOWN: dict[str, Any] = {
     "watermark": None, "stream_lag_s": None, "silent_shards": [], "level": "unknown", "ingest_workers": [],
 }  # fmt: skip
+_NO_RUNS: dict[str, Any] = {"last_reconciliation": None, "reconciliation_alerts": [], "unbilled_events": 0}
+_RUNS = 1000
+"""So many runs are looked at."""
 BACKENDS = ("kafka", "redis", "clickhouse")
 LEVELS = ("normal", "elevated", "sampling", "critical")
 
@@ -38,7 +41,7 @@ def collect(settings: Settings) -> dict[str, Any]:
         parts = [
             pool.submit(ask, "kafka", _lags, {"topics": {}}),
             pool.submit(ask, "redis", _workers, _NOTHING_KNOWN),
-            pool.submit(ask, "clickhouse", _last_run, {"last_reconciliation": None}),
+            pool.submit(ask, "clickhouse", _last_runs, _NO_RUNS),
         ]
         found = {key: value for part in parts for key, value in part.result().items()}
     return found | {"problems": problems}
@@ -83,15 +86,20 @@ def _workers(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _last_run(settings: Settings) -> dict[str, Any]:
-    found = runs(settings, limit=1)
+def _last_runs(settings: Settings) -> dict[str, Any]:
+    found = runs(settings)
     if not found:
-        return {"last_reconciliation": None}
+        return _NO_RUNS
     last = {name: found[0][name] for name in ("date", "run_id", "alert")}
-    return {"last_reconciliation": last | {"published_at": found[0]["published_at"].isoformat()}}
+    current = {run["date"]: run for run in reversed(found)}  # of each day the newest
+    return {
+        "last_reconciliation": last | {"published_at": found[0]["published_at"].isoformat()},
+        "reconciliation_alerts": sorted(date for date, run in current.items() if run["alert"]),
+        "unbilled_events": sum(run["unbilled"] for run in current.values()),
+    }
 
 
-def runs(settings: Settings, limit: int = 1000) -> list[dict[str, Any]]:
+def runs(settings: Settings, limit: int = _RUNS) -> list[dict[str, Any]]:
     """The published reconciliations, newest first. Raises Unavailable."""
     client = ClickHouse(settings.clickhouse, settings.database)
     try:

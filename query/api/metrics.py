@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -83,9 +84,22 @@ class _Pipeline(Collector):
         if found["level"] in LEVELS:
             level = LEVELS.index(found["level"])
             yield GaugeMetricFamily("adclick_overload_level", "0 normal to 3 critical.", value=level)
+        if "clickhouse" not in found["problems"]:
+            yield from _of_runs(found)
         doubt = CounterMetricFamily(
             "adclick_doubted_events", "Events dropped because their ids may be among lost ones.", labels=["worker"]
         )
         for worker in found["ingest_workers"]:
             doubt.add_metric([worker["worker"]], worker["doubt"])
         yield doubt
+
+
+def _of_runs(found: Mapping[str, Any]) -> Iterator[Metric]:
+    alerts, unbilled = len(found["reconciliation_alerts"]), found["unbilled_events"]
+    yield GaugeMetricFamily("adclick_reconciliation_alert_days", "Days whose bill needs a person.", value=alerts)
+    yield GaugeMetricFamily("adclick_unbilled_events", "Events that came after their day was billed.", value=unbilled)
+    if (last := found["last_reconciliation"]) is not None:
+        at = dt.datetime.fromisoformat(last["published_at"]).timestamp()
+        yield GaugeMetricFamily(
+            "adclick_last_reconciliation_timestamp_seconds", "When a bill was last published.", value=at
+        )

@@ -29,6 +29,7 @@ from infra.settings import Settings
 from ingest import archive, archive_files, archived, events
 from ingest.archived import Decision
 from query import ledger
+from query.api.metrics import Metrics
 from query.ledger import Ledger
 from query.request import parse
 from query.router import Router
@@ -183,6 +184,7 @@ def test_what_arrives_after_a_day_was_billed_raises_an_alert(planted: Settings) 
         assert adclick("reconcile", "--date", DAY_SHOWN, "-q", cwd=None, **env).returncode == 3
         (alert,) = map(json.loads, hook.bodies)
         assert (alert["date"], {c: m["clicks"] for c, m in alert["causes"].items()}) == (DAY_SHOWN, MOVED)
+        assert b"adclick_reconciliation_alert_days 1.0\n" in Metrics(planted).render()
         # Nothing was read from Kafka in that run, so all that is archived of the day came later, but for what was taken for a copy.
         today = [_ROW | {"event_id": "new", "offset": 200, "log_time_ms": now_ms(), "time_ms": DAY + DAY_MS}]
         wire = pa.Table.from_pylist(today, schema=archived.SCHEMA)
@@ -192,6 +194,7 @@ def test_what_arrives_after_a_day_was_billed_raises_an_alert(planted: Settings) 
         assert {"date": DAY_SHOWN, "unbilled": PLANTED_ROWS - 1}.items() <= json.loads(hook.bodies[1]).items()
         shown = {run["date"]: run["unbilled"] for run in pipeline_state.runs(planted)}
         assert shown[DAY_SHOWN] == PLANTED_ROWS - 1
+        assert b"adclick_unbilled_events %d.0\n" % (PLANTED_ROWS - 1) in Metrics(planted).render()
     finally:
         hook.shutdown()
 
