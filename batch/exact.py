@@ -34,6 +34,7 @@ from pyspark.sql import functions as F  # noqa: N812
 
 from batch import recount
 from batch.recount import Letters
+from infra import scratch
 from infra.clickhouse.client import ClickHouse
 from infra.clock import day_start_ms
 from infra.embedded import java
@@ -122,8 +123,8 @@ def session(settings: Settings, master: str, folder: Path, java_options: str = J
 def running(settings: Settings, master: str) -> Iterator[SparkSession]:
     """A session in a folder of its own, for as long as the block lasts. What fails in it is told in one line, where the cause is
     known. Raises UserError, AdclickError."""
-    with _explained(), tempfile.TemporaryDirectory(prefix="adclick-spark-", ignore_cleanup_errors=True) as scratch:
-        spark = session(settings, master, Path(scratch))
+    with _explained(), scratch.folder("adclick-spark-") as folder:
+        spark = session(settings, master, folder)
         try:
             yield spark
         finally:
