@@ -79,6 +79,8 @@ def clean(store: FileStore, partitions: Iterable[int], now_ms: int) -> list[str]
 def expire(store: FileStore, now_ms: int, keep_days: int | None, most_bytes: float | None) -> list[str]:
     """Remove the oldest days: those over for `keep_days`, and, beyond `most_bytes`, what lies before the newest two; returns
     their folders."""
+    if keep_days is None and most_bytes is None:
+        return []
     days = archive_files.days(store)
     sizes = {day: sum(f.bytes for f in store.files(day)) for day in days}
     total, gone = sum(sizes.values()), list[str]()
