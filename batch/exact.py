@@ -185,9 +185,8 @@ def count(
     tasks = _tasks(files)
     buckets = max(8, 2 * len(tasks))
     names = [[file.name for file in task] for task in tasks]
-    given = spark.createDataFrame(list(enumerate(names)), "task int, names array<string>")
     known = spark.sparkContext.broadcast(letters)
-    read = given.repartitionByRange(len(tasks), "task").mapInArrow(
+    read = _spread(spark, names).mapInArrow(
         partial(_read, archive=archive, day_ms=day_ms, buckets=buckets, letters=known, billed=billed), _MADE
     ).persist(_ON_DISK)  # fmt: skip
     places = F.col("kind") == _PLACES
@@ -221,6 +220,12 @@ def _tasks(files: Sequence[File]) -> list[list[File]]:
         tasks[-1].append(file)
         size += file.stored.bytes
     return tasks
+
+
+def _spread(spark: SparkSession, tasks: Sequence[Sequence[str]]) -> DataFrame:
+    """Rows of (task, names of its files), each for a worker of its own."""
+    given = spark.createDataFrame(list(enumerate(tasks)), "task int, names array<string>")
+    return given.repartitionByRange(len(tasks), "task")
 
 
 # -- what runs in Spark's Python workers: tables of (kind, bucket, payload) --------------------------------------
@@ -380,16 +385,13 @@ def write_users(
     """
     day_ms = day_start_ms(date)
     tasks = [[file.name for file in task] for task in _tasks(files)]
-    given = spark.createDataFrame(list(enumerate(tasks)), "task int, names array<string>")
 
     def named(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         store = FileStore(archive)
         for names in (names for batch in batches for names in batch["names"].to_pylist()):
             yield from recount.users(store, names, day_ms).to_arrow(compat_level=pl.CompatLevel.oldest()).to_batches()
 
-    found = given.repartitionByRange(len(tasks), "task").mapInArrow(
-        named, "campaign_id long, advertiser_id long, user long"
-    )
+    found = _spread(spark, tasks).mapInArrow(named, "campaign_id long, advertiser_id long, user long")
     sketched = found.groupBy("campaign_id", "advertiser_id").agg(
         F.hll_sketch_estimate(F.hll_sketch_agg("user", recount.USERS_LOG2)).alias("users")
     )

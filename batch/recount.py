@@ -26,7 +26,6 @@ from infra.clock import DAY_MS, HOUR_MS
 from infra.columns import Bools, Ints
 from infra.file_store import FileStore
 from ingest import archive_files, events, grouping
-from ingest.archive_files import UnreadableFile
 from ingest.archived import DECISIONS, Decision
 
 IDS = ("campaign_id", "advertiser_id", "ad_id", "publisher_id")
@@ -108,9 +107,7 @@ def archived_rows(store: FileStore, names: Sequence[str]) -> pl.DataFrame:
         try:
             found.append(coded(rows))
         except pl.exceptions.PolarsError as error:
-            raise UnreadableFile(
-                f"{store.address(name)} cannot be read: {str(error).splitlines()[0]}", hint="is it of a newer version?"
-            ) from error
+            raise archive_files.unreadable(store, name, error, "is it of a newer version?") from error
     return pl.concat(found)
 
 

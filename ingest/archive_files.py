@@ -125,6 +125,9 @@ def read(store: FileStore, name: str, columns: Sequence[str]) -> pl.DataFrame:
         with store.open(name) as source:
             return pl.DataFrame(pl.from_arrow(parquet.read_table(source, columns=list(columns), partitioning=None)))
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
-        raise UnreadableFile(
-            f"{store.address(name)} cannot be read: {str(error).splitlines()[0]}", hint="restore the file"
-        ) from error
+        raise unreadable(store, name, error, "restore the file") from error
+
+
+def unreadable(store: FileStore, name: str, error: Exception, hint: str) -> UnreadableFile:
+    """What to raise for a file."""
+    return UnreadableFile(f"{store.address(name)} cannot be read: {str(error).splitlines()[0]}", hint=hint)
