@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -48,23 +49,14 @@ class Redis:
         except _AWAY as error:
             raise _away(error) from error
 
-    def pipeline(self, commands: Iterable[Sequence[Any]], *, atomic: bool = False) -> list[Any]:
-        """Many commands in one round trip, with their answers as Redis gives them; `atomic` puts them into MULTI/EXEC."""
-        told = [pack(*command) for command in commands]
+    def pipeline(self, commands: Iterable[Sequence[Any] | bytes]) -> list[Any]:
+        """Many commands, packed or not, in one round trip, with their answers as Redis gives them."""
+        told = [command if isinstance(command, bytes) else pack(*command) for command in commands]
         if not told:
             return []
         with self._connection() as connection:
-            if not atomic:
-                connection.send_packed_command(told, check_health=False)
-                return [connection.read_response() for _ in told]
-            connection.send_packed_command([pack("MULTI"), *told, pack("EXEC")], check_health=False)
-            for _ in range(1 + len(told)):
-                connection.read_response()
-            found = list(connection.read_response())
-        for answer in found:
-            if isinstance(answer, Exception):
-                raise answer
-        return found
+            _send(connection, told)
+            return [connection.read_response() for _ in told]
 
     def ranges(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes]:
         """Bytes of strings, from first to last, in one round trip."""
@@ -94,15 +86,14 @@ class Redis:
         """
         try:
             with self._connection() as connection:
-                connection.send_packed_command([pack("WATCH", key), pack("GET", key)], check_health=False)
+                _send(connection, [pack("WATCH", key), pack("GET", key)])
                 connection.read_response()
                 commands = accept(connection.read_response())
                 if commands is None:
-                    connection.send_packed_command([pack("UNWATCH")], check_health=False)
+                    _send(connection, [pack("UNWATCH")])
                     connection.read_response()
                     return False
-                packed = [pack("MULTI"), *(pack(*command) for command in commands), pack("EXEC")]
-                connection.send_packed_command(packed, check_health=False)
+                _send(connection, [pack("MULTI"), *(pack(*command) for command in commands), pack("EXEC")])
                 for _ in range(1 + len(commands)):
                     connection.read_response()
                 if connection.read_response() is None:
@@ -157,14 +148,40 @@ class Redis:
         self._client.close()
 
 
+def _send(connection: Any, commands: Sequence[bytes]) -> None:
+    """In one piece: redis-py sends each command by itself, and Redis would wake up for each."""
+    connection.send_packed_command([b"".join(commands)], check_health=False)
+
+
 def _away(error: Exception) -> Unavailable:
     return (TimedOut if isinstance(error, redis.TimeoutError) else Unavailable)(f"Redis: {error}")
 
 
-def pack(*command: bytes | str | int) -> bytes:
+@dataclass(frozen=True)
+class Arguments:
+    """Several arguments of a command, as they are sent: made once, where many commands have the same."""
+
+    count: int
+    raw: bytes
+
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> Arguments:
+        """Of their values: bytes, or what is written as text."""
+        parts = [v if isinstance(v, bytes) else str(v).encode() for v in values]
+        return cls(len(parts), b"".join([b"$%d\r\n%b\r\n" % (len(p), p) for p in parts]))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Arguments]) -> Arguments:
+        """Those of several, one after the other."""
+        return cls(sum(p.count for p in parts), b"".join([p.raw for p in parts]))
+
+
+def pack(*command: bytes | str | int, more: Arguments | None = None) -> bytes:
     """A command in Redis' own protocol (RESP): redis-py takes six times as long."""
-    parts = [c if isinstance(c, bytes) else str(c).encode() for c in command]
-    return b"*%d\r\n%b" % (len(parts), b"".join([b"$%d\r\n%b\r\n" % (len(p), p) for p in parts]))
+    told = Arguments.of(command)
+    if more is None:
+        return b"*%d\r\n%b" % (told.count, told.raw)
+    return b"*%d\r\n%b%b" % (told.count + more.count, told.raw, more.raw)
 
 
 class Script:
@@ -173,27 +190,22 @@ class Script:
     def __init__(self, client: Redis, source: str) -> None:
         self._client, self._source, self._sha = client, source, ""
 
-    def __call__(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    def __call__(self, keys: Sequence[str | bytes], args: Sequence[Any]) -> Any:
         """Run it once."""
-        return self.each([(keys, args)])[0]
+        return self.each([(keys, Arguments.of(args))])[0]
 
-    def each(
-        self, calls: Sequence[tuple[Sequence[str], Sequence[Any]]], first: Sequence[Sequence[Any]] = ()
-    ) -> list[Any]:
-        """Run commands and then the script with each of several (keys, arguments), in one round trip. One that Redis does not
-        know has not run at all: what comes before may have, so only what is safe to repeat goes together."""
+    def each(self, calls: Sequence[tuple[Sequence[str | bytes], Arguments]]) -> list[Any]:
+        """Run it with each of several (keys, arguments), in one round trip."""
         if not self._sha:
             self._load()
         try:
-            return self._run(calls, first)
+            return self._run(calls)
         except redis.exceptions.NoScriptError:
             self._load()
-            return self._run(calls, first)
+            return self._run(calls)
 
     def _load(self) -> None:
         self._sha = self._client.call("SCRIPT", "LOAD", self._source).decode()
 
-    def _run(self, calls: Sequence[tuple[Sequence[str], Sequence[Any]]], first: Sequence[Sequence[Any]]) -> list[Any]:
-        return self._client.pipeline(
-            [*first, *(("EVALSHA", self._sha, len(keys), *keys, *args) for keys, args in calls)]
-        )
+    def _run(self, calls: Sequence[tuple[Sequence[str | bytes], Arguments]]) -> list[Any]:
+        return self._client.pipeline([pack("EVALSHA", self._sha, len(keys), *keys, more=args) for keys, args in calls])

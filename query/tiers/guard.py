@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import tenacity
 from circuitbreaker import STATE_HALF_OPEN, STATE_OPEN, CircuitBreaker
 
 from infra.errors import TimedOut, Unavailable
@@ -16,13 +15,6 @@ T = TypeVar("T")
 _FAILURES, _LEFT_ALONE_S = 3, 2
 # Whoever finds out whether a backend is there again waits for it no longer than this.
 _PROBED_S = 0.25
-# A connection that the backend closed while it lay idle is found broken by whoever uses it next. All that is asked here
-# are questions, so asking again is safe; but not what has been waited for already.
-_once_more = tenacity.retry(
-    retry=tenacity.retry_if_exception(lambda e: isinstance(e, Unavailable) and not isinstance(e, TimedOut)),
-    stop=tenacity.stop_after_attempt(2),
-    reraise=True,
-)
 
 
 class Guard:
@@ -49,7 +41,14 @@ class Guard:
 
     def _asked(self, ask: Callable[[], T]) -> T:
         with self._breaker:
-            return _once_more(ask)()
+            try:
+                return ask()
+            except TimedOut:
+                raise
+            except Unavailable:
+                # A connection that the backend closed while it lay idle is found broken by whoever uses it next. All that is
+                # asked here are questions, so asking again is safe; but not what has been waited for already.
+                return ask()
 
     def _probe(self, ask: Callable[[], T]) -> T:
         try:

@@ -6,86 +6,67 @@ when it last looked, looks again in the same round trip, and asks a second time 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import lru_cache
 
 import numpy as np
 
 from infra.clock import HOUR_MS, MINUTE_MS
-from infra.redis import Redis
-from ingest.grouping import packed as packed_keys
-from ingest.grouping import rows_of, sum_by_key
+from infra.redis import Arguments, Redis
 from query import sums
 from query.request import MEASURES, Question
-from query.sums import NAMES, Sums, of_halves
+from query.sums import NAMES, Sums
+from query.tiers.fold import fold
 from stream.chunks import CHANGED
 from stream.sinks import rows
 from stream.sinks.hot import base_key
-from stream.sinks.rows import ROLLED
+from stream.sinks.rows import ROLLED, ROWS
 
-_LOW = np.int64(2**32 - 1)
 _MARKS = ("closed_ms", "packed_ms", "from_ms", "newest_ms")
 
 
-# KEYS: hashes of cells and of flushes; ARGV: what a roll-up's field ends in, and for each key "CAMPAIGN FIRST LAST" (minutes of
-# the hour), or nothing for flushes. Roll-ups where there are some, else rows: nothing of what is not needed leaves Redis.
-_ROLLED_UP = """
-local suffix, all = ARGV[1], {}
-for i, key in ipairs(KEYS) do
-  local campaign, first, last = string.match(ARGV[i + 1], '^(%d+) (%d+) (%d+)$')
-  local found = {}
-  if campaign then
-    local fields = {}
-    for minute = tonumber(first), tonumber(last) do fields[#fields + 1] = campaign .. ':' .. minute .. suffix end
-    found = redis.call('HMGET', key, unpack(fields))
-    local small, at = {}, {}
-    for j, value in ipairs(found) do
-      if not value then
-        small[#small + 1], at[#at + 1] = campaign .. ':' .. (first + j - 1), j
-      end
-    end
-    if #small > 0 then
-      for j, value in ipairs(redis.call('HMGET', key, unpack(small))) do found[at[j]] = value end
-    end
-    found[#found + 1] = redis.call('HGET', key, campaign .. '+')
-  else
-    local fields, rolled = redis.call('HKEYS', key), {}
-    for _, field in ipairs(fields) do
-      if string.sub(field, -2) == suffix then rolled[string.sub(field, 1, -3)] = true end
-    end
-    for _, field in ipairs(fields) do
-      if rolled[field] then found[#found + 1] = redis.call('HGET', key, field .. suffix)
-      elseif not string.find(field, ':') then found[#found + 1] = redis.call('HGET', key, field) end
-    end
-  end
-  all[i] = found
+# KEYS: the span of a shard, then hashes of cells and of what flushes added; ARGV: for each of those how many fields follow, and
+# these, or 0 for all of it. Returns the marks of the span, and the values of each hash: all as they are at one moment.
+_READ = """
+local found, at = {redis.call('HMGET', KEYS[1], 'closed_ms', 'packed_ms', 'from_ms', 'newest_ms')}, 1
+for i = 2, #KEYS do
+  local count = tonumber(ARGV[at])
+  if count == 0 then found[i] = redis.call('HVALS', KEYS[i])
+  else found[i] = redis.call('HMGET', KEYS[i], unpack(ARGV, at + 1, at + count)) end
+  at = at + 1 + count
 end
-return all
+return found
 """
+_ALL = Arguments.of([0])
+# Half of what lies between two flushes.
+_SEEN_S = 0.25
 
 
 @dataclass(frozen=True)
 class _Place:
     """Where rows of a campaign may lie: `count` cells from the minute `first` on, or, for 0, what flushes added to it."""
 
-    shard: int
     key: str
     campaign: int
     first: int
     count: int
 
-    @property
-    def fields(self) -> list[str]:
-        """Of the cells, and of what came later."""
-        number = self.first % HOUR_MS // MINUTE_MS
-        return [*(f"{self.campaign}:{m}" for m in range(number, number + self.count)), f"{self.campaign}+"]
+    def asked(self, kind: str) -> tuple[list[str], list[Arguments]]:
+        """Keys, and fields of each: of the rows where they are few, else of the `kind` of rows or roll-ups that will do."""
+        if not self.count:
+            return [self.key, f"{self.key}:{kind}"], [_ALL, _ALL]
+        return [self.key], [_fields(self.campaign, self.first % HOUR_MS // MINUTE_MS, self.count, kind)]
 
-    @property
-    def told(self) -> str:
-        """As the script is told."""
-        number = self.first % HOUR_MS // MINUTE_MS
-        return f"{self.campaign} {number} {number + self.count - 1}" if self.count else ""
+
+@lru_cache(maxsize=4096)
+def _fields(campaign: int, minute: int, count: int, kind: str) -> Arguments:
+    """How many fields, and these: of so many cells from a minute of an hour on, of few rows or of a kind, and of what came
+    later."""
+    cells = [f"{campaign}:{number}" for number in range(minute, minute + count)]
+    fields = [*cells, *(f"{cell}:{kind}" for cell in cells), f"{campaign}+"]
+    return Arguments.of([len(fields), *fields])
 
 
 @dataclass(frozen=True)
@@ -126,14 +107,22 @@ class HotTier:
 
     def __init__(self, redis: Redis, prefix: str, shards: int) -> None:
         self._redis, self._prefix, self._shards = redis, prefix, shards
-        self._rolled = redis.script(_ROLLED_UP)
+        self._script = redis.script(_READ)
         self._marks = [("HMGET", f"{base_key(prefix, s)}:span", *_MARKS) for s in range(shards)]
-        self._seen: Span | None = None
+        self._seen: tuple[float, Span] | None = None
 
     def span(self) -> Span:
         """What the tier holds, now."""
-        self._seen = _span(self._redis.pipeline(self._marks))
-        return self._seen
+        return self._see(_span(self._redis.pipeline(self._marks)))
+
+    def seen(self) -> Span | None:
+        """What it held a moment ago, as far as somebody has looked."""
+        seen = self._seen
+        return seen[1] if seen is not None and time.monotonic() - seen[0] < _SEEN_S else None
+
+    def _see(self, span: Span) -> Span:
+        self._seen = time.monotonic(), span
+        return span
 
     def warm_up(self, question: Question) -> None:
         """Sum a row that nobody asked for."""
@@ -148,20 +137,20 @@ class HotTier:
 
     def read(self, question: Question, start_ms: int, end_ms: int) -> tuple[Sums, int, Span]:
         """Sums of the minutes in [start_ms, end_ms), how many packed rows were read, and what the tier held then."""
-        campaigns = question.campaigns or tuple(self.campaigns_of(question.advertiser or 0))
-        taken = self._seen or self.span()
+        campaigns = _filtered(question, question.campaigns or tuple(self.campaigns_of(question.advertiser or 0)))
+        taken = self._seen[1] if self._seen is not None else self.span()
         places = self._places(campaigns, start_ms, end_ms, taken)
         span, answers = self._ask(question, places)
         if not span.places_as(taken):
             places = self._places(campaigns, start_ms, end_ms, span)
             _, answers = self._ask(question, places)
-        self._seen = span
+        self._see(span)
         packed: list[bytes] = []
         minutes: list[int] = []
         owners: list[int] = []
-        for place, found in zip(places, answers, strict=True):
+        for place, found in zip((p for of_shard in places for p in of_shard), answers, strict=True):
             # Cells minute by minute, and then what came later for any; or what the flushes added to one minute.
-            values = _cells(place.first, found) if place.count else ((place.first, value) for value in found if value)
+            values = _cells(place, found) if place.count else ((place.first, value) for value in found if value)
             for minute, value in values:
                 packed.append(value)
                 minutes.append(minute)
@@ -170,13 +159,13 @@ class HotTier:
             return sums.none(question), 0, span
         return *self._sum(question, packed, minutes, owners), span
 
-    def _places(self, campaigns: tuple[int, ...], start_ms: int, end_ms: int, span: Span) -> list[_Place]:
-        found: list[_Place] = []
-        for shard, newest in enumerate(span.newest_ms):
-            if newest is not None and newest >= start_ms:
-                stop_ms = min(end_ms, newest + MINUTE_MS)
-                found += self._of_shard(shard, campaigns, start_ms, stop_ms, span.packed_ms[shard])
-        return found
+    def _places(self, campaigns: tuple[int, ...], start_ms: int, end_ms: int, span: Span) -> list[list[_Place]]:
+        """Of each shard."""
+        return [
+            [] if newest is None or newest < start_ms
+            else list(self._of_shard(shard, campaigns, start_ms, min(end_ms, newest + MINUTE_MS), packed_ms))
+            for shard, (newest, packed_ms) in enumerate(zip(span.newest_ms, span.packed_ms, strict=True))
+        ]  # fmt: skip
 
     def _of_shard(
         self, shard: int, campaigns: tuple[int, ...], start_ms: int, end_ms: int, packed_ms: int | None
@@ -186,59 +175,62 @@ class HotTier:
         for campaign in campaigns:
             for hour in range(start_ms - start_ms % HOUR_MS, end_ms, HOUR_MS):
                 low, high = max(start_ms, hour), min(end_ms, hour + HOUR_MS)
-                yield _Place(shard, f"{base}:h:{hour}", campaign, low, (high - low) // MINUTE_MS)
+                yield _Place(f"{base}:h:{hour}", campaign, low, (high - low) // MINUTE_MS)
             for minute in range(by_flush_from, end_ms, MINUTE_MS):
-                yield _Place(shard, f"{base}:o:{minute}:{campaign}", campaign, minute, 0)
+                yield _Place(f"{base}:o:{minute}:{campaign}", campaign, minute, 0)
 
-    def _ask(self, question: Question, places: list[_Place]) -> tuple[Span, list[list[bytes | None]]]:
+    def _ask(self, question: Question, places: list[list[_Place]]) -> tuple[Span, list[list[bytes | None]]]:
         """What the tier holds, and then the values of each place: all of a shard at one moment, and roll-ups where these are
         enough."""
         needed = ({*question.group_by} | {name for name, _ in question.filters}) - {"campaign_id"}
-        if len(needed) <= 1:
-            suffix = f":{ROLLED[needed.pop() if needed else 'device']}"
-            calls = [
-                ([p.key for p in found], [suffix, *(p.told for p in found)])
-                for _, of_shard in groupby(places, lambda p: p.shard)
-                for found in [list(of_shard)]
-            ]
-            told = self._rolled.each(calls, self._marks)
-            return _span(told[: self._shards]), [values for of_shard in told[self._shards :] for values in of_shard]
-        commands = [("HMGET", p.key, *p.fields) if p.count else ("HGETALL", p.key) for p in places]
-        told = self._redis.pipeline([*self._marks, *commands], atomic=True)
-        return _span(told[: self._shards]), [
-            found if place.count else [v for name, v in zip(found[::2], found[1::2], strict=True) if b":" not in name]
-            for place, found in zip(places, told[self._shards :], strict=True)
-        ]
+        kind = ROLLED[needed.pop() if needed else "device"] if len(needed) <= 1 else ROWS
+        calls = []
+        for shard, of_shard in enumerate(places):
+            keys, fields = [f"{base_key(self._prefix, shard)}:span"], list[Arguments]()
+            for place in of_shard:
+                asked = place.asked(kind)
+                keys += asked[0]
+                fields += asked[1]
+            calls.append((keys, Arguments.joined(fields)))
+        told = self._script.each(calls)
+        answers: list[list[bytes | None]] = []
+        for (_, *values), of_shard in zip(told, places, strict=True):
+            found = iter(values)
+            answers += [next(found) if place.count else [*next(found), *next(found)] for place in of_shard]
+        return _span([marks for marks, *_ in told]), answers
 
     def _sum(self, question: Question, packed: list[bytes], minutes: list[int], owners: list[int]) -> tuple[Sums, int]:
-        columns, source = rows.unpack(packed)
-        columns["campaign_id"] = np.array(owners, np.int64)[source]
         bucket_of = {minute: question.bucket(minute) for minute in set(minutes)}
-        buckets = np.unique(np.fromiter(bucket_of.values(), np.int64))
-        place = np.searchsorted(buckets, np.array([bucket_of[minute] for minute in minutes]))[source]
-        kept = np.ones(len(source), bool)
-        if question.advertiser is not None:
-            kept &= columns["advertiser_id"] == question.advertiser
-        if question.scope is not None:
-            kept &= np.isin(columns["advertiser_id"], list(question.scope))
-        for name, values in question.filters:
-            wanted = [NAMES[name].index(str(v)) for v in values] if name in NAMES else list(values)
-            kept &= np.isin(columns[name], wanted)
-        if not kept.all():
-            place, columns = place[kept], {name: column[kept] for name, column in columns.items()}
-        spend = columns["spend_micros"]
-        # Halves of 32 bits: so many rows as there can be do not overflow their sums.
-        counts = [columns[m] for m in MEASURES if m != "spend_micros"]
-        changed = (columns["late"] > 0) | (columns[CHANGED] > 0)
-        amounts = rows_of([*counts, spend & _LOW, spend >> 32, changed, columns["sampled"] > 0])
-        keys = packed_keys([place, *(columns[g] for g in question.group_by)])
-        first, found = sum_by_key(keys, amounts)
-        told = dict(zip((m for m in MEASURES if m != "spend_micros"), found.T, strict=False))
-        told["spend_micros"] = of_halves(found[:, len(counts)], found[:, len(counts) + 1], 32)
+        by_campaign = "campaign_id" in question.group_by
+        # Each (bucket, campaign), and its number.
+        numbers: dict[tuple[int, int], int] = {}
+        places = [
+            numbers.setdefault((bucket_of[minute], owner if by_campaign else 0), len(numbers))
+            for minute, owner in zip(minutes, owners, strict=True)
+        ]
+        dimensions = [name for name in question.group_by if name != "campaign_id"]
+        # Campaigns are told apart by where their rows lie.
+        wanted = [(name, _numbers(name, values)) for name, values in question.filters if name != "campaign_id"]
+        wanted += [("advertiser_id", [question.advertiser])] if question.advertiser is not None else []
+        wanted += [("advertiser_id", list(question.scope))] if question.scope is not None else []
+        found = fold(packed, places, dimensions, wanted)
+        buckets, campaigns = np.array(list(numbers), np.int64)[found.places].T
+        groups = dict(zip(dimensions, found.groups, strict=True)) | {"campaign_id": campaigns}
         return Sums(
-            buckets[place[first]], tuple(columns[g][first] for g in question.group_by), tuple(told[m] for m in MEASURES),
-            found[:, -2] > 0, found[:, -1] > 0,
-        ), len(source)  # fmt: skip
+            buckets, tuple(groups[g] for g in question.group_by), tuple(found.sums[m] for m in MEASURES),
+            (found.sums["late"] > 0) | (found.sums[CHANGED] > 0), found.sums["sampled"] > 0,
+        ), found.rows_read  # fmt: skip
+
+
+def _numbers(name: str, values: Sequence[str | int]) -> list[int]:
+    """Of a dimension's values, as rows have them."""
+    return [NAMES[name].index(str(value)) if name in NAMES else int(value) for value in values]
+
+
+def _filtered(question: Question, campaigns: tuple[int, ...]) -> tuple[int, ...]:
+    """Those that a filter leaves."""
+    wanted = dict(question.filters).get("campaign_id")
+    return campaigns if wanted is None else tuple(c for c in campaigns if c in wanted)
 
 
 def _span(told: list[list[bytes | None]]) -> Span:
@@ -247,11 +239,13 @@ def _span(told: list[list[bytes | None]]) -> Span:
     return Span(*([shard[i] for shard in numbers] for i in range(len(_MARKS))))
 
 
-def _cells(first: int, found: list[bytes | None]) -> Iterator[tuple[int, bytes]]:
-    """(minute, rows) of consecutive minutes from `first`, followed by one value with what came later in that hour."""
+def _cells(place: _Place, found: list[bytes | None]) -> Iterator[tuple[int, bytes]]:
+    """(minute, rows) of consecutive minutes, of either kind, followed by one value with what came later in that hour."""
     *values, later = found
-    yield from ((first + n * MINUTE_MS, value) for n, value in enumerate(values) if value is not None)
-    hour, end = first - first % HOUR_MS, first + len(values) * MINUTE_MS
+    for number, value in enumerate(values):
+        if value is not None:
+            yield place.first + number % place.count * MINUTE_MS, value
+    hour, end = place.first - place.first % HOUR_MS, place.first + place.count * MINUTE_MS
     for number, value in rows.all_later(later or b""):
-        if first <= hour + number * MINUTE_MS < end:
+        if place.first <= hour + number * MINUTE_MS < end:
             yield hour + number * MINUTE_MS, value

@@ -1,10 +1,10 @@
 """The hot tier: minutes in Redis, a shard at a time.
 
-    …hot:{sN}:h:HOUR      hash  CAMPAIGN:MM → packed rows of a minute when it had closed
-                                CAMPAIGN:MM:D → their roll-up by dimension D (a, p, c, d), when there are many
+    …hot:{sN}:h:HOUR      hash  CAMPAIGN:MM → packed rows of a minute when it had closed; when they are many, instead:
+                                CAMPAIGN:MM:r → the rows; CAMPAIGN:MM:D → their roll-up by dimension D (a, p, c, d)
                                 CAMPAIGN+ → what came after that: minute, length and packed rows, over and over
-    …hot:{sN}:o:MINUTE:C  hash  SEQUENCE → packed rows that one flush added to a minute
-                                SEQUENCE:D → their roll-up
+    …hot:{sN}:o:MINUTE:C  hash  SEQUENCE → packed rows that one flush added to a minute, or that all did up to there;
+                                when they are many, instead: the rows in …:C:r, their roll-ups in …:C:D
     …hot:{sN}:a:ADV       set   the advertiser's campaigns
     …hot:{sN}:span        hash  sequence (the fence), closed_ms (closing watermark), packed_ms (minutes that end at or
                                 before this have no rows by flush), from_ms (held since), newest_ms (the newest minute
@@ -39,16 +39,33 @@ from ingest.partials import WINDOW, Partials
 from stream import chunks
 from stream.held import Window
 from stream.sinks import rows
+from stream.sinks.gathering import Gathering
 from stream.state import Changes, StageState
 
 _MOVE = """
-local function roll(key, field, value)
-  local sizes, at, told = {struct.unpack('<I4I4I4I4', value)}, 17, {}
-  for i, dimension in ipairs({':a', ':p', ':c', ':d'}) do
-    told[2 * i - 1], told[2 * i] = field .. dimension, string.sub(value, at, at + sizes[i] - 1)
+local kinds = {':r', ':a', ':p', ':c', ':d'}
+local function parts(value, rolls)
+  local sizes, at, found = {struct.unpack('<I4I4I4I4', rolls)}, 17, {value}
+  for i = 1, 4 do
+    found[i + 1] = string.sub(rolls, at, at + sizes[i] - 1)
     at = at + sizes[i]
   end
+  return found
+end
+local function put(key, cell, value, rolls)
+  if rolls == '' then redis.call('HSET', key, cell, value) return end
+  local told = {}
+  for i, part in ipairs(parts(value, rolls)) do told[2 * i - 1], told[2 * i] = cell .. kinds[i], part end
   redis.call('HSET', key, unpack(told))
+end
+local function add(open, sequence, value, rolls)
+  if rolls == '' then redis.call('HSET', open, sequence, value) return end
+  for i, part in ipairs(parts(value, rolls)) do redis.call('HSET', open .. kinds[i], sequence, part) end
+end
+local function all(name)
+  local names = {name}
+  for i, kind in ipairs(kinds) do names[i + 1] = name .. kind end
+  return names
 end
 local function without(key, campaign, minute)
   local later = redis.call('HGET', key, campaign .. '+')
@@ -63,26 +80,30 @@ local function without(key, campaign, minute)
   if #kept == 0 then redis.call('HDEL', key, campaign .. '+')
   else redis.call('HSET', key, campaign .. '+', table.concat(kept)) end
 end
-local function move(key, cell, value, sequence)
+local function move(key, cell, value, rolls, sequence)
   local campaign, minute = string.match(cell, '^(%d+):(%d+)$')
   local base, hour = string.match(key, '^(.*):h:(%d+)$')
   local open = string.format('%s:o:%.0f:%s', base, tonumber(hour) + 60000 * tonumber(minute), campaign)
-  redis.call('HSET', key, cell, value)
-  redis.call('HDEL', key, cell .. ':a', cell .. ':p', cell .. ':c', cell .. ':d')
+  redis.call('HDEL', key, unpack(all(cell)))
+  put(key, cell, value, rolls)
   without(key, campaign, minute)
-  local fields, later, old = redis.call('HKEYS', open), false, {}
-  for _, field in ipairs(fields) do
-    if tonumber(string.match(field, '^%d+')) > sequence then later = true else old[#old + 1] = field end
+  local later, old = false, {}
+  for _, name in ipairs({open, open .. ':r'}) do
+    for _, added in ipairs(redis.call('HKEYS', name)) do
+      if tonumber(added) > sequence then later = true else old[#old + 1] = added end
+    end
   end
-  if not later then redis.call('UNLINK', open) return end
-  for _, field in ipairs(old) do redis.call('HDEL', open, field) end
+  if not later then redis.call('UNLINK', unpack(all(open))) return end
+  for _, added in ipairs(old) do
+    for _, name in ipairs(all(open)) do redis.call('HDEL', name, added) end
+  end
 end
 """
 
 # KEYS[1] the span; ARGV: expected sequence (-1: whatever it is), new sequence, is this the last call, closed_ms, packed_ms,
-# from_ms, newest_ms, sent_ms, then (op, key, field, value) over and over. Returns 1 applied, 0 known already, -1 memory lost.
-# Set, Replace a hash, Move all rows into a cell, set the roll-ups of what was written just before (T), aPpend to what came
-# later, Add to a set. Rows without their roll-ups are right, so a call may end between the two.
+# from_ms, newest_ms, sent_ms, then (op, key, field, rows, roll-ups) over and over. Returns 1 applied, 0 known already, -1 memory
+# lost. Put a cell, Move all rows into a cell, add what a Flush brought to an open one, Replace all that flushes brought,
+# put what came Later behind what did before, Add to a set.
 _APPLY = (
     _MOVE
     + """
@@ -90,14 +111,14 @@ local held = tonumber(redis.call('HGET', KEYS[1], 'sequence') or -1)
 local expected, new = tonumber(ARGV[1]), tonumber(ARGV[2])
 if held > new or (held == new and expected ~= -1) then return 0 end
 if held < expected then return -1 end
-for i = 9, #ARGV, 4 do
+for i = 9, #ARGV, 5 do
   local op = ARGV[i]
-  local key, field, value = ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
-  if op == 'S' then redis.call('HSET', key, field, value)
-  elseif op == 'T' then roll(key, field, value)
-  elseif op == 'R' then redis.call('UNLINK', key) redis.call('HSET', key, field, value)
-  elseif op == 'M' then move(key, field, value, new)
-  elseif op == 'P' then redis.call('HSET', key, field, (redis.call('HGET', key, field) or '') .. value)
+  local key, field, value, rolls = ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
+  if op == 'F' then add(key, field, value, rolls)
+  elseif op == 'R' then redis.call('UNLINK', unpack(all(key))) add(key, field, value, rolls)
+  elseif op == 'M' then move(key, field, value, rolls, new)
+  elseif op == 'P' then put(key, field, value, rolls)
+  elseif op == 'L' then redis.call('HSET', key, field, (redis.call('HGET', key, field) or '') .. value)
   else redis.call('SADD', key, field) end
 end
 if ARGV[3] == '1' then
@@ -110,37 +131,36 @@ return 1
 """
 )
 
-# KEYS[1] the span; ARGV: the sequence, then (M or T, key, cell, value) over and over. Returns 1 applied, 0 for another sequence.
+# KEYS[1] the span; ARGV: the sequence, then (key, cell, rows, roll-ups) over and over. Returns 1 applied, 0 for another sequence.
 _PACK = (
     _MOVE
     + """
 local sequence = tonumber(ARGV[1])
 if tonumber(redis.call('HGET', KEYS[1], 'sequence') or -1) ~= sequence then return 0 end
-for i = 2, #ARGV, 4 do
-  if ARGV[i] == 'T' then roll(ARGV[i + 1], ARGV[i + 2], ARGV[i + 3])
-  else move(ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], sequence) end
-end
+for i = 2, #ARGV, 4 do move(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], sequence) end
 return 1
 """
 )
 
 # KEYS: the rows of a minute by flush, its hour; ARGV: the field of what came later for the campaign, the minute of the hour.
-_MOVE_LATER = """
-local later, held = { redis.call('HGET', KEYS[2], ARGV[1]) or '' }, redis.call('HGETALL', KEYS[1])
-for i = 1, #held, 2 do
-  if not string.find(held[i], ':') then
-    table.insert(later, struct.pack('<BI4', tonumber(ARGV[2]), #held[i + 1]))
-    table.insert(later, held[i + 1])
+_MOVE_LATER = (
+    _MOVE
+    + """
+local later = { redis.call('HGET', KEYS[2], ARGV[1]) or '' }
+for _, name in ipairs({KEYS[1], KEYS[1] .. ':r'}) do
+  for _, value in ipairs(redis.call('HVALS', name)) do
+    table.insert(later, struct.pack('<BI4', tonumber(ARGV[2]), #value))
+    table.insert(later, value)
   end
 end
 redis.call('HSET', KEYS[2], ARGV[1], table.concat(later))
-redis.call('UNLINK', KEYS[1])
+redis.call('UNLINK', unpack(all(KEYS[1])))
 """
+)
 
-Op = tuple[bytes, bytes, bytes, bytes]
+Op = tuple[bytes, bytes, bytes, bytes, bytes]
 # Only with the call that moves the sequence: what adds must happen once.
-_ONCE = b"P"
-_ROLLS = b"T"
+_ONCE = b"L"
 # Rows of an open minute are few at first, and of a backlog they are not looked at before it closes.
 _ROLLED_AFTER_S = 2.0
 # Corrections of a cell are added to it until they are this many rows, and half of what it has.
@@ -187,6 +207,7 @@ class HotSink:
         self._shown = -1
         """The sequence that is in Redis, as far as it is known here."""
         self._writing = threading.RLock()
+        self._gathering = Gathering()
         self._added: dict[tuple[int, int], int] = {}
         """Rows that were added to a closed cell since it was last written whole."""
 
@@ -194,6 +215,7 @@ class HotSink:
         """After a recovery: bring Redis to the state's sequence, from whatever it holds."""
         with self._writing:
             self._known.clear()
+            self._gathering.keep([])
             self._prepared = None
             found, packed = self._redis.call("HMGET", f"{self._base}:span", "sequence", "packed_ms")
             if found is not None and int(found) == state.sequence:
@@ -259,6 +281,7 @@ class HotSink:
         """Write all that is held. What a lost Redis knew beyond that is unknown from now on, never zero."""
         self._known.clear()
         self._added.clear()
+        self._gathering.keep([])
         self._to_pack.clear()
         self._move_dropped(state)
         changes = state.everything()
@@ -276,12 +299,13 @@ class HotSink:
         packed = self._redis.call("HGET", f"{self._base}:span", "packed_ms")
         if int(packed or 0) >= state.dropped_ms:
             return
-        for key in self._redis.scan_keys(f"{self._base}:o:*"):
-            minute, campaign = map(int, key.rsplit(b":", 2)[1:])
+        start = len(self._key) + len(b":o:")
+        open_cells = {tuple(key[start:].split(b":")[:2]) for key in self._redis.scan_keys(f"{self._base}:o:*")}
+        for minute, campaign in (map(int, cell) for cell in open_cells):
             if minute + MINUTE_MS <= state.dropped_ms:
                 hour, cell = self._place(minute, campaign)
                 field, number = cell.split(b":")
-                self._move_script([key.decode(), hour.decode()], [field + b"+", number])
+                self._move_script([self._open_key(minute, campaign), hour], [field + b"+", number])
 
     def _apply(self, expected: int, changes: Changes, state: StageState, ops: list[Op], from_ms: str = "") -> int:
         answer = 1
@@ -303,22 +327,29 @@ class HotSink:
     def _ops(self, changes: Changes, state: StageState, *, absolute: bool = False) -> Iterator[Op]:
         """What must be written. `absolute`: open rows replace what is there, instead of adding to it."""
         yield from self._advertisers(changes.delta)
+        self._gathering.keep({*self._opened, *changes.open})
         packed = [state.windows[w] for w in sorted(changes.newly_closed) if w not in self._to_pack]
         for (window, campaign), value, rolls in self._cells([w.together(list(w.pieces)) for w in packed]):
-            op = b"M" if absolute or window in self._opened else b"S"
-            yield from self._cell(op, window, campaign, value, rolls)
+            op = b"M" if absolute or window in self._opened else b"P"
+            yield op, *self._place(window, campaign), value, rolls
         corrected = [w for w in changes.corrected if w not in self._to_pack]
         if corrected:
             yield from self._corrections(_of_windows(changes.delta, corrected), state)
         added = [*changes.open, *(w for w in (*changes.newly_closed, *changes.corrected) if w in self._to_pack)]
-        op, sequence, soon = b"R" if absolute else b"S", b"%d" % changes.sequence, time.monotonic() - _ROLLED_AFTER_S
+        op, sequence, soon = b"R" if absolute else b"F", b"%d" % changes.sequence, time.monotonic() - _ROLLED_AFTER_S
         for rolled in (True, False):
             some = [w for w in added if rolled == (absolute or self._opened.get(w, math.inf) <= soon)]
-            for (window, campaign), value, rolls in self._cells([_of_windows(changes.delta, some)] if some else []):
-                key = self._open_key(window, campaign)
-                yield op, key, sequence, value
-                if rolled and rolls:
-                    yield _ROLLS, key, sequence, rolls
+            due: dict[int, list[int]] = {}
+            cells = self._cells([_of_windows(changes.delta, some)] if some else [], rolled=rolled)
+            for (window, campaign), value, rolls in cells:
+                if rolled and op == b"F" and window in changes.open and self._gathering.due(window, campaign, value):
+                    due.setdefault(window, []).append(campaign)
+                else:
+                    yield op, self._open_key(window, campaign), sequence, value, rolls
+            whole = [state.windows[w].of(np.array(campaigns), whole=True) for w, campaigns in due.items()]
+            for (window, campaign), value, rolls in self._cells(whole):
+                self._gathering.gathered(window, campaign, value)
+                yield b"R", self._open_key(window, campaign), sequence, value, rolls
 
     def _corrections(self, late: Partials, state: StageState) -> Iterator[Op]:
         """Rows that came for packed minutes: added to their cells, which are written whole when that gets too much."""
@@ -332,11 +363,11 @@ class HotSink:
             self._added[window, campaign] = added
             key, field = self._place(window, campaign)
             later = field.split(b":")[0] + b"+"
-            yield b"P", key, later, rows.later(window % HOUR_MS // MINUTE_MS, value)
+            yield b"L", key, later, rows.later(window % HOUR_MS // MINUTE_MS, value), b""
         whole = [state.windows[w].of(np.array(campaigns), whole=True) for w, campaigns in full.items()]
         for (window, campaign), value, rolls in self._cells(whole):
             self._added.pop((window, campaign), None)
-            yield from self._cell(b"M", window, campaign, value, rolls)
+            yield b"M", *self._place(window, campaign), value, rolls
 
     # -- packing --------------------------------------------------------------------------------------------
 
@@ -373,18 +404,17 @@ class HotSink:
         """One call; whether Redis is still where this worker is."""
         assert closed.waiting is not None
         late = Partials.joined(closed.late) if closed.late else chunks.empty()
-        again, page, done, size = set(late["campaign_id"].tolist()), list[Op](), 0, 0
+        again, flat, done, size = set(late["campaign_id"].tolist()), list[bytes](), 0, 0
         for campaign in islice(closed.waiting, self.ops_per_call):
             value, rolls = values.get(campaign, (b"", b""))
             if campaign in again:
                 wanted = np.array([campaign])
                 found = Partials.joined([_of_campaign(held, wanted), _of_campaign(late, wanted)])
                 value, rolls = next((v, r) for _, v, r in self._cells([found]))
-            page += self._cell(b"M", start, campaign, value, rolls)
+            flat += [*self._place(start, campaign), value, rolls]
             done, size = done + 1, size + len(value)
             if size > _PACKED_BYTES:
                 break
-        flat = [x for op in page for x in op]
         if int(self._pack_script([f"{self._base}:span"], [self._shown, *flat])) != 1:
             return False
         faults.point("hot.packed")
@@ -403,12 +433,6 @@ class HotSink:
         hour = window - window % HOUR_MS
         return b"%b:h:%d" % (self._key, hour), b"%d:%d" % (campaign, (window - hour) // MINUTE_MS)
 
-    def _cell(self, op: bytes, window: int, campaign: int, value: bytes, rolls: bytes) -> Iterator[Op]:
-        place = self._place(window, campaign)
-        yield op, *place, value
-        if rolls:
-            yield _ROLLS, *place, rolls
-
     def _open_key(self, window: int, campaign: int) -> bytes:
         return b"%b:o:%d:%d" % (self._key, window, campaign)
 
@@ -417,7 +441,7 @@ class HotSink:
         first, _ = sum_by_key(found, np.empty((len(found), 0), np.int64))
         pairs = set(map(tuple, found[first].tolist()))
         for advertiser, campaign in pairs - self._known:
-            yield b"A", b"%b:a:%d" % (self._key, advertiser), b"%d" % campaign, b""
+            yield b"A", b"%b:a:%d" % (self._key, advertiser), b"%d" % campaign, b"", b""
         self._known |= pairs
 
     def expire(self, now_ms: int, warm_border_ms: int | None) -> int:

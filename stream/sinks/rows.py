@@ -11,18 +11,17 @@ import struct
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
-from infra.columns import PADDING, Ints
-from infra.compiled import Number, byte_at, compiled, word_at
+from infra.columns import PADDING
 from ingest.grouping import packed, rows_of, sum_by_key
 from ingest.partials import SUMS, WINDOW, Column, Partials, ordered
 from stream.chunks import CHANGED
 from stream.held import stretches
 
-COLUMNS = ("advertiser_id", "ad_id", "publisher_id", "country", "device", *SUMS, CHANGED)
+SUMMED = (*SUMS, CHANGED)
+COLUMNS = ("advertiser_id", "ad_id", "publisher_id", "country", "device", *SUMMED)
 # Readers ask only whether there was any.
 _FLAGS = ("late", "sampled", CHANGED)
 _HEAD = len(COLUMNS)
@@ -30,6 +29,8 @@ _PADDING = bytes(PADDING)
 _LATER = struct.Struct("<BI")
 ROLLED = {"ad_id": "a", "publisher_id": "p", "country": "c", "device": "d"}
 """Dimensions that cells are rolled up by, and what the fields of a roll-up end in."""
+ROWS = "r"
+"""And those of the rows that are rolled up."""
 ROLLED_ROWS = 128
 _SIZES = struct.Struct("<4I")
 
@@ -111,30 +112,3 @@ def all_later(held: bytes) -> Iterator[tuple[int, bytes]]:
         minute, size = _LATER.unpack_from(held, at)
         at += _LATER.size + size
         yield minute, held[at - size : at]
-
-
-def unpack(values: list[bytes]) -> tuple[dict[str, Ints], Ints]:
-    """All rows of many values by column, and for each row the index of the value it came from."""
-    raw = np.frombuffer(b"".join([*values, _PADDING]), np.uint8)
-    sizes = np.fromiter(map(len, values), np.int64, len(values))
-    starts = np.cumsum(sizes) - sizes
-    heads = raw[starts[:, None] + np.arange(_HEAD)]
-    counts = (sizes - _HEAD) // heads.sum(axis=1, dtype=np.int64)
-    table = np.zeros((_HEAD, int(counts.sum())), np.int64)
-    _unpack(raw.ctypes.data, starts, counts, table)
-    return dict(zip(COLUMNS, table, strict=True)), np.repeat(np.arange(len(values)), counts)
-
-
-@compiled
-def _unpack(data: Number, starts: Ints, counts: Ints, table: Any) -> None:
-    row, full = 0, np.uint64(0xFFFFFFFFFFFFFFFF)
-    for value in range(len(starts)):
-        head = starts[value]
-        at = head + _HEAD
-        for _ in range(counts[value]):
-            for column in range(_HEAD):
-                width = np.int64(byte_at(data, head + column))
-                if width > 0:
-                    table[column, row] = np.int64(word_at(data, at) & (full >> np.uint64(64 - 8 * width)))
-                    at += width
-            row += 1

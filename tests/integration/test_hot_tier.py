@@ -18,7 +18,7 @@ from infra.settings import Settings
 from ingest.blocks import BlockHeader, SourceRange
 from query.request import Held, parse
 from query.tiers.hot import HotTier
-from stream.sinks import hot, rows
+from stream.sinks import gathering, hot, rows
 from stream.sinks.hot import HotSink
 from stream.state import Changes, StageState
 from tests.unit.test_partials_and_rows import frame, partial
@@ -65,10 +65,13 @@ def tier(settings: Settings) -> HotTier:
     return HotTier(Redis(settings.redis), settings.key_prefix, 1)
 
 
-@pytest.fixture(autouse=True, params=[128, 0], ids=["rows", "roll-ups"])
-def rolled_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few rows are kept without roll-ups; here each way."""
-    monkeypatch.setattr(rows, "ROLLED_ROWS", request.param)
+@pytest.fixture(autouse=True, params=[(128, 12), (0, 12), (0, 2)], ids=["rows", "roll-ups", "gathered"])
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows are kept without roll-ups, and open cells are gathered after some flushes; here each way."""
+    rolled_rows, flushes = request.param
+    monkeypatch.setattr(rows, "ROLLED_ROWS", rolled_rows)
+    monkeypatch.setattr(gathering, "_FLUSHES", flushes)
+    monkeypatch.setattr(gathering, "_SPREAD", 1)
     monkeypatch.setattr(hot, "_ROLLED_AFTER_S", 0.0)
 
 
@@ -93,6 +96,13 @@ def _read(tier: HotTier, **more: str) -> dict[Any, int]:
 
 def at(minute: int, impressions: int, **more: Any) -> dict[str, Any]:
     return partial(window_ms=START + minute * MINUTE, impressions=impressions, late=0, **more)
+
+
+def open_cells(shard: Shard) -> set[tuple[int, int]]:
+    """(minute, campaign) of those that have rows by flush."""
+    base = f"{shard.sink._base}:o:"
+    found = (key.decode()[len(base) :].split(":") for key in shard.redis.scan_keys(f"{base}*"))
+    return {((int(minute) - START) // MINUTE, int(campaign)) for minute, campaign, *_ in found}
 
 
 def test_open_and_closed_minutes_are_read_as_one(shard: Shard, tier: HotTier) -> None:
@@ -126,9 +136,7 @@ def test_a_flush_of_several_calls_is_never_counted_twice_or_missed_in_between(
         assert all(before[m] <= after[m] for m in before), "what was shown is never taken back"
     assert all(step[(0,)] in (1, 11) and step[(1,)] in (2, 22) and step[(2,)] == 4 for step in seen)
     assert minutes(tier) == {(0,): 11, (1,): 22, (2,): 4, (3,): 8}
-    assert {key.split(b":")[-2] for key in shard.redis.scan_keys(f"{shard.sink._base}:o:*")} == {
-        str(START + m * MINUTE).encode() for m in (2, 3)
-    }
+    assert {minute for minute, _ in open_cells(shard)} == {2, 3}
 
 
 def test_writing_a_flush_again_changes_nothing(shard: Shard, tier: HotTier) -> None:
@@ -240,10 +248,24 @@ def test_a_large_cell_is_read_by_its_roll_ups_wherever_it_lies(shard: Shard, tie
     check(6 + 2 * 200)
 
 
+def test_an_open_minute_of_many_flushes_has_few_pieces_and_few_rows(shard: Shard, tier: HotTier) -> None:
+    truth = {(0,): 0}
+    for n in range(60):
+        shard.show([at(0, 1, ad_id=ad) for ad in range(100)] + [at(0, 1, campaign_id=2)], START)
+        truth[(0,)] += 100
+        assert minutes(tier) == truth
+        assert minutes(tier, campaign_id="2") == {(0,): n + 1}
+        for campaign in (1, 2):
+            names = [f"{shard.sink._base}:o:{START}:{campaign}{kind}" for kind in ("", ":r")]
+            values = [value for name in names for value in shard.redis.call("HVALS", name)]
+            assert len(values) <= 13
+            assert sum(map(rows.count, values)) <= 3 * 100
+
+
 def test_what_comes_late_is_added_until_that_is_more_than_writing_the_cell_again(shard: Shard, tier: HotTier) -> None:
     key, rows_before = f"{shard.sink._base}:h:{START}", 200
     shard.show([at(m, 1, ad_id=n) for m in (0, 1) for n in range(rows_before)], START + 2 * MINUTE)
-    closed = shard.redis.call("HGET", key, "1:0")
+    closed = shard.redis.call("HMGET", key, "1:0", "1:0:r")
     truth = {(0,): rows_before, (1,): rows_before}
     for n in range(30):
         shard.show([at(0, 2, ad_id=ad) for ad in range(10)] + ([at(1, 3)] if n == 0 else []), START + 2 * MINUTE)
@@ -251,8 +273,8 @@ def test_what_comes_late_is_added_until_that_is_more_than_writing_the_cell_again
         truth[(1,)] += 3 if n == 0 else 0
         assert minutes(tier) == truth
         if n == 0:
-            assert shard.redis.call("HGET", key, "1:0") == closed
-    assert shard.redis.call("HGET", key, "1:0") != closed, "written whole in between"
+            assert shard.redis.call("HMGET", key, "1:0", "1:0:r") == closed
+    assert shard.redis.call("HMGET", key, "1:0", "1:0:r") != closed, "written whole in between"
     assert 0 < len(shard.redis.call("HGET", key, "1+")) < 2_000
 
 
@@ -274,7 +296,7 @@ def test_a_minute_of_live_traffic_is_packed_beside_the_flushes(
 
     def between() -> bool:
         assert minutes(tier, campaign_id="1,2,3,4", group_by="campaign_id") == truth
-        if len(truth) == 4 and len(shard.redis.scan_keys(f"{shard.sink._base}:o:{START}:*")) == 1:
+        if len(truth) == 4 and len([minute for minute, _ in open_cells(shard) if minute == 0]) == 1:
             # Two that are packed already, and one that is new.
             shard.show([at(0, 100, campaign_id=c) for c in (1, 2, 4)], START + MINUTE)
             truth.update({(0, 1): 111, (0, 2): 101, (0, 4): 100})
@@ -284,9 +306,7 @@ def test_a_minute_of_live_traffic_is_packed_beside_the_flushes(
     assert not shard.sink.packs
     assert len(truth) == 5
     assert minutes(tier, campaign_id="1,2,3,4", group_by="campaign_id") == truth
-    assert {key.split(b":")[-2] for key in shard.redis.scan_keys(f"{shard.sink._base}:o:*")} == {
-        b"%d" % (START + MINUTE)
-    }
+    assert {minute for minute, _ in open_cells(shard)} == {1}
     shard.show([at(0, 1_000)], START + MINUTE)
     assert minutes(tier) == {(0,): 1111, (1,): 5}
     assert tier.span().packed_ms == [START + MINUTE]
@@ -426,6 +446,4 @@ def test_what_was_not_packed_before_its_window_was_dropped_is_still_shown(
     while shard.sink.packs:
         shard.sink.pack(lambda: False)
     assert minutes(tier, campaign_id="1,2")[(0,)] == 38
-    assert {key.split(b":")[-2] for key in shard.redis.scan_keys(f"{shard.sink._base}:o:*")} <= {
-        str(START + m * MINUTE).encode() for m in (64, 65, 66, 67)
-    }
+    assert {minute for minute, _ in open_cells(shard)} <= {64, 65, 66, 67}

@@ -14,6 +14,7 @@ from infra.errors import CorruptLog
 from ingest import blocks, partials, salting
 from ingest.blocks import SourceRange
 from ingest.partials import Partials
+from query.tiers.fold import fold
 from stream import chunks
 from stream.sinks import rows
 
@@ -105,41 +106,39 @@ def chunk_frame(made: list[dict[str, Any]]) -> Partials:
     return frame(made).with_column(chunks.CHANGED, np.zeros(len(made), np.int64))
 
 
-@given(_rows, st.booleans())
-def test_packed_rows_are_what_was_packed(made: list[dict[str, Any]], wide: bool) -> None:
-    if wide:
-        made = [*made, partial(impressions=2**40)]
-    given_rows = chunk_frame(made)
-    columns = [
-        "window_ms",
-        "campaign_id",
-        "advertiser_id",
-        "ad_id",
-        "publisher_id",
-        "country",
-        *partials.COUNTS,
-        "spend_micros",
-        "late_events",
-    ]
+_DIMENSIONS = ("advertiser_id", "ad_id", "publisher_id", "country", "device")
+
+
+@given(_rows, st.sampled_from([0, 2**40, 2**62]), st.sets(st.sampled_from(_DIMENSIONS)), st.booleans())
+def test_packed_rows_add_up_to_what_was_packed(
+    made: list[dict[str, Any]], large: int, group_by: set[str], filtered: bool
+) -> None:
+    if large:
+        # So that sums of two do not fit into 64 bits.
+        made = [*made, *(partial(impressions=2**40, spend_micros=large + n, ad_id=n) for n in range(2))]
+    given_rows, dimensions = chunk_frame(made), sorted(group_by)
     cells, values, _ = rows.pack(given_rows)
     assert len(set(cells)) == len(cells) == len(values)
-    unpacked, source = rows.unpack(values)
-    found = sorted(
-        (
-            *cells[s],
-            *(int(unpacked[n][i]) for n in columns[2:]),
-        )
-        for i, s in enumerate(source.tolist())
-    )
-    assert found == sorted(as_frame(given_rows).select(columns).rows())
+    found = fold(values, range(len(values)), dimensions, [("country", [0, 3]), ("ad_id", [0, 1])] if filtered else [])
+    summed = ("impressions", "clicks", "conversions", "late_events", "spend_micros")
+    told = zip(
+        (cells[place] for place in found.places), *(g.tolist() for g in found.groups),
+        *(found.sums[name].tolist() for name in summed), strict=True,
+    )  # fmt: skip
+    true: dict[Any, list[int]] = {}
+    for row in as_frame(given_rows).iter_rows(named=True):
+        if not filtered or (row["country"] in (0, 3) and row["ad_id"] in (0, 1)):
+            key = ((row["window_ms"], row["campaign_id"]), *(row[d] for d in dimensions))
+            true[key] = [a + row[name] for a, name in zip(true.get(key, [0] * len(summed)), summed, strict=True)]
+    assert {row[: 1 + len(dimensions)]: list(row[1 + len(dimensions) :]) for row in told} == true
+    assert found.rows_read == len(made)
 
 
-def test_narrow_and_wide_values_are_read_together() -> None:
+def test_narrow_and_wide_values_of_one_place_are_read_together() -> None:
     _, narrow, _ = rows.pack(chunk_frame([partial()]))
     _, wide, _ = rows.pack(chunk_frame([partial(clicks=2**33)]))
-    unpacked, source = rows.unpack([*narrow, *wide])
-    assert unpacked["clicks"].tolist() == [1, 2**33]
-    assert source.tolist() == [0, 1]
+    found = fold([*narrow, *wide, *narrow], [4, 2, 2], [], [])
+    assert dict(zip(found.places.tolist(), found.sums["clicks"].tolist(), strict=True)) == {4: 1, 2: 2**33 + 1}
 
 
 def test_a_block_comes_back_as_it_was_and_in_parts_below_the_limit() -> None:
