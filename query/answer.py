@@ -24,7 +24,7 @@ from query.sums import NAMES, Exact, Sums
 
 FINALITY = ("provisional", "closed", "corrected", "reconciled")
 """The weakest first."""
-_CLOSED, _CORRECTED = FINALITY.index("closed"), FINALITY.index("corrected")
+_PROVISIONAL, _CLOSED, _CORRECTED, _RECONCILED = range(len(FINALITY))
 _SHOWN = {name: pa.array(values, pa.large_string()) for name, values in NAMES.items()}
 _SHOWN_FINALITY = pa.array(FINALITY, pa.large_string())
 _TEXTS, _FINALITY_TEXTS = {name: np.array(values, object) for name, values in NAMES.items()}, np.array(FINALITY, object)
@@ -103,29 +103,28 @@ def reconciled_stretches(pieces: Sequence[Piece]) -> list[tuple[int, int]]:
     return [(p.start_ms, p.end_ms) for p in pieces if p.tier in EXACT]
 
 
-def _covered(start: int, end: int, stretches: Sequence[tuple[int, int]]) -> bool:
-    at = start
-    for low, high in stretches:
-        if low <= at < high:
-            at = high
-    return at >= end
-
-
-def finality(question: Question, bucket: int, borders: Borders, exact: Sequence[tuple[int, int]]) -> str:
-    """How final a bucket is, before it is known whether any of it was corrected."""
-    end = question.bucket_end(bucket)
-    if exact and _covered(bucket, end, exact):
-        return "reconciled"
-    return "provisional" if borders.watermark_ms is None or end > borders.watermark_ms else "closed"
-
-
 def _finalities(
     question: Question, table: Sums, borders: Borders, exact: Sequence[tuple[int, int]]
 ) -> npt.NDArray[np.uint8]:
+    """How final each row is."""
     buckets, which = np.unique(table.buckets, return_inverse=True)
-    by_bucket = [FINALITY.index(finality(question, b, borders, exact)) for b in buckets.tolist()]
-    found = np.array(by_bucket, np.uint8)[which]
+    ends = question.bucket_ends(buckets)
+    watermark_ms = -1 if borders.watermark_ms is None else borders.watermark_ms
+    by_bucket = np.where(ends > watermark_ms, _PROVISIONAL, _CLOSED).astype(np.uint8)
+    for start, end in _joined(exact):
+        by_bucket[(start <= buckets) & (ends <= end)] = _RECONCILED
+    found = by_bucket[which]
     found[(found == _CLOSED) & table.corrected] = _CORRECTED
+    return found
+
+
+def _joined(stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Stretches, in order, without what only divides them."""
+    found: list[tuple[int, int]] = []
+    for start, end in stretches:
+        if found and start == found[-1][1]:
+            start = found.pop()[0]
+        found.append((start, end))
     return found
 
 
@@ -133,8 +132,8 @@ def weakest(made: Made, question: Question, borders: Borders, pieces: Sequence[P
     """The finality of the whole."""
     if len(made):
         return FINALITY[int(made.finality.min())]
-    exact = reconciled_stretches(pieces)
-    if _covered(question.start_ms, question.end_ms, exact):
+    exact = _joined(reconciled_stretches(pieces))
+    if any(start <= question.start_ms and question.end_ms <= end for start, end in exact):
         return "reconciled"
     open_ = borders.watermark_ms is None or question.end_ms > borders.watermark_ms
     return "provisional" if open_ else "closed"

@@ -88,6 +88,11 @@ class Cache:
             return None, True
         return entry.found(now), entry.due(now)
 
+    def fresh(self, asked: str) -> Found | None:
+        """The value of `asked` at once, if it is here, and need not be renewed."""
+        found, due = self.held(asked, 0.0)
+        return None if due else found
+
     def get(self, asked: str, fresh_s: float, ask: Callable[[], bytes]) -> Found:
         """The value of `asked`, at most `fresh_s` old, or the result of `ask`. Raises what `ask` raises, but Unavailable only
         where nothing is kept."""

@@ -5,6 +5,7 @@ Pieces tile the range, without overlap and without a gap. The coarsest tier that
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass, field
 
 from infra.clock import DAY_MS, HOUR_MS
@@ -46,9 +47,14 @@ def plan(start_ms: int, end_ms: int, borders: Borders, *, whole_days: bool, only
     if only_minutes:
         return [Piece(HOT, start_ms, end_ms)]
     pieces: list[Piece] = []
+    days = sorted(borders.runs)
     at = start_ms
     while at < end_ms:
-        piece = _next(at, end_ms, borders, whole_days)
+        # Up to where another rule holds: the end of a reconciled day, or the next one.
+        day = at - at % DAY_MS
+        next_run = bisect.bisect_right(days, day)
+        until = day + DAY_MS if day in borders.runs else days[next_run] if next_run < len(days) else end_ms
+        piece = _next(at, min(until, end_ms), borders, whole_days)
         if pieces and pieces[-1].tier == piece.tier and pieces[-1].run == piece.run:
             piece = Piece(piece.tier, pieces.pop().start_ms, piece.end_ms, piece.run)
         pieces.append(piece)
@@ -56,21 +62,31 @@ def plan(start_ms: int, end_ms: int, borders: Borders, *, whole_days: bool, only
     return pieces
 
 
-def _next(at: int, end_ms: int, borders: Borders, whole_days: bool) -> Piece:
+def _next(at: int, until: int, borders: Borders, whole_days: bool) -> Piece:
+    """The first piece of [at, until), which is within one reconciled day, or has none."""
     day = at - at % DAY_MS
     run = borders.runs.get(day)
-    if whole_days and at == day and at + DAY_MS <= end_ms:
-        if run is not None:
-            return Piece(EXACT_DAYS, at, at + DAY_MS, run)
-        if borders.cold_ms is not None and at + DAY_MS <= borders.cold_ms:
-            return Piece(COLD, at, at + DAY_MS)
-    hour_end = at - at % HOUR_MS + HOUR_MS
-    if at % HOUR_MS == 0 and hour_end <= end_ms:
-        if run is not None:
-            return Piece(EXACT_HOURS, at, hour_end, run)
-        if borders.warm_ms is not None and hour_end <= borders.warm_ms:
-            return Piece(WARM, at, hour_end)
-        lost = borders.hot_from_ms is None or at < borders.hot_from_ms
-        if lost and borders.warm_closed_ms is not None and hour_end <= borders.warm_closed_ms:
-            return Piece(WARM, at, hour_end)
-    return Piece(HOT, at, min(hour_end, end_ms))
+    if whole_days and at == day:
+        if run is not None and until == day + DAY_MS:
+            return Piece(EXACT_DAYS, at, until, run)
+        if run is None and (end := _down(min(until, borders.cold_ms or 0), DAY_MS)) > at:
+            return Piece(COLD, at, end)
+    if at % HOUR_MS == 0:
+        if run is not None and (end := _down(until, HOUR_MS)) > at:
+            return Piece(EXACT_HOURS, at, end, run)
+        # The next day may come from a tier of days again.
+        until = min(until, day + DAY_MS) if whole_days else until
+        if run is None and (end := _down(min(until, _warm_until(borders)), HOUR_MS)) > at:
+            return Piece(WARM, at, end)
+    return Piece(HOT, at, min(_down(at, HOUR_MS) + HOUR_MS, until))
+
+
+def _warm_until(borders: Borders) -> int:
+    """Before when hours are settled, or closed while their minutes are held no longer."""
+    closed = borders.warm_closed_ms or 0
+    lost = closed if borders.hot_from_ms is None else min(closed, -_down(-borders.hot_from_ms, HOUR_MS))
+    return max(borders.warm_ms or 0, lost)
+
+
+def _down(ms: int, size: int) -> int:
+    return ms // size * size

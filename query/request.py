@@ -9,7 +9,10 @@ import zoneinfo
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso
+from infra.columns import Ints
 from ingest.events import COUNTRIES, DEVICES, MAX_INT, time_ms_of
 
 DIMENSIONS = ("campaign_id", "ad_id", "publisher_id", "country", "device")
@@ -93,6 +96,12 @@ class Question:
             return _midnight(bucket_ms, self.zone, 1)
         return bucket_ms + GRAINS[self.grain]
 
+    def bucket_ends(self, buckets: Ints) -> Ints:
+        """The ends of several."""
+        if self.grain in GRAINS and (self.grain != "day" or self.utc_days):
+            return buckets + GRAINS[self.grain]
+        return np.array([self.bucket_end(bucket) for bucket in buckets.tolist()], np.int64)
+
     def buckets(self) -> list[int]:
         """The starts of all buckets of the range."""
         found, at = [], self.start_ms
@@ -121,6 +130,8 @@ def _midnight(time_ms: int, zone: zoneinfo.ZoneInfo, days: int) -> int:
 
 def _beyond_hours(time_ms: int, zone: zoneinfo.ZoneInfo) -> int:
     """By how much a zone is more than whole hours from UTC, in ms."""
+    if zone.key in UTC:
+        return 0
     offset = dt.datetime.fromtimestamp(time_ms // 1000, zone).utcoffset() or dt.timedelta()
     return int(offset.total_seconds() * 1000) % HOUR_MS
 

@@ -73,6 +73,12 @@ class _Reading:
     rows: int = 0
     warnings: list[str] = field(default_factory=list)
 
+    def take(self, piece: Piece, table: Sums, rows: int) -> None:
+        """What a tier said of a piece."""
+        self.answered.append(piece)
+        self.tables.append(table)
+        self.rows += rows
+
 
 class Router:
     """Answers questions. Thread-safe; connects on first use."""
@@ -91,7 +97,7 @@ class Router:
         brief = ClickHouse(settings.clickhouse, settings.database, timeout_s=BRIEF_TIMEOUT_S)
         self._stored = StoredTiers(clickhouse, brief, settings.block_partitions)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tier")
-        self._cached = settings.query_cache == "on"
+        self._caches = settings.query_cache == "on"
         self._renewing = threading.Lock()
         self.signer = Signer(settings.user_secret.get_secret_value() + settings.api_key.get_secret_value())
 
@@ -132,7 +138,7 @@ class Router:
         borders = self._borders()
         if not alone:
             try:
-                reading.span = self.guards["redis"].call(self._hot.span)
+                reading.span = self._hot.seen() or self.guards["redis"].call(self._hot.span)
             except Unavailable as error:
                 failures.append(error)
                 reading.warnings.append("tier hot is not available: minutes and the newest hours are missing")
@@ -211,7 +217,11 @@ class Router:
         failed = []
         for piece in pieces:
             if piece.tier != HOT:
-                asked.append((piece, self._stored_reader(reading, piece)))
+                if (cached := self._cached(reading, piece)) is not None:
+                    self._observe(piece.tier, "cached", 0.0)
+                    reading.take(piece, *cached)
+                else:
+                    asked.append((piece, self._stored_reader(reading, piece)))
             elif reading.span is None and not reading.question.only_minutes:
                 failed.append(piece)
             else:
@@ -227,10 +237,13 @@ class Router:
                 failed.append(piece)
                 continue
             self._observe(piece.tier, outcome, time.perf_counter() - began)
-            reading.tables.append(table)
-            reading.rows += rows
-            reading.answered.append(piece)
+            reading.take(piece, table, rows)
         return failed
+
+    def _cached(self, reading: _Reading, piece: Piece) -> tuple[Sums, int] | None:
+        """What is known of a piece without asking anybody."""
+        found = self.cache.fresh(_asked(reading.question, piece)) if self._caches else None
+        return None if found is None else sums.of_bytes(found.value)
 
     def _hot_reader(self, reading: _Reading, piece: Piece) -> _Read:
         def ask() -> tuple[Sums, int, str]:
@@ -261,7 +274,7 @@ class Router:
                 )
             return *sums.of_bytes(found.value), found.outcome
 
-        return cached if self._cached else lambda: (*ask(), "answered")
+        return cached if self._caches else lambda: (*ask(), "answered")
 
 
 def _asked(question: Question, piece: Piece) -> str:

@@ -118,6 +118,24 @@ _borders = st.builds(
 )
 
 
+def coarsest(at: int, low: int, high: int, borders: Borders, whole_days: bool) -> str:
+    """The tier that should serve what comes from `at` up to the next hour."""
+    day, hour = at // DAY_MS * DAY_MS, at // HOUR_MS * HOUR_MS
+    run = day in borders.runs
+    if whole_days and low <= day and day + DAY_MS <= high:
+        if run:
+            return EXACT_DAYS
+        if day + DAY_MS <= (borders.cold_ms or 0):
+            return COLD
+    if low <= hour and hour + HOUR_MS <= high:
+        if run:
+            return EXACT_HOURS
+        lost = borders.hot_from_ms is None or hour < borders.hot_from_ms
+        if hour + HOUR_MS <= max(borders.warm_ms or 0, (lost and borders.warm_closed_ms) or 0):
+            return WARM
+    return HOT
+
+
 @given(st.integers(-5000, 2000), st.integers(1, 5000), _borders, st.booleans())
 def test_pieces_tile_the_range_and_no_tier_serves_what_it_does_not_hold(
     start: int, length: int, borders: Borders, whole_days: bool
@@ -127,6 +145,9 @@ def test_pieces_tile_the_range_and_no_tier_serves_what_it_does_not_hold(
     assert pieces[0].start_ms == low
     assert pieces[-1].end_ms == high
     assert all(a.end_ms == b.start_ms for a, b in pairwise(pieces))
+    for edge in range(low - low % HOUR_MS, high, HOUR_MS):
+        at = max(low, edge)
+        assert [p.tier for p in pieces if p.start_ms <= at < p.end_ms] == [coarsest(at, low, high, borders, whole_days)]
     for piece in pieces:
         grain = {HOT: MINUTE_MS, WARM: HOUR_MS, EXACT_HOURS: HOUR_MS, COLD: DAY_MS, EXACT_DAYS: DAY_MS}[piece.tier]
         assert piece.start_ms % grain == 0
