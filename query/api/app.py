@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import hashlib
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from importlib import resources
 from typing import Any
 
-import anyio
 import cramjam
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi_offline import FastAPIOffline
-from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 
 from infra import pipeline_state
 from infra.clickhouse.client import ClickHouse
 from infra.clock import now_ms
-from infra.errors import Unavailable
 from infra.redis import Redis
 from infra.settings import Settings
 from query import changes, formats, ledger
 from query.api import document
 from query.api.access import Gate, Handler, Reply
-from query.api.edge import Edge
+from query.api.edge import Edge, Endpoint
 from query.api.live import Live
 from query.api.metrics import Metrics
-from query.api.problems import Problem
+from query.api.problems import EXPECTED, Problem, problem_of
 from query.api.tracing import Tracing
 from query.changes import Changes
 from query.keys import Access, Keyring, Keys
@@ -42,8 +42,13 @@ from query.request import BadQuestion, Question, parse
 from query.router import BRIEF_TIMEOUT_S, Answer, Observe, Router
 
 _COMPRESSED_BYTES = 1024
-# Answers that a process works on at once, and for how long one of its threads keeps the interpreter from the others.
-_AT_ONCE, _TURN_S = 8, 0.0005
+# Threads that answer. Few: they take turns with one interpreter, and each turn costs. Minutes have threads of their own, so that
+# nobody who asks for them waits for somebody who waits for ClickHouse.
+_MINUTES_AT_ONCE, _AT_ONCE = 2, 4
+_ABOUT_MINUTES = b"granularity=minute"
+# For how long one of them keeps the interpreter from the others.
+
+_TURN_S = 0.0005
 # What a tenant may know of the pipeline.
 _PUBLIC_STATE = ("watermark", "stream_lag_s", "level")
 _PUBLIC_RUN = ("date", "run_id", "published_at")
@@ -133,7 +138,7 @@ class Api:
         return _packed(request, Reply(msgspec.json.encode(found), rows_read=found["rows"]))
 
 
-def create(settings: Settings) -> FastAPI:
+def create(settings: Settings) -> Edge:
     """The application of one query process."""
     metrics, traced = Metrics(settings), Tracing(settings.trace_collector)
 
@@ -146,11 +151,11 @@ def create(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def serving(_: FastAPI) -> AsyncIterator[None]:
         # Each waits for a store now and then; more of them would mostly wait for each other.
-        anyio.to_thread.current_default_thread_limiter().total_tokens = _AT_ONCE
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_AT_ONCE, "answers"))
         sys.setswitchinterval(_TURN_S)
-        await run_in_threadpool(api.router.warm_up)
+        await asyncio.to_thread(api.router.warm_up)
         yield
-        await run_in_threadpool(traced.close)
+        await asyncio.to_thread(traced.close)
 
     # FastAPI's own page of documentation has the browser fetch its script from elsewhere.
     app = FastAPIOffline(
@@ -158,7 +163,7 @@ def create(settings: Settings) -> FastAPI:
         title="adclick", version="1", description="Exact ad-click numbers: minutes, hours and days, and how final each is.",
     )  # fmt: skip
     _problems(app)
-    _numbers(app, api)
+    direct = _numbers(app, api)
     _operating(app, api, settings, metrics)
     describe = app.openapi
 
@@ -172,48 +177,35 @@ def create(settings: Settings) -> FastAPI:
         return found
 
     app.openapi = openapi  # type: ignore[method-assign]
-    app.add_middleware(
-        Edge, answered=metrics.answered, traced=traced, log=settings.access_log == "on",
+    return Edge(
+        app, direct, answered=metrics.answered, traced=traced, log=settings.access_log == "on",
         tls=settings.http.startswith("https"),
     )  # fmt: skip
-    return app
 
 
 def _problems(app: FastAPI) -> None:
-    @app.exception_handler(Problem)
-    async def _problem(_: Request, error: Problem) -> Response:
-        return error.response()
+    async def told(_: Request, error: Exception) -> Response:
+        return problem_of(error).response()
 
-    @app.exception_handler(BadQuestion)
-    async def _bad_question(_: Request, error: BadQuestion) -> Response:
-        return Problem(error.status, error.kind, error.detail, error.parameter).response()
-
-    @app.exception_handler(Unavailable)
-    async def _unavailable(_: Request, error: Unavailable) -> Response:
-        detail = f"nothing that can answer this is there at the moment: {error}"
-        return Problem(503, "unavailable", detail, headers={"Retry-After": "5"}).response()
-
-    @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> Response:
-        return Problem(error.status_code, "http", str(error.detail), headers=error.headers).response()
-
-    @app.exception_handler(Exception)
-    async def _unexpected(_: Request, _error: Exception) -> Response:
-        return Problem(500, "internal", "something is wrong with the server; its log says what").response()
+    for kind in (*EXPECTED, Exception):
+        app.add_exception_handler(kind, told)
 
 
-def _numbers(app: FastAPI, api: Api) -> None:
-    """The routes under /v1: each is a handler behind the gate."""
-
-    def served(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-        async def endpoint(request: Request) -> Response:
-            return await run_in_threadpool(api.gate.serve, request, handler)
-
-        return endpoint
+def _numbers(app: FastAPI, api: Api) -> dict[str, Endpoint]:
+    """The routes under /v1: each is a handler behind the gate. Returns those of one path."""
+    direct: dict[str, Endpoint] = {}
+    minutes = ThreadPoolExecutor(_MINUTES_AT_ONCE, "minutes")
 
     def route(path: str, handler: Handler, summary: str, parameters: list[dict[str, Any]], answers: str) -> None:
+        async def endpoint(request: Request) -> Response:
+            serve = partial(contextvars.copy_context().run, api.gate.serve, request, handler)
+            threads = minutes if _ABOUT_MINUTES in request.scope["query_string"] else None
+            return await asyncio.get_running_loop().run_in_executor(threads, serve)
+
+        if "{" not in path:
+            direct[path] = endpoint
         app.add_api_route(
-            path, served(handler), summary=summary, response_model=None, response_class=Response, name=answers + path,
+            path, endpoint, summary=summary, response_model=None, response_class=Response, name=answers + path,
             responses=document.RESPONSES[answers], openapi_extra={"parameters": parameters},
         )  # fmt: skip
 
@@ -234,7 +226,7 @@ def _numbers(app: FastAPI, api: Api) -> None:
     )  # fmt: skip
 
     async def stream(request: Request) -> Response:
-        access, taken = await run_in_threadpool(api.gate.enter, request)
+        access, taken = await asyncio.to_thread(api.gate.enter, request)
 
         def ask() -> Answer:
             found = api.router.answer(api.question(request, api.gate.known(request)))
@@ -242,13 +234,14 @@ def _numbers(app: FastAPI, api: Api) -> None:
             return found
 
         # A wrong question is a problem document, not a stream.
-        await run_in_threadpool(ask)
+        await asyncio.to_thread(ask)
         return api.live.respond(request, access, ask, taken.headers())
 
     app.add_api_route(
         "/v1/stream", stream, summary="Live rows of a query, as server-sent events", response_model=None,
         response_class=Response, responses=document.RESPONSES["live"], openapi_extra={"parameters": document.LIVE},
     )  # fmt: skip
+    return direct
 
 
 def _operating(app: FastAPI, api: Api, settings: Settings, metrics: Metrics) -> None:

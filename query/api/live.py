@@ -6,6 +6,7 @@ and misses nothing. A reader that does not read is dropped; one whose server sto
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
 from collections import Counter
@@ -15,7 +16,6 @@ from typing import Any
 
 import anyio
 from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from infra.errors import AdclickError
@@ -59,7 +59,7 @@ class Live:
         with self._counted(key):
             while not stopping.is_set():
                 try:
-                    rows = _rows(await run_in_threadpool(ask))
+                    rows = _rows(await asyncio.to_thread(ask))
                 except (Problem, AdclickError) as error:
                     detail = error.detail if isinstance(error, Problem) else str(error)
                     yield ServerSentEvent(detail, event="problem")

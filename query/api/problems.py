@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+
+from infra.errors import Unavailable
+from query.request import BadQuestion
 
 TYPE = "/problems/"
 MEDIA_TYPE = "application/problem+json"
@@ -50,6 +54,24 @@ class Problem(Exception):
     def response(self) -> JSONResponse:
         """As it goes over HTTP."""
         return JSONResponse(self.body(), self.status, self.headers, media_type=MEDIA_TYPE)
+
+
+EXPECTED = (Problem, BadQuestion, Unavailable, HTTPException)
+"""What `problem_of` knows; whatever else is raised is a mistake of ours."""
+
+
+def problem_of(error: Exception) -> Problem:
+    """What a client is told of something that was raised for it."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, BadQuestion):
+        return Problem(error.status, error.kind, error.detail, error.parameter)
+    if isinstance(error, Unavailable):
+        detail = f"nothing that can answer this is there at the moment: {error}"
+        return Problem(503, "unavailable", detail, headers={"Retry-After": "5"})
+    if isinstance(error, HTTPException):
+        return Problem(error.status_code, "http", str(error.detail), headers=error.headers)
+    return Problem(500, "internal", "something is wrong with the server; its log says what")
 
 
 SCHEMA = {
