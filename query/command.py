@@ -11,6 +11,7 @@ import httpx
 from infra import console, logs
 from infra.console import App
 from infra.errors import Unavailable, UsageError, UserError
+from infra.priority import answer_soon
 from infra.settings import Settings
 
 
@@ -41,6 +42,7 @@ class Client:
 
 def serve(settings: Settings) -> None:
     """Run a query worker until a signal."""
+    answer_soon()
     from query.api import server
     from query.api.app import create
 

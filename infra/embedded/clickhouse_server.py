@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from infra.priority import PIPELINE
+
 KEEPER = (
     "SYSTEM START LISTEN HTTP; "
     "SELECT ignore(sleepEachRow(1)) FROM system.numbers"
@@ -35,7 +37,7 @@ CONFIG = """<clickhouse>
   <max_concurrent_queries>64</max_concurrent_queries>
   <max_connections>256</max_connections>
   <background_pool_size>2</background_pool_size>
-  <os_threads_nice_value_merge_mutate>10</os_threads_nice_value_merge_mutate>
+  <os_threads_nice_value_merge_mutate>{merges}</os_threads_nice_value_merge_mutate>
   <storage_configuration>
     <disks><slow><path>{slow}/</path></slow></disks>
     <policies><tiered><volumes>
@@ -80,6 +82,7 @@ def write_config(folder: Path, logs: Path, port: int, password: str) -> None:
         CONFIG.format(
             logs=logs.resolve(),
             port=port,
+            merges=PIPELINE,
             path=(folder / "data").resolve(),
             slow=(folder / "slow").resolve(),
             users=(folder / "users.xml").resolve(),

@@ -45,6 +45,8 @@ class Command:
     cwd: Path
     env: dict[str, str] = field(default_factory=dict)
     niceness: int = 0
+    answers: bool = False
+    """Whether somebody waits for each of its answers."""
 
 
 _kept: list[socket.socket] = []
@@ -206,14 +208,15 @@ def redis(folder: Path, port: int) -> Command:
     argv = [redis_binary()]
     for name, value in options.items():
         argv += [f"--{name}", value]
-    return Command("redis", argv, folder, MEMORY_ENV)
+    return Command("redis", argv, folder, MEMORY_ENV, answers=True)
 
 
 def clickhouse(folder: Path, logs: Path, port: int, password: str) -> Command:
     """ClickHouse's own HTTP server out of the chdb-core wheel."""
     clickhouse_server.write_config(folder, logs, port, password)
     argv = [sys.executable, "-m", "infra.embedded.clickhouse_server", str(folder.resolve()), str(port)]
-    return Command("clickhouse", argv, Path.cwd(), {"ADCLICK_CLICKHOUSE_PASSWORD": password, "TZ": "UTC"})
+    environment = {"ADCLICK_CLICKHOUSE_PASSWORD": password, "TZ": "UTC"}
+    return Command("clickhouse", argv, Path.cwd(), environment, answers=True)
 
 
 def kafka_ready(address: str) -> bool:

@@ -30,7 +30,7 @@ from infra.embedded.lifeline import die_with_parent
 from infra.embedded.servers import Command
 from infra.embedded.state import Folder
 from infra.errors import AdclickError, UserError
-from infra.priority import give_way
+from infra.priority import answer_soon, give_way
 from infra.settings import Settings
 
 BACKOFF_FIRST_S = 0.5
@@ -185,7 +185,7 @@ class Supervisor:
                 # A signal from the terminal reaches the supervisor alone, which stops the others in order. One session, though: Linux
                 # weighs the processes of different ones against each other without looking at how urgent they are.
                 process_group=0,
-                preexec_fn=partial(_prepare, command.niceness),
+                preexec_fn=partial(_prepare, command),
             )
 
     def _wait(self, name: str, ready: Callable[[], bool]) -> bool:
@@ -292,10 +292,12 @@ class Supervisor:
         self._folder.forget_pids()
 
 
-def _prepare(niceness: int) -> None:
+def _prepare(command: Command) -> None:
     die_with_parent()
-    if niceness:
-        give_way(niceness)
+    if command.niceness:
+        give_way(command.niceness)
+    elif command.answers:
+        answer_soon()
 
 
 def detach(folder: Folder, argv: list[str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import datetime as dt
 import itertools
 import json
 import os
+import platform
 import random
 import sys
 import threading
@@ -24,6 +25,7 @@ from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso, now_ms
 from infra.embedded.state import Folder
 from infra.kafka import EventProducer, read_to_end
+from infra.priority import BACKGROUND, LOG, PIPELINE
 from infra.settings import read_endpoints
 from ingest import dead_letters
 from ingest.replay import Pace, replay_files
@@ -102,10 +104,21 @@ def test_what_brings_events_in_gives_way_to_answers(product: Product) -> None:
         nice = {name: process.nice() for name, process in found.items()}
         own = nice["query-0"]
         wanted = {"redis": own, "clickhouse": own}
-        wanted |= {name: max(own, n) for name, n in (("kafka", 5), ("ingest-0", 10), ("archive-0", 15))}
+        wanted |= {name: max(own, n) for name, n in (("kafka", LOG), ("ingest-0", PIPELINE), ("archive-0", BACKGROUND))}
         return {name: nice[name] for name in wanted} == wanted
 
     wait_until(gave_way, 10, "each has settled its niceness")
+    if tuple(map(int, platform.release().split(".")[:2])) >= (6, 12) and Path("/proc/self/sched").exists():
+        slices = {name: _slice_ns(found[name].pid) for name in ("query-0", "redis", "clickhouse", "ingest-0", "kafka")}
+        assert max(slices[name] for name in ("query-0", "redis", "clickhouse")) < min(
+            slices["ingest-0"], slices["kafka"]
+        )
+
+
+def _slice_ns(pid: int) -> int:
+    """For how long a process may keep a core from others."""
+    lines = Path(f"/proc/{pid}/sched").read_text().splitlines()
+    return int(next(line.split(":")[1] for line in lines if line.startswith("se.slice")))
 
 
 def test_every_dead_letter_is_there_once_with_its_bytes(product: Product) -> None:
