@@ -14,7 +14,7 @@ import random
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,14 +22,14 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
+import psutil
 
 from infra.clickhouse.client import ClickHouse
-from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, now_ms
+from infra.clock import DAY_MS, HOUR_MS, now_ms
 from infra.priority import PIPELINE, give_way
 from infra.redis import Redis
 from ingest.synthetic.command import write_lines
 from ingest.synthetic.generator import Spec, make
-from query.command import Client
 from stream.sinks.hot import base_key
 from tests.benchmarks.latency import full_speed
 from tests.benchmarks.stack import ADCLICK, Bench, bench, save
@@ -37,9 +37,10 @@ from tests.flow import worker_environment
 
 _CAMPAIGNS, _DAYS, _YEAR = 1_000, 30, 365
 _ROWS_AN_HOUR, _ROWS_A_DAY = 28, 10
-_LOAD_S, _WARM_S = 50.0, 12.0
-_GENERATED_PER_S = 150_000
-_ALONE_S, _TOGETHER_S, _CLIENTS = 40.0, 15.0, 16
+# The load goes on for as long as all that is measured; a producer needs a moment to start.
+_LOAD_S, _WARM_S, _SETTLED_S, _STARTS_MS = 100.0, 12.0, 4.0, 3_000
+_GENERATED_PER_S, _AT_ONCE = 150_000, 8_000_000
+_ALONE_S, _TOGETHER_S, _CLIENTS, _POPULAR = 40.0, 15.0, 16, 1_000
 _DIMENSIONS = ("", "country", "device", "ad_id", "publisher_id")
 Parameters = dict[str, str]
 
@@ -143,55 +144,53 @@ def plant(stack: Bench) -> int:
 
 
 @contextmanager
-def load(stack: Bench, rate: int) -> Any:
-    """Events that happen now, at a rate, for as long as the block lasts."""
-    seconds = _LOAD_S
-    events = int(rate * seconds)
-    spec = Spec(
-        events=events, start_ms=now_ms() // MINUTE_MS * MINUTE_MS, span_ms=int(seconds * 1000), campaigns=_CAMPAIGNS,
-        late=0.001, malformed=0.0, future=0.0, bursts=0.0,
-    )  # fmt: skip
-    file = stack.work / "load.ndjson"
-    write_lines(make(spec), file)
-    stop = threading.Event()
-
-    def send() -> None:
-        while not stop.is_set():
-            words = ["replay", str(file), "--rate", str(rate), "--shift-to-now", "--dir", str(stack.stack), "-q"]
-            with subprocess.Popen(
-                [*ADCLICK, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                # A producer has a machine of its own, mostly.
-                process_group=0, preexec_fn=partial(give_way, PIPELINE),
-            ) as sender:  # fmt: skip
-                while sender.poll() is None and not stop.wait(0.1):
-                    pass
-                sender.terminate()
-
-    sending = threading.Thread(target=send)
-    sending.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        sending.join()
+def load(stack: Bench, rate: int) -> Iterator[None]:
+    """Events that happen now, at a rate, for as long as the block lasts; it begins with them."""
+    count, seconds = -(-int(rate * _LOAD_S) // _AT_ONCE), _LOAD_S
+    start_ms = now_ms() + int(rate * seconds / _GENERATED_PER_S * 1000) + _STARTS_MS
+    files = [stack.work / f"load-{number}.ndjson" for number in range(count)]
+    for number, file in enumerate(files):
+        span_ms = int(seconds * 1000 / count)
+        spec = Spec(
+            events=int(rate * seconds / count), start_ms=start_ms + number * span_ms, span_ms=span_ms, seed=number,
+            campaigns=_CAMPAIGNS, late=0.001, malformed=0.0, future=0.0, bursts=0.0,
+        )  # fmt: skip
+        write_lines(make(spec), file)
+    time.sleep(max(0.0, (start_ms - _STARTS_MS - now_ms()) / 1000))
+    words = ["replay", *map(str, files), "--rate", str(rate), "--dir", str(stack.stack), "-q"]
+    with subprocess.Popen(
+        [*ADCLICK, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        # A producer has a machine of its own, mostly.
+        process_group=0, preexec_fn=partial(give_way, PIPELINE),
+    ) as sender:  # fmt: skip
+        try:
+            yield
+            assert sender.poll() is None, "the load ended before the measurement did: a longer one is needed"
+        finally:
+            sender.terminate()
 
 
 @contextmanager
-def router(stack: Bench, port: int, cache: str) -> Any:
+def router(stack: Bench, port: int, cache: str) -> Iterator[str]:
     """A query worker of our own; yields its address."""
     address = f"http://127.0.0.1:{port}"
     own = stack.settings.model_copy(update={"http": address, "query_cache": cache, "access_log": "off"})
     environment = worker_environment(own, f"query-{port}")
     with subprocess.Popen([*ADCLICK, "query", "-q"], env=environment, process_group=0) as worker:
-        client = Client(own)
-        while True:
-            try:
-                client.get("/healthz", [])
-                break
-            except Exception:
-                time.sleep(0.1)
+        # Others may answer on the same port.
+        while not any(c.status == psutil.CONN_LISTEN for c in psutil.Process(worker.pid).net_connections()):
+            assert worker.poll() is None, "the query worker did not start"
+            time.sleep(0.1)
         yield address
         worker.terminate()
+
+
+@contextmanager
+def carried(stack: Bench, report: dict[str, Any], name: str) -> Iterator[None]:
+    """Report how many events a second the pipeline took in meanwhile."""
+    before, began = stack.consumed(), time.monotonic()
+    yield
+    report[f"events_per_s_{name}"] = round((stack.consumed() - before) / (time.monotonic() - began))
 
 
 def straight(stack: Bench, seconds: float) -> dict[str, float]:
@@ -247,12 +246,22 @@ def main() -> None:
                 for kind in KINDS:
                     alone.ask(kind)
                 alone.ms.clear()
-                deadline = time.monotonic() + options.seconds
-                while time.monotonic() < deadline:
-                    alone.any()
+                with carried(stack, report, "one_client"):
+                    deadline = time.monotonic() + options.seconds
+                    while time.monotonic() < deadline:
+                        alone.any()
                 report |= straight(stack, 5.0)
             # On one port, as `up --query-workers 2` has them.
             with router(stack, 18_471, "on") as address, router(stack, 18_471, "on"):
+                # Two that start take both cores for a while.
+                time.sleep(_SETTLED_S)
+                again = Asker(address, key, random.Random(1))
+                popular = Kind("cached", 0, {"start": "-7d", "end": "-1h", "granularity": "hour"})
+                for _ in range(_POPULAR):
+                    again.rng.seed(1)
+                    again.ask(popular)
+                cached = again.ms["cached"][1:]
+                report |= {"cached_p50_ms": _at(cached, 0.5), "cached_p99_ms": _at(cached, 0.99)}
                 many = [Asker(address, key, random.Random(n)) for n in range(_CLIENTS)]
                 deadline = time.monotonic() + _TOGETHER_S
 
@@ -261,18 +270,12 @@ def main() -> None:
                         one.any()
 
                 threads = [threading.Thread(target=run, args=(one,)) for one in many]
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
+                with carried(stack, report, f"{_CLIENTS}_clients"):
+                    for thread in threads:
+                        thread.start()
+                    for thread in threads:
+                        thread.join()
                 report["answers_per_s"] = round(sum(one.asked for one in many) / _TOGETHER_S)
-                again = Asker(address, key, random.Random(1))
-                popular = Kind("cached", 0, {"start": "-7d", "end": "-1h", "granularity": "hour"})
-                for _ in range(200):
-                    again.rng.seed(1)
-                    again.ask(popular)
-                cached = again.ms["cached"][1:]
-                report |= {"cached_p50_ms": _at(cached, 0.5), "cached_p99_ms": _at(cached, 0.99)}
     for kind in KINDS:
         ms = alone.ms.get(kind.name, [])
         report |= {
