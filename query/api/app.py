@@ -47,7 +47,6 @@ _COMPRESSED_BYTES = 1024
 _MINUTES_AT_ONCE, _AT_ONCE = 2, 4
 _ABOUT_MINUTES = b"granularity=minute"
 # For how long one of them keeps the interpreter from the others.
-
 _TURN_S = 0.0005
 # What a tenant may know of the pipeline.
 _PUBLIC_STATE = ("watermark", "stream_lag_s", "level")
