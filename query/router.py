@@ -15,7 +15,7 @@ from infra.redis import Redis
 from infra.settings import Settings
 from query import answer, sums
 from query.answer import Page
-from query.cache import Cache, Found
+from query.cache import KEPT_S, Cache, Found
 from query.plan import EXACT, HOT, Borders, Piece, plan
 from query.request import Held, Question, parse
 from query.signing import Signer
@@ -135,7 +135,8 @@ class Router:
         """Borders and current runs: once for a question, and the same for all of its parts. What Redis holds is learned by who
         asks for minutes alone when these are read."""
         alone, failures = reading.question.only_minutes, list[Unavailable]()
-        borders = self._borders()
+        # Of minutes only finality follows from them, and that from what Redis says, too: nobody waits for ClickHouse.
+        borders = self._borders(KEPT_S if alone else _BORDERS_LATE_S)
         if not alone:
             try:
                 reading.span = self._hot.seen() or self.guards["redis"].call(self._hot.span)
@@ -164,8 +165,9 @@ class Router:
         hot_from_ms = None if span is None else span.held_from_ms
         reading.borders = replace(borders, watermark_ms=max(marks, default=None), hot_from_ms=hot_from_ms)
 
-    def _borders(self) -> Callable[[], Found]:
-        """Ask for the tiers' borders, unless they are known; returns what waits for them."""
+    def _borders(self, late_s: float) -> Callable[[], Found]:
+        """Ask for the tiers' borders, unless they are known, and have not been fresh for `late_s` at most; returns what waits
+        for them."""
 
         def ask() -> Found:
             stored = self._stored.borders
@@ -179,7 +181,7 @@ class Router:
             finally:
                 self._renewing.release()
 
-        found, due = self.cache.held(_BORDERS, _BORDERS_LATE_S)
+        found, due = self.cache.held(_BORDERS, late_s)
         if found is None:
             return self._pool.submit(ask).result
         if due and self._renewing.acquire(blocking=False):
