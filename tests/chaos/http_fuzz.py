@@ -35,6 +35,8 @@ from tests.conftest import adclick
 _CONFIG = """
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "304", "400", "403", "404", "422"]
+[checks.negative_data_rejection]
+expected-statuses = ["400", "401", "403", "404", "405", "413", "414", "415", "422", "429"]
 """
 _LEFT_OUT = "/v1/stream"
 _FEW = 300
