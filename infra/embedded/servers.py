@@ -188,7 +188,7 @@ def redis_binary() -> str:
 
 
 def redis(folder: Path, port: int) -> Command:
-    """Redis with an append-only file synced at every write: `everysec` lost acknowledged ids under SIGKILL."""
+    """Redis with an append-only file, written before each answer and synced by the system (decision 0027)."""
     folder.mkdir(parents=True, exist_ok=True)
     options = {
         "port": str(port),
