@@ -16,7 +16,7 @@ import numpy.typing as npt
 from infra.columns import Ints
 from infra.compiled import Number, compiled
 
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ / φ
+SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ / φ
 # Rows are counted into places when there are not many more places than rows; else they are sorted.
 _SPARSE, _FEW = 4, 65_536
 
@@ -123,7 +123,7 @@ def _sum_by_key(keys: Any, amounts: Any, order: Ints, edges: Ints, slots: Any, f
             row = order[at]
             code = np.uint64(0)
             for i in range(width):
-                code = (code ^ np.uint64(keys[row, i])) * _SPREAD
+                code = (code ^ np.uint64(keys[row, i])) * SPREAD
                 code ^= code >> np.uint64(32)
             slot = code & mask
             while True:

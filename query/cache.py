@@ -96,10 +96,12 @@ class Cache:
     def get(self, asked: str, fresh_s: float, ask: Callable[[], bytes]) -> Found:
         """The value of `asked`, at most `fresh_s` old, or the result of `ask`. Raises what `ask` raises, but Unavailable only
         where nothing is kept."""
+        return self.fresh(asked) or self.renewed(asked, fresh_s, ask)
+
+    def renewed(self, asked: str, fresh_s: float, ask: Callable[[], bytes]) -> Found:
+        """The same, for who has seen that it is not `fresh`, and so does not draw lots for it again."""
         key = hashlib.sha256(asked.encode()).hexdigest()
         now, entry = time.time(), self._held.get(key)
-        if entry is not None and not entry.due(now):
-            return entry.found(now)
         if entry is not None and now - self._failed.get(key, 0.0) < _LEFT_ALONE_S:
             return entry.found(now, "stale")
         lock = self._asking[int(key[:8], 16) % _STRIPES]

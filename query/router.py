@@ -268,7 +268,7 @@ class Router:
 
         def cached() -> tuple[Sums, int, str]:
             fresh_s = _SETTLED_FRESH_S if _settled(piece, reading.borders) else _OPEN_FRESH_S
-            found = self.cache.get(_asked(question, piece), fresh_s, packed)
+            found = self.cache.renewed(_asked(question, piece), fresh_s, packed)
             if found.stale:
                 stretch = f"{iso(piece.start_ms)} to {iso(piece.end_ms)}"
                 reading.warnings.append(

@@ -15,6 +15,7 @@ import numpy as np
 
 from infra.columns import PADDING, Ints
 from infra.compiled import Number, byte_at, compiled, word_at
+from ingest.grouping import SPREAD
 from query.sums import Exact, of_halves
 from stream.sinks.rows import COLUMNS, SUMMED
 
@@ -22,7 +23,6 @@ _PADDING = bytes(PADDING)
 _HEAD, _FIRST = len(COLUMNS), COLUMNS.index(SUMMED[0])
 _SPEND = COLUMNS.index("spend_micros")
 _LOW = 2**32 - 1
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ / φ
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _fold(
                     continue
                 code = np.uint64(0)
                 for i in range(len(picked)):
-                    code = (code ^ np.uint64(row[picked[i]])) * _SPREAD
+                    code = (code ^ np.uint64(row[picked[i]])) * SPREAD
                     code ^= code >> np.uint64(32)
                 slot = code & mask
                 while True:

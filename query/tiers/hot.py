@@ -30,7 +30,7 @@ _MARKS = ("closed_ms", "packed_ms", "from_ms", "newest_ms")
 # KEYS: the span of a shard, then hashes of cells and of what flushes added; ARGV: for each of those how many fields follow, and
 # these, or 0 for all of it. Returns the marks of the span, and the values of each hash: all as they are at one moment.
 _READ = """
-local found, at = {redis.call('HMGET', KEYS[1], 'closed_ms', 'packed_ms', 'from_ms', 'newest_ms')}, 1
+local found, at = {redis.call('HMGET', KEYS[1], MARKS)}, 1
 for i = 2, #KEYS do
   local count = tonumber(ARGV[at])
   if count == 0 then found[i] = redis.call('HVALS', KEYS[i])
@@ -38,7 +38,7 @@ for i = 2, #KEYS do
   at = at + 1 + count
 end
 return found
-"""
+""".replace("MARKS", ", ".join(f"'{mark}'" for mark in _MARKS))
 _ALL = Arguments.of([0])
 # Half of what lies between two flushes.
 _SEEN_S = 0.25

@@ -14,7 +14,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from infra.columns import PADDING
 from ingest.grouping import packed, rows_of, sum_by_key
 from ingest.partials import SUMS, WINDOW, Column, Partials, ordered
 from stream.chunks import CHANGED
@@ -25,7 +24,6 @@ COLUMNS = ("advertiser_id", "ad_id", "publisher_id", "country", "device", *SUMME
 # Readers ask only whether there was any.
 _FLAGS = ("late", "sampled", CHANGED)
 _HEAD = len(COLUMNS)
-_PADDING = bytes(PADDING)
 _LATER = struct.Struct("<BI")
 ROLLED = {"ad_id": "a", "publisher_id": "p", "country": "c", "device": "d"}
 """Dimensions that cells are rolled up by, and what the fields of a roll-up end in."""

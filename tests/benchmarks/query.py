@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -32,14 +33,14 @@ from ingest.synthetic.command import write_lines
 from ingest.synthetic.generator import Spec, make
 from stream.sinks.hot import base_key
 from tests.benchmarks.latency import full_speed
-from tests.benchmarks.stack import ADCLICK, Bench, bench, save
+from tests.benchmarks.stack import ADCLICK, Bench, bench, save, slices
 from tests.flow import worker_environment
 
 _CAMPAIGNS, _DAYS, _YEAR = 1_000, 30, 365
 _ROWS_AN_HOUR, _ROWS_A_DAY = 28, 10
 # The load goes on for as long as all that is measured; a producer needs a moment to start.
 _LOAD_S, _WARM_S, _SETTLED_S, _STARTS_MS = 100.0, 12.0, 4.0, 3_000
-_GENERATED_PER_S, _AT_ONCE = 150_000, 8_000_000
+_GENERATED_PER_S = 150_000
 _ALONE_S, _TOGETHER_S, _CLIENTS, _POPULAR = 40.0, 15.0, 16, 1_000
 _DIMENSIONS = ("", "country", "device", "ad_id", "publisher_id")
 Parameters = dict[str, str]
@@ -146,16 +147,16 @@ def plant(stack: Bench) -> int:
 @contextmanager
 def load(stack: Bench, rate: int) -> Iterator[None]:
     """Events that happen now, at a rate, for as long as the block lasts; it begins with them."""
-    count, seconds = -(-int(rate * _LOAD_S) // _AT_ONCE), _LOAD_S
-    start_ms = now_ms() + int(rate * seconds / _GENERATED_PER_S * 1000) + _STARTS_MS
-    files = [stack.work / f"load-{number}.ndjson" for number in range(count)]
-    for number, file in enumerate(files):
-        span_ms = int(seconds * 1000 / count)
-        spec = Spec(
-            events=int(rate * seconds / count), start_ms=start_ms + number * span_ms, span_ms=span_ms, seed=number,
-            campaigns=_CAMPAIGNS, late=0.001, malformed=0.0, future=0.0, bursts=0.0,
-        )  # fmt: skip
-        write_lines(make(spec), file)
+    events = int(rate * _LOAD_S)
+    start_ms = now_ms() + int(events / _GENERATED_PER_S * 1000) + _STARTS_MS
+    spec = Spec(
+        events=events, start_ms=start_ms, span_ms=int(_LOAD_S * 1000), campaigns=_CAMPAIGNS,
+        late=0.001, malformed=0.0, future=0.0, bursts=0.0,
+    )  # fmt: skip
+    files = list[Path]()
+    for part in slices(spec):
+        files.append(stack.work / f"load-{len(files)}.ndjson")
+        write_lines(make(part), files[-1])
     time.sleep(max(0.0, (start_ms - _STARTS_MS - now_ms()) / 1000))
     words = ["replay", *map(str, files), "--rate", str(rate), "--dir", str(stack.stack), "-q"]
     with subprocess.Popen(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,10 @@ class Bench:
 
     def fill(self, spec: Spec) -> Filled:
         """Make events and send them, as `adclick generate` and `adclick replay` do; many in slices of the span."""
-        slices = max(1, round(spec.events / _AT_ONCE))
         generating, replaying, total, truths = 0.0, 0.0, 0, list[Truth]()
-        for number in range(slices):
+        for part in slices(spec):
             began = time.monotonic()
-            made = make(_slice(spec, number, slices))
+            made = make(part)
             write_lines(made, self.work / "events.ndjson")
             # Its sums by minute and campaign are all that is asked for here, and far fewer than by all dimensions.
             truths.append(Truth(_narrowed(made.truth.counts), made.truth.dead))
@@ -128,12 +128,14 @@ class Bench:
         return found | {n: size(f) for n, f in others.items()} | {"archive": size(Path(self.settings.archive))}
 
 
-def _slice(spec: Spec, number: int, slices: int) -> Spec:
-    """The events of one of so many equal parts of the span."""
-    edges = [spec.events * n // slices for n in (number, number + 1)]
-    span_ms = spec.span_ms // slices
-    start_ms = spec.start_ms + number * span_ms
-    return replace(spec, events=edges[1] - edges[0], seed=spec.seed + number, start_ms=start_ms, span_ms=span_ms)
+def slices(spec: Spec) -> list[Spec]:
+    """Equal parts of the span, one after the other, each of as many events as are made at once."""
+    count = max(1, round(spec.events / _AT_ONCE))
+    edges, span_ms = [spec.events * n // count for n in range(count + 1)], spec.span_ms // count
+    return [
+        replace(spec, events=b - a, seed=spec.seed + n, start_ms=spec.start_ms + n * span_ms, span_ms=span_ms)
+        for n, (a, b) in enumerate(pairwise(edges))
+    ]
 
 
 def _narrowed(counts: pl.DataFrame) -> pl.DataFrame:

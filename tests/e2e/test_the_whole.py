@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import random
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -93,7 +92,6 @@ def test_every_answer_is_the_truth_after_kills_and_a_restart(product: Product) -
     assert len(asks) > 60
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="niceness by thread is Linux's")
 def test_what_brings_events_in_gives_way_to_answers(product: Product) -> None:
     wait_until(lambda: {"ingest-0", "archive-0", "query-0"} <= set(product.folder.processes()), 20, "all run")
     found = product.folder.processes()
