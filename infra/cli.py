@@ -20,7 +20,7 @@ COMMANDS = {
     "demo": ("query.demo:demo", "Show on a private stack that every answer is exact."),
     "generate": ("ingest.synthetic.command:generate", "Write synthetic events, and the truth about them."),
     "replay": ("ingest.replay:replay", "Send events from files to Kafka."),
-    "query": ("query.command:query", "Ask the router; without --campaign, run it."),
+    "query": ("query.command:query", "Ask the router for numbers."),
     "keys": ("query.keys_command:keys", "Keys of the HTTP interface: create, list, rotate, revoke."),
     "reconcile": ("batch.command:reconcile", "Recompute days exactly from the archive."),
     "audit": ("batch.audit:audit", "Prove a day from its archive: what was shown, and what was published."),
@@ -28,6 +28,7 @@ COMMANDS = {
     "ingest": ("ingest.worker:ingest", "Run one ingest worker."),
     "archive": ("ingest.archive:archive", "Run one archive worker."),
     "stream": ("stream.worker:stream", "Run one stream worker."),
+    "serve": ("query.serve:serve", "Run one query router."),
 }
 
 

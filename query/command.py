@@ -1,17 +1,15 @@
-"""`adclick query`: with a subject, one question over HTTP; without, a query worker."""
+"""`adclick query`: one question to the router, over HTTP. `serve` is the router."""
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import click
 import httpx
 
-from infra import console, logs
+from infra import console
 from infra.console import App
 from infra.errors import Unavailable, UsageError, UserError
-from infra.priority import answer_soon
 from infra.settings import Settings
 
 
@@ -40,23 +38,7 @@ class Client:
         return body
 
 
-def serve(settings: Settings) -> None:
-    """Run a query worker until a signal."""
-    answer_soon()
-    from query.api import server
-    from query.api.app import create
-
-    app = create(settings)
-    gc.collect()
-    gc.freeze()
-    server.run(app, settings)
-
-
-@console.command(
-    "query",
-    "adclick query --campaign 7 --start -24h --end now --granularity hour --group-by country\n"
-    "adclick query        # no question: run a query worker",
-)
+@console.command("query", "adclick query --campaign 7 --start -24h --end now --granularity hour --group-by country")
 @click.option("--campaign", help="Campaigns, several by comma.")
 @click.option("--advertiser", help="All campaigns of an advertiser.")
 @click.option("--start", help="RFC 3339, now, or like -24h.")
@@ -72,12 +54,7 @@ def query(
     app: App, campaign: str | None, advertiser: str | None, start: str | None, end: str | None, filters: tuple[str, ...],
     **options: str | None,
 ) -> None:  # fmt: skip
-    """Ask the router, and print its answer as a table. Without a question: run one query worker."""
-    asked = [campaign, advertiser, start, end, *filters, *options.values()]
-    if not any(asked):
-        logs.configure(verbose=app.verbose, quiet=app.quiet)
-        serve(app.settings)
-        return
+    """Ask the router, and print its answer as a table."""
     if not campaign and not advertiser:
         raise UsageError("say whose numbers: --campaign or --advertiser")
     if not start:

@@ -41,6 +41,9 @@ READY_TIMEOUT_S = 90.0
 WORKER_GRACE_S = 5.0
 BACKEND_GRACE_S = 8.0
 
+# Processes are named after their package, also where the command is another word.
+_COMMANDS = {"query": "serve"}
+
 WORKER_ENV = {
     # More threads than cores cost CPU and gain nothing: the processes are the parallelism.
     "POLARS_MAX_THREADS": "1",
@@ -159,7 +162,7 @@ class Supervisor:
         migrate(ClickHouse(settings.clickhouse, settings.database))
         for kind, count in self._counts.items():
             for number in range(count):
-                argv = [sys.executable, "-m", "infra", kind]
+                argv = [sys.executable, "-m", "infra", _COMMANDS.get(kind, kind)]
                 name = f"{kind}-{number}"
                 self._launch(Command(name, argv, Path.cwd(), env | {"ADCLICK_WORKER": name}))
         probe = "readyz" if self._counts["stream"] and self._counts["ingest"] else "healthz"

@@ -177,7 +177,7 @@ def router(stack: Bench, port: int, cache: str) -> Iterator[str]:
     address = f"http://127.0.0.1:{port}"
     own = stack.settings.model_copy(update={"http": address, "query_cache": cache, "access_log": "off"})
     environment = worker_environment(own, f"query-{port}")
-    with subprocess.Popen([*ADCLICK, "query", "-q"], env=environment, process_group=0) as worker:
+    with subprocess.Popen([*ADCLICK, "serve", "-q"], env=environment, process_group=0) as worker:
         # Others may answer on the same port.
         while not any(c.status == psutil.CONN_LISTEN for c in psutil.Process(worker.pid).net_connections()):
             assert worker.poll() is None, "the query worker did not start"

@@ -43,7 +43,7 @@ class Server:
         self.settings = settings.model_copy(update={"http": f"http://127.0.0.1:{port}", **more})
         self.port = port
         environment = worker_environment(self.settings, "query-0")
-        self.process = subprocess.Popen([sys.executable, "-m", "infra", "query", "-q"], env=environment)
+        self.process = subprocess.Popen([sys.executable, "-m", "infra", "serve", "-q"], env=environment)
         wait_until(self._answers, 30, "the router answers")
 
     def _answers(self) -> bool:

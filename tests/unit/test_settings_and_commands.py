@@ -92,6 +92,7 @@ def test_an_unknown_name_in_the_file_is_refused(tmp_path: Path, monkeypatch: pyt
         (["generate", "--events", "10", "--out", "missing/x"], 1, "missing/x"),
         (["query", "--campaign", "7"], 2, "--start"),
         (["query", "--start", "-1h"], 2, "--campaign"),
+        (["query"], 2, "--campaign"),
         (["down"], 0, "nothing is running"),
         (["up", "--ingest-workers", "-1"], 2, "ingest-workers"),
     ],
@@ -120,6 +121,7 @@ def test_a_mistake_is_told_in_one_line_without_a_traceback(words: list[str], cod
         "ingest",
         "archive",
         "stream",
+        "serve",
     ],
 )
 def test_every_command_has_help_with_an_example(name: str) -> None:

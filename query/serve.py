@@ -1,0 +1,29 @@
+"""`adclick serve`: one query router, until a signal."""
+
+from __future__ import annotations
+
+import gc
+
+from infra import console, logs
+from infra.console import App
+from infra.priority import answer_soon
+from infra.settings import Settings
+
+
+def run(settings: Settings) -> None:
+    """Answer requests on the configured address until SIGTERM or Ctrl-C."""
+    answer_soon()
+    from query.api import server
+    from query.api.app import create
+
+    app = create(settings)
+    gc.collect()
+    gc.freeze()
+    server.run(app, settings)
+
+
+@console.command("serve", "ADCLICK_HTTP=http://0.0.0.0:8080 ADCLICK_CLICKHOUSE=http://… adclick serve")
+def serve(app: App) -> None:
+    """Run one query router: it answers over HTTP from Redis and ClickHouse, at the address in the setting `http`."""
+    logs.configure(verbose=app.verbose, quiet=app.quiet)
+    run(app.settings)
