@@ -34,8 +34,23 @@ _BORDERS, _BORDERS_FRESH_S, _BORDERS_LATE_S = "borders", 1.0, 1.0
 
 
 Observe = Callable[[str, str, float], None]
-_Read = Callable[[], tuple[Sums, int, str]]
-"""Sums, how many rows were read for them, and how: answered, cached or stale."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a tier answered for one piece. A value: threads of the pool return it, and write nothing that is shared.
+
+    `outcome`: answered, cached or stale. `span`: what the hot tier held at that moment. `warning`: empty when there is none.
+    """
+
+    table: Sums
+    rows_read: int
+    outcome: str
+    span: Span | None = None
+    warning: str = ""
+
+
+_Read = Callable[[], Reply]
 
 
 class NothingLeft(Unavailable):
@@ -62,7 +77,7 @@ class Answer:
 
 @dataclass
 class _Reading:
-    """What is known while a question is answered."""
+    """What is known while a question is answered. Only the thread that answers it writes here."""
 
     question: Question
     span: Span | None = None
@@ -73,11 +88,14 @@ class _Reading:
     rows: int = 0
     warnings: list[str] = field(default_factory=list)
 
-    def take(self, piece: Piece, table: Sums, rows: int) -> None:
-        """What a tier said of a piece."""
+    def add(self, piece: Piece, reply: Reply) -> None:
+        """Merge a tier's reply for a piece."""
         self.answered.append(piece)
-        self.tables.append(table)
-        self.rows += rows
+        self.tables.append(reply.table)
+        self.rows += reply.rows_read
+        self.span = reply.span or self.span
+        if reply.warning:
+            self.warnings.append(reply.warning)
 
 
 class Router:
@@ -148,7 +166,7 @@ class Router:
             reading.borders = borders_of(found.value)
             if found.stale and not alone:
                 reading.warnings.append(
-                    f"tiers warm and cold are not available: what they hold is as of {found.age_s:.0f} s ago"
+                    f"tiers warm and cold are not available: what they hold is as of {_age_of(found)}"
                 )
         except Unavailable as error:
             failures.append(error)
@@ -214,69 +232,67 @@ class Router:
             raise NothingLeft("no tier answered")
 
     def _ask(self, reading: _Reading, pieces: Sequence[Piece]) -> list[Piece]:
-        """Read pieces concurrently; returns those that were not answered."""
-        asked: list[tuple[Piece, _Read]] = []
-        failed = []
-        for piece in pieces:
-            if piece.tier != HOT:
-                if (cached := self._cached(reading, piece)) is not None:
-                    self._observe(piece.tier, "cached", 0.0)
-                    reading.take(piece, *cached)
-                else:
-                    asked.append((piece, self._stored_reader(reading, piece)))
-            elif reading.span is None and not reading.question.only_minutes:
-                failed.append(piece)
+        """Read pieces concurrently, and merge the replies in the order of the pieces, whichever comes first; returns the
+        pieces that were not answered."""
+        reads, replies = dict[int, _Read](), dict[int, Reply]()
+        for number, piece in enumerate(pieces):
+            if piece.tier == HOT:
+                if reading.span is not None or reading.question.only_minutes:
+                    reads[number] = self._hot_reader(reading.question, piece)
+            elif (cached := self._cached(reading.question, piece)) is not None:
+                self._observe(piece.tier, cached.outcome, 0.0)
+                replies[number] = cached
             else:
-                asked.append((piece, self._hot_reader(reading, piece)))
+                reads[number] = self._stored_reader(reading.question, reading.borders, piece)
         # The last one in this thread: most questions have one.
         began = time.perf_counter()
-        futures: list[Future[tuple[Sums, int, str]]] = [self._pool.submit(read) for _, read in asked[:-1]]
-        for number, (piece, read) in enumerate(asked):
+        futures: dict[int, Future[Reply]] = {n: self._pool.submit(reads[n]) for n in list(reads)[:-1]}
+        for number, read in reversed(reads.items()):
+            tier = pieces[number].tier
             try:
-                table, rows, outcome = futures[number].result() if number < len(futures) else read()
+                reply = futures[number].result() if number in futures else read()
             except Unavailable:
-                self._observe(piece.tier, "failed", time.perf_counter() - began)
-                failed.append(piece)
+                self._observe(tier, "failed", time.perf_counter() - began)
                 continue
-            self._observe(piece.tier, outcome, time.perf_counter() - began)
-            reading.take(piece, table, rows)
-        return failed
+            self._observe(tier, reply.outcome, time.perf_counter() - began)
+            replies[number] = reply
+        for number in sorted(replies):
+            reading.add(pieces[number], replies[number])
+        return [piece for number, piece in enumerate(pieces) if number not in replies]
 
-    def _cached(self, reading: _Reading, piece: Piece) -> tuple[Sums, int] | None:
-        """What is known of a piece without asking anybody."""
-        found = self.cache.fresh(_asked(reading.question, piece)) if self._caches else None
-        return None if found is None else sums.of_bytes(found.value)
+    def _cached(self, question: Question, piece: Piece) -> Reply | None:
+        """The reply for a piece that is cached and fresh."""
+        entry = self.cache.fresh(_asked(question, piece)) if self._caches else None
+        return None if entry is None else Reply(*sums.of_bytes(entry.value), "cached")
 
-    def _hot_reader(self, reading: _Reading, piece: Piece) -> _Read:
-        def ask() -> tuple[Sums, int, str]:
-            read = self._hot.read
-            table, rows, reading.span = self.guards["redis"].call(
-                lambda: read(reading.question, piece.start_ms, piece.end_ms)
-            )
-            return table, rows, "answered"
+    def _hot_reader(self, question: Question, piece: Piece) -> _Read:
+        def read() -> Reply:
+            tier = self._hot
+            table, rows, span = self.guards["redis"].call(lambda: tier.read(question, piece.start_ms, piece.end_ms))
+            return Reply(table, rows, "answered", span)
 
-        return ask
+        return read
 
-    def _stored_reader(self, reading: _Reading, piece: Piece) -> _Read:
-        question = reading.question
-
+    def _stored_reader(self, question: Question, borders: Borders, piece: Piece) -> _Read:
         def ask() -> tuple[Sums, int]:
             return self.guards["clickhouse"].call(lambda: self._stored.read(question, piece))
 
         def packed() -> bytes:
             return sums.as_bytes(*ask())
 
-        def cached() -> tuple[Sums, int, str]:
-            fresh_s = _SETTLED_FRESH_S if _settled(piece, reading.borders) else _OPEN_FRESH_S
-            found = self.cache.renewed(_asked(question, piece), fresh_s, packed)
-            if found.stale:
-                stretch = f"{iso(piece.start_ms)} to {iso(piece.end_ms)}"
-                reading.warnings.append(
-                    f"tier {piece.tier} is not available: {stretch} is as of {found.age_s:.0f} s ago"
-                )
-            return *sums.of_bytes(found.value), found.outcome
+        def cached() -> Reply:
+            fresh_s = _SETTLED_FRESH_S if _settled(piece, borders) else _OPEN_FRESH_S
+            entry = self.cache.renewed(_asked(question, piece), fresh_s, packed)
+            stretch = f"{iso(piece.start_ms)} to {iso(piece.end_ms)}"
+            warning = f"tier {piece.tier} is not available: {stretch} is as of {_age_of(entry)}" if entry.stale else ""
+            return Reply(*sums.of_bytes(entry.value), entry.outcome, warning=warning)
 
-        return cached if self._caches else lambda: (*ask(), "answered")
+        return cached if self._caches else lambda: Reply(*ask(), "answered")
+
+
+def _age_of(entry: Found) -> str:
+    """When an entry was read, as a time: the same in each answer that it stands in for."""
+    return iso(int(time.time() - entry.age_s) * 1000)
 
 
 def _asked(question: Question, piece: Piece) -> str:
