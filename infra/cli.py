@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
+import traceback
 from typing import Any
 
 import click
 
-from infra.console import GLOBAL_OPTIONS
+from infra.console import GLOBAL_OPTIONS, printable
 from infra.errors import AdclickError
 
 # name → (module:object, one line of help). The order is the one of the help page.
@@ -78,6 +80,9 @@ def cli(**_options: Any) -> None:
 
 def main() -> None:
     """Entry point: errors become one line and an exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A locale that is not UTF-8 cannot write every name; an escape is better than a traceback.
+        sys.stdout.reconfigure(errors="backslashreplace")
     verbose = any(a in ("-v", "--verbose") for a in sys.argv[1:])
     try:
         code = cli.main(standalone_mode=False, prog_name="adclick")
@@ -85,6 +90,7 @@ def main() -> None:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
+        error.message = printable(error.message, keep="\n")
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
@@ -94,9 +100,8 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(1)
     except AdclickError as error:
-        if verbose:
-            raise
-        click.echo(f"adclick: {error}", err=True)
+        report = printable(traceback.format_exc(), keep="\n") if verbose else printable(f"adclick: {error}")
+        click.echo(report.rstrip("\n"), err=True)
         sys.exit(error.exit_code)
 
 

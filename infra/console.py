@@ -17,8 +17,8 @@ import click
 if TYPE_CHECKING:
     from infra.settings import Resolved, Settings
 
-# Where nobody wraps lines, none is cut.
-_WIDEST = 4_000
+# Rich lays out about 300 rows a second; a longer table is printed in plain columns, on a terminal as well.
+_RICH_ROWS = 200
 
 GLOBAL_OPTIONS = [
     click.Option(["--dir", "directory"], metavar="DIR", help="Folder of an embedded stack.  [default: .adclick]"),
@@ -26,6 +26,17 @@ GLOBAL_OPTIONS = [
     click.Option(["-v", "--verbose"], is_flag=True, help="Tell more; show tracebacks."),
     click.Option(["-q", "--quiet"], is_flag=True, help="Tell less."),
 ]
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` with every character that is not printable as its escape (`\\x1b`, `\\u202e`), except those in `keep`.
+
+    Text from outside must not reach a terminal raw: control characters move its cursor, set its title, answer its
+    queries; marks of direction reorder a line; half of a surrogate pair cannot be encoded at all.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class App:
@@ -56,28 +67,30 @@ class App:
     def say(self, text: str) -> None:
         """A line for the person, on standard error."""
         if not self.quiet:
-            click.echo(text, err=True)
+            click.echo(printable(text, keep="\n\t"), err=True)
 
     def data(self, value: Any) -> None:
-        """A value as JSON, on standard output."""
-        click.echo(json.dumps(value, indent=2, default=str))
+        """A value as JSON, on standard output, in ASCII alone."""
+        # JSON leaves one control character of ASCII unescaped: DEL.
+        click.echo(json.dumps(value, indent=2, default=str).replace("\x7f", "\\u007f"))
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Rows as a table on standard output: with rules on a terminal, plain columns elsewhere."""
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
+        """Rows as a table on standard output: with rules on a terminal, plain columns elsewhere and for long tables.
 
-        terminal = sys.stdout.isatty()
-        table = Table(box=box.SIMPLE if terminal else None, header_style="bold" if terminal else "", pad_edge=False)
-        for name in columns:
-            table.add_column(name, no_wrap=True)
-        for row in rows:
-            table.add_row(*("" if v is None else str(v) for v in row))
-        Console(width=None if terminal else _WIDEST, no_color=not terminal, highlight=False).print(table)
+        Cells are text, never markup, and hold no control characters: see `printable`.
+        """
+        names = [printable(name) for name in columns]
+        cells = [["" if v is None else printable(str(v)) for v in row] for row in rows]
+        if sys.stdout.isatty() and len(cells) <= _RICH_ROWS:
+            _print_ruled(names, cells)
+        else:
+            click.echo("\n".join(_aligned([names, *cells])))
 
-    def progress(self, label: str, total: int) -> Any:
-        """A rich progress bar (a context manager) with rate and remaining time; silent when not on a terminal."""
+    def progress(self, label: str, total: int | None) -> Any:
+        """A rich progress bar (a context manager) with rate and remaining time; silent when not on a terminal.
+
+        `total` is None when it is not known beforehand.
+        """
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -96,11 +109,37 @@ class App:
 
         console = Console(stderr=True)
         bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(),
             console=console, disable=self.quiet or not sys.stderr.isatty(),
         )  # fmt: skip
         bar.add_task(label, total=total)
         return bar
+
+
+def _print_ruled(names: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    """A table with rules, cut to the terminal's width."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, header_style="bold", pad_edge=False)
+    for name in names:
+        table.add_column(Text(name), no_wrap=True)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    Console(highlight=False).print(table)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Each row as a line, its cells padded to the width of their column in terminal cells (CJK and emoji take two)."""
+    from rich.cells import cell_len
+
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(text + " " * (width - cell_len(text)) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 class Command(click.Command):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 
 import click
 
@@ -73,7 +74,7 @@ def create(
 @console.command("list", "adclick keys list --json")
 def list_(app: App) -> None:
     """Show all keys, newest first, without what opens."""
-    app.table(_SHOWN, [_row(key) for key in _keys(app).all()])
+    _print_rows(app, _SHOWN, [_row(key) for key in _keys(app).all()])
 
 
 @console.command("rotate", "adclick keys rotate 1f0c9a2b3d --grace 24h")
@@ -96,7 +97,14 @@ def revoke(app: App, id_: str) -> None:
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 def audit(app: App, limit: int) -> None:
     """Show what was done to keys, newest first."""
-    app.table(("at", "by", "action", "key", "detail"), _keys(app).audit(limit))
+    _print_rows(app, ("at", "by", "action", "key", "detail"), _keys(app).audit(limit))
+
+
+def _print_rows(app: App, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    if app.json:
+        app.data([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        app.table(columns, rows)
 
 
 def _advertiser(text: str) -> int:
