@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from infra.columns import Bools, Ints
 from query import sums
-from query.plan import EXACT, Borders, Piece
+from query.plan import EXACT, HOT, Borders, Piece
 from query.request import GRAINS, MEASURES, RATIOS, BadQuestion, Question
 from query.signing import Signer
 from query.sums import NAMES, Exact, Sums
@@ -70,7 +70,7 @@ def rows(question: Question, table: Sums, borders: Borders, pieces: Sequence[Pie
     if question.fill:
         table = sums.filled(question, table)
     ratios = _ratios(table)
-    final = _finalities(question, table, borders, reconciled_stretches(pieces))
+    final = _finalities(question, table, borders, pieces)
     by = _sorted_by(question, table, ratios)
     return Made(table, ratios, final, by, _ordered(by))
 
@@ -103,19 +103,26 @@ def reconciled_stretches(pieces: Sequence[Piece]) -> list[tuple[int, int]]:
     return [(p.start_ms, p.end_ms) for p in pieces if p.tier in EXACT]
 
 
-def _finalities(
-    question: Question, table: Sums, borders: Borders, exact: Sequence[tuple[int, int]]
-) -> npt.NDArray[np.uint8]:
-    """How final each row is."""
+def _finalities(question: Question, table: Sums, borders: Borders, pieces: Sequence[Piece]) -> npt.NDArray[np.uint8]:
+    """How final each row is. A bucket is closed by the watermark of the tier that its newest events come from."""
     buckets, which = np.unique(table.buckets, return_inverse=True)
     ends = question.bucket_ends(buckets)
-    watermark_ms = -1 if borders.watermark_ms is None else borders.watermark_ms
-    by_bucket = np.where(ends > watermark_ms, _PROVISIONAL, _CLOSED).astype(np.uint8)
-    for start, end in _joined(exact):
+    watermarks = np.full(len(buckets), _watermark_ms(borders.watermark_ms))
+    for piece in pieces:
+        if piece.tier == HOT:
+            read_here = (buckets < piece.end_ms) & (piece.start_ms < ends)
+            watermarks[read_here] = _watermark_ms(borders.hot_watermark_ms)
+    by_bucket = np.where(ends > watermarks, _PROVISIONAL, _CLOSED).astype(np.uint8)
+    for start, end in _joined(reconciled_stretches(pieces)):
         by_bucket[(start <= buckets) & (ends <= end)] = _RECONCILED
     found = by_bucket[which]
     found[(found == _CLOSED) & table.corrected] = _CORRECTED
     return found
+
+
+def _watermark_ms(known: int | None) -> int:
+    """Before the first watermark nothing is closed."""
+    return -1 if known is None else known
 
 
 def _joined(stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -135,8 +142,9 @@ def weakest(made: Made, question: Question, borders: Borders, pieces: Sequence[P
     exact = _joined(reconciled_stretches(pieces))
     if any(start <= question.start_ms and question.end_ms <= end for start, end in exact):
         return "reconciled"
-    open_ = borders.watermark_ms is None or question.end_ms > borders.watermark_ms
-    return "provisional" if open_ else "closed"
+    by_tier = ((p, borders.hot_watermark_ms if p.tier == HOT else borders.watermark_ms) for p in pieces)
+    closed = bool(pieces) and all(p.end_ms <= _watermark_ms(watermark) for p, watermark in by_tier)
+    return "closed" if closed else "provisional"
 
 
 # -- order and pages --------------------------------------------------------------------------------------------

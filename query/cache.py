@@ -98,6 +98,12 @@ class Cache:
         where nothing is kept."""
         return self.fresh(asked) or self.renewed(asked, fresh_s, ask)
 
+    def replaced(self, asked: str, fresh_s: float, ask: Callable[[], bytes]) -> Found:
+        """The result of `ask`, whatever is kept: for a caller who knows that what is kept is too old. Raises what `ask` raises, but
+        Unavailable only where nothing is kept."""
+        key = hashlib.sha256(asked.encode()).hexdigest()
+        return self._ask(key, fresh_s, ask, self._held.get(key))
+
     def renewed(self, asked: str, fresh_s: float, ask: Callable[[], bytes]) -> Found:
         """The same, for who has seen that it is not `fresh`, and so does not draw lots for it again."""
         key = hashlib.sha256(asked.encode()).hexdigest()

@@ -21,7 +21,8 @@ class Borders:
     `warm_ms`, `cold_ms`: hours and days that end at or before this are in the tier, on every shard, and no event can
     change them any more; None: none are. `warm_closed_ms`: hours that end at or before this are in the tier, but minutes
     may be ahead of them by what came late; they serve where minutes are not held from `hot_from_ms` on.
-    `runs`: start of a reconciled day → its current run. `watermark_ms`: the closing watermark.
+    `runs`: start of a reconciled day → its current run. `watermark_ms`: the closing watermark of what ClickHouse has;
+    `hot_watermark_ms`: of what Redis had when it was read. One may be ahead of the other, and says nothing about its rows.
     """
 
     warm_ms: int | None = None
@@ -29,6 +30,7 @@ class Borders:
     hot_from_ms: int | None = 0
     cold_ms: int | None = None
     watermark_ms: int | None = None
+    hot_watermark_ms: int | None = None
     runs: dict[int, str] = field(default_factory=dict)
 
 

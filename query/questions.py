@@ -152,15 +152,15 @@ def first_difference(true: Rows, found: Rows) -> str:
     return ""
 
 
-def battery(truths: Truths, start_ms: int, end_ms: int, seed: int = 7) -> list[Ask]:
+def battery(truths: Truths, start_ms: int, end_ms: int, seed: int = 7, *, minute_hours: int = 23) -> list[Ask]:
     """Questions of all grains, groupings, filters and tier-crossing ranges over [start_ms, end_ms).
 
-    Minutes are asked for the last 23 hours of it: older ones may no longer be held.
+    `minute_hours`: how many of its last hours are asked for by minute; older minutes may no longer be held.
     """
     rng = random.Random(seed)
     top = truths.busiest(12)
     everyone = truths.campaigns()
-    recent = max(start_ms, end_ms - 23 * HOUR_MS) // MINUTE_MS * MINUTE_MS
+    recent = max(start_ms, end_ms - minute_hours * HOUR_MS) // MINUTE_MS * MINUTE_MS
     low, high = start_ms // HOUR_MS * HOUR_MS, -(-end_ms // HOUR_MS) * HOUR_MS
     days = (start_ms // DAY_MS * DAY_MS, -(-end_ms // DAY_MS) * DAY_MS)
     combos = [c for n in range(5) for c in itertools.combinations(GROUPS, n)]

@@ -16,7 +16,7 @@ from infra.settings import Settings
 from query import answer, sums
 from query.answer import Page
 from query.cache import KEPT_S, Cache, Found
-from query.plan import EXACT, HOT, Borders, Piece, plan
+from query.plan import EXACT, HOT, WARM, Borders, Piece, plan
 from query.request import Held, Question, parse
 from query.signing import Signer
 from query.sums import Sums
@@ -31,6 +31,8 @@ _THREADS = 32
 _SETTLED_FRESH_S, _OPEN_FRESH_S = 3600.0, 1.0
 # Tier borders and current runs. Older ones are as right, only not the newest: for a second more nobody waits for them.
 _BORDERS, _BORDERS_FRESH_S, _BORDERS_LATE_S = "borders", 1.0, 1.0
+# How often a question is planned again because the tiers' borders moved while it was read.
+_REPLANS = 2
 
 
 Observe = Callable[[str, str, float], None]
@@ -40,7 +42,7 @@ Observe = Callable[[str, str, float], None]
 class Reply:
     """What a tier answered for one piece. A value: threads of the pool return it, and write nothing that is shared.
 
-    `outcome`: answered, cached or stale. `span`: what the hot tier held at that moment. `warning`: empty when there is none.
+    `outcome`: answered, cached or stale. `span`: of the hot tier, the span that the sums are true of. `warning`: empty when there is none.
     """
 
     table: Sums
@@ -77,7 +79,7 @@ class Answer:
 
 @dataclass
 class _Reading:
-    """What is known while a question is answered. Only the thread that answers it writes here."""
+    """What is known during one attempt at a question. Only the thread that answers it writes here."""
 
     question: Question
     span: Span | None = None
@@ -87,15 +89,28 @@ class _Reading:
     tables: list[Sums] = field(default_factory=list)
     rows: int = 0
     warnings: list[str] = field(default_factory=list)
+    hot_was_read: bool = False
 
     def add(self, piece: Piece, reply: Reply) -> None:
         """Merge a tier's reply for a piece."""
         self.answered.append(piece)
         self.tables.append(reply.table)
         self.rows += reply.rows_read
-        self.span = reply.span or self.span
         if reply.warning:
             self.warnings.append(reply.warning)
+        if reply.span is not None:
+            # Of several reads of the hot tier, the weakest statement is true of all.
+            self.span = reply.span.as_of(self.span) if self.span is not None and self.hot_was_read else reply.span
+            self.hot_was_read = True
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the hot tier turned out to hold less than the plan took it to, so that another plan may do better."""
+        if self.question.only_minutes or not self.hot_was_read or self.span is None:
+            return False
+        planned_ms, held_ms = self.borders.hot_from_ms, self.span.held_from_ms
+        lacking = held_ms is None or any(p.tier == HOT and p.start_ms < held_ms for p in self.answered)
+        return lacking and held_ms != planned_ms
 
 
 class Router:
@@ -122,14 +137,12 @@ class Router:
     def answer(self, question: Question) -> Answer:
         """Raises BadQuestion, NothingLeft."""
         started = time.perf_counter()
-        reading = _Reading(question)
-        self._learn(reading)
-        reading.pieces = plan(
-            question.start_ms, question.end_ms, reading.borders,
-            whole_days=question.grain == "total" or (question.grain == "day" and question.utc_days),
-            only_minutes=question.only_minutes,
-        )  # fmt: skip
-        self._read(reading)
+        reading = self._attempt(question, again=False)
+        for _ in range(_REPLANS):
+            if not reading.outdated:
+                break
+            reading = self._attempt(question, again=True)
+        self._note(reading)
         tiers_ms = (time.perf_counter() - started) * 1000
         table = sums.merged(question, reading.tables)
         made = answer.rows(question, table, reading.borders, reading.answered)
@@ -138,9 +151,21 @@ class Router:
         settled = not reading.warnings and all(_settled(p, reading.borders) for p in reading.answered)
         return Answer(
             question, page, cursor, answer.weakest(made, question, reading.borders, reading.answered),
-            reading.borders.watermark_ms, reading.answered, reading.rows, reading.warnings, settled,
+            _watermark_ms(reading), reading.answered, reading.rows, reading.warnings, settled,
             (time.perf_counter() - started) * 1000, tiers_ms,
         )  # fmt: skip
+
+    def _attempt(self, question: Question, *, again: bool) -> _Reading:
+        """Plan by the tiers' borders, and read. `again`: the borders that are cached proved too old."""
+        reading = _Reading(question)
+        self._learn(reading, again=again)
+        reading.pieces = plan(
+            question.start_ms, question.end_ms, reading.borders,
+            whole_days=question.grain == "total" or (question.grain == "day" and question.utc_days),
+            only_minutes=question.only_minutes,
+        )  # fmt: skip
+        self._read(reading)
+        return reading
 
     def warm_up(self) -> None:
         """Load what is compiled, before the first question would wait for it."""
@@ -149,12 +174,12 @@ class Router:
 
     # -- what the tiers hold --------------------------------------------------------------------------------
 
-    def _learn(self, reading: _Reading) -> None:
+    def _learn(self, reading: _Reading, *, again: bool) -> None:
         """Borders and current runs: once for a question, and the same for all of its parts. What Redis holds is learned by who
         asks for minutes alone when these are read."""
         alone, failures = reading.question.only_minutes, list[Unavailable]()
         # Of minutes only finality follows from them, and that from what Redis says, too: nobody waits for ClickHouse.
-        borders = self._borders(KEPT_S if alone else _BORDERS_LATE_S)
+        borders = self._newest_borders if again else self._borders(KEPT_S if alone else _BORDERS_LATE_S)
         if not alone:
             try:
                 reading.span = self._hot.seen() or self.guards["redis"].call(self._hot.span)
@@ -178,10 +203,13 @@ class Router:
 
     def _note(self, reading: _Reading) -> None:
         """Put what Redis says beside what ClickHouse says."""
-        span, borders = reading.span, reading.borders
-        marks = [m for m in (span.watermark_ms if span else None, borders.watermark_ms) if m is not None]
-        hot_from_ms = None if span is None else span.held_from_ms
-        reading.borders = replace(borders, watermark_ms=max(marks, default=None), hot_from_ms=hot_from_ms)
+        span = reading.span
+        from_ms, watermark_ms = (None, None) if span is None else (span.held_from_ms, span.watermark_ms)
+        reading.borders = replace(reading.borders, hot_watermark_ms=watermark_ms, hot_from_ms=from_ms)
+
+    def _newest_borders(self) -> Found:
+        stored = self._stored.borders
+        return self.cache.replaced(_BORDERS, _BORDERS_FRESH_S, lambda: self.guards["clickhouse"].call(stored))
 
     def _borders(self, late_s: float) -> Callable[[], Found]:
         """Ask for the tiers' borders, unless they are known, and have not been fresh for `late_s` at most; returns what waits
@@ -211,12 +239,11 @@ class Router:
     def _read(self, reading: _Reading) -> None:
         """All pieces at once; what a tier does not answer, from another where one holds it."""
         failed = self._ask(reading, reading.pieces)
-        self._note(reading)
         missing: list[Piece] = []
         instead: list[Piece] = []
         for piece in failed:
-            held_from = reading.borders.hot_from_ms
-            if piece.tier == HOT or held_from is None or reading.span is None:
+            held_from = None if reading.span is None else reading.span.held_from_ms
+            if piece.tier == HOT or held_from is None:
                 missing.append(piece)
                 continue
             border = min(max(piece.start_ms, -(-held_from // HOUR_MS) * HOUR_MS), piece.end_ms)
@@ -309,6 +336,14 @@ def _settled(piece: Piece, borders: Borders) -> bool:
     return piece.tier in EXACT or (border is not None and piece.end_ms <= border)
 
 
+def _watermark_ms(reading: _Reading) -> int | None:
+    """The closing watermark of what was read: that of Redis where it was read, else the newest known."""
+    borders = reading.borders
+    if reading.hot_was_read:
+        return borders.hot_watermark_ms
+    return max((m for m in (borders.watermark_ms, borders.hot_watermark_ms) if m is not None), default=None)
+
+
 def _warn(reading: _Reading, *, sampled: bool) -> None:
     question, span, warnings = reading.question, reading.span, reading.warnings
     hot = [p for p in reading.answered if p.tier == HOT]
@@ -322,6 +357,12 @@ def _warn(reading: _Reading, *, sampled: bool) -> None:
             for piece in hot
             if piece.start_ms < since
         ]
+    settled_ms = reading.borders.warm_ms or 0
+    warnings += [
+        f"tier warm: {iso(max(p.start_ms, settled_ms))} to {iso(p.end_ms)} may lack late events: its minutes are no longer in Redis"
+        for p in reading.answered
+        if p.tier == WARM and p.end_ms > settled_ms
+    ]
     if sampled:
         warnings.append("some counts are estimates: traffic was sampled under overload")
     if question.only_minutes and any(

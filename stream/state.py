@@ -281,6 +281,10 @@ class StageState:
     def restore(self, log: list[tuple[bytes, bytes]], where: str) -> None:
         """Rebuild from the live (key, value) messages of the state log. Raises CorruptLog when ranges do not tile."""
         found = sorted(((*chunks.decode(v, where), k) for k, v in log), key=lambda c: (c[1].sequence, c[1].part))
+        # A base stands for all before it. Where a reader was so slow that the log was compacted between its reads, a chunk may be
+        # left of which the tombstone is gone.
+        base = max((header.sequence for _, header, _ in found if header.base), default=0)
+        found = [entry for entry in found if entry[1].sequence >= base]
         last: ChunkHeader | None = None
         for rows, header, key in found:
             if last is not None and header.part == 0 and not header.base and header.from_offset < last.to_offset:

@@ -20,7 +20,7 @@ from infra.redis import Redis
 from infra.settings import Settings
 from stream.agents import Agents
 from stream.sinks.hot import HotSink
-from stream.sinks.warm import WarmSink, border_of
+from stream.sinks.warm import WarmSink, lowest_border
 from stream.stage import Sink, Stage
 
 _TIERS = {"hour": "hours", "day": "days"}
@@ -43,11 +43,12 @@ async def run(settings: Settings) -> None:
         return WarmSink(client, _TIERS[stage.name], stage.grain_ms, partition)
 
     def tidy() -> None:
-        for partition, sink in list(hot.items()):
-            try:
-                sink.expire(now_ms(), border_of(tiers, "hours", partition))
-            except Unavailable as error:
-                log.warning("the hot tier was not tidied", why=str(error))
+        try:
+            border_ms = lowest_border(tiers, _TIERS["hour"], settings.block_partitions)
+            for sink in list(hot.values()):
+                sink.expire(now_ms(), border_ms)
+        except Unavailable as error:
+            log.warning("the hot tier was not tidied", why=str(error))
 
     stopping, waiting = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()

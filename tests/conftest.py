@@ -26,7 +26,13 @@ def adclick(*words: str, cwd: Path | None = None, **env: str) -> subprocess.Comp
 
 @pytest.fixture(scope="session")
 def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of a stack without stream and ingest workers."""
+    """The folder of a stack without stream and ingest workers.
+
+    While one works on a single test, `TEST_STACK=FOLDER` names such a stack that is already up, and is left up.
+    """
+    if running := os.environ.get("TEST_STACK"):
+        yield Path(running)
+        return
     folder = tmp_path_factory.mktemp("backends") / "stack"
     done = adclick("up", "--detach", "--dir", str(folder), "--ingest-workers", "0", "--stream-workers", "0")
     assert done.returncode == 0, done.stderr

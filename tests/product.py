@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from infra.clock import HOUR_MS, MINUTE_MS, iso
@@ -26,6 +26,8 @@ class Product:
     made: Made
     start_ms: int
     kills: list[str]
+    env: dict[str, str] = field(default_factory=dict)
+    """Settings that its processes are started with."""
 
     @property
     def app(self) -> App:
@@ -45,7 +47,8 @@ class Product:
     def up(self, *words: str, **env: str) -> None:
         """Start it in the background."""
         # By a relative path, as a person does.
-        done = adclick("up", "--detach", "--dir", self.folder.path.name, *words, cwd=self.folder.path.parent, **env)
+        words = ("up", "--detach", "--dir", self.folder.path.name, *words)
+        done = adclick(*words, cwd=self.folder.path.parent, **self.env | env)
         assert done.returncode == 0, done.stderr
 
     def kill(self, name: str) -> None:

@@ -1,14 +1,15 @@
 """Reads minutes from Redis: all places where a row of a shard may lie at one moment, so that none is seen twice or missed.
 
-Where rows may lie follows from what each shard says it holds. That changes once a minute, so a reader takes it to be as it was
-when it last looked, looks again in the same round trip, and asks a second time where it was wrong.
+Where rows may lie follows from the span of each shard. That changes once a minute, so a reader plans by the span that it saw
+last, reads the present one in the same round trip as the rows, and reads again where the plan missed a place. What a shard no
+longer holds moves its span in the same step, so the span that comes with the rows says which minutes they are all of.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -42,6 +43,8 @@ return found
 _ALL = Arguments.of([0])
 # Half of what lies between two flushes.
 _SEEN_S = 0.25
+# A second round plans by a span of a moment ago. Rows that came after that belong to windows that were open then.
+_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,20 @@ class Span:
     from_ms: list[int | None]
     newest_ms: list[int | None]
 
-    def places_as(self, other: Span) -> bool:
-        """Whether rows lie in the same places."""
-        return self.newest_ms == other.newest_ms and self.packed_ms == other.packed_ms
+    def covers(self, other: Span) -> bool:
+        """Whether places planned by this span include all in which rows lie under the other one."""
+        newer = zip(self.newest_ms, other.newest_ms, strict=True)
+        packed = zip(self.packed_ms, other.packed_ms, strict=True)
+        return all((b or 0) <= (a or 0) for a, b in newer) and all((a or 0) <= (b or 0) for a, b in packed)
+
+    def as_of(self, earlier: Span) -> Span:
+        """What is true of rows that were planned by an earlier span and came with this one: closed is what was closed then, held
+        is what is held now."""
+        return replace(
+            self,
+            closed_ms=_each(min, self.closed_ms, earlier.closed_ms),
+            from_ms=_each(max, self.from_ms, earlier.from_ms),
+        )
 
     @property
     def watermark_ms(self) -> int | None:
@@ -128,23 +142,30 @@ class HotTier:
         """Sum a row that nobody asked for."""
         self._sum(question, [bytes([1, *bytes(len(rows.COLUMNS) - 1), 1])], [question.start_ms], [1])
 
-    def campaigns_of(self, advertiser: int) -> list[int]:
-        """The campaigns that an advertiser has had in the hot tier."""
-        found = self._redis.pipeline(
-            [("SMEMBERS", f"{base_key(self._prefix, s)}:a:{advertiser}") for s in range(self._shards)]
-        )
-        return sorted({int(c) for members in found for c in members})
+    def campaigns_of(self, advertiser: int) -> tuple[tuple[int, ...], Span]:
+        """The campaigns that an advertiser has had in the hot tier, at the least those whose rows were there at the span."""
+        members = [("SMEMBERS", f"{base_key(self._prefix, s)}:a:{advertiser}") for s in range(self._shards)]
+        replies = self._redis.pipeline([*self._marks, *members])
+        campaigns = {int(c) for shard in replies[self._shards :] for c in shard}
+        return tuple(sorted(campaigns)), self._see(_span(replies[: self._shards]))
 
     def read(self, question: Question, start_ms: int, end_ms: int) -> tuple[Sums, int, Span]:
-        """Sums of the minutes in [start_ms, end_ms), how many packed rows were read, and what the tier held then."""
-        campaigns = _filtered(question, question.campaigns or tuple(self.campaigns_of(question.advertiser or 0)))
-        taken = self._seen[1] if self._seen is not None else self.span()
-        places = self._places(campaigns, start_ms, end_ms, taken)
-        span, answers = self._ask(question, places)
-        if not span.places_as(taken):
-            places = self._places(campaigns, start_ms, end_ms, span)
-            _, answers = self._ask(question, places)
-        self._see(span)
+        """Sums of the minutes in [start_ms, end_ms), how many packed rows were read, and the span that they are true of: all of
+        what it says is held, and at least what it says is closed."""
+        campaigns, looked_up = question.campaigns, None
+        if not campaigns:
+            campaigns, looked_up = self.campaigns_of(question.advertiser or 0)
+        campaigns = _filtered(question, campaigns)
+        planned_by = self._seen[1] if self._seen is not None else self.span()
+        for _ in range(_ROUNDS):
+            places = self._places(campaigns, start_ms, end_ms, planned_by)
+            span, answers = self._ask(question, places)
+            self._see(span)
+            if planned_by.covers(span):
+                break
+            span, planned_by = span.as_of(planned_by), span
+        # Minutes of a campaign that is new to the advertiser may have come and closed since its campaigns were looked up.
+        span = span if looked_up is None else span.as_of(looked_up)
         packed: list[bytes] = []
         minutes: list[int] = []
         owners: list[int] = []
@@ -231,6 +252,12 @@ def _filtered(question: Question, campaigns: tuple[int, ...]) -> tuple[int, ...]
     """Those that a filter leaves."""
     wanted = dict(question.filters).get("campaign_id")
     return campaigns if wanted is None else tuple(c for c in campaigns if c in wanted)
+
+
+def _each(pick: Callable[[int, int], int], some: list[int | None], others: list[int | None]) -> list[int | None]:
+    """Of each shard one of two values; None where either is unknown."""
+    pairs = zip(some, others, strict=True)
+    return [None if a is None or b is None else pick(a, b) for a, b in pairs]
 
 
 def _span(told: list[list[bytes | None]]) -> Span:

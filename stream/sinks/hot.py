@@ -7,8 +7,9 @@
                                 when they are many, instead: the rows in …:C:r, their roll-ups in …:C:D
     …hot:{sN}:a:ADV       set   the advertiser's campaigns
     …hot:{sN}:span        hash  sequence (the fence), closed_ms (closing watermark), packed_ms (minutes that end at or
-                                before this have no rows by flush), from_ms (held since), newest_ms (the newest minute
-                                that has rows), sent_ms (when ingest sent what is shown by now)
+                                before this have no rows by flush), from_ms (minutes before this are not held: never written
+                                again after a loss, or dropped), newest_ms (the newest minute that has rows), sent_ms (when
+                                ingest sent what is shown by now)
 
 (Minute and hour in epoch ms.) A row lies in one of these places, and moves from one to the other within one call: readers
 add up what they find. A flush goes through a script that checks the fence, so what was written is never written again,
@@ -123,7 +124,10 @@ for i = 9, #ARGV, 5 do
 end
 if ARGV[3] == '1' then
   redis.call('HSET', KEYS[1], 'sequence', ARGV[2], 'closed_ms', ARGV[4], 'packed_ms', ARGV[5])
-  if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'from_ms', ARGV[6]) end
+  if ARGV[6] ~= '' then
+    local from = math.max(tonumber(redis.call('HGET', KEYS[1], 'from_ms') or 0), tonumber(ARGV[6]))
+    redis.call('HSET', KEYS[1], 'from_ms', string.format('%.0f', from))
+  end
   if ARGV[7] ~= '' then redis.call('HSET', KEYS[1], 'newest_ms', ARGV[7]) end
   if ARGV[8] ~= '' then redis.call('HSET', KEYS[1], 'sent_ms', ARGV[8]) end
 end
@@ -157,6 +161,17 @@ redis.call('HSET', KEYS[2], ARGV[1], table.concat(later))
 redis.call('UNLINK', unpack(all(KEYS[1])))
 """
 )
+
+# KEYS: the span, then hours; ARGV: before when minutes are dropped. What the shard holds moves in the same step, so that a reader
+# whose plan is older sees it in the reply. A span without a sequence is that of a Redis that is being filled again: nothing is dropped.
+_DROP = """
+if redis.call('HEXISTS', KEYS[1], 'sequence') == 0 then return 0 end
+if tonumber(redis.call('HGET', KEYS[1], 'from_ms') or 0) < tonumber(ARGV[1]) then
+  redis.call('HSET', KEYS[1], 'from_ms', ARGV[1])
+end
+redis.call('UNLINK', unpack(KEYS, 2))
+return #KEYS - 1
+"""
 
 Op = tuple[bytes, bytes, bytes, bytes, bytes]
 # Only with the call that moves the sequence: what adds must happen once.
@@ -198,7 +213,7 @@ class HotSink:
         self._redis, self._base, self._hot_ms = redis, base_key(prefix, shard), hot_hours * HOUR_MS
         self._key = self._base.encode()
         self._script, self._pack_script = redis.script(_APPLY), redis.script(_PACK)
-        self._move_script = redis.script(_MOVE_LATER)
+        self._move_script, self._drop_script = redis.script(_MOVE_LATER), redis.script(_DROP)
         self._known: set[tuple[int, int]] = set()
         self._opened: dict[int, float] = {}
         """Open minutes, and when rows of theirs were first shown."""
@@ -445,16 +460,16 @@ class HotSink:
         self._known |= pairs
 
     def expire(self, now_ms: int, warm_border_ms: int | None) -> int:
-        """Drop hours older than the tier holds, once ClickHouse has them; returns how many."""
+        """Drop hours older than the tier holds, once ClickHouse has them; returns how many.
+
+        `warm_border_ms`: before this ClickHouse has the hours of *every* shard; None: of some shard it has none. An hour that this
+        shard drops while another's is not there yet could be read from neither tier.
+        """
         if warm_border_ms is None:
             return 0
-        dropped = 0
-        for key in self._redis.scan_keys(f"{self._base}:h:*"):
-            end = int(key.rsplit(b":", 1)[1]) + HOUR_MS
-            if end <= warm_border_ms and end <= now_ms - self._hot_ms - HOUR_MS:
-                self._redis.call("UNLINK", key)
-                dropped += 1
-        return dropped
+        until = min(warm_border_ms, now_ms - self._hot_ms - HOUR_MS) // HOUR_MS * HOUR_MS
+        hours = [key for key in self._redis.scan_keys(f"{self._base}:h:*") if int(key.rsplit(b":", 1)[1]) < until]
+        return int(self._drop_script([f"{self._base}:span", *hours], [until])) if hours else 0
 
 
 def _of_campaign(rows: Partials, campaign: Ints) -> Partials:

@@ -96,12 +96,15 @@ class WarmSink:
         self._client.insert("tier_borders", table)
 
 
-def border_of(client: ClickHouse, tier: str, shard: int) -> int | None:
-    """The published border of a shard, whoever wrote it; None before the first. Raises Unavailable."""
+def lowest_border(client: ClickHouse, tier: str, shards: int) -> int | None:
+    """The lowest published border of all shards (epoch ms): where readers may begin to take the tier for the whole truth. None
+    while some shard has published none. Raises Unavailable."""
     rows = client.rows(
-        f"SELECT max(border_ms) FROM {client.database}.tier_borders"
-        " WHERE tier = {tier:String} AND shard = {shard:UInt16} HAVING count() > 0",
-        {"tier": tier, "shard": shard},
+        f"""SELECT min(border) FROM (
+                SELECT max(border_ms) AS border FROM {client.database}.tier_borders
+                WHERE tier = {{tier:String}} AND shard < {{shards:UInt16}} GROUP BY shard)
+            HAVING count() = {{shards:UInt16}}""",
+        {"tier": tier, "shards": shards},
     )
     return int(rows[0][0]) if rows else None
 

@@ -1,6 +1,7 @@
 """`make chaos`: a replay with known truth under strikes of every kind, and every number compared at the end.
 
-KILLS (strikes), MINUTES, SEED and RATE (events/s) change it; the seed is printed. Exit 1 on any difference.
+KILLS (strikes), MINUTES, SEED, RATE (events/s) and HOT_HOURS (of minutes that Redis holds) change it; STARVE=8 keeps so many busy
+loops beside it. The seed is printed. Exit 1 on any difference.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import random
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from infra.clock import DAY_MS, MINUTE_MS, iso, now_ms
@@ -38,6 +42,9 @@ WORDS = ("--ingest-workers", "2", "--stream-workers", "2")
 _SLICE_S = 0.2
 # A strike is blamed for what happened to events that came this long before and after it.
 _AROUND_S = 10.0
+# Few, so that hours leave Redis all along.
+_HOT_HOURS = 4
+_BUSY = [sys.executable, "-c", "while True: pass"]
 _EXPLAIN_LINES = 150
 
 
@@ -56,7 +63,21 @@ def send(product: Product, rate: int, sent: list[tuple[float, int]]) -> None:
     sent.append((time.monotonic(), producer.acknowledged))
 
 
-def campaign(count: int, seed: int, rate: int, minutes: float, *, nightly: bool = True) -> bool:
+@contextmanager
+def starved(count: int) -> Iterator[None]:
+    """Busy loops beside all else."""
+    loops = [subprocess.Popen(_BUSY) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def campaign(
+    count: int, seed: int, rate: int, minutes: float, *, nightly: bool = True, hot_hours: int = _HOT_HOURS
+) -> bool:
     """Run it; returns whether everything was the truth. `nightly`: with a reconciliation at the end."""
     rng = random.Random(seed)
     # Short campaigns have short outages.
@@ -68,7 +89,8 @@ def campaign(count: int, seed: int, rate: int, minutes: float, *, nightly: bool 
     )
     print(f"seed {seed}: {count} strikes over {events:,} events in {minutes:.1f} minutes", flush=True)
     work = Path(tempfile.mkdtemp(prefix="adclick-chaos-"))
-    product = Product(Folder(work / "stack"), make(spec), spec.start_ms, [])
+    env = {"ADCLICK_HOT_HOURS": str(hot_hours)}
+    product = Product(Folder(work / "stack"), make(spec), spec.start_ms, [], env)
     sent: list[tuple[float, int]] = []
     striker, watcher = Striker(product, WORDS), Watcher(product, sent)
     try:
@@ -96,7 +118,7 @@ def campaign(count: int, seed: int, rate: int, minutes: float, *, nightly: bool 
         _tell(striker, watcher, found)
         for failure in striker.failures:
             print(f"NOT CARRIED OUT {failure}")
-        return compare(product, watcher, found, nightly=nightly) and not striker.failures
+        return compare(product, watcher, found, nightly=nightly, hot_hours=hot_hours) and not striker.failures
     finally:
         striker.stop()
         watcher.stop()
@@ -151,10 +173,11 @@ def _tell(striker: Striker, watcher: Watcher, found: Fates) -> None:
         print(f"  {times_said:4} times: {what}")
 
 
-def compare(product: Product, watcher: Watcher, found: Fates, *, nightly: bool = True) -> bool:
+def compare(product: Product, watcher: Watcher, found: Fates, *, nightly: bool = True, hot_hours: int = 24) -> bool:
     """Everything that can be read, with the truth; prints what differs."""
     client, truths = Client(product.settings), product.truths
-    asks = battery(truths, product.start_ms, product.start_ms + SPAN_MS)
+    # The range ends when the campaign began.
+    asks = battery(truths, product.start_ms, product.start_ms + SPAN_MS, minute_hours=hot_hours - 1)
     wrong = [v for v in (truths.check(client, a) for a in asks) if v.wrong]
     letters = [(x.value, x.headers["reason"]) for x in dead_letters.read(product.settings)]
     faults = [f"WRONG {v.ask.parameters()}: {v.wrong}" for v in wrong[:10]]
@@ -195,8 +218,10 @@ def main() -> None:
     seed = int(os.environ.get("SEED") or now_ms() % 100_000)
     minutes = float(os.environ.get("MINUTES") or count * 0.2)
     rate = int(os.environ.get("RATE") or 1500)
+    hot_hours = int(os.environ.get("HOT_HOURS") or _HOT_HOURS)
     try:
-        good = campaign(count, seed, rate, minutes)
+        with starved(int(os.environ.get("STARVE") or 0)):
+            good = campaign(count, seed, rate, minutes, hot_hours=hot_hours)
     except (AdclickError, AssertionError) as error:
         print(f"failed: {error}")
         good = False

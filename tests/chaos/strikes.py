@@ -20,14 +20,17 @@ WORKERS = ("ingest-0", "ingest-1", "archive-0", "stream-0", "stream-1")
 BACKENDS = ("kafka", "redis", "clickhouse")
 # What is done, how often out of a hundred, and to what.
 _KINDS = (
-    ("kill", 50, (*WORKERS, *BACKENDS, "query-0")),
-    ("stop", 20, WORKERS),
+    ("kill", 40, (*WORKERS, *BACKENDS, "query-0")),
+    ("stop", 15, WORKERS),
+    ("pause", 15, (*WORKERS, *BACKENDS, "query-0")),
     ("outage", 15, BACKENDS),
     ("extra worker", 10, ("ingest", "stream")),
     ("supervisor", 5, ("supervisor",)),
 )
 # Longer than a session (6 s) and than an open transaction (8 s).
 _STOP_S, _EXTRA_S = (9.0, 15.0), (10.0, 20.0)
+# As a process on a machine with too much to do: shorter than a session, longer than anything that two looks lie apart.
+_PAUSE_S = (0.1, 3.0)
 # Sooner than any backend can start.
 _LOOK_S = 0.1
 
@@ -52,7 +55,7 @@ def plan(count: int, over_s: float, rng: random.Random, outage_s: tuple[float, f
     kinds += rng.choices([k for k, *_ in _KINDS], [weight for _, weight, _ in _KINDS], k=count - len(kinds))
     rng.shuffle(kinds)
     targets = {kind: found for kind, _, found in _KINDS}
-    lasting = {"stop": _STOP_S, "outage": outage_s, "extra worker": _EXTRA_S}
+    lasting = {"stop": _STOP_S, "pause": _PAUSE_S, "outage": outage_s, "extra worker": _EXTRA_S}
     moments = sorted(rng.uniform(3.0, over_s) for _ in kinds)
     return [
         Strike(at, kind, rng.choice(targets[kind]), rng.uniform(*lasting[kind]) if kind in lasting else 0.0)
@@ -104,7 +107,7 @@ class Striker:
         self.done.append((began, time.monotonic(), strike))
 
     def _strike(self, strike: Strike) -> None:
-        {"kill": self._kill, "stop": self._halt, "outage": self._outage, "extra worker": self._extra,
+        {"kill": self._kill, "stop": self._halt, "pause": self._halt, "outage": self._outage, "extra worker": self._extra,
          "supervisor": self._supervisor}[strike.kind](strike)  # fmt: skip
 
     def _send(self, name: str, number: signal.Signals) -> psutil.Process | None:
@@ -136,7 +139,7 @@ class Striker:
         """A worker more, for a while; it leaves in order."""
         secret = str(self._product.folder.state()["user_secret"])
         name = f"{strike.target}-extra-{int(strike.at_s)}"
-        env = worker_environment(self._product.settings, name, ADCLICK_USER_SECRET=secret)
+        env = worker_environment(self._product.settings, name, ADCLICK_USER_SECRET=secret) | self._product.env
         log = self._product.folder.log(f"{strike.target}-extra").open("ab")
         with log, subprocess.Popen([sys.executable, "-m", "infra", strike.target], env=env, stderr=log) as worker:
             self._stop.wait(strike.seconds)

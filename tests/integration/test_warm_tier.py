@@ -10,7 +10,7 @@ from infra.clickhouse.client import ClickHouse
 from infra.clock import HOUR_MS
 from infra.settings import Settings
 from ingest.blocks import BlockHeader, SourceRange
-from stream.sinks.warm import WarmSink, border_of
+from stream.sinks.warm import WarmSink, lowest_border
 from stream.state import Changes, StageState
 from tests.unit.test_partials_and_rows import frame, partial
 
@@ -62,12 +62,12 @@ def test_an_ousted_owners_late_write_changes_nothing(owners: tuple[Owner, Owner]
 def test_the_border_moves_only_with_what_is_written(owners: tuple[Owner, Owner]) -> None:
     owner, _ = owners
     changes = owner.flush(1, START + 2 * HOUR_MS + 60_000)
-    assert border_of(owner.client, "hours", 0) is None
+    assert lowest_border(owner.client, "hours", 1) is None
     for _ in range(2):
         owner.sink.write(changes, owner.state)
         assert owner.shown() == 1
     # An hour behind the close: until then late events may be in the minutes first.
-    assert border_of(owner.client, "hours", 0) == START + HOUR_MS
+    assert lowest_border(owner.client, "hours", 1) == START + HOUR_MS
 
 
 def test_the_border_waits_for_what_a_silent_partition_may_still_bring(settings: Settings) -> None:
@@ -80,10 +80,10 @@ def test_the_border_waits_for_what_a_silent_partition_may_still_bring(settings: 
     assert closed.newly_closed == [START]
     owner.sink.write(closed, owner.state)
     # By its own watermark an event of the silent partition is not late at all.
-    assert border_of(owner.client, "hours", 0) == START - HOUR_MS
+    assert lowest_border(owner.client, "hours", 1) == START - HOUR_MS
     woken = BlockHeader(1, (SourceRange(1, 1, 2, START + 3 * HOUR_MS, False),), 0)
     owner.state.apply_block(1, frame([partial(window_ms=START)]), woken, "here")
     owner.state.begin_flush()
     owner.sink.write(owner.state.commit(), owner.state)
     assert owner.shown() == 2
-    assert border_of(owner.client, "hours", 0) == START + HOUR_MS
+    assert lowest_border(owner.client, "hours", 1) == START + HOUR_MS

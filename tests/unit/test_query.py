@@ -227,6 +227,13 @@ def test_finality_is_that_of_the_weakest() -> None:
     assert answer.weakest(made, question, borders, pieces) == "provisional"
     empty = answer.rows(question, table(question, {}), borders, pieces)
     assert answer.weakest(empty, question, borders, pieces) == "provisional"
+    ahead = replace(borders, hot_watermark_ms=question.end_ms)
+    shown_by_redis = shown(question, answer.rows(question, found, ahead, pieces))["finality"].to_list()
+    assert shown_by_redis == ["reconciled", "closed", "corrected", "closed"]
+    assert answer.weakest(empty, question, ahead, pieces) == "closed"
+    behind = replace(borders, watermark_ms=question.end_ms, hot_watermark_ms=hours[3])
+    assert shown(question, answer.rows(question, found, behind, pieces))["finality"].to_list()[3] == "provisional"
+    assert answer.weakest(empty, question, behind, pieces) == "provisional"
     first = table(question, {(h,): (1, 0, 0, 0, 0) for h in hours[:3]}, corrected=[2])
     assert answer.weakest(answer.rows(question, first, borders, pieces), question, borders, pieces) == "closed"
 

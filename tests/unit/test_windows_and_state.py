@@ -236,6 +236,23 @@ def test_a_log_is_rewritten_when_it_outweighs_what_it_holds(monkeypatch: pytest.
     assert again.windows[MINUTE].whole()["impressions"].tolist() == [30, 30]
 
 
+def test_a_chunk_that_outlived_its_tombstone_is_not_added_to_the_base_that_contains_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stream.state._COMPACT_ROWS", 10)
+    log, state, ever = Log(), StageState(MINUTE, 1), dict[bytes, bytes]()
+    for offset in range(30):
+        header = BlockHeader(1, (SourceRange(0, offset, offset + 1, 1, False),), 0)
+        state.apply_block(offset, frame([partial()]), header, "here")
+        state.begin_flush()
+        log.commit(state)
+        ever |= log.live
+    again = StageState(MINUTE, 1)
+    again.restore(list(ever.items()), "here")
+    assert len(ever) > len(log.live)
+    assert again.windows[MINUTE].whole()["impressions"].tolist() == [30]
+
+
 def test_windows_are_dropped_an_hour_after_their_end_and_late_rows_for_them_are_counted() -> None:
     log, state = Log(), StageState(MINUTE, 1)
     marks = [0, 2 * MINUTE, 70 * MINUTE, 71 * MINUTE, 72 * MINUTE]

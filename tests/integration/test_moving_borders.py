@@ -1,0 +1,261 @@
+"""What moves from one tier to another while a question is stopped between two of its looks is neither lost nor doubled.
+
+Each test stops a reader between what it plans by and what it reads, and lets the writers go on meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infra.clickhouse.client import ClickHouse
+from infra.clock import HOUR_MS
+from infra.errors import Unavailable
+from infra.redis import Redis
+from infra.settings import Settings
+from query.plan import HOT, WARM
+from query.request import Held, Question, parse
+from query.router import Answer, Router
+from query.tiers.hot import HotTier
+from stream.sinks.warm import lowest_border
+from tests.integration.test_hot_tier import MINUTE, START, Shard
+from tests.integration.test_hot_tier import at as partial_at
+from tests.integration.test_warm_tier import Owner
+
+HELD = Held(24 * HOUR_MS, 30 * 24 * HOUR_MS)
+NOW = START + 2 * HOUR_MS
+# By now the hours at START are old enough to leave Redis.
+LATER = START + 60 * HOUR_MS
+
+
+def question(**parameters: str) -> Question:
+    base = {"campaign_id": "1", "start": "-2h", "end": "now", "granularity": "hour"} | parameters
+    return parse([(name, value) for name, value in base.items() if value], NOW, HELD)
+
+
+def at(minute: int, count: int, **more: Any) -> dict[str, Any]:
+    return partial_at(minute, count, sampled=0, **more)
+
+
+def impressions(answer: Answer) -> list[int]:
+    return answer.page.frame["impressions"].to_list()
+
+
+def finality(answer: Answer) -> list[str]:
+    return answer.page.frame["finality"].to_list()
+
+
+def tiers(answer: Answer) -> list[str]:
+    return [piece.tier for piece in answer.tiers]
+
+
+class Tiers:
+    """One shard in Redis and in ClickHouse, and a router over both."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings.model_copy(update={"block_partitions": 1})
+        self.hot, self.warm, self.router = Shard(self.settings), Owner(self.settings), Router(self.settings)
+
+    def store_first_hour(self, count: int, watermark_ms: int) -> None:
+        """Write the hour at START to ClickHouse, and publish its border."""
+        self.warm.sink.write(self.warm.flush(count, watermark_ms, late=0, sampled=0), self.warm.state)
+
+    def drop_first_hour(self) -> None:
+        """What the stream worker's upkeep does once the hour is stored and old."""
+        border_ms = lowest_border(ClickHouse(self.settings.clickhouse, self.settings.database), "hours", 1)
+        assert self.hot.sink.expire(LATER, border_ms) == 1
+
+    def between_plan_and_rows(self, monkeypatch: pytest.MonkeyPatch, move: Callable[[], None]) -> None:
+        """The next reader of Redis is stopped just before it, until `move` is done."""
+        read, moves = self.router._hot.read, [move]
+
+        def stopped(*words: Any) -> Any:
+            if moves:
+                moves.pop()()
+            return read(*words)
+
+        monkeypatch.setattr(self.router._hot, "read", stopped)
+
+
+@pytest.fixture
+def two(settings: Settings) -> Tiers:
+    return Tiers(settings)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "whole"),
+    [
+        ({}, [5, 7]),
+        ({"granularity": "total"}, [12]),
+        ({"campaign_id": "", "advertiser_id": "1"}, [5, 7]),
+        ({"filter": "country:AE"}, None),
+    ],
+    ids=["by hour", "in total", "by advertiser", "with a filter"],
+)
+def test_an_hour_that_leaves_redis_between_plan_and_rows_comes_from_clickhouse(
+    two: Tiers, monkeypatch: pytest.MonkeyPatch, parameters: dict[str, str], whole: list[int] | None
+) -> None:
+    two.hot.show([at(0, 5), at(61, 7)], START + 3 * HOUR_MS)
+    before = two.router.answer(question(**parameters))
+    assert tiers(before) == [HOT]
+    assert whole is None or impressions(before) == whole
+
+    def move() -> None:
+        two.store_first_hour(5, START + 3 * HOUR_MS)
+        two.drop_first_hour()
+
+    two.store_first_hour(0, START)  # ClickHouse is known, and has nothing yet
+    two.between_plan_and_rows(monkeypatch, move)
+    after = two.router.answer(question(**parameters))
+    assert impressions(after) == impressions(before)
+    assert set(finality(after)) <= {"closed", "corrected"}
+    assert WARM in tiers(after)
+    assert after.warnings == []
+    assert two.router.answer(question(**parameters)).warnings == []
+
+
+def test_an_hour_that_is_in_neither_tier_for_the_moment_is_named_as_missing(
+    two: Tiers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two.hot.show([at(0, 5), at(61, 7)], START + 3 * HOUR_MS)
+    two.store_first_hour(5, START)
+
+    def move() -> None:
+        two.store_first_hour(5, START + 3 * HOUR_MS)
+        two.drop_first_hour()
+        monkeypatch.setattr(two.router._stored, "borders", away)
+
+    def away() -> bytes:
+        raise Unavailable("ClickHouse: Connection refused")
+
+    two.between_plan_and_rows(monkeypatch, move)
+    answer = two.router.answer(question())
+    assert any("may be missing" in warning or "is missing" in warning for warning in answer.warnings), answer.warnings
+
+
+def test_an_hour_stays_in_redis_until_every_shard_has_it_in_clickhouse(two: Tiers) -> None:
+    client = ClickHouse(two.settings.clickhouse, two.settings.database)
+    two.store_first_hour(5, START + 3 * HOUR_MS)
+    assert lowest_border(client, "hours", 1) == START + HOUR_MS
+    assert lowest_border(client, "hours", 2) is None
+    two.hot.show([at(0, 5)], START + 3 * HOUR_MS)
+    assert two.hot.sink.expire(LATER, lowest_border(client, "hours", 2)) == 0
+    assert impressions(two.router.answer(question(start="-2h"))) == [5]
+
+
+def test_a_window_is_closed_by_the_watermark_of_the_tier_that_its_rows_come_from(two: Tiers) -> None:
+    two.hot.show([at(0, 5)], START)
+    unshown = two.hot.flush([at(1, 7)], START + HOUR_MS)
+    # The stage of hours has read what Redis was not given yet, and says that the hour is closed.
+    two.store_first_hour(12, START + HOUR_MS + MINUTE)
+    lagging = two.router.answer(question())
+    assert (impressions(lagging), finality(lagging), lagging.finality) == ([5], ["provisional"], "provisional")
+    two.hot.sink.write(unshown, two.hot.state)
+    two.router._hot._seen = None
+    shown = two.router.answer(question())
+    assert (impressions(shown), finality(shown)) == ([12], ["closed"])
+
+
+def test_hours_that_stand_in_for_lost_minutes_may_lack_late_events_and_say_so(two: Tiers) -> None:
+    two.hot.show([at(0, 5)], START + HOUR_MS)
+    two.store_first_hour(5, START + HOUR_MS)
+    for key in two.hot.redis.scan_keys(f"{two.settings.key_prefix}hot:*"):
+        two.hot.redis.call("DEL", key)
+    answer = two.router.answer(question())
+    assert WARM in tiers(answer)
+    assert impressions(answer) == [5]
+    assert any("may lack late events" in warning for warning in answer.warnings)
+
+
+# -- within Redis -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tier(two: Tiers) -> HotTier:
+    return HotTier(Redis(two.settings.redis), two.settings.key_prefix, 1)
+
+
+def stop_before_each_round(monkeypatch: pytest.MonkeyPatch, tier: HotTier, moves: list[Callable[[], Any]]) -> None:
+    ask = tier._ask
+
+    def stopped(*words: Any) -> Any:
+        if moves:
+            moves.pop(0)()
+        return ask(*words)
+
+    monkeypatch.setattr(tier, "_ask", stopped)
+
+
+def test_a_reader_stopped_between_its_rounds_closes_no_minute_whose_rows_it_did_not_look_for(
+    two: Tiers, tier: HotTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two.hot.show([at(0, 1)], START)
+    tier.span()
+    stop_before_each_round(
+        monkeypatch,
+        tier,
+        [lambda n=n: two.hot.show([at(n, 10**n)], START + (n + 1) * MINUTE) for n in (1, 2, 3)],  # type: ignore[misc]
+    )
+    asked = question(granularity="minute")
+    table, _, span = tier.read(asked, asked.start_ms, asked.end_ms)
+    rows = dict(zip(((table.buckets - START) // MINUTE).tolist(), table.measures[0].tolist(), strict=True))
+    assert span.watermark_ms is not None
+    closed = {minute: count for minute, count in {0: 1, 1: 10, 2: 100, 3: 1000}.items() if START + (minute + 1) * MINUTE <= span.watermark_ms}  # fmt: skip
+    assert closed.items() <= rows.items()
+    assert len(closed) >= 1
+
+
+def test_a_campaign_that_comes_and_closes_after_an_advertisers_campaigns_were_looked_up_closes_nothing(
+    two: Tiers, tier: HotTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two.hot.show([at(0, 1, campaign_id=1, advertiser_id=9)], START)
+    stop_before_each_round(
+        monkeypatch,
+        tier,
+        [lambda: two.hot.show([at(0, 2, campaign_id=2, advertiser_id=9)], START + MINUTE)],
+    )
+    asked = question(campaign_id="", advertiser_id="9", granularity="minute")
+    table, _, span = tier.read(asked, asked.start_ms, asked.end_ms)
+    assert table.measures[0].tolist() == [1]
+    assert span.watermark_ms == START
+    table, _, span = tier.read(asked, asked.start_ms, asked.end_ms)
+    assert (int(np.sum(table.measures[0])), span.watermark_ms) == (3, START + MINUTE)
+
+
+def test_what_is_dropped_while_a_lost_redis_is_filled_again_is_not_said_to_be_held(
+    two: Tiers, tier: HotTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = two.hot
+    shard.show([at(5, 5), at(61, 7)], START + 62 * MINUTE)
+    old = {k: shard.redis.call("DUMP", k) for k in shard.redis.scan_keys(f"{two.settings.key_prefix}hot:*")}
+    for count in (1, 2):
+        shard.show([at(62, count)], START + 62 * MINUTE)
+    for key in shard.redis.scan_keys(f"{two.settings.key_prefix}hot:*"):
+        shard.redis.call("DEL", key)
+    for key, value in old.items():
+        shard.redis.call("RESTORE", key, 0, value)
+    shard.sink.ops_per_call = 1
+    apply, calls = shard.sink._script, 0
+    another = shard.new_sink()  # an ousted worker, whose upkeep goes on
+
+    def stopped(keys: Any, args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            assert another.expire(LATER, START + HOUR_MS) == 1
+        return apply(keys, args)
+
+    monkeypatch.setattr(shard.sink, "_script", stopped)
+    shard.sink.refresh(shard.state)
+    assert calls > 2
+    assert tier.span().from_ms == [START + HOUR_MS]
+
+
+def test_nothing_is_dropped_from_a_shard_that_says_nothing(two: Tiers, tier: HotTier) -> None:
+    two.hot.show([at(0, 5)], START + 3 * HOUR_MS)
+    two.hot.redis.call("DEL", f"{two.hot.sink._base}:span")
+    assert two.hot.sink.expire(LATER, START + HOUR_MS) == 0
+    assert tier.span().unknown == [0]
