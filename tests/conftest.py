@@ -21,7 +21,7 @@ ADCLICK = [sys.executable, "-m", "infra"]
 def adclick(*words: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a user does, with no setting but those given."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("ADCLICK_")} | {"ADCLICK_RECONCILE_AT": "off"}
-    return subprocess.run([*ADCLICK, *words], capture_output=True, text=True, env=clean | env, cwd=cwd, timeout=280)
+    return subprocess.run([*ADCLICK, *words], capture_output=True, text=True, env=clean | env, cwd=cwd, timeout=1200)
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from query import formats
 from query.questions import Ask, Truths, dead_letters_differ
 from query.request import parse
 from query.router import Router
-from tests.product import wait_until
+from tests.product import PATIENCE, wait_until
 
 STEP = 5_000
 
@@ -90,7 +90,7 @@ class Flow:
 
     def died(self, name: str, seconds: float = 40) -> None:
         """Wait until a fault has ended the worker."""
-        assert self.workers[name].wait(seconds) == -signal.SIGKILL, "the fault point was not reached"
+        assert self.workers[name].wait(seconds * PATIENCE) == -signal.SIGKILL, "the fault point was not reached"
 
     def stopped(self, name: str, seconds: float = 40) -> None:
         """Wait until a fault has halted the worker."""
@@ -151,7 +151,7 @@ class Flow:
 
     def true_within(self, seconds: float) -> None:
         """Wait until everything is the truth, and see that it stays so."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * PATIENCE
         while wrong := self.wrong():
             assert time.monotonic() < deadline, wrong
             time.sleep(0.5)

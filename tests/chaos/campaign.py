@@ -130,7 +130,7 @@ def campaign(
 def wait_for_quiet(product: Product) -> None:
     """Until all that was sent is counted; tells what can be known when that takes too long."""
     try:
-        wait_until(product.caught_up, 240, "all counted")
+        wait_until(product.caught_up, 120, "all counted")
     except AssertionError:
         _explain(product)
         raise

@@ -12,6 +12,7 @@ from infra.settings import Settings
 from ingest import blocks, partials
 from ingest.blocks import SourceRange
 from tests.flow import STEP, flow
+from tests.product import PATIENCE
 
 
 def _hole() -> bytes:
@@ -28,11 +29,11 @@ def test_a_hole_stops_the_stream_and_is_not_skipped(settings: Settings, tmp_path
         writer = TransactionalProducer(settings.kafka, f"{settings.namespace}damage")
         writer.open()
         writer.write([Record(settings.topic(topics.BLOCKS), _hole(), partition=0)])
-        assert running.workers["stream-0"].wait(40) == 1
+        assert running.workers["stream-0"].wait(40 * PATIENCE) == 1
         told = (tmp_path / "log").read_text()
         assert "hole in source partition 0" in told
         assert f"{settings.topic(topics.BLOCKS)}/0/" in told
         # What comes after the hole is not counted: the next worker stops at the same place.
         running.send()
         running.start("stream-0")
-        assert running.workers["stream-0"].wait(40) == 1
+        assert running.workers["stream-0"].wait(40 * PATIENCE) == 1

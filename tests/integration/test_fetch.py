@@ -13,7 +13,7 @@ from infra.errors import OffsetOutOfRange
 from infra.fetch import Fetcher
 from infra.kafka import Admin, read_to_end
 from infra.settings import Settings
-from tests.product import wait_until
+from tests.product import PATIENCE, wait_until
 
 Message = tuple[int, int, bytes | None, bytes | None]
 """Offset, timestamp, key, value."""
@@ -39,7 +39,7 @@ def truth(settings: Settings, topic: str, start: int) -> list[Message]:
 def fetched(fetcher: Fetcher, start: int, end: int, count: int = 100_000) -> list[Message]:
     found: list[Message] = []
     fetcher.assign({0: start})
-    deadline, reached = time.monotonic() + 20, start
+    deadline, reached = time.monotonic() + 20 * PATIENCE, start
     while reached < end:
         assert time.monotonic() < deadline, f"{reached} of {end}"
         for records in fetcher.take(count, 0.2).get(0, []):

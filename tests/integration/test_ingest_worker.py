@@ -20,6 +20,7 @@ from infra.settings import Settings
 from ingest import archived, blocks
 from ingest.archived import Decision
 from ingest.worker import IngestWorker
+from tests.product import PATIENCE
 
 
 @contextlib.contextmanager
@@ -52,7 +53,7 @@ def send(settings: Settings, *names: str) -> None:
 
 def decisions(settings: Settings, count: int) -> list[tuple[str, int]]:
     """(id, decision) of the archived events, once there are `count` of them; checks that ranges tile."""
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 40 * PATIENCE
     while True:
         found, expected = list[tuple[str, int]](), dict[int, int]()
         for partition in range(settings.event_partitions):

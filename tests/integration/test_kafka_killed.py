@@ -15,7 +15,7 @@ from infra.embedded.kafka_server import controller_only, ended_uncleanly, fence_
 from infra.errors import AdclickError
 from infra.kafka import Admin, TransactionalProducer, read_to_end
 from infra.records import Record
-from tests.product import wait_until
+from tests.product import PATIENCE, wait_until
 
 PARTITIONS, ROUNDS = 6, 2
 
@@ -68,7 +68,8 @@ def test_no_transaction_hangs_after_kafka_was_killed(tmp_path: Path) -> None:
             assert ended_uncleanly(data) and not fenced(data)
             kafka = started()
             for writer in writers:
-                writer.join(40)
+                writer.join(40 * PATIENCE)
+                assert not writer.is_alive()
             for partition in range(PARTITIONS):
                 # Settles what was open: all that was written is either committed or aborted now.
                 TransactionalProducer(address, f"id-{partition}").open()
@@ -80,7 +81,7 @@ def test_no_transaction_hangs_after_kafka_was_killed(tmp_path: Path) -> None:
                 assert seen[0] == seen[1]
     finally:
         kafka.terminate()
-        kafka.wait(20)
+        kafka.wait(20 * PATIENCE)
     assert not ended_uncleanly(data)
 
 

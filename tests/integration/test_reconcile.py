@@ -164,7 +164,7 @@ def test_a_run_that_loses_its_disk_or_its_database_says_so_and_shows_nothing(pla
     # As on a full disk, only that each file is refused more than so many bytes.
     limit = f"ulimit -f 1; exec {sys.executable} -m infra {' '.join(words)}"
     full = ["bash", "-c", limit]
-    fails_with("is full", subprocess.run(full, env=os.environ | env, capture_output=True, text=True, timeout=120))
+    fails_with("is full", subprocess.run(full, env=os.environ | env, capture_output=True, text=True, timeout=1200))
     relay = Relay(planted.clickhouse)
     gone = env | {"ADCLICK_CLICKHOUSE": relay.url, "ADCLICK_FAULT": "stop@reconcile.counted"}
     with subprocess.Popen(
@@ -173,7 +173,7 @@ def test_a_run_that_loses_its_disk_or_its_database_says_so_and_shows_nothing(pla
         wait_until(lambda: psutil.Process(run.pid).status() == psutil.STATUS_STOPPED, 60, "the day is counted")
         relay.away.set()
         run.send_signal(signal.SIGCONT)
-        told = run.communicate(timeout=60)
+        told = run.communicate(timeout=600)
     fails_with("ClickHouse", subprocess.CompletedProcess(words, run.returncode, *told))
 
 

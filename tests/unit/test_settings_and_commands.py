@@ -21,7 +21,7 @@ def adclick(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
 
     clean = {k: v for k, v in os.environ.items() if not k.startswith("ADCLICK_")}
     return subprocess.run(
-        [sys.executable, "-m", "infra", *words], capture_output=True, text=True, env=clean | env, timeout=60
+        [sys.executable, "-m", "infra", *words], capture_output=True, text=True, env=clean | env, timeout=600
     )
 
 
