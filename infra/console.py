@@ -77,10 +77,11 @@ class App:
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Rows as a table on standard output: with rules on a terminal, plain columns elsewhere and for long tables.
 
-        Cells are text, never markup, and hold no control characters: see `printable`.
+        Cells are text, never markup, and hold no control characters: see `printable`. A short row ends in empty cells.
         """
         names = [printable(name) for name in columns]
         cells = [["" if v is None else printable(str(v)) for v in row] for row in rows]
+        cells = [row + [""] * (len(names) - len(row)) for row in cells]
         if sys.stdout.isatty() and len(cells) <= _RICH_ROWS:
             _print_ruled(names, cells)
         else:

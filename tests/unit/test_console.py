@@ -117,6 +117,11 @@ def test_columns_line_up_by_the_width_that_a_terminal_gives_them(monkeypatch: py
     assert lines == ["name  value", "広告  1", "ad    22"]
 
 
+@pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
+def test_a_row_with_fewer_cells_than_columns_is_shown(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "short" in printed_table(monkeypatch, [["short"], ["long", 1]], terminal=terminal)
+
+
 def test_a_table_without_rows_is_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
     assert printed_table(monkeypatch, [], terminal=False) == "name  value\n"
 
