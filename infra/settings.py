@@ -64,8 +64,8 @@ class Settings(BaseSettings):
         0, ge=0, description="beyond this the archive's oldest days go, but for two; 0: never"
     )
     redis_page: int = Field(20_000, ge=1, description="writes to the hot tier in one call at most")
-    hot_hours: int = Field(24, ge=2, description="hours of minutes that Redis holds")
-    warm_days: int = Field(30, ge=2, description="days of hours that ClickHouse holds")
+    hot_hours: int = Field(24, ge=2, description="hours of minutes that questions may reach back to")
+    warm_days: int = Field(30, ge=2, le=62, description="days of hours that questions may reach back to")
     query_timeout_s: int = Field(5, ge=1, description="how long the router waits for ClickHouse")
     query_cache: Literal["on", "off"] = Field("on", description="keep what ClickHouse answered, while it cannot change")
     access_log: Literal["on", "off"] = Field("on", description="a line of JSON in the log for each HTTP request")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -16,11 +15,14 @@ import polars as pl
 import pyarrow as pa
 
 from infra.columns import Bools, Ints
-from query import sums
+from query import cursor, sums
+from query.bad_question import BadQuestion
+from query.buckets import GRAINS
 from query.plan import EXACT, HOT, Borders, Piece
-from query.request import GRAINS, MEASURES, RATIOS, BadQuestion, Question
+from query.request import FOREIGN_CURSOR, MEASURES, RATIOS, Question
 from query.signing import Signer
 from query.sums import NAMES, Exact, Sums
+from query.zones import UTC
 
 FINALITY = ("provisional", "closed", "corrected", "reconciled")
 """The weakest first."""
@@ -106,15 +108,15 @@ def reconciled_stretches(pieces: Sequence[Piece]) -> list[tuple[int, int]]:
 def _finalities(question: Question, table: Sums, borders: Borders, pieces: Sequence[Piece]) -> npt.NDArray[np.uint8]:
     """How final each row is. A bucket is closed by the watermark of the tier that its newest events come from."""
     buckets, which = np.unique(table.buckets, return_inverse=True)
-    ends = question.bucket_ends(buckets)
+    starts, ends = question.extents(buckets)
     watermarks = np.full(len(buckets), _watermark_ms(borders.watermark_ms))
     for piece in pieces:
         if piece.tier == HOT:
-            read_here = (buckets < piece.end_ms) & (piece.start_ms < ends)
+            read_here = (starts < piece.end_ms) & (piece.start_ms < ends)
             watermarks[read_here] = _watermark_ms(borders.hot_watermark_ms)
     by_bucket = np.where(ends > watermarks, _PROVISIONAL, _CLOSED).astype(np.uint8)
     for start, end in _joined(reconciled_stretches(pieces)):
-        by_bucket[(start <= buckets) & (ends <= end)] = _RECONCILED
+        by_bucket[(start <= starts) & (ends <= end)] = _RECONCILED
     found = by_bucket[which]
     found[(found == _CLOSED) & table.corrected] = _CORRECTED
     return found
@@ -179,29 +181,20 @@ def page(question: Question, made: Made, signer: Signer) -> tuple[Page, str | No
     """
     first = 0
     if question.cursor is not None:
-        behind, order = _read_cursor(question, signer), made.order
+        behind, order = _place_behind(question, signer), made.order
         first = bisect.bisect_right(range(len(order)), behind, key=lambda at: made.place(int(order[at])))
     end = first + question.limit
     shown = Page(question, made, made.order[first:end])
     if len(made) <= end:
         return shown, None
-    last = made.place(int(made.order[end - 1]))
-    return shown, signer.sign({"q": _fingerprint(question), "k": last})
+    return shown, cursor.issue(question, made.place(int(made.order[end - 1])), signer)
 
 
-def _fingerprint(question: Question) -> str:
-    told = [
-        question.campaigns, question.advertiser, question.scope and sorted(question.scope), question.grain,
-        question.group_by, question.filters, question.zone.key, question.fill, question.order, question.descending,
-    ]  # fmt: skip
-    return json.dumps(told, separators=(",", ":"))
-
-
-def _read_cursor(question: Question, signer: Signer) -> list[Any]:
-    found = signer.read(question.cursor or "")
-    if found is None or found.get("q") != _fingerprint(question):
-        raise BadQuestion("cursor", "this cursor does not belong to this question; start without one")
-    return list(found["k"])
+def _place_behind(question: Question, signer: Signer) -> list[Any]:
+    behind = cursor.read(question.cursor or "", signer)
+    if behind is None or behind.question != cursor.digest(question):
+        raise BadQuestion("cursor", FOREIGN_CURSOR)
+    return behind.place
 
 
 # -- as it is shown ---------------------------------------------------------------------------------------------
@@ -279,7 +272,7 @@ def _or_none(ratio: Ratio) -> list[Any]:
 def _labels(question: Question, buckets: Ints) -> tuple[list[str], Ints]:
     """How the buckets are written, each once, and which of them each row has."""
     distinct, place = np.unique(buckets, return_inverse=True)
-    if question.utc_days and question.grain in GRAINS:
+    if question.zone is UTC and question.grain in GRAINS:
         texts = np.datetime_as_string(distinct.astype("M8[ms]"), unit="s").tolist()
         return [f"{text}Z" for text in texts], place
     return [question.label(bucket) for bucket in distinct.tolist()], place

@@ -50,13 +50,15 @@ def plan(start_ms: int, end_ms: int, borders: Borders, *, whole_days: bool, only
         return [Piece(HOT, start_ms, end_ms)]
     pieces: list[Piece] = []
     days = sorted(borders.runs)
+    # From here on only minutes can hold anything, however far the range reaches.
+    last = max(_warm_until(borders), borders.cold_ms or 0, days[-1] + DAY_MS if days else 0)
     at = start_ms
     while at < end_ms:
         # Up to where another rule holds: the end of a reconciled day, or the next one.
         day = at - at % DAY_MS
         next_run = bisect.bisect_right(days, day)
         until = day + DAY_MS if day in borders.runs else days[next_run] if next_run < len(days) else end_ms
-        piece = _next(at, min(until, end_ms), borders, whole_days)
+        piece = Piece(HOT, at, end_ms) if at >= last else _next(at, min(until, end_ms), borders, whole_days)
         if pieces and pieces[-1].tier == piece.tier and pieces[-1].run == piece.run:
             piece = Piece(piece.tier, pieces.pop().start_ms, piece.end_ms, piece.run)
         pieces.append(piece)

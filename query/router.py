@@ -363,6 +363,11 @@ def _warn(reading: _Reading, *, sampled: bool) -> None:
         for p in reading.answered
         if p.tier == WARM and p.end_ms > settled_ms
     ]
+    if question.cuts_hours:
+        warnings.append(
+            f"days of {question.zone.key} begin within an hour of UTC, which counts for the day that it begins in: its minutes "
+            "are no longer held"
+        )
     if sampled:
         warnings.append("some counts are estimates: traffic was sampled under overload")
     if question.only_minutes and any(

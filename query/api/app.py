@@ -72,7 +72,7 @@ class Api:
     def question(self, request: Request, access: Access, *, without: tuple[str, ...] = ()) -> Question:
         """What a request asks. Raises BadQuestion."""
         given = [(name, value) for name, value in request.query_params.multi_items() if name not in without]
-        return parse(given, now_ms(), self.router.held, access.advertisers)
+        return parse(given, now_ms(), self.router.held, access.advertisers, self.router.signer)
 
     def metrics(self, request: Request, access: Access) -> Reply:
         """Numbers, in the format that is asked for."""

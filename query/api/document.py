@@ -32,7 +32,7 @@ _CAMPAIGN = _parameter(
 )
 _ADVERTISER = _parameter("advertiser_id", _ID, "all campaigns of an advertiser", 3)
 _ROWS = _parameter("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}, "rows at most", 100)
-_CURSOR = _parameter("cursor", {"type": "string"}, "next_cursor of the page before", None)
+_CURSOR = _parameter("cursor", {"type": "string"}, "next_cursor of the page before; repeat the other parameters", None)
 _FORMAT = _parameter(
     "format", {"type": "string", "enum": list(FORMATS)},
     "rows alone as CSV, NDJSON or an Arrow stream, or JSON with everything about them; the Accept header says the same", "csv",
@@ -52,7 +52,7 @@ QUESTION = [
         "filter", {"type": "array", "items": {"type": "string", "pattern": r"^[a-z_]+:.+$"}},
         "dimension:value,value; may be repeated, once for each dimension", ["country:US,DE"], style="form", explode=True,
     ),
-    _parameter("timezone", {"type": "string", "default": "UTC"}, "IANA name; where only hours are held, whole hours from UTC", "Europe/Berlin"),
+    _parameter("timezone", {"type": "string", "default": "UTC"}, "IANA name; days reach back to the beginning of last month there", "Europe/Berlin"),
     _parameter("fill", {"type": "string", "enum": ["none", "zero"], "default": "none"}, "zero adds empty buckets", "zero"),
     _parameter(
         "order", {"type": "string", "enum": [s + c for c in ("time", *DIMENSIONS, *MEASURES, *RATIOS) for s in ("", "-")]},

@@ -173,6 +173,9 @@ redis.call('UNLINK', unpack(KEYS, 2))
 return #KEYS - 1
 """
 
+KEPT_BEYOND_MS = 2 * HOUR_MS
+"""For so much longer minutes are kept than readers are promised: a range is aligned to an hour, or to a local day of 25, and its
+question takes its time."""
 Op = tuple[bytes, bytes, bytes, bytes, bytes]
 # Only with the call that moves the sequence: what adds must happen once.
 _ONCE = b"L"
@@ -467,7 +470,7 @@ class HotSink:
         """
         if warm_border_ms is None:
             return 0
-        until = min(warm_border_ms, now_ms - self._hot_ms - HOUR_MS) // HOUR_MS * HOUR_MS
+        until = min(warm_border_ms, now_ms - self._hot_ms - KEPT_BEYOND_MS) // HOUR_MS * HOUR_MS
         hours = [key for key in self._redis.scan_keys(f"{self._base}:h:*") if int(key.rsplit(b":", 1)[1]) < until]
         return int(self._drop_script([f"{self._base}:span", *hours], [until])) if hours else 0
 

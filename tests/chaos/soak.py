@@ -189,7 +189,7 @@ def _kept_too_long(product: Product) -> list[str]:
     many = Counter(partition for partition, _ in generations)
     found += [f"{partition}}}: {count} generations" for partition, count in many.items() if count > 3]
     ends = [int(k.rsplit(b":", 1)[1]) + HOUR_MS for k in redis.scan_keys(f"{settings.key_prefix}hot:*:h:*")]
-    if min(ends) < now_ms() - (settings.hot_hours + 2) * HOUR_MS:
+    if min(ends) < now_ms() - (settings.hot_hours + 3) * HOUR_MS:
         found.append(f"Redis still has minutes before {iso(min(ends))}")
     return found
 

@@ -18,7 +18,7 @@ from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso
 from query import answer, sums
 from query.answer import Made, Page
 from query.plan import COLD, EXACT_DAYS, EXACT_HOURS, HOT, WARM, Borders, Piece, plan
-from query.request import RATIOS, BadQuestion, Held, Question, parse
+from query.request import RATIOS, BadQuestion, Held, Question, parse, time_of
 from query.signing import Signer
 from query.sums import NAMES, Sums
 
@@ -58,6 +58,16 @@ def ask(**parameters: str) -> Question:
         ({"limit": "0"}, "limit"),
         ({"limit": "10001"}, "limit"),
         ({"granularty": "hour"}, "granularty"),
+        ({"order": "--clicks"}, "order"),
+        ({"order": "-"}, "order"),
+        ({"start": "+1h"}, "start"),
+        ({"start": "-999999d"}, "start"),
+        ({"start": "2026-11-20T12:30:60Z"}, "start"),
+        ({"start": "-0m", "end": "-0h"}, "end"),
+        ({"filter": "country:"}, "filter"),
+        ({"filter": "country:DE,"}, "filter"),
+        ({"filter": "country:de"}, "filter"),
+        ({"timezone": "right/Europe/Berlin"}, "timezone"),
     ],
 )
 def test_a_wrong_parameter_is_named(parameters: dict[str, str], wrong: str) -> None:
@@ -72,7 +82,15 @@ def test_a_wrong_parameter_is_named(parameters: dict[str, str], wrong: str) -> N
     [
         ({"granularity": "minute", "start": "-25h"}, "hour or day"),
         ({"granularity": "hour", "start": "-31d"}, "day"),
-        ({"granularity": "day", "start": "-31d", "timezone": "Europe/Berlin"}, "nothing"),
+        ({"granularity": "minute", "start": "-25h", "timezone": "Asia/Kolkata"}, "granularity=day$"),
+        (
+            {"granularity": "day", "start": "-51d", "timezone": "Europe/Berlin"},
+            "days of Europe/Berlin .* granularity=total",
+        ),
+        (
+            {"granularity": "auto", "start": "-51d", "timezone": "Asia/Kolkata"},
+            "days of Asia/Kolkata .* granularity=total",
+        ),
         ({"granularity": "total", "start": "-900d"}, "nothing"),
     ],
 )
@@ -294,6 +312,141 @@ def test_a_cursor_stays_right_while_rows_come_and_go(order: str) -> None:
     assert second.frame["_bucket"].to_list() == [start + 2 * n * HOUR_MS for n in range(4, 8)]
 
 
+TWO_HOURS = {"campaign_id": "7", "start": "-2h", "end": "now", "group_by": "country", "limit": "2"}
+
+
+@pytest.mark.parametrize("grain", ["minute", "hour", "day", "total", "auto"])
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Asia/Kolkata"])
+def test_a_cursor_keeps_the_range_that_its_first_page_settled_on(grain: str, zone: str) -> None:
+    names = TWO_HOURS | {"granularity": grain, "timezone": zone}
+    first = parse(list(names.items()), NOW, HELD, signer=SIGNER)
+    one_each: Rows = {(first.buckets()[0], country): (1, 1, 0, 0, 0) for country in ("DE", "FR", "US")}
+    page_one, cursor = answer.page(first, told(first, one_each), SIGNER)
+    assert cursor is not None
+    for later_ms in (MINUTE_MS, 5 * HOUR_MS, *([20 * DAY_MS] if first.unit != "minute" else [])):
+        second = parse([*names.items(), ("cursor", cursor)], NOW + later_ms, HELD, signer=SIGNER)
+        assert (second.start_ms, second.end_ms, second.grain) == (first.start_ms, first.end_ms, first.grain)
+        page_two, none = answer.page(second, told(second, one_each), SIGNER)
+        assert [*page_one.frame["country"], *page_two.frame["country"]] == ["DE", "FR", "US"]
+        assert none is None
+
+
+def _cursor_of(names: dict[str, str], scope: frozenset[int] | None = None) -> str:
+    question = parse(list(names.items()), NOW, HELD, scope, SIGNER)
+    rows: Rows = {(question.start_ms, country): (1, 1, 0, 0, 0) for country in ("DE", "FR", "US")}
+    return answer.page(question, told(question, rows), SIGNER)[1] or ""
+
+
+@pytest.mark.parametrize(
+    ("change", "later_ms", "status"),
+    [
+        ({"start": "-3h"}, 0, 400),
+        ({"end": "-1h"}, 0, 400),
+        ({"granularity": "hour"}, 0, 400),
+        ({"start": iso(NOW - 3 * HOUR_MS)}, 0, 400),
+        ({"start": ""}, 0, 400),
+        ({}, DAY_MS, 422),  # its minutes are gone
+    ],
+)
+def test_a_cursor_is_refused_for_another_range_and_when_its_minutes_are_gone(
+    change: dict[str, str], later_ms: int, status: int
+) -> None:
+    names = TWO_HOURS | {"granularity": "total"}
+    later = {name: value for name, value in (names | change).items() if value} | {"cursor": _cursor_of(names)}
+    with pytest.raises(BadQuestion) as error:
+        parse(list(later.items()), NOW + later_ms, HELD, signer=SIGNER)
+    assert error.value.status == status
+    assert error.value.parameter == ("cursor" if change.get("start") != "" else "start")
+
+
+def test_a_cursor_goes_on_where_the_same_range_is_written_in_other_words() -> None:
+    names = TWO_HOURS | {"granularity": "total"}
+    words = {"start": iso(NOW - 2 * HOUR_MS), "end": iso(NOW), "cursor": _cursor_of(names)}
+    parse(list((names | words).items()), NOW + MINUTE_MS, HELD, signer=SIGNER)
+
+
+@pytest.mark.parametrize(("first", "second"), [([5], [5, 6]), ([5, 6], [5]), (None, [5]), ([5], None), ([], [5])])
+def test_a_cursor_is_refused_to_a_key_of_another_scope(first: list[int] | None, second: list[int] | None) -> None:
+    scopes = [None if scope is None else frozenset(scope) for scope in (first, second)]
+    names = TWO_HOURS | {"granularity": "total"}
+    later = [*names.items(), ("cursor", _cursor_of(names, scopes[0]))]
+    question = parse(later, NOW, HELD, scopes[1], SIGNER)
+    with pytest.raises(BadQuestion, match="cursor"):
+        answer.page(question, told(question, {}), SIGNER)
+
+
+def test_a_cursor_of_a_thousand_campaigns_fits_into_an_address() -> None:
+    campaigns = ",".join(str(2**63 - 1 - n) for n in range(1000))
+    assert len(_cursor_of(TWO_HOURS | {"campaign_id": campaigns, "granularity": "total"})) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("2026-11-20T12:00:00+00:00", "2026-11-20T12:00:00Z"),
+        ("2026-11-20T12:00:00 00:00", "2026-11-20T12:00:00Z"),  # "+", as a query string has it
+        ("2026-11-20T12:00:00 02:00", "2026-11-20T10:00:00Z"),
+        ("2026-11-20 12:00:00Z", "2026-11-20T12:00:00Z"),
+        ("2026-11-20 12:00:00 02:00", "2026-11-20T10:00:00Z"),
+        ("2026-11-20t12:00:00z", "2026-11-20T12:00:00Z"),
+        ("2026-11-20T12:00:00.5-01:00", "2026-11-20T13:00:00.500Z"),
+        ("2016-12-31T23:59:60Z", "2017-01-01T00:00:00Z"),
+        ("2017-01-01T00:59:60.7+01:00", "2017-01-01T00:00:00Z"),
+        ("now", iso(NOW)),
+        ("-0h", iso(NOW)),
+        ("-90m", iso(NOW - 90 * MINUTE_MS)),
+    ],
+)
+def test_a_time_may_be_written_as_rfc_3339_has_it(text: str, time: str) -> None:
+    assert iso(time_of("start", {"start": text}, NOW)) == time
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("2026-11-20", "write 2026-11-20T00:00:00Z"),
+        ("2026-11-20T12:00:00", "offset"),
+        ("2026-11-20T12:00Z", "RFC 3339"),
+        (str(NOW), "write 2026-11-20T13:38:15.182Z"),
+        (str(NOW // 1000), "write 2026-11-20T13:38:15Z"),
+        ("1969-07-20T20:17:00Z", "between 1970-01-02"),
+        ("-999999d", "between 1970-01-02"),
+        ("2026-11-20T12:30:60Z", "RFC 3339"),
+        ("２０２６-11-20T12:00:00Z", "RFC 3339"),
+    ],
+)
+def test_a_time_that_is_not_understood_is_refused_with_how_to_write_it(text: str, hint: str) -> None:
+    with pytest.raises(BadQuestion, match=hint):
+        time_of("start", {"start": text}, NOW)
+
+
+@pytest.mark.parametrize("name", ["start", "end", "granularity", "limit", "group_by", "timezone", "campaign_id", "fill", "order", "cursor"])  # fmt: skip
+def test_a_parameter_given_twice_is_refused(name: str) -> None:
+    twice = [("campaign_id", "7"), ("start", "-1h"), ("end", "now"), (name, "1"), (name, "1")]
+    with pytest.raises(BadQuestion, match=f"{name} is given twice"):
+        parse(twice, NOW, HELD)
+
+
+@pytest.mark.parametrize("name", ["start", "end", "granularity", "limit", "timezone", "campaign_id", "fill", "filter"])
+def test_a_parameter_without_a_value_is_refused(name: str) -> None:
+    names = {"campaign_id": "7", "start": "-1h", "end": "now"} | {name: ""}
+    with pytest.raises(BadQuestion) as error:
+        parse(list(names.items()), NOW, HELD)
+    assert error.value.parameter == name
+
+
+def test_questions_that_say_the_same_are_the_same() -> None:
+    one = parse([("campaign_id", "8,7,8"), ("start", "-1h"), ("end", "now"), ("filter", "country:US,DE,US"), ("filter", "ad_id:3,02")], NOW, HELD)  # fmt: skip
+    two = parse([("campaign_id", "7,8"), ("start", "-1h"), ("end", "now"), ("filter", "ad_id:2,3"), ("filter", "country:DE,US")], NOW, HELD)  # fmt: skip
+    assert one == two
+
+
+def test_a_total_may_end_in_a_far_year() -> None:
+    question = ask(granularity="total", start="-1h", end="2199-12-31T00:00:00Z")
+    pieces = plan(question.start_ms, question.end_ms, Borders(warm_ms=NOW - 2 * HOUR_MS), whole_days=True)
+    assert pieces == [Piece(HOT, question.start_ms, question.end_ms)]
+
+
 def test_a_cursor_belongs_to_its_question_and_its_key() -> None:
     question = ask(granularity="hour", start="-24h", limit="1", advertiser_id="5", campaign_id="")
     found = told(question, {(question.start_ms + n * HOUR_MS,): (1, 1, 0, 0, 0) for n in range(3)})
@@ -320,8 +473,9 @@ def test_a_key_may_only_ask_for_its_advertisers() -> None:
 
 
 @pytest.mark.parametrize("zone", ["Asia/Kolkata", "America/St_Johns", "Australia/Adelaide"])
-def test_zones_of_half_hours_are_served_from_minutes_where_they_are_held(zone: str) -> None:
-    question = ask(granularity="hour", start="-5h", timezone=zone)
+@pytest.mark.parametrize("start", ["-5h", "-24h"])
+def test_zones_of_half_hours_are_served_from_minutes_where_they_are_held(zone: str, start: str) -> None:
+    question = ask(granularity="hour", start=start, timezone=zone)
     assert question.only_minutes
     assert question.start_ms % HOUR_MS == HOUR_MS // 2
     assert all(question.label(b)[14:19] == "00:00" for b in question.buckets())
@@ -330,6 +484,29 @@ def test_zones_of_half_hours_are_served_from_minutes_where_they_are_held(zone: s
     with pytest.raises(BadQuestion, match="whole number of hours") as error:
         ask(granularity="hour", start="-25h", timezone=zone)
     assert error.value.status == 422
+
+
+@pytest.mark.parametrize(
+    ("zone", "first"), [("Asia/Kolkata", "19:00"), ("Asia/Kathmandu", "19:00"), ("America/St_Johns", "04:00")]
+)
+def test_an_hour_in_which_a_local_day_begins_counts_for_the_day_before_once_its_minutes_are_gone(
+    zone: str, first: str
+) -> None:
+    question = ask(granularity="day", start="-3d", timezone=zone, fill="zero")
+    assert question.cuts_hours
+    assert iso(question.start_ms)[11:16] == first
+    assert question.start_ms % HOUR_MS == question.end_ms % HOUR_MS == 0
+    buckets = question.buckets()
+    assert [question.label(bucket)[11:19] for bucket in buckets] == ["00:00:00"] * 4
+    assert question.bucket(question.start_ms) == buckets[0]
+    # Minutes of such an hour go where the hour will go.
+    assert {question.bucket(question.start_ms - 1 - n * MINUTE_MS + DAY_MS) for n in range(60)} == {buckets[0]}
+    assert len(told(question, {(bucket,): (1, 0, 0, 0, 0) for bucket in buckets[1:]})) == 4
+    pieces = [Piece(EXACT_HOURS, question.start_ms, question.start_ms + DAY_MS, "r")]
+    made = answer.rows(question, table(question, {(b,): (1, 0, 0, 0, 0) for b in buckets[:2]}), Borders(), pieces)
+    assert shown(question, made)["finality"].to_list()[:2] == ["reconciled", "provisional"]
+    today = ask(granularity="day", start="-1m", timezone=zone)
+    assert (today.only_minutes, today.cuts_hours) == (True, False)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 2**63 - 1), st.booleans()), max_size=30))
