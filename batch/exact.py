@@ -139,7 +139,7 @@ def _explained() -> Iterator[None]:
         told = str(error)
         if unreadable := re.search(r"UnreadableFile: (.*)", told):
             raise UserError(unreadable[1], hint="nothing was published; restore the file") from error
-        if away := re.search(r"Unavailable: (.*)", told):
+        if away := re.search(r"infra\.errors\.(?:Unavailable|TimedOut|Refused|Denied): (.*)", told):
             raise Unavailable(away[1]) from error
         if re.search(_FULL, told):
             raise AdclickError(

@@ -16,7 +16,7 @@ from batch.coverage import Proof
 from batch.exact import Input
 from batch.recount import DIMENSIONS, MEASURES
 from infra.clickhouse.client import ClickHouse
-from infra.errors import Fenced
+from infra.errors import LeaseLost
 from infra.file_store import FileStore
 from ingest.archive_files import File
 
@@ -155,7 +155,7 @@ def publish(
     seconds: float,
     alert: bool,
 ) -> None:
-    """One inserted row makes the run the day's current one. Raises Fenced when a later holder of the lease has published."""
+    """One inserted row makes the run the day's current one. Raises LeaseLost when a later holder of the lease has published."""
     summary = json.dumps(
         {
             "causes": comparison.causes, "seconds": round(seconds, 1), "corrected": comparison.corrected,
@@ -177,4 +177,4 @@ def publish(
     )  # fmt: skip
     current = current_run(client, date)
     if current is None or current[0] != run_id:
-        raise Fenced(f"another run of {date} was published meanwhile, by whoever took over the lease")
+        raise LeaseLost(f"another run of {date} was published meanwhile, by whoever took over the lease")

@@ -1,12 +1,26 @@
-"""The exceptions every part shares. Each names a decision, not a cause.
+"""The exceptions that every part shares. Each class names what its catcher does, not what went wrong.
 
-AdclickError
-├── UserError         the person asked for something that cannot be done: one line, exit 1
-│   └── UsageError    the words of the command are off: exit 2
-├── Unavailable       a backend is away: back off and try again
-│   └── TimedOut      it took too long: asking again at once would only wait again
-├── Fenced            somebody else owns this partition now: drop what is held, never write
-└── CorruptLog        a range overlaps or leaves a hole: stop, name the place, skip nothing
+AdclickError                 stop: print one line, exit 1
+├── UserError                stop: somebody must change a request, a setting or a file
+│   ├── UsageError           stop: wrong command line, exit 2
+│   └── UnreadableFile       stop: a file of the archive must be restored (ingest.archive_files)
+├── BadStatement             stop: a backend cannot make sense of a statement of ours; repeating it is pointless
+├── CorruptLog               stop: a log has a hole or an overlap; name the place, skip nothing
+│   └── OffsetOutOfRange     stop: the log no longer holds the next offset
+├── LeaseLost                stop: another process holds the lease; publish nothing
+├── Unavailable              retry, backing off: a backend is away
+│   ├── TimedOut             retry later: a second attempt at once would wait just as long
+│   ├── Aborted              retry: the transaction was rolled back, nothing of it is visible
+│   ├── Refused              slow down: the backend answers, and declines for now (out of memory, read-only, overloaded)
+│   │   └── Denied           slow down, and report it: credentials or permissions must be changed
+│   └── NothingLeft          answer 503: no tier that a question needs is available (query.router)
+└── SessionLost              start over: drop the client and all state in memory, resume from what is committed
+    ├── Fenced               start over: another owner has the partition; write nothing more
+    ├── OutcomeUnknown       start over: read the log before writing again, the transaction may have been committed
+    ├── ClientBroken         start over: abandon the client, its calls fail or no longer return
+    └── MemoryLost           start over: rebuild the dedup ids that Redis lost (ingest.dedup.registry)
+
+A message that is to become a dead letter is no exception: see `ingest.events.Rejection`.
 """
 
 from __future__ import annotations
@@ -36,25 +50,64 @@ class UsageError(UserError):
     exit_code = 2
 
 
-class Unavailable(AdclickError):
-    """A backend did not answer; the caller backs off and tries again."""
-
-
-class TimedOut(Unavailable):
-    """A backend did not answer in time."""
-
-
-class Fenced(AdclickError):
-    """A successor owns what we were writing to."""
+class BadStatement(AdclickError):
+    """A backend rejects a statement as wrong in itself: a bug of ours, or a schema of another version."""
 
 
 class CorruptLog(AdclickError):
     """A log that must be gapless is not."""
 
 
+class OffsetOutOfRange(CorruptLog):
+    """The log no longer holds the offset that must be read next."""
+
+
+class LeaseLost(AdclickError):
+    """A later holder of the lease has taken over."""
+
+
+class Unavailable(AdclickError):
+    """A backend did not do what it was asked to; the caller backs off and tries again.
+
+    `backend`: `kafka`, `redis`, `clickhouse` or `archive`; empty where it is none of them.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", backend: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.backend = backend
+
+
+class TimedOut(Unavailable):
+    """A backend did not answer in time."""
+
+
 class Aborted(Unavailable):
     """The transaction was rolled back; nothing of it is visible."""
 
 
-class OffsetOutOfRange(CorruptLog):
-    """The log no longer holds the offset that must be read next."""
+class Refused(Unavailable):
+    """A backend answered that it will not do this at the moment. `code` is its own word for why: `OOM`, `TOO_MANY_PARTS`."""
+
+    def __init__(self, message: str, *, hint: str = "", backend: str = "", code: str = "") -> None:
+        super().__init__(message, hint=hint, backend=backend)
+        self.code = code
+
+
+class Denied(Refused):
+    """Credentials or permissions are not enough."""
+
+
+class SessionLost(AdclickError):
+    """What a client had in hand is void: a new client starts from what is committed."""
+
+
+class Fenced(SessionLost):
+    """Another owner has registered for what this client writes to."""
+
+
+class OutcomeUnknown(SessionLost):
+    """Whether a transaction was committed is not known; only the log can tell."""
+
+
+class ClientBroken(SessionLost):
+    """A client library cannot go on: a call of it does not return, or every call fails from now on."""

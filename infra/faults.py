@@ -12,7 +12,7 @@ import re
 import signal
 from collections.abc import Callable
 
-from infra.errors import Fenced, UserError
+from infra.errors import OutcomeUnknown, UserError
 
 Prepare = Callable[[], object]
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
@@ -39,7 +39,7 @@ def armed(text: str) -> Callable[[str, Prepare | None], None]:
         if prepare is not None:
             prepare()
         if number is None:
-            raise Fenced(f"the answer was lost at {name}")
+            raise OutcomeUnknown(f"the answer was lost at {name}")
         os.kill(os.getpid(), number)
 
     return strike

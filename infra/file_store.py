@@ -2,13 +2,18 @@
 
 A file is there whole or not at all, and durable once it is written: by its name in a folder, by one upload in a bucket. A bucket's
 credentials, region and endpoint are the AWS SDK's own: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`,
-`AWS_ENDPOINT_URL`, or a profile. What fails raises OSError.
+`AWS_ENDPOINT_URL`, or a profile. What fails raises Unavailable, Refused where the store says why; a file that is not there,
+FileNotFoundError.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -16,9 +21,25 @@ import pyarrow as pa
 from pyarrow import fs
 
 from infra import faults
-from infra.errors import UserError
+from infra.errors import Denied, Refused, Unavailable, UserError
 
 _BUCKET = "s3://"
+# What a file system or a store declines until somebody changes something, by its own name for it.
+_REFUSED = {
+    "ENOSPC": "free space there",
+    "EDQUOT": "raise the quota, or free space there",
+    "NO_SUCH_BUCKET": "make the bucket",
+    "SLOW_DOWN": "the store is overloaded",
+    "503": "the store is overloaded",
+}
+_FOLDER_RIGHTS = "let this user write there"
+_CREDENTIALS = "look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, and what they may do in the bucket"
+_DENIED = {
+    **dict.fromkeys(("EACCES", "EPERM", "EROFS"), _FOLDER_RIGHTS),
+    **dict.fromkeys(("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "403"), _CREDENTIALS),
+}
+_ERRNO = re.compile(r"\[errno (\d+)\]", re.IGNORECASE)
+_AWS = re.compile(r"AWS Error ([A-Z_]+)(?: \(HTTP status (\d+)\))?.*")
 
 
 @dataclass(frozen=True)
@@ -55,43 +76,76 @@ class FileStore:
 
     def folders(self) -> list[str]:
         """The folders directly below the root, in order."""
-        found = self._files.get_file_info(fs.FileSelector("", allow_not_found=True))
+        with self._translated():
+            found = self._files.get_file_info(fs.FileSelector("", allow_not_found=True))
         return sorted(info.path for info in found if info.type == fs.FileType.Directory)
 
     def files(self, below: str = "") -> list[Stored]:
         """All files below a folder, in the order of their names."""
-        found = self._files.get_file_info(fs.FileSelector(below, recursive=True, allow_not_found=True))
+        with self._translated():
+            found = self._files.get_file_info(fs.FileSelector(below, recursive=True, allow_not_found=True))
         files = (info for info in found if info.type == fs.FileType.File)
         return sorted((Stored(f.path, f.size, f.mtime_ns // 1_000_000) for f in files), key=lambda s: s.name)
 
     def open(self, name: str) -> pa.NativeFile:
         """A file, to be read at any place."""
-        return self._files.open_input_file(name)
+        with self._translated():
+            return self._files.open_input_file(name)
 
     def sha256(self, name: str) -> str:
         """Of a file's bytes, in hexadecimal digits."""
-        with self.open(name) as source:
+        with self.open(name) as source, self._translated():
             return hashlib.file_digest(source, "sha256").hexdigest()
 
     def write(self, name: str, content: pa.Buffer) -> None:
         """Put a file there, in place of any that was; returns once it is durable."""
-        if self.folder is not None:
-            _write(self.folder, name, content)
-            return
-        faults.point("store.written")
-        with self._files.open_output_stream(name) as stream:
-            stream.write(content)
+        with self._translated():
+            if self.folder is not None:
+                _write(self.folder, name, content)
+                return
+            faults.point("store.written")
+            with self._files.open_output_stream(name) as stream:
+                stream.write(content)
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
-        try:
+        with contextlib.suppress(FileNotFoundError), self._translated():
             self._files.delete_file(name)
-        except FileNotFoundError:
-            pass
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder with all that is in it."""
-        self._files.delete_dir(name)
+        with self._translated():
+            self._files.delete_dir(name)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise decision_on(error, self.shown) from error
+
+
+def decision_on(error: OSError, where: str) -> Unavailable:
+    """What to do about an error of the archive at `where`: all of them are waited out."""
+    code, reason = _reason(error)
+    message = f"the archive {where} cannot be used: {reason}"
+    if code in _DENIED:
+        return Denied(message, hint=_DENIED[code], backend="archive", code=code)
+    if code in _REFUSED:
+        return Refused(message, hint=_REFUSED[code], backend="archive", code=code)
+    return Unavailable(message, backend="archive")
+
+
+def _reason(error: OSError) -> tuple[str, str]:
+    """The error's own code, and its text without names of files, which differ each time."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    if (aws := _AWS.search(text)) is not None:
+        return (aws[2] if aws[1] == "UNKNOWN" and aws[2] else aws[1]), aws[0]
+    written = _ERRNO.search(text)
+    number = error.errno or (int(written[1]) if written else 0)
+    return errno.errorcode.get(number, ""), os.strerror(number) if number else text
 
 
 def _bucket(url: str) -> tuple[str, fs.FileSystem]:

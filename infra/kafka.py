@@ -1,7 +1,8 @@
 """Kafka, through confluent-kafka: the only module that imports it.
 
-All reads are read-committed. Librdkafka's errors become decisions: `Fenced` (a successor owns this), `Unavailable`
-(back off, try again), `OffsetOutOfRange` (the log no longer holds what we must read).
+All reads are read-committed. Librdkafka's errors become decisions: `Unavailable` (back off, try again; `Refused` and `Denied`
+where the broker says why), `SessionLost` (only a new client goes on: `Fenced`, `OutcomeUnknown`, `ClientBroken`),
+`OffsetOutOfRange` (the log no longer holds what we must read).
 """
 
 from __future__ import annotations
@@ -27,7 +28,17 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 
 from infra import faults
 from infra.columns import Columns, Values
-from infra.errors import Aborted, AdclickError, Fenced, OffsetOutOfRange, Unavailable, UserError
+from infra.errors import (
+    Aborted,
+    AdclickError,
+    ClientBroken,
+    OffsetOutOfRange,
+    OutcomeUnknown,
+    TimedOut,
+    Unavailable,
+    UserError,
+)
+from infra.kafka_errors import FENCED, decision_on, declined, hint, lost
 from infra.patience import bounded
 from infra.records import Committed, Record
 
@@ -44,9 +55,6 @@ _CALL_S, _COMMIT_S = 8.0, 20.0
 _TOPIC_PATIENCE_S = 60.0
 _GIVE_UP_S = 20.0
 
-_FENCED = {
-    KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_ID_MAPPING,
-}  # fmt: skip
 # A topic that was just made, or one whose leader just moved: the answer of a moment.
 _NO_LEADER_YET = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
 
@@ -62,20 +70,13 @@ def columns_of(messages: Sequence[Any]) -> Columns:
     )
 
 
-def _translate(error: KafkaException) -> AdclickError:
-    cause = error.args[0]
-    if cause.fatal() or cause.code() in _FENCED:
-        return Fenced(f"Kafka: {cause.str()}")
-    return Unavailable(f"Kafka: {cause.str()}")
-
-
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     """The client's errors as ours."""
     try:
         yield
     except KafkaException as error:
-        raise _translate(error) from error
+        raise decision_on(error.args[0]) from error
 
 
 def _common(servers: str) -> dict[str, Any]:
@@ -125,7 +126,7 @@ class Admin:
         deadline = time.monotonic() + self._timeout_s
         while missing := topics.keys() - self.partitions().keys():
             if time.monotonic() > deadline:
-                raise Unavailable(f"Kafka: made {min(missing)}, and does not tell of it yet")
+                raise Unavailable(f"Kafka: made {min(missing)}, and does not tell of it yet", backend="kafka")
             time.sleep(0.05)
 
     def configure(self, topics: dict[str, dict[str, str]]) -> None:
@@ -166,7 +167,7 @@ class Admin:
                 return [found[p] for p in range(partitions)]
             except KafkaException as error:
                 if error.args[0].code() not in _NO_LEADER_YET or time.monotonic() > deadline:
-                    raise _translate(error) from error
+                    raise decision_on(error.args[0]) from error
                 time.sleep(0.05)
 
     def committed(self, group: str, topic: str, partitions: int) -> list[Committed]:
@@ -185,7 +186,7 @@ def _committed(
         found = consumer.committed([TopicPartition(topic, p) for p in partitions], timeout=timeout_s)
     for tp in found:
         if tp.error is not None:
-            raise Unavailable(f"Kafka: {tp.error.str()}")
+            raise declined(tp.error)
     return [Committed(tp.partition, max(tp.offset, -1), tp.metadata or "") for tp in found]
 
 
@@ -266,7 +267,7 @@ class GroupConsumer:
                     hint="events were deleted before they were read; restore them, or move the group's offset on purpose",
                 )
             elif error.fatal():
-                raise Fenced(f"Kafka: {error.str()}")
+                raise lost(error)
         return good
 
     def committed(self, partitions: Iterable[int]) -> list[Committed]:
@@ -274,7 +275,7 @@ class GroupConsumer:
         return _committed(self._consumer, self.topic, partitions)
 
     def commit(self, positions: Sequence[Committed]) -> None:
-        """Commit outside a transaction, and wait. Raises Unavailable or Fenced."""
+        """Commit outside a transaction, and wait. Raises Unavailable or SessionLost."""
         with _translated():
             offsets = [TopicPartition(self.topic, c.partition, c.offset, c.metadata) for c in positions]
             bounded(lambda: self._consumer.commit(offsets=offsets, asynchronous=False), _GIVE_UP_S, "commit offsets")
@@ -286,7 +287,7 @@ class GroupConsumer:
 
     def close(self) -> None:
         """Leave the group; a client that hangs is left behind."""
-        with contextlib.suppress(Fenced):
+        with contextlib.suppress(ClientBroken):
             bounded(self._consumer.close, _GIVE_UP_S, "leave its group")
 
 
@@ -314,7 +315,7 @@ class TransactionalProducer:
         self._away |= error.code() == KafkaError._TRANSPORT and "Connect to" in error.str()
 
     def open(self, timeout_s: float = 30.0) -> None:
-        """Register the id, which fences a predecessor and settles its open transaction. Raises Unavailable, Fenced."""
+        """Register the id, which fences a predecessor and settles its open transaction. Raises Unavailable, SessionLost."""
         bounded(lambda: self._open(timeout_s), timeout_s + 10.0, "register its transactional id")
 
     def _open(self, timeout_s: float) -> None:
@@ -325,7 +326,7 @@ class TransactionalProducer:
                 return
             except KafkaException as error:
                 if error.args[0].fatal() or time.monotonic() > deadline:
-                    raise _translate(error) from error
+                    raise decision_on(error.args[0]) from error
                 time.sleep(0.1)
 
     def write(
@@ -337,14 +338,14 @@ class TransactionalProducer:
     ) -> None:
         """One transaction: all records and, with `source`, the consumed positions; returns once committed.
 
-        Raises Aborted when nothing of it happened and it can be tried again. Raises Fenced when another has opened this
-        id, when the broker gave the transaction up, when its outcome is unknown, or when the broker was away since: only
-        opening the id again settles which.
+        Raises Aborted when nothing of it happened and it can be tried again. Raises SessionLost when only opening the id again
+        settles what happened: Fenced when another client has opened it, or the broker gave the transaction up; OutcomeUnknown;
+        ClientBroken when the broker was away since.
         """
         self._producer.poll(0)
         if self._away:
             # Librdkafka tends to hang in the first transaction after an outage.
-            raise Fenced("Kafka: the broker was away")
+            raise ClientBroken("Kafka: the broker was away")
         try:
             self._producer.begin_transaction()
             for r in records:
@@ -362,7 +363,7 @@ class TransactionalProducer:
             self._settle(error)
         except BufferError as error:
             self._abort()
-            raise Aborted("Kafka: the producer's queue is full") from error
+            raise Aborted("Kafka: the producer's queue is full", backend="kafka") from error
 
     def _commit(self) -> None:
         deadline = time.monotonic() + _COMMIT_S
@@ -380,19 +381,19 @@ class TransactionalProducer:
 
     def _settle(self, error: KafkaException) -> None:
         cause = error.args[0]
-        if cause.fatal() or cause.code() in _FENCED:
-            raise Fenced(f"Kafka: {cause.str()}") from error
+        if cause.fatal() or cause.name() in FENCED:
+            raise lost(cause) from error
         if not cause.txn_requires_abort():
             # Neither fatal nor abortable: the outcome is unknown. A new producer with this id settles it.
-            raise Fenced(f"Kafka: outcome of a transaction unknown: {cause.str()}") from error
+            raise OutcomeUnknown(f"Kafka: outcome of a transaction unknown: {cause.str()}") from error
         self._abort()
-        raise Aborted(f"Kafka: {cause.str()}") from error
+        raise Aborted(f"Kafka: {cause.str()}", hint=hint(cause), backend="kafka") from error
 
     def _abort(self) -> None:
         try:
             self._bounded(self._producer.abort_transaction, _CALL_S)
         except KafkaException as error:
-            raise Fenced(f"Kafka: {error.args[0].str()}") from error
+            raise OutcomeUnknown(f"Kafka: {error.args[0].str()}") from error
 
 
 def read_to_end(servers: str, topic: str, partition: int, start: int = BEGINNING) -> Iterable[Any]:
@@ -433,7 +434,7 @@ def read_to_end(servers: str, topic: str, partition: int, start: int = BEGINNING
                 elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                     raise OffsetOutOfRange(f"{topic}/{partition}: {error.str()}")
             if time.monotonic() - heard > 30:
-                raise Unavailable(f"Kafka: no answer while reading {topic}/{partition}")
+                raise TimedOut(f"Kafka: no answer while reading {topic}/{partition}", backend="kafka")
 
 
 def offset_at(servers: str, topic: str, partition: int, time_ms: int) -> int:

@@ -1,9 +1,10 @@
-"""Waiting for what is away, and for how long: capped exponential pauses with full jitter, and one line in the log when it
-begins and ends."""
+"""Waiting for a backend: capped exponential pauses with full jitter, one line in the log when a wait begins, when its reason
+changes, and when it is over. `WAITS` has what this process waits for at the moment."""
 
 from __future__ import annotations
 
 import queue
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -11,39 +12,90 @@ from typing import Any, TypeVar, cast
 
 import tenacity
 
-from infra.errors import Fenced, Unavailable
+from infra.errors import ClientBroken, Unavailable
 
 T = TypeVar("T")
+# A session that has lasted for this long has got over what ended the ones before.
 _STEADY_S = 30.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
+
+
+class Waits:
+    """What threads of this process wait for, by backend. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reasons: dict[object, tuple[float, str, str]] = {}
+
+    def begin(self, waiter: object, error: BaseException) -> None:
+        """Note why `waiter` waits, in place of any earlier reason of its own."""
+        backend = error.backend if isinstance(error, Unavailable) else ""
+        with self._lock:
+            since, *_ = self._reasons.get(waiter, (time.monotonic(), "", ""))
+            self._reasons[waiter] = (since, backend or "pipeline", str(error))
+
+    def end(self, waiter: object) -> None:
+        """`waiter` waits no longer."""
+        with self._lock:
+            self._reasons.pop(waiter, None)
+
+    def reasons(self, longer_than_s: float = 0.0) -> dict[str, str]:
+        """backend → why this process waits for it, for longer than that; `pipeline` where it is none of the backends."""
+        latest = time.monotonic() - longer_than_s
+        with self._lock:
+            return {backend: reason for since, backend, reason in self._reasons.values() if since <= latest}
+
+
+WAITS = Waits()
+
+
+def pause_s(failures: int, first_s: float = _FIRST_PAUSE_S, longest_s: float = _LONGEST_PAUSE_S) -> float:
+    """How long to pause after so many failures in a row: anything up to a limit that doubles each time, up to a cap."""
+    # Beyond 2**1023 a power of two is no float any more.
+    return random.uniform(0.0, min(longest_s, first_s * 2.0 ** min(failures, 64)))
 
 
 def patiently(call: Callable[[], T], stop: threading.Event, log: Any, *, cap_s: float = 5.0) -> T:
     """The result of `call`, tried until it no longer raises Unavailable; raises that once `stop` is set."""
-    began = time.monotonic()
+    began, waiter, reason = time.monotonic(), object(), ""
 
-    def say_once(attempt: tenacity.RetryCallState) -> None:
-        if attempt.attempt_number == 1 and attempt.outcome is not None:
-            log.warning("waiting for a backend", why=str(attempt.outcome.exception()))
+    def note(attempt: tenacity.RetryCallState) -> None:
+        nonlocal reason
+        error = attempt.outcome.exception() if attempt.outcome is not None else None
+        if error is None:
+            return
+        WAITS.begin(waiter, error)
+        if _kind(error) != reason:
+            reason = _kind(error)
+            log.warning("waiting for a backend", why=str(error))
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(Unavailable),
         wait=tenacity.wait_random_exponential(multiplier=0.1, max=cap_s),
         stop=tenacity.stop_when_event_set(stop),
-        before_sleep=say_once,
+        before_sleep=note,
         sleep=tenacity.sleep_using_event(stop),
         reraise=True,
     )
-    result = retrying(call)
+    try:
+        result = retrying(call)
+    finally:
+        WAITS.end(waiter)
     if retrying.statistics.get("attempt_number", 1) > 1:
         log.info("the backend is back", seconds=round(time.monotonic() - began, 1))
     return result
+
+
+def _kind(error: BaseException) -> str:
+    """What tells two reasons apart: not the numbers and names in their texts."""
+    return f"{type(error).__name__} {getattr(error, 'backend', '')} {getattr(error, 'code', '')}"
 
 
 def bounded(call: Callable[[], T], limit_s: float, what: str) -> T:
     """The result of a blocking call of a client, in a thread that is given up when it does not return in time.
 
     Librdkafka 2.16 can lose the answer to a request of its own while the broker is away, and then waits for it for ever,
-    whatever time-out it was given (seen in `send_offsets_to_transaction`). Raises Fenced: only a new client goes on.
+    whatever time-out it was given (seen in `send_offsets_to_transaction`). Raises ClientBroken: only a new client goes on.
     """
     done: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
@@ -57,30 +109,56 @@ def bounded(call: Callable[[], T], limit_s: float, what: str) -> T:
     try:
         value, error = done.get(timeout=limit_s)
     except queue.Empty:
-        raise Fenced(f"the client did not {what} within {limit_s:.0f} s") from None
+        raise ClientBroken(f"the client did not {what} within {limit_s:.0f} s") from None
     if error is not None:
         raise error
     return cast(T, value)
 
 
-def in_sessions(
-    session: Callable[[], None], stop: threading.Event, log: Any, losses: tuple[type[BaseException], ...]
-) -> None:
-    """Run `session` again and again until `stop` is set, with a growing pause after each of `losses`.
+class Sessions:
+    """Runs one session after the other until `stop` is set, with a growing pause after each that ends with one of `losses`.
 
-    A series of losses is told once, and its end.
+    A series of losses is logged when it begins, when its reason changes, and when it is over: once a session calls `works`, or
+    has lasted for `_STEADY_S`.
     """
-    failures = 0
-    told = ""
-    while not stop.is_set():
-        began = time.monotonic()
+
+    def __init__(self, stop: threading.Event, log: Any, losses: tuple[type[BaseException], ...]) -> None:
+        self._stop, self._log, self._losses = stop, log, losses
+        self._lock = threading.Lock()
+        self._failures, self._began, self._reason = 0, 0.0, ""
+
+    def run(self, session: Callable[[], None]) -> None:
+        """Blocks until `stop` is set. Raises what a session raises beside `losses`."""
         try:
-            session()
-        except losses as error:
-            steady = time.monotonic() - began > _STEADY_S
-            failures = 1 if steady else failures + 1
-            why = f"{type(error).__name__}: {error}"
-            if steady or why != told:
-                log.warning("starting over", why=str(error), failures=failures)
-                told = why
-            stop.wait(min(10.0, 0.2 * 2**failures))
+            while not self._stop.is_set():
+                steady = threading.Timer(_STEADY_S, self.works)
+                steady.daemon = True
+                steady.start()
+                try:
+                    session()
+                except self._losses as error:
+                    self._stop.wait(pause_s(self._lost(error)))
+                finally:
+                    steady.cancel()
+        finally:
+            WAITS.end(self)
+
+    def works(self) -> None:
+        """The session at hand does what it is for: a series of losses is over. Cheap where there was none."""
+        with self._lock:
+            if not self._failures:
+                return
+            failures, self._failures, self._reason = self._failures, 0, ""
+            WAITS.end(self)
+        self._log.info("works again", failures=failures, seconds=round(time.monotonic() - self._began, 1))
+
+    def _lost(self, error: BaseException) -> int:
+        with self._lock:
+            if not self._failures:
+                self._began = time.monotonic()
+            self._failures += 1
+            WAITS.begin(self, error)
+            if _kind(error) != self._reason:
+                self._reason = _kind(error)
+                self._log.warning("starting over", why=str(error), failures=self._failures)
+            return self._failures

@@ -2,47 +2,71 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from infra import topics
 from infra.clickhouse.client import ClickHouse
 from infra.clock import iso
-from infra.errors import Unavailable
+from infra.errors import BadStatement, Refused, Unavailable
 from infra.kafka import Admin
-from infra.redis import Redis
+from infra.patience import WAITS
+from infra.redis import NEVER_EVICT, Redis
 from infra.settings import Settings
 
 _PATIENCE_S = 3.0
 _NOTHING_KNOWN: dict[str, Any] = {
-    "watermark": None, "stream_lag_s": None, "silent_shards": [], "level": "unknown", "ingest_workers": [],
+    "watermark": None, "stream_lag_s": None, "silent_shards": [], "level": "unknown", "ingest_workers": [], "waits": {},
 }  # fmt: skip
 _NO_RUNS: dict[str, Any] = {"last_reconciliation": None, "reconciliation_alerts": [], "unbilled_events": 0}
-BACKENDS = ("kafka", "redis", "clickhouse")
+BACKENDS = ("kafka", "redis", "clickhouse", "archive")
+# A wait that is over sooner is no problem yet; a report that is older comes from a process that is gone.
+_WAITED_S, _REPORT_EVERY_S, _REPORT_S = 2.0, 1.0, 15
 LEVELS = ("normal", "elevated", "sampling", "critical")
 
 
 def collect(settings: Settings) -> dict[str, Any]:
-    """Ask the backends, all at once. What is away is told under `problems`, by backend, and its part is empty."""
+    """Ask the backends, all at once. What is away or refuses is under `problems`, by backend; where it is away, its part is empty.
+
+    Redis is asked to write, too: one that is full or read-only still answers reads. What workers wait for is theirs to report.
+    """
     problems: dict[str, str] = {}
 
     def ask(name: str, question: Callable[[Settings], dict[str, Any]], without: dict[str, Any]) -> dict[str, Any]:
         try:
             return question(settings)
-        except Unavailable as error:
+        except (Unavailable, BadStatement) as error:
             problems[name] = str(error)
             return without
 
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(4) as pool:
         parts = [
             pool.submit(ask, "kafka", _lags, {"topics": {}}),
             pool.submit(ask, "redis", _workers, _NOTHING_KNOWN),
             pool.submit(ask, "clickhouse", _last_runs, _NO_RUNS),
+            pool.submit(ask, "redis", _check_redis, {}),
         ]
         found = {key: value for part in parts for key, value in part.result().items()}
+    for worker, reasons in found["waits"].items():
+        for backend, reason in reasons.items():
+            problems.setdefault(backend, f"{reason}; {worker} waits")
     return found | {"problems": problems}
+
+
+def _check_redis(settings: Settings) -> dict[str, Any]:
+    """Raises Unavailable when Redis takes no writes, or may lose what was written."""
+    redis = Redis(settings.redis, timeout_s=_PATIENCE_S)
+    try:
+        redis.call("SET", f"{settings.key_prefix}probe", "1", "PX", 1000)
+        if eviction := redis.eviction():
+            raise Refused(eviction, hint=NEVER_EVICT, backend="redis", code="EVICTS")
+    finally:
+        redis.close()
+    return {}
 
 
 def _lags(settings: Settings) -> dict[str, Any]:
@@ -68,6 +92,7 @@ def _workers(settings: Settings) -> dict[str, Any]:
                 for s in range(settings.block_partitions)
             ]
         )
+        (now_s, _), reports = redis.pipeline([("TIME",), ("HGETALL", f"{settings.key_prefix}waits")])
     finally:
         redis.close()
     workers = [json.loads(told) for told in found if told]
@@ -81,7 +106,50 @@ def _workers(settings: Settings) -> dict[str, Any]:
         "silent_shards": [s for s, (sequence, *_) in enumerate(marks) if sequence is None],
         "level": max((w["level"] for w in workers), key=LEVELS.index, default="normal"),
         "ingest_workers": sorted(workers, key=lambda w: str(w["worker"])),
+        "waits": _fresh_reports(reports, int(now_s)),
     }
+
+
+def _fresh_reports(fields: list[bytes], now_s: int) -> dict[str, dict[str, str]]:
+    """worker → backend → why it waits, as `reporting` wrote them."""
+    waits = {}
+    for name, report in zip(fields[::2], fields[1::2], strict=True):
+        at_s, _, reasons = report.partition(b" ")
+        if now_s - int(at_s) <= _REPORT_S:
+            waits[name.decode()] = dict(json.loads(reasons))
+    return dict(sorted(waits.items()))
+
+
+# KEYS[1] the hash of reports; ARGV: a worker, and what it waits for as JSON, or nothing.
+_REPORT = """
+if ARGV[2] == '' then return redis.call('HDEL', KEYS[1], ARGV[1]) end
+redis.call('HSET', KEYS[1], ARGV[1], redis.call('TIME')[1] .. ' ' .. ARGV[2])
+return redis.call('EXPIRE', KEYS[1], 60)
+"""
+
+
+@contextlib.contextmanager
+def reporting(settings: Settings, worker: str) -> Iterator[None]:
+    """Publish what this process waits for, for as long as the block lasts: in a thread, since the others wait."""
+    redis, over = Redis(settings.redis, timeout_s=_PATIENCE_S), threading.Event()
+    publish, key = redis.script(_REPORT), f"{settings.key_prefix}waits"
+
+    def run() -> None:
+        published = ""
+        while not over.wait(_REPORT_EVERY_S):
+            reasons = WAITS.reasons(_WAITED_S)
+            report = json.dumps(reasons) if reasons else ""
+            if report or published:
+                with contextlib.suppress(Unavailable, BadStatement):
+                    publish([key], [worker, report])
+                    published = report
+
+    thread = threading.Thread(target=run, daemon=True, name="reporting")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _last_runs(settings: Settings) -> dict[str, Any]:

@@ -19,10 +19,10 @@ import pyarrow as pa
 from infra import console, faults, logs, topics
 from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
 from infra.console import App
-from infra.errors import Fenced, Unavailable
+from infra.errors import SessionLost, Unavailable
 from infra.file_store import FileStore
 from infra.kafka import GroupConsumer
-from infra.patience import in_sessions
+from infra.patience import Sessions
 from infra.priority import BACKGROUND, give_way
 from infra.records import Committed
 from infra.settings import Settings
@@ -60,6 +60,7 @@ class ArchiveWorker:
         self._settings, self._store = settings, FileStore(settings.archive)
         self._log = logs.get("archive").bind(worker=name)
         self._stopping = threading.Event()
+        self._sessions = Sessions(self._stopping, self._log, (SessionLost, Unavailable))
         self._owned: dict[int, Partition] = {}
         self._upkeep: threading.Thread | None = None
         self._upkeep_at = 0.0
@@ -71,7 +72,7 @@ class ArchiveWorker:
 
     def run(self) -> None:
         """Consume until stopped; start a new session, with a growing pause, after each loss."""
-        in_sessions(self._session, self._stopping, self._log, (Fenced, Unavailable, OSError))
+        self._sessions.run(self._session)
 
     def _session(self) -> None:
         s = self._settings
@@ -142,6 +143,7 @@ class ArchiveWorker:
             self._consumer.commit([Committed(p, partition.next_message, told)])
             partition.rows, partition.count, partition.since = [], 0, None
             partition.from_offset = partition.to_offset
+            self._sessions.works()
 
     def _upkeep_due(self) -> None:
         """Now and then, in a thread of its own: merge small files of the partitions owned here, and let the oldest days go."""
@@ -166,7 +168,7 @@ class ArchiveWorker:
                 keep_days, most_bytes = s.archive_keep_days or None, s.archive_most_gb * 2**30 or None
                 for day in compaction.expire(self._store, now_ms(), keep_days, most_bytes):
                     self._log.warning("a day of the archive was removed", day=day)
-        except OSError as error:
+        except (Unavailable, OSError) as error:
             self._log.warning("the archive's upkeep failed; it is tried again", error=str(error))
 
 
@@ -190,4 +192,5 @@ def archive(app: App) -> None:
     """Run one archive worker: write every valid event, with the decision taken on it, to Parquet."""
     logs.configure(verbose=app.verbose, quiet=app.quiet)
     give_way(BACKGROUND)
-    run_until_signal(ArchiveWorker(app.settings, worker_name("archive")))
+    name = worker_name("archive")
+    run_until_signal(ArchiveWorker(app.settings, name), app.settings, name)

@@ -6,6 +6,7 @@ Reads top down: `IngestWorker.run` is a session that starts over whenever owners
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -26,17 +27,18 @@ from infra import console, faults, logs, topics
 from infra.clock import now_ms
 from infra.columns import Ints, Stretches
 from infra.console import App
-from infra.errors import Aborted, Fenced, Unavailable
+from infra.errors import Aborted, BadStatement, Denied, Refused, SessionLost, Unavailable, UserError
 from infra.fetch import ColumnConsumer
 from infra.kafka import (
     Admin,
     TransactionalProducer,
 )
-from infra.patience import in_sessions, patiently
+from infra.patience import WAITS, Sessions, patiently, pause_s
+from infra.pipeline_state import reporting
 from infra.priority import PIPELINE, give_way
 from infra.record_batches import Records
 from infra.records import Committed, Record
-from infra.redis import Redis
+from infra.redis import NEVER_EVICT, Memory, Redis
 from infra.settings import Settings
 from ingest import batch, blocks, partials, salting, shedding
 from ingest.archived import Decision
@@ -53,6 +55,9 @@ from ingest.siphash import KEY_BYTES
 
 STAGE = "ingest"
 _TELL_EVERY_S = 1.0
+_CHECK_EVERY_S = 2.0
+# Between attempts at a transaction that was rolled back.
+_FIRST_ABORT_S, _LONGEST_ABORT_S = 0.05, 2.0
 _NONE = np.empty(0, np.int64)
 
 
@@ -115,7 +120,10 @@ class IngestWorker:
         self._doubted = 0
         self._announced: dict[int, tuple[int | None, bool]] = {}
         self._stopping = threading.Event()
-        self._told_at = self._sent_at = 0.0
+        self._sessions = Sessions(self._stopping, self._log, (SessionLost, Unavailable))
+        self._aborts = 0
+        self._evicted: Memory | None = None
+        self._told_at = self._sent_at = self._checked_at = 0.0
         self._sent_ms = 0
         self._consumer: ColumnConsumer
         self._producer: TransactionalProducer
@@ -125,12 +133,18 @@ class IngestWorker:
         self._stopping.set()
 
     def run(self) -> None:
-        """Consume until stopped; start a new session, with a growing pause, after each loss."""
-        in_sessions(self._session, self._stopping, self._log, (Fenced, Unavailable, MemoryLost))
+        """Consume until stopped; start a new session, with a growing pause, after each loss. Raises UserError where ids could be
+        lost without a sign."""
+        with contextlib.suppress(Unavailable):
+            if eviction := self._patiently(self._redis.eviction):
+                raise UserError(eviction, hint=NEVER_EVICT)
+            self._sessions.run(self._session)
 
     def _session(self) -> None:
         settings = self._settings
         self._owned.clear()
+        self._patiently(self._check_eviction)
+        self._evicted = None
         self._producer = TransactionalProducer(settings.kafka, f"{settings.key_prefix}{self._name}", STAGE)
         self._producer.open()
         self._consumer = ColumnConsumer(
@@ -151,16 +165,46 @@ class IngestWorker:
                         self._step(outcome)
                     elif self._heartbeat_due():
                         self._step(self._heartbeat())
+                    if self._owned:
+                        self._works()
                 except Aborted as error:
-                    self._log.warning("transaction aborted, rolled back", why=str(error))
-                    self._roll_back()
+                    self._aborted(error)
                 self._tell()
+                if time.monotonic() - self._checked_at > _CHECK_EVERY_S:
+                    self._checked_at = time.monotonic()
+                    self._check_eviction()
         except MemoryLost:
             self._memories.keep({p: (s.position.offset, s.memory) for p, s in self._owned.items()})
             raise
         finally:
             self._owned.clear()
             self._consumer.close()
+
+    def _works(self) -> None:
+        """Events are taken, or would be: whatever was waited for is there."""
+        self._sessions.works()
+        if self._aborts:
+            self._aborts = 0
+            WAITS.end(self)
+
+    def _aborted(self, error: Aborted) -> None:
+        """Read again from the committed positions, after a pause: what aborts a transaction may last."""
+        self._aborts += 1
+        WAITS.begin(self, error)
+        if self._aborts == 1:
+            self._log.warning("transaction aborted, rolled back", why=str(error))
+        self._roll_back()
+        self._stopping.wait(pause_s(self._aborts, _FIRST_ABORT_S, _LONGEST_ABORT_S))
+
+    def _check_eviction(self) -> None:
+        """Raises Refused while Redis may evict ids, and MemoryLost once it has: what is left of them is then looked through."""
+        if eviction := self._redis.eviction():
+            raise Refused(eviction, hint=NEVER_EVICT, backend="redis", code="EVICTS")
+        with contextlib.suppress(BadStatement, Denied):
+            memory, before = self._redis.memory(), self._evicted
+            self._evicted = memory
+            if before is not None and memory.run_id == before.run_id and memory.evicted_keys > before.evicted_keys:
+                raise MemoryLost(f"Redis evicted {memory.evicted_keys - before.evicted_keys} keys")
 
     # -- ownership ------------------------------------------------------------------------------------------
 
@@ -354,7 +398,7 @@ def worker_name(kind: str) -> str:
     return os.environ.get("ADCLICK_WORKER") or f"{kind}-{socket.gethostname()}-{os.getpid()}"
 
 
-def run_until_signal(worker: Any) -> None:
+def run_until_signal(worker: Any, settings: Settings, name: str) -> None:
     """Run a worker in this thread; SIGTERM and Ctrl-C stop it in order."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop())
@@ -362,7 +406,8 @@ def run_until_signal(worker: Any) -> None:
     gc.freeze()
     # A batch makes thousands of objects, none of them part of a cycle: do not walk them over and over.
     gc.set_threshold(500_000, 20, 100)
-    worker.run()
+    with reporting(settings, name):
+        worker.run()
 
 
 @console.command("ingest", "ADCLICK_KAFKA=broker:9092 ADCLICK_REDIS=redis://cache:6379/0 adclick ingest")
@@ -370,4 +415,5 @@ def ingest(app: App) -> None:
     """Run one ingest worker: decode, judge and dedup ad-events, and write blocks, archive and dead letters."""
     logs.configure(verbose=app.verbose, quiet=app.quiet)
     give_way(PIPELINE)
-    run_until_signal(IngestWorker(app.settings, worker_name("ingest")))
+    name = worker_name("ingest")
+    run_until_signal(IngestWorker(app.settings, name), app.settings, name)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from infra import faults, logs, topics
-from infra.errors import Aborted, Fenced, Unavailable
+from infra.errors import Aborted, SessionLost, Unavailable
 from infra.kafka import TransactionalProducer, read_to_end
-from infra.patience import patiently
+from infra.patience import WAITS, patiently
 from infra.records import Record
 from infra.settings import Settings
 from stream import chunks
@@ -122,6 +122,7 @@ class StagePartition:
         if not self.dead.is_set():
             self.dead_since = time.monotonic()
             self.dead.set()
+            WAITS.end(self)
 
     def recover(self) -> None:
         """Take over from a predecessor, unless dead by then. Blocks, also while Kafka is away; raises CorruptLog."""
@@ -150,7 +151,7 @@ class StagePartition:
         producer = TransactionalProducer(self._settings.kafka, name, self.stage.name)
         try:
             producer.open()
-        except Fenced as error:
+        except SessionLost as error:
             raise Unavailable(str(error)) from error
         self._producer = producer
 
@@ -172,15 +173,19 @@ class StagePartition:
         assert self._producer is not None
         try:
             self._producer.write(records)
-            return True
         except Aborted as error:
             if not self._aborted:
                 self._log.warning("flush aborted, to be tried again", why=str(error))
             self._aborted = True
+            WAITS.begin(self, error)
             return False
-        except Fenced as error:
+        except SessionLost as error:
             self._log.warning("the outcome of a flush is not known", why=str(error))
             return self._settle()
+        if self._aborted:
+            self._aborted = False
+            WAITS.end(self)
+        return True
 
     def _settle(self) -> bool:
         """After a fence: whether the flush in hand is in the log. A broker that was away or gave a transaction up fences
@@ -253,7 +258,6 @@ class StagePartition:
         if self.dead.is_set() or not self.write(records):
             self.state.abort()
             return
-        self._aborted = False
         with self._folding:
             changes = self.state.commit()
         if self.state.too_old > self._too_old:

@@ -5,7 +5,9 @@ begin_flush  takes away what was applied since the last one
 flushing  folds that to the delta, and says what must be written
 commit / abort  what becomes of it
 
-All but `flushing`, `commit` and `abort` is called from one thread; these from another one.
+All but `flushing`, `commit` and `abort` is called from one thread, the input's; these from the flush's. A field is written by one of
+the two. They meet in `_taken`, which the input's thread sets and the flush's clears once all else is in place, and in `_returned`
+the other way round.
 """
 
 from __future__ import annotations
@@ -91,8 +93,9 @@ class StageState:
         self._upstream_next: int | None = None
         self._pending: list[Partials] = []
         self._pending_rows = 0
-        self.corrects = False
-        """Whether pending rows change windows that are shown as closed."""
+        self._pending_corrects = False
+        self._returned: Partials | None = None
+        """The delta of a flush that did not happen: part of the next one."""
         self._part = 0
         self._log: dict[bytes, int] = {}
         """Keys alive in the state log → the end of the newest window in them."""
@@ -137,23 +140,21 @@ class StageState:
         if not len(rows):
             return
         rows = rows.only((*partials.KEYS, *partials.SUMS))
-        window = rows[WINDOW]
-        if self.dropped_ms:
-            old = window - window % self.grain_ms + self.grain_ms <= self.dropped_ms
-            if old.any():
-                self.too_old += int(old.sum())
-                rows = rows.take(~old)
-                if not len(rows):
-                    return
         self._pending.append(rows)
         self._pending_rows += len(rows)
         oldest = int(rows[WINDOW].min()) // self.grain_ms * self.grain_ms
-        self.corrects |= self._is_closed(oldest, self._durable_closing.closed_ms)
+        self._pending_corrects |= self._is_closed(oldest, self._durable_closing.closed_ms)
 
     @property
     def pending_rows(self) -> int:
         """Rows applied but not yet being flushed."""
-        return self._pending_rows
+        returned = self._returned
+        return self._pending_rows + (0 if returned is None else len(returned))
+
+    @property
+    def corrects(self) -> bool:
+        """Whether pending rows may change windows that are shown as closed."""
+        return self._pending_corrects or self._returned is not None
 
     # -- flush ----------------------------------------------------------------------------------------------
 
@@ -171,7 +172,7 @@ class StageState:
         crossed = after is not None and (before is None or before // self.grain_ms != after // self.grain_ms)
         if patient:
             return crossed and not clock
-        if self._pending or crossed:
+        if self._pending or self._returned is not None or crossed:
             return True
         # Input without rows (heartbeats) needs no transaction of its own; now and then it moves the fence on.
         return self.next_message - self._durable_next > 200
@@ -179,8 +180,10 @@ class StageState:
     def begin_flush(self) -> None:
         """Take what was applied since the last flush. One flush at a time."""
         assert self._taken is None
-        self._taken = _Taken(self._pending, self.closing, self.next_message, self._upstream_next, self.newest_sent_ms)
-        self._pending, self._pending_rows, self.corrects = [], 0, False
+        returned = [] if self._returned is None else [self._returned]
+        pending = [*returned, *self._pending]
+        self._taken = _Taken(pending, self.closing, self.next_message, self._upstream_next, self.newest_sent_ms)
+        self._pending, self._pending_rows, self._pending_corrects, self._returned = [], 0, False, None
 
     @property
     def flushing(self) -> Flush:
@@ -191,7 +194,7 @@ class StageState:
         return self._flushing
 
     def _fold(self, taken: _Taken) -> Flush:
-        delta = partials.merge([partials.widened(Partials.joined(taken.pending), self.grain_ms)])
+        delta = self._without_too_old(partials.merge([partials.widened(Partials.joined(taken.pending), self.grain_ms)]))
         closed_before = self._durable_closing.closed_ms
         late = delta[WINDOW] + self.grain_ms <= (-(2**62) if closed_before is None else closed_before)
         delta = delta.with_column(CHANGED, late.astype(np.uint8))
@@ -218,14 +221,21 @@ class StageState:
             tombstones = list(self._log)
         return Flush(header, delta, state, state_header, tombstones, dropped, taken.sent_ms)
 
+    def _without_too_old(self, rows: Partials) -> Partials:
+        """Rows of windows that are still held. One of a window that is gone would be shown as all of it."""
+        old = rows[WINDOW] + self.grain_ms <= self.dropped_ms
+        if not self.dropped_ms or not old.any():
+            return rows
+        self.too_old += int(old.sum())
+        return rows.take(~old)
+
     def abort(self) -> None:
         """The flush did not happen: its delta belongs to the next one."""
         delta = self.flushing.delta
         if len(delta):
-            self._pending.insert(0, delta.only((*partials.KEYS, *partials.SUMS)))
-            self._pending_rows += len(delta)
-            self.corrects = True
-        self._taken = self._flushing = None
+            self._returned = delta.only((*partials.KEYS, *partials.SUMS))
+        self._flushing = None
+        self._taken = None
 
     def commit(self) -> Changes:
         """The flush is durable: move on, and say what the sinks must show."""
@@ -239,7 +249,8 @@ class StageState:
         before, after = self._durable_closing.closed_ms, flush.header.closing.closed_ms
         self._durable_closing, self._durable_sent_ms = flush.header.closing, flush.sent_ms
         touched = self._hold(flush.delta, _PIECES_OF_A_MINUTE if self.grain_ms == MINUTE_MS else MERGE_PIECES)
-        self._taken = self._flushing = None
+        self._flushing = None
+        self._taken = None
         return Changes(
             sequence=self._sequence,
             closed_ms=after,
@@ -318,7 +329,10 @@ class StageState:
     @property
     def shown_sent_ms(self) -> int:
         """When the newest block was sent that has no row left to be made durable; 0 before the first since a recovery."""
-        return self._durable_sent_ms if self._pending or self._taken is not None else self.newest_sent_ms
+        # Read before the rows are looked for: what is applied meanwhile is newer.
+        newest = self.newest_sent_ms
+        waits = self._pending or self._returned is not None or self._taken is not None
+        return self._durable_sent_ms if waits else newest
 
     @property
     def durable_closed_ms(self) -> int | None:

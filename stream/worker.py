@@ -7,24 +7,27 @@ import gc
 import os
 import signal
 import threading
+from typing import Any
 
 from infra import console, logs
 from infra.clickhouse.client import ClickHouse
 from infra.clock import now_ms
 from infra.console import App
-from infra.errors import AdclickError, Unavailable
+from infra.errors import AdclickError, BadStatement, Refused, Unavailable, UserError
 from infra.kafka import Admin
-from infra.patience import patiently
+from infra.patience import WAITS, patiently
+from infra.pipeline_state import reporting
 from infra.priority import PIPELINE, give_way
-from infra.redis import Redis
+from infra.redis import NEVER_EVICT, Memory, Redis
 from infra.settings import Settings
+from ingest.worker import worker_name
 from stream.agents import Agents
-from stream.sinks.hot import HotSink
+from stream.sinks.hot import HotSink, base_key
 from stream.sinks.warm import WarmSink, lowest_border
 from stream.stage import Sink, Stage
 
 _TIERS = {"hour": "hours", "day": "days"}
-_EXPIRE_EVERY_S = 60
+_EXPIRE_EVERY_S, _CHECK_EVERY_S = 60, 2
 _STOP_S = 4.0
 
 
@@ -59,8 +62,9 @@ async def run(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    admin = Admin(settings.kafka)
+    admin, watch = Admin(settings.kafka), _EvictionWatch(redis, settings.key_prefix, log)
     try:
+        await loop.run_in_executor(None, patiently, watch.refuse, waiting, log)
         await loop.run_in_executor(None, patiently, lambda: admin.partitions(5.0), waiting, log)
     except Unavailable:
         return
@@ -70,7 +74,7 @@ async def run(settings: Settings) -> None:
     gc.freeze()
     # A flush makes thousands of objects, none of them part of a cycle: do not walk them over and over.
     gc.set_threshold(500_000, 20, 100)
-    expired_at = loop.time()
+    expired_at = checked_at = loop.time()
     while not stopping.is_set() and agents.failure is None and not agents.app.should_stop:
         try:
             await asyncio.wait_for(stopping.wait(), 0.2)
@@ -79,6 +83,9 @@ async def run(settings: Settings) -> None:
         if loop.time() - expired_at > _EXPIRE_EVERY_S:
             expired_at = loop.time()
             await loop.run_in_executor(None, tidy)
+        if loop.time() - checked_at > _CHECK_EVERY_S:
+            checked_at = loop.time()
+            await loop.run_in_executor(None, watch.look, list(hot))
     try:
         await asyncio.wait_for(agents.stop(), _STOP_S)
     except TimeoutError:
@@ -91,9 +98,45 @@ async def run(settings: Settings) -> None:
         raise AdclickError("stream: the app stopped by itself", hint="see the lines above")
 
 
+class _EvictionWatch:
+    """Notices a Redis that may evict minutes, or has: what is left of a shard is then no longer all of it."""
+
+    def __init__(self, redis: Redis, prefix: str, log: Any) -> None:
+        self._redis, self._prefix, self._log = redis, prefix, log
+        self._before: Memory | None = None
+        self._reason = ""
+
+    def refuse(self) -> None:
+        """Raises UserError when Redis may evict keys."""
+        if eviction := self._redis.eviction():
+            raise UserError(eviction, hint=NEVER_EVICT)
+
+    def look(self, shards: list[int]) -> None:
+        """Report that Redis may evict; where it has, forget which minutes these shards hold, so that their sinks write them anew
+        and readers see the others as missing. Blocks, briefly."""
+        try:
+            reason = self._redis.eviction()
+            memory, before = self._redis.memory(), self._before
+            if before and memory.run_id == before.run_id and memory.evicted_keys > before.evicted_keys:
+                self._log.warning("redis evicted keys: minutes are written anew", keys=memory.evicted_keys)
+                for shard in shards:
+                    self._redis.call("DEL", f"{base_key(self._prefix, shard)}:span")
+        except (Unavailable, BadStatement):
+            return
+        self._before = memory
+        if reason and reason != self._reason:
+            self._log.warning("redis may evict", why=reason, hint=NEVER_EVICT)
+        self._reason = reason
+        if reason:
+            WAITS.begin(self, Refused(reason, hint=NEVER_EVICT, backend="redis", code="EVICTS"))
+        else:
+            WAITS.end(self)
+
+
 @console.command("stream", "ADCLICK_KAFKA=broker:9092 ADCLICK_CLICKHOUSE=http://… adclick stream")
 def stream(app: App) -> None:
     """Run one stream worker: fold blocks into minutes, hours and days, and show them in Redis and ClickHouse."""
     logs.configure(verbose=app.verbose, quiet=app.quiet)
     give_way(PIPELINE)
-    asyncio.run(run(app.settings))
+    with reporting(app.settings, worker_name("stream")):
+        asyncio.run(run(app.settings))

@@ -6,29 +6,62 @@ replace by key and version, or carry a run id that only one row makes current.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import re
 import threading
+from collections.abc import Iterator
 from importlib import resources
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import clickhouse_connect
+import urllib3
 from clickhouse_connect.driver import httputil
-from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, OperationalError
+from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from infra.errors import AdclickError, TimedOut, Unavailable
+from infra.errors import AdclickError, BadStatement, Denied, Refused, TimedOut, Unavailable
 
 # Its errors are raised, too: one line for a person is enough.
 logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
 
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# ClickHouse's names of errors, and what ends each refusal. Any other name is waited out as well, without a hint.
+_REFUSED = {
+    "TOO_MANY_PARTS": "merges lag behind: it takes rows again once they have caught up",
+    "MEMORY_LIMIT_EXCEEDED": "give ClickHouse more memory, or wait until other queries have ended",
+    "TOO_MANY_SIMULTANEOUS_QUERIES": "raise max_concurrent_queries, or wait until other queries have ended",
+    "NOT_ENOUGH_SPACE": "free space on ClickHouse's disk",
+    "TABLE_IS_READ_ONLY": "a replicated table has lost its Keeper",
+    "UNKNOWN_TABLE": "adclick migrate makes the tables",
+    "UNKNOWN_DATABASE": "adclick migrate makes the database",
+    "QUOTA_EXCEEDED": "raise the user's quota, or wait for its next interval",
+}
+_FULL_DISK = "No space left on device"
+_CREDENTIALS = "correct user and password in ADCLICK_CLICKHOUSE"
+_DENIED = {
+    **dict.fromkeys(("AUTHENTICATION_FAILED", "UNKNOWN_USER", "WRONG_PASSWORD", "REQUIRED_PASSWORD"), _CREDENTIALS),
+    "IP_ADDRESS_NOT_ALLOWED": "allow the user to connect from this host",
+    "ACCESS_DENIED": "grant it to the user",
+    "DATABASE_ACCESS_DENIED": "grant it to the user",
+    "READONLY": "the user's profile sets readonly: set it to 0",
+}
+_TIMED_OUT = {"TIMEOUT_EXCEEDED", "SOCKET_TIMEOUT", "TOO_SLOW"}
+# Statements that are wrong in themselves, whatever state ClickHouse is in.
+_BAD = re.compile(
+    r"SYNTAX_ERROR|EMPTY_QUERY|UNKNOWN_(IDENTIFIER|FUNCTION|AGGREGATE_FUNCTION|TYPE|SETTING|STORAGE|FORMAT|QUERY_PARAMETER)"
+    r"|BAD_(ARGUMENTS|QUERY_PARAMETER)|(TOO_MANY|TOO_FEW)_ARGUMENTS_FOR_FUNCTION|NUMBER_OF_(ARGUMENTS|COLUMNS)_DOESNT_MATCH"
+    r"|ILLEGAL_\w+|NOT_AN_AGGREGATE|TYPE_MISMATCH|CANNOT_CONVERT_TYPE|CANNOT_PARSE_\w+|NO_COMMON_TYPE|NOT_IMPLEMENTED"
+    r"|NO_SUCH_COLUMN_IN_TABLE|NOT_FOUND_COLUMN_IN_BLOCK|THERE_IS_NO_COLUMN|DUPLICATE_COLUMN|INCORRECT_(DATA|NUMBER_OF_COLUMNS)"
+    r"|AMBIGUOUS_\w+|ARGUMENT_OUT_OF_BOUND|VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE|FUNCTION_THROW_IF_VALUE_IS_NON_ZERO|TOO_(BIG|DEEP)_AST"
+)
 
 
 class ClickHouse:
-    """A client that connects on first use. Thread-safe. Raises Unavailable when the server is away."""
+    """A client that connects on first use. Thread-safe. Raises Unavailable when the server is away, Refused when it answers and
+    declines, BadStatement when a statement is wrong."""
 
     def __init__(self, url: str, database: str, *, timeout_s: int = 120, connections: int = 8) -> None:
         self._url, self.database, self._timeout_s, self._connections = urlsplit(url), database, timeout_s, connections
@@ -40,43 +73,31 @@ class ClickHouse:
             return self._client or self._connect()
 
     def _connect(self) -> Any:
-        try:
-            self._client = clickhouse_connect.get_client(
-                host=self._url.hostname,
-                port=self._url.port,
-                interface="https" if self._url.scheme == "https" else "http",
-                username=unquote(self._url.username or "default"),
-                password=unquote(self._url.password or ""),
-                autogenerate_session_id=False,
-                connect_timeout=3,
-                send_receive_timeout=self._timeout_s,
-                pool_mgr=httputil.get_pool_manager(maxsize=self._connections),
-                query_retries=0,
-                # What does not leave the machine costs more to compress than to send.
-                compress=False if self._url.hostname in _LOOPBACK else "lz4",
-            )
-        except (ClickHouseError, OSError) as error:
-            raise Unavailable(f"ClickHouse: {_first_line(error)}") from error
+        self._client = clickhouse_connect.get_client(
+            host=self._url.hostname,
+            port=self._url.port,
+            interface="https" if self._url.scheme == "https" else "http",
+            username=unquote(self._url.username or "default"),
+            password=unquote(self._url.password or ""),
+            autogenerate_session_id=False,
+            connect_timeout=3,
+            send_receive_timeout=self._timeout_s,
+            pool_mgr=httputil.get_pool_manager(maxsize=self._connections),
+            query_retries=0,
+            # What does not leave the machine costs more to compress than to send.
+            compress=False if self._url.hostname in _LOOPBACK else "lz4",
+        )
         return self._client
-
-    def _guard(self, error: Exception) -> AdclickError:
-        if isinstance(error, OperationalError | OSError) or not isinstance(error, DatabaseError):
-            return (TimedOut if _timed_out(error) else Unavailable)(f"ClickHouse: {_first_line(error)}")
-        return AdclickError(f"ClickHouse: {_first_line(error)}")
 
     def command(self, sql: str, parameters: dict[str, Any] | None = None) -> Any:
         """A statement without a table for an answer."""
-        try:
+        with _translated():
             return self._connected().command(sql, parameters=parameters)
-        except (ClickHouseError, OSError) as error:
-            raise self._guard(error) from error
 
     def rows(self, sql: str, parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """A query's rows as tuples; parameters are bound by the server as `{name:Type}`."""
-        try:
+        with _translated():
             return list(self._connected().query(sql, parameters=parameters).result_rows)
-        except (ClickHouseError, OSError) as error:
-            raise self._guard(error) from error
 
     def arrow(self, sql: str, parameters: dict[str, Any] | None = None) -> Any:
         """A query's rows as a pyarrow table."""
@@ -84,30 +105,26 @@ class ClickHouse:
             "output_format_arrow_string_as_string": 1,
             "output_format_arrow_low_cardinality_as_dictionary": 0,
         }
-        try:
+        with _translated():
             return self._connected().query_arrow(sql, parameters=parameters, settings=settings)
-        except (ClickHouseError, OSError) as error:
-            raise self._guard(error) from error
 
     def sha256(self, sql: str, parameters: dict[str, Any] | None = None) -> str:
         """The SHA-256 of a query's rows as tab-separated lines, as they come."""
         told = hashlib.sha256()
-        try:
-            with self._connected().raw_stream(sql, parameters=parameters, fmt="TabSeparated") as stream:
-                while chunk := stream.read(1 << 20):
-                    told.update(chunk)
-        except (ClickHouseError, OSError) as error:
-            raise self._guard(error) from error
+        with (
+            _translated(),
+            self._connected().raw_stream(sql, parameters=parameters, fmt="TabSeparated") as stream,
+        ):
+            while chunk := stream.read(1 << 20):
+                told.update(chunk)
         return told.hexdigest()
 
     def insert(self, table: str, data: Any) -> None:
         """Append a pyarrow table whose columns are named as the table's."""
-        try:
+        with _translated():
             # Replacing rows within what is inserted takes longer than inserting it, and readers ask for FINAL anyway.
             settings = {"optimize_on_insert": 0}
             self._connected().insert_arrow(f"{self.database}.{table}", data, settings=settings)
-        except (ClickHouseError, OSError) as error:
-            raise self._guard(error) from error
 
     def close(self) -> None:
         """Give the connection back."""
@@ -137,6 +154,32 @@ def migrate(client: ClickHouse) -> list[str]:
     return applied
 
 
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """The client's errors as ours. urllib3's own reach us where a reply breaks off while it is read."""
+    try:
+        yield
+    except (ClickHouseError, urllib3.exceptions.HTTPError, OSError) as error:
+        raise decision_on(error) from error
+
+
+def decision_on(error: Exception) -> AdclickError:
+    """What to do about one of the client's errors. An error that is not known to be a wrong statement is waited out."""
+    name = getattr(error, "name", None) or ""
+    sentence = _first_line(error)
+    message = f"ClickHouse: {sentence} ({name})" if name else f"ClickHouse: {sentence}"
+    if name in _TIMED_OUT or (not name and _timed_out(error)):
+        return TimedOut(message, backend="clickhouse")
+    if name in _DENIED:
+        return Denied(message, hint=_DENIED[name], backend="clickhouse", code=name)
+    if _BAD.fullmatch(name):
+        return BadStatement(message)
+    if name:
+        hint = _REFUSED["NOT_ENOUGH_SPACE"] if _FULL_DISK in sentence else _REFUSED.get(name, "")
+        return Refused(message, hint=hint, backend="clickhouse", code=name)
+    return Unavailable(message, backend="clickhouse")
+
+
 def _timed_out(error: BaseException | None) -> bool:
     while error is not None:
         if "timeout" in type(error).__name__.lower():
@@ -152,4 +195,7 @@ def _first_line(error: BaseException) -> str:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    # Of the server's answer, its sentence; what is around it names the error's number, the server's version and the URL.
+    sentence = re.search(r"DB::Exception: (.*?)(?: \([A-Z][A-Z0-9_]+\))?(?: \(version .*| \(for url .*)?$", text)
+    return (sentence[1] if sentence else text)[:300]

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from infra import faults
-from infra.errors import AdclickError, Unavailable
+from infra.errors import SessionLost, Unavailable
 from ingest.dedup import segments
 from ingest.dedup.digest import Digests
 from ingest.dedup.memory import Head, Kept, PartitionMemory
@@ -38,7 +38,7 @@ _CHUNKS = 256
 _GOLDEN = 0.618034  # spreads any number of them evenly
 
 
-class MemoryLost(AdclickError):
+class MemoryLost(SessionLost):
     """Redis no longer knows what this partition has recorded: rebuild before going on."""
 
 

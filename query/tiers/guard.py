@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from circuitbreaker import STATE_HALF_OPEN, STATE_OPEN, CircuitBreaker
 
-from infra.errors import TimedOut, Unavailable
+from infra.errors import Refused, TimedOut, Unavailable
 
 T = TypeVar("T")
 _FAILURES, _LEFT_ALONE_S = 3, 2
@@ -17,12 +17,17 @@ _FAILURES, _LEFT_ALONE_S = 3, 2
 _PROBED_S = 0.25
 
 
+def _is_failure(kind: type[BaseException], _error: BaseException | None) -> bool:
+    """Whether an exception counts towards opening. A backend that refuses has answered: it may refuse a write, and still read."""
+    return issubclass(kind, Unavailable) and not issubclass(kind, Refused)
+
+
 class Guard:
     """Of one backend. Thread-safe: counts may be off by one under a race, which delays opening by a call."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._breaker = CircuitBreaker(_FAILURES, _LEFT_ALONE_S, Unavailable, name)
+        self._breaker = CircuitBreaker(_FAILURES, _LEFT_ALONE_S, _is_failure, name)
         # One question finds out whether it is back; the others do not wait for that, and it not for long.
         self._probing = threading.Lock()
         self._prober = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-probe")
@@ -43,7 +48,7 @@ class Guard:
         with self._breaker:
             try:
                 return ask()
-            except TimedOut:
+            except (TimedOut, Refused):
                 raise
             except Unavailable:
                 # A connection that the backend closed while it lay idle is found broken by whoever uses it next. All that is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ from ingest import partials
 from ingest.blocks import BlockHeader, SourceRange
 from ingest.partials import Partials
 from stream import chunks
+from stream import state as state_module
 from stream.state import Changes, StageState
 from stream.windows import Closing
 from tests.unit.test_partials_and_rows import as_frame, frame, partial
@@ -266,7 +268,10 @@ def test_windows_are_dropped_an_hour_after_their_end_and_late_rows_for_them_are_
         log.commit(state)
     assert 0 not in state.windows
     state.apply_block(5, frame([partial(window_ms=0)]), BlockHeader(1, (SourceRange(0, 5, 6, 0, False),), 0), "h")
+    state.begin_flush()
+    log.commit(state)
     assert state.too_old == 1
+    assert 0 not in state.windows
 
 
 def test_rows_that_come_after_the_close_are_marked_as_changes() -> None:
@@ -311,3 +316,61 @@ def test_a_stage_notices_a_chunk_that_does_not_follow() -> None:
     hour.apply_chunk(0, *log.downstream[0], "ad-minutes/0/0")
     with pytest.raises(CorruptLog, match="begins at 2, expected 1"):
         hour.apply_chunk(1, *log.downstream[2], "ad-minutes/0/1")
+
+
+def block_of(minute: int, impressions: int) -> Partials:
+    return frame([partial(window_ms=minute * MINUTE, impressions=impressions, late=0)])
+
+
+def header_at(offset: int, watermark_ms: int) -> BlockHeader:
+    return BlockHeader(1, (SourceRange(0, offset, offset + 1, watermark_ms, False),), 0)
+
+
+@pytest.mark.parametrize("call", range(6))
+def test_a_flush_that_fails_while_a_block_is_applied_loses_no_row_from_the_count(
+    monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """The flush's thread interrupts the input's wherever that looks at a length, which is where the interpreter may switch."""
+    state, calls = StageState(MINUTE, 1), 0
+    state.apply_block(0, block_of(1, 5), header_at(0, 0), "here")
+    state.begin_flush()
+    assert len(state.flushing.delta) == 1
+
+    def length_of(things: Any) -> int:
+        nonlocal calls
+        result, calls = builtins.len(things), calls + 1
+        if calls == call + 1 and state._taken is not None:
+            state.abort()
+        return result
+
+    monkeypatch.setattr(state_module, "len", length_of, raising=False)
+    state.apply_block(1, block_of(2, 7), header_at(1, 0), "here")
+    monkeypatch.undo()
+    if state._taken is not None:
+        state.abort()
+    assert state.pending_rows == 2
+    assert state.corrects
+    state.begin_flush()
+    assert state.pending_rows == 0
+    assert int(state.flushing.delta["impressions"].sum()) == 12
+
+
+def test_a_row_for_a_window_that_is_dropped_in_the_same_moment_is_not_shown_as_all_of_it() -> None:
+    state, hour = StageState(MINUTE, 1), 60 * MINUTE
+    state.apply_block(0, block_of(1, 5), header_at(0, 2 * MINUTE), "here")
+    state.begin_flush()
+    state.commit()
+    # Far past the hour for which late events are accepted: the next flush may drop the minute, the one after it does.
+    state.apply_block(1, block_of(200, 1), header_at(1, 4 * hour), "here")
+    state.begin_flush()
+    state.commit()
+    state.apply_block(2, block_of(201, 1), header_at(2, 4 * hour), "here")
+    state.begin_flush()
+    state.apply_block(3, block_of(1, 3), header_at(3, 4 * hour), "here")
+    state.commit()
+    assert 1 * MINUTE not in state.windows
+    state.begin_flush()
+    changes = state.commit()
+    assert 1 * MINUTE not in state.windows
+    assert changes.corrected == []
+    assert state.too_old == 1

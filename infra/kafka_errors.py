@@ -1,0 +1,76 @@
+"""What to do about Kafka's errors, by their names in its protocol; librdkafka's own begin with an underscore."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from infra.errors import AdclickError, ClientBroken, Denied, Fenced, Refused, SessionLost, TimedOut, Unavailable
+
+FENCED = {"_FENCED", "INVALID_PRODUCER_EPOCH", "PRODUCER_FENCED", "INVALID_PRODUCER_ID_MAPPING"}
+_MISSING = "adclick migrate makes the topics"
+_REPLICAS = "bring back brokers, or lower min.insync.replicas"
+# What a broker declines until somebody changes something, and what.
+_REFUSED = {
+    "NOT_ENOUGH_REPLICAS": _REPLICAS,
+    "NOT_ENOUGH_REPLICAS_AFTER_APPEND": _REPLICAS,
+    "MSG_SIZE_TOO_LARGE": "raise max.message.bytes of the topic to what `adclick migrate` sets",
+    "RECORD_LIST_TOO_LARGE": "raise segment.bytes of the topic",
+    "KAFKA_STORAGE_ERROR": "look at the broker's disk",
+    "POLICY_VIOLATION": "allow it in the broker's policy",
+    "THROTTLING_QUOTA_EXCEEDED": "raise the user's quota",
+    "UNKNOWN_TOPIC_OR_PART": _MISSING,
+    "_UNKNOWN_TOPIC": _MISSING,
+    "_UNKNOWN_PARTITION": "set the partition counts to what the topics have",
+}
+_CREDENTIALS = "correct the user's credentials"
+_RIGHTS = "allow this user to use the topic, group and transactional id"
+_DENIED = {
+    "TOPIC_AUTHORIZATION_FAILED": _RIGHTS,
+    "GROUP_AUTHORIZATION_FAILED": _RIGHTS,
+    "CLUSTER_AUTHORIZATION_FAILED": _RIGHTS,
+    "TRANSACTIONAL_ID_AUTHORIZATION_FAILED": _RIGHTS,
+    "SASL_AUTHENTICATION_FAILED": _CREDENTIALS,
+    "_AUTHENTICATION": _CREDENTIALS,
+}
+_TIMED_OUT = {"_TIMED_OUT", "_MSG_TIMED_OUT", "_TIMED_OUT_QUEUE", "REQUEST_TIMED_OUT"}
+
+
+class KafkaError(Protocol):
+    """As much of confluent_kafka's errors as is needed here."""
+
+    def name(self) -> str:
+        """Its name in Kafka's protocol."""
+
+    def str(self) -> str:
+        """Its description."""
+
+    def fatal(self) -> bool:
+        """Whether the client can do nothing more."""
+
+
+def decision_on(error: KafkaError) -> AdclickError:
+    """What to do about an error of a call that can be repeated."""
+    if error.name() in FENCED or (error.fatal() and error.name() not in _DENIED):
+        return lost(error)
+    return declined(error)
+
+
+def declined(error: KafkaError) -> Unavailable:
+    """The same, of a client that goes on after it."""
+    name, message = error.name(), f"Kafka: {error.str()}"
+    if name in _DENIED:
+        return Denied(message, hint=_DENIED[name], backend="kafka", code=name)
+    if name in _REFUSED:
+        return Refused(message, hint=_REFUSED[name], backend="kafka", code=name)
+    return (TimedOut if name in _TIMED_OUT else Unavailable)(message, backend="kafka")
+
+
+def lost(error: KafkaError) -> SessionLost:
+    """The same, of a client that does not."""
+    kind = Fenced if error.name() in FENCED else ClientBroken
+    return kind(f"Kafka: {error.str()}", hint=hint(error))
+
+
+def hint(error: KafkaError) -> str:
+    """What somebody may do about it, where that is known."""
+    return _DENIED.get(error.name()) or _REFUSED.get(error.name(), "")

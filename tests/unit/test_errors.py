@@ -1,0 +1,258 @@
+"""Each error of a backend leads to one decision: retry, slow down, start over, or stop."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import inspect
+import pkgutil
+import re
+from dataclasses import dataclass
+
+import pytest
+import redis as client
+from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
+from redis._parsers.base import BaseParser
+
+import infra.clickhouse.client as clickhouse
+from infra import errors, file_store, kafka_errors, redis
+from infra.errors import (
+    AdclickError,
+    BadStatement,
+    ClientBroken,
+    Denied,
+    Fenced,
+    Refused,
+    TimedOut,
+    Unavailable,
+    UserError,
+)
+
+
+def _classes(base: type[AdclickError]) -> dict[str, str]:
+    """Every subclass → its parent, by name."""
+    tree = {}
+    for sub in base.__subclasses__():
+        if not sub.__module__.startswith("tests"):
+            tree[sub.__name__] = base.__name__
+            tree |= _classes(sub)
+    return tree
+
+
+def test_the_tree_at_the_top_of_the_file_is_the_tree_of_classes_with_a_decision_for_each() -> None:
+    for package in ("infra", "ingest", "stream", "batch", "query"):
+        for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    drawn, above = {}, dict[int, str]()
+    for line in inspect.getdoc(errors).splitlines():  # type: ignore[union-attr]
+        if (entry := re.fullmatch(r"((?:[│├└─ ]{4})*)([A-Z]\w+) {2,}([a-z]\w+.*)", line)) is not None:
+            depth = len(entry[1]) // 4
+            above[depth] = entry[2]
+            if depth:
+                drawn[entry[2]] = above[depth - 1]
+            assert re.match(r"(stop|retry|retry later|slow down|start over|answer 503)\b", entry[3]), line
+    assert drawn == _classes(AdclickError)
+
+
+@pytest.mark.parametrize(
+    ("reply", "decision", "code"),
+    [
+        # Public reports of ioredis, Sidekiq, Celery, redisson and BullMQ, as their servers sent them.
+        ("OOM command not allowed when used memory > 'maxmemory'.", Refused, "OOM"),
+        (
+            "ERR Error running script (call to f_6b): @user_script:40: @user_script: 40: -OOM command not allowed when used"
+            " memory > 'maxmemory'.",
+            Refused,
+            "OOM",
+        ),
+        ("OOM command not allowed when used memory > 'maxmemory'. script: 6b, on @user_script:40.", Refused, "OOM"),
+        ("READONLY You can't write against a read only replica.", Refused, "READONLY"),
+        (
+            "ERR Error running script (call to f_6b): @user_script:3: @user_script: 3: -READONLY You can't write against a"
+            " read only replica.",
+            Refused,
+            "READONLY",
+        ),
+        ("READONLY You can't write against a read only replica. script: 6b, on @user_script:3.", Refused, "READONLY"),
+        ("MISCONF Redis is configured to save RDB snapshots, but it is unable to persist on disk.", Refused, "MISCONF"),
+        ("MISCONF Errors writing to the AOF file: No space left on device", Refused, "MISCONF"),
+        ("NOREPLICAS Not enough good replicas to write.", Refused, "NOREPLICAS"),
+        ("LOADING Redis is loading the dataset in memory", Refused, "LOADING"),
+        ("BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.", Refused, "BUSY"),
+        ("UNKILLABLE Sorry the script already executed write commands against the dataset.", Refused, "UNKILLABLE"),
+        ("EXECABORT Transaction discarded because of previous errors.", Refused, "EXECABORT"),
+        ("NOSCRIPT No matching script. Please use EVAL.", Refused, "NOSCRIPT"),
+        ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", Refused, "MASTERDOWN"),
+        ("CLUSTERDOWN Hash slot not served", Refused, "CLUSTERDOWN"),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", Refused, "TRYAGAIN"),
+        ("MOVED 3999 127.0.0.1:6381", Refused, "MOVED"),
+        ("ASK 3999 127.0.0.1:6381", Refused, "ASK"),
+        ("ERR max number of clients reached", Refused, "MAXCLIENTS"),
+        ("ERR max number of clients + cluster connections reached", Refused, "MAXCLIENTS"),
+        ("ERR upstream failure", Refused, "ERR"),
+        ("IOERR error or timeout writing to target instance", Refused, "IOERR"),
+        ("NOAUTH Authentication required.", Denied, "NOAUTH"),
+        ("WRONGPASS invalid username-password pair or user is disabled.", Denied, "WRONGPASS"),
+        ("ERR invalid password", Denied, "WRONGPASS"),
+        ("ERR Client sent AUTH, but no password is set", Denied, "WRONGPASS"),
+        ("NOPERM this user has no permissions to run the 'evalsha' command", Denied, "NOPERM"),
+        ("DENIED Redis is running in protected mode because protected mode is enabled", Denied, "DENIED"),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", BadStatement, ""),
+        ("CROSSSLOT Keys in request don't hash to the same slot", BadStatement, ""),
+        ("ERR unknown command `EVALSHA`, with args beginning with: ", BadStatement, ""),
+        ("ERR wrong number of arguments for 'hset' command", BadStatement, ""),
+        ("ERR value is not an integer or out of range", BadStatement, ""),
+        (
+            "ERR Error running script (call to f_6b): @user_script:3: user_script:3: attempt to index a nil value",
+            BadStatement,
+            "",
+        ),
+    ],
+)
+def test_a_reply_of_redis(reply: str, decision: type[AdclickError], code: str) -> None:
+    found = redis.decision_on(BaseParser.parse_error(reply))  # type: ignore[no-untyped-call]
+    assert type(found) is decision
+    assert getattr(found, "code", "") == code
+    assert getattr(found, "backend", "redis") == "redis"
+    # What a person reads has Redis' own word for it, and what to do where that is known.
+    assert code in str(found) or code in ("MAXCLIENTS", "WRONGPASS", "ERR")
+    assert "\n" not in str(found)
+    assert found.hint or code in ("", "ERR", "IOERR", "EXECABORT", "NOSCRIPT", "TRYAGAIN")
+
+
+def test_a_connection_to_redis_that_fails_or_is_late_is_an_outage() -> None:
+    assert type(redis.decision_on(client.ConnectionError("Connection closed by server."))) is Unavailable
+    assert type(redis.decision_on(client.TimeoutError("Timeout reading from socket"))) is TimedOut
+
+
+def test_an_address_that_is_no_redis_is_a_wrong_setting() -> None:
+    with pytest.raises(UserError, match="ADCLICK_REDIS"):
+        redis.Redis("localhost:6379")
+
+
+@pytest.mark.parametrize(
+    ("name", "decision"),
+    [
+        *((name, Refused) for name in (
+            "TOO_MANY_PARTS", "MEMORY_LIMIT_EXCEEDED", "NOT_ENOUGH_SPACE", "TABLE_IS_READ_ONLY", "UNKNOWN_TABLE",
+            "UNKNOWN_DATABASE", "TOO_MANY_SIMULTANEOUS_QUERIES", "QUOTA_EXCEEDED", "KEEPER_EXCEPTION", "NO_ZOOKEEPER",
+            "ABORTED", "UNKNOWN_STATUS_OF_INSERT", "SERVER_OVERLOADED", "CANNOT_ALLOCATE_MEMORY", "S3_ERROR", "STD_EXCEPTION",
+            "UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE", "TABLE_IS_DROPPED", "LOGICAL_ERROR", "QUERY_WAS_CANCELLED", "A_NEW_ONE",
+        )),
+        *((name, TimedOut) for name in ("TIMEOUT_EXCEEDED", "SOCKET_TIMEOUT", "TOO_SLOW")),
+        *((name, Denied) for name in (
+            "AUTHENTICATION_FAILED", "UNKNOWN_USER", "WRONG_PASSWORD", "REQUIRED_PASSWORD", "IP_ADDRESS_NOT_ALLOWED",
+            "ACCESS_DENIED", "READONLY",
+        )),
+        *((name, BadStatement) for name in (
+            "SYNTAX_ERROR", "UNKNOWN_IDENTIFIER", "UNKNOWN_FUNCTION", "TYPE_MISMATCH", "ILLEGAL_TYPE_OF_ARGUMENT",
+            "NO_SUCH_COLUMN_IN_TABLE", "CANNOT_PARSE_INPUT_ASSERTION_FAILED", "BAD_ARGUMENTS", "NOT_AN_AGGREGATE",
+        )),
+    ],
+)  # fmt: skip
+def test_an_error_of_clickhouse(name: str, decision: type[AdclickError]) -> None:
+    text = (
+        f"Received ClickHouse exception, code: 1, server response: Code: 1. DB::Exception: What it says, (in brackets) too."
+        f" ({name}) (version 26.9.2.1) (for url http://user:secret@127.0.0.1:8123)"
+    )
+    found = clickhouse.decision_on(DatabaseError(text, code=1, name=name))
+    assert type(found) is decision
+    assert found.message == f"ClickHouse: What it says, (in brackets) too. ({name})"
+    assert getattr(found, "backend", "clickhouse") == "clickhouse"
+
+
+def test_a_clickhouse_whose_disk_is_full_is_refusing_whatever_it_calls_that() -> None:
+    text = (
+        "Code: 1001. DB::Exception: std::exception: filesystem error: No space left on device [/data]. (STD_EXCEPTION)"
+    )
+    assert "free space" in str(clickhouse.decision_on(DatabaseError(text, code=1001, name="STD_EXCEPTION")))
+
+
+def test_an_answer_that_is_not_clickhouses_is_an_outage() -> None:
+    for error in (
+        OperationalError("HTTP driver received HTTP status 502"),
+        DatabaseError("404"),
+        ConnectionRefusedError(),
+    ):
+        assert type(clickhouse.decision_on(error)) is Unavailable
+
+
+@dataclass
+class KafkaError:
+    """As confluent_kafka's."""
+
+    code: str
+    is_fatal: bool = False
+
+    def name(self) -> str:
+        return self.code
+
+    def str(self) -> str:
+        return f"Broker: {self.code}"
+
+    def fatal(self) -> bool:
+        return self.is_fatal
+
+
+@pytest.mark.parametrize(
+    ("name", "fatal", "decision"),
+    [
+        ("NOT_ENOUGH_REPLICAS", False, Refused),
+        ("NOT_ENOUGH_REPLICAS_AFTER_APPEND", False, Refused),
+        ("MSG_SIZE_TOO_LARGE", False, Refused),
+        ("KAFKA_STORAGE_ERROR", False, Refused),
+        ("UNKNOWN_TOPIC_OR_PART", False, Refused),
+        ("_UNKNOWN_TOPIC", False, Refused),
+        ("TOPIC_AUTHORIZATION_FAILED", False, Denied),
+        ("GROUP_AUTHORIZATION_FAILED", False, Denied),
+        ("TRANSACTIONAL_ID_AUTHORIZATION_FAILED", True, Denied),
+        ("SASL_AUTHENTICATION_FAILED", False, Denied),
+        ("_AUTHENTICATION", False, Denied),
+        ("_TIMED_OUT", False, TimedOut),
+        ("_MSG_TIMED_OUT", False, TimedOut),
+        ("_TRANSPORT", False, Unavailable),
+        ("_ALL_BROKERS_DOWN", False, Unavailable),
+        ("PRODUCER_FENCED", False, Fenced),
+        ("INVALID_PRODUCER_EPOCH", True, Fenced),
+        ("OUT_OF_ORDER_SEQUENCE_NUMBER", True, ClientBroken),
+    ],
+)
+def test_an_error_of_kafka(name: str, fatal: bool, decision: type[AdclickError]) -> None:
+    found = kafka_errors.decision_on(KafkaError(name, fatal))
+    assert type(found) is decision
+    assert name in found.message
+    assert found.hint or decision in (TimedOut, Unavailable, Fenced, ClientBroken)
+
+
+def _aws(error: str) -> OSError:
+    return OSError(f"When completing multiple part upload for key 'a/p0.parquet' in bucket 'b': AWS Error {error}")
+
+
+@pytest.mark.parametrize(
+    ("error", "decision", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/a/.p0000.parquet.1"), Refused, "ENOSPC"),
+        (OSError("Cannot create directory '/a': [errno 28] No space left on device"), Refused, "ENOSPC"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/a/.p0000.parquet.1"), Refused, "EDQUOT"),
+        (PermissionError(errno.EACCES, "Permission denied", "/a/b"), Denied, "EACCES"),
+        (OSError(errno.EROFS, "Read-only file system", "/a/b"), Denied, "EROFS"),
+        (OSError(errno.EIO, "Input/output error", "/a/b"), Unavailable, ""),
+        (OSError(errno.ESTALE, "Stale file handle", "/a/b"), Unavailable, ""),
+        (_aws("ACCESS_DENIED during PutObject operation: No response body."), Denied, "ACCESS_DENIED"),
+        (_aws("UNKNOWN (HTTP status 403) during HeadObject operation: No response body."), Denied, "403"),
+        (_aws("INVALID_ACCESS_KEY_ID during PutObject operation: The key does not exist"), Denied, "INVALID_ACCESS_KEY_ID"),
+        (_aws("NO_SUCH_BUCKET during CreateMultipartUpload operation: no bucket"), Refused, "NO_SUCH_BUCKET"),
+        (_aws("SLOW_DOWN during UploadPart operation: Please reduce your request rate."), Refused, "SLOW_DOWN"),
+        (_aws("UNKNOWN (HTTP status 503) during PutObject operation: unable to parse"), Refused, "503"),
+        (_aws("NETWORK_CONNECTION during PutObject operation: curlCode: 7, Couldn't connect"), Unavailable, ""),
+    ],
+)  # fmt: skip
+def test_an_error_of_the_archive(error: OSError, decision: type[AdclickError], code: str) -> None:
+    found = file_store.decision_on(error, "s3://b/a")
+    assert type(found) is decision
+    assert getattr(found, "code", "") == code
+    assert found.backend == "archive"
+    assert found.message.startswith("the archive s3://b/a cannot be used: ")
+    # Names of files differ each time, and a log or a page would be flooded with them.
+    assert "parquet" not in str(found)
