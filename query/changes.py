@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, iso
-from query.request import BadQuestion, campaigns_of, limit_of, number_of, parameters_of, refuse_foreign, time_of
+from query.bad_question import BadQuestion
+from query.request import (
+    FOREIGN_CURSOR,
+    TEXT_CHARACTERS,
+    campaigns_of,
+    limit_of,
+    number_of,
+    parameters_of,
+    refuse_foreign,
+    time_of,
+)
 from query.signing import Signer
 from query.tiers.stored import whose
 
@@ -17,6 +29,7 @@ TABLES = {"hour": "stream_hours", "day": "stream_days"}
 # What happened just now may not be visible yet, on every replica and by every clock: the next `since` overlaps by this.
 _OVERLAP_MS = 10_000
 _LONGEST_MS = 31 * DAY_MS
+_KIND = "changes"
 
 
 @dataclass(frozen=True)
@@ -29,8 +42,25 @@ class Since:
     since_ms: int
     grain: str
     limit: int
+    since_text: str
+    """`since` as the client wrote it."""
+    as_of_ms: int
+    """The `since` of the question that follows the last page: of the first page, since what changed while later ones were read may
+    sort before them."""
     after: tuple[int, int, int] | None
     """(changed at, bucket, campaign) of the last row of the page before."""
+
+    @property
+    def digest(self) -> str:
+        """All that the rows depend on."""
+        scope = None if self.scope is None else sorted(self.scope)
+        parts = [self.campaigns, self.advertiser, scope, self.since_ms, self.grain]
+        return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()[:24]
+
+    def cursor(self, last: Sequence[int], signer: Signer) -> str:
+        """Of what comes behind a row: it keeps the moment that `-1d` was on the first page."""
+        range_ = [self.since_ms, self.as_of_ms]
+        return signer.sign({"of": _KIND, "q": self.digest, "k": list(last), "r": range_, "t": self.since_text})
 
 
 def parse(given: Sequence[tuple[str, str]], now_ms: int, scope: frozenset[int] | None, signer: Signer) -> Since:
@@ -40,20 +70,28 @@ def parse(given: Sequence[tuple[str, str]], now_ms: int, scope: frozenset[int] |
         raise BadQuestion("campaign_id", "give campaign_id, advertiser_id, or neither: all that the key may see")
     advertiser = number_of("advertiser_id", one["advertiser_id"]) if "advertiser_id" in one else None
     refuse_foreign(advertiser, scope)
-    since_ms = time_of("since", one, now_ms)
-    if since_ms < now_ms - _LONGEST_MS:
-        raise BadQuestion("since", "changes are told for 31 days: read the numbers again", 422, "not-held")
     grain = one.get("granularity", "hour")
     if grain not in TABLES:
         raise BadQuestion("granularity", f"granularity is hour or day, not {grain[:40]!r}")
-    after = None
-    if "cursor" in one:
-        held = signer.read(one["cursor"])
-        if held is None or held.get("of") != "changes" or len(held.get("k", ())) != 3:
-            raise BadQuestion("cursor", "this cursor does not belong to this question; start without one")
-        after = (int(held["k"][0]), int(held["k"][1]), int(held["k"][2]))
-    campaigns = campaigns_of(one["campaign_id"]) if "campaign_id" in one else ()
-    return Since(campaigns, advertiser, scope, since_ms, grain, limit_of(one), after)
+    since_text = one.get("since", "")[:TEXT_CHARACTERS]
+    resumed = _read_cursor(one["cursor"], since_text, signer) if "cursor" in one else None
+    since_ms = resumed["r"][0] if resumed else time_of("since", one, now_ms)
+    if since_ms < now_ms - _LONGEST_MS:
+        raise BadQuestion("since", "changes are told for 31 days: read the numbers again", 422, "not-held")
+    since = Since(
+        campaigns_of(one["campaign_id"]) if "campaign_id" in one else (), advertiser, scope, since_ms, grain, limit_of(one),
+        since_text, resumed["r"][1] if resumed else (now_ms - _OVERLAP_MS) // 1000 * 1000, tuple(resumed["k"]) if resumed else None,
+    )  # fmt: skip
+    if resumed and resumed["q"] != since.digest:
+        raise BadQuestion("cursor", FOREIGN_CURSOR)
+    return since
+
+
+def _read_cursor(text: str, since_text: str, signer: Signer) -> dict[str, Any]:
+    payload = signer.read(text)
+    if payload is None or payload.get("of") != _KIND or payload["t"] != since_text:
+        raise BadQuestion("cursor", FOREIGN_CURSOR)
+    return payload
 
 
 class Changes:
@@ -62,7 +100,7 @@ class Changes:
     def __init__(self, client: ClickHouse) -> None:
         self._client = client
 
-    def answer(self, asked: Since, now_ms: int, signer: Signer) -> dict[str, Any]:
+    def answer(self, asked: Since, signer: Signer) -> dict[str, Any]:
         """Rows in the order of their change, as they go over HTTP; `as_of` is the `since` of the next question."""
         db = self._client.database
         conditions, parameters = whose(asked.campaigns, asked.advertiser, asked.scope)
@@ -99,6 +137,6 @@ class Changes:
             ],
             "rows": len(shown),
             "granularity": asked.grain,
-            "next_cursor": signer.sign({"of": "changes", "k": list(shown[-1][:3])}) if more else None,
-            "as_of": iso((now_ms - _OVERLAP_MS) // 1000 * 1000),
+            "next_cursor": asked.cursor(shown[-1][:3], signer) if more else None,
+            "as_of": iso(asked.as_of_ms),
         }

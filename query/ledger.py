@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.clickhouse.client import ClickHouse
 from infra.clock import iso
-from query.request import BadQuestion, campaigns_of, limit_of, number_of, parameters_of, refuse_foreign
+from query.bad_question import BadQuestion
+from query.request import FOREIGN_CURSOR, campaigns_of, limit_of, number_of, parameters_of, refuse_foreign
 from query.signing import Signer
 from query.tiers.stored import whose
 
@@ -18,6 +21,7 @@ CAUSES = (
     "late", "shed", "doubt", "cross-partition-duplicate", "expired-horizon-duplicate", "conflicting-copy",
     "dead-letter-replayed", "unexplained",
 )  # fmt: skip
+_KIND = "ledger"
 _KEYS = ("campaign_id", "time", "advertiser_id", "ad_id", "publisher_id", "country", "device")
 _ORDER = (*_KEYS, "cause")
 _AMOUNTS = ("impressions", "clicks", "conversions", "spend_micros")
@@ -34,8 +38,17 @@ class Asked:
     scope: frozenset[int] | None
     causes: tuple[str, ...]
     limit: int
+    run_id: str
+    """The run that the first page was of, also once the day was reconciled again; empty on the first page."""
     after: tuple[Any, ...] | None
     """The last row of the page before, by _ORDER."""
+
+    @property
+    def digest(self) -> str:
+        """All that the rows depend on, but the run."""
+        scope = None if self.scope is None else sorted(self.scope)
+        parts = [self.date.isoformat(), self.campaigns, self.advertiser, scope, self.causes]
+        return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()[:24]
 
 
 def parse(date: str, given: Sequence[tuple[str, str]], scope: frozenset[int] | None, signer: Signer) -> Asked:
@@ -51,14 +64,14 @@ def parse(date: str, given: Sequence[tuple[str, str]], scope: frozenset[int] | N
     for cause in causes:
         if cause not in CAUSES:
             raise BadQuestion("cause", f"no such cause: {cause[:40]!r}; there are {', '.join(CAUSES)}")
-    after = None
-    if "cursor" in one:
-        held = signer.read(one["cursor"])
-        if held is None or held.get("of") != f"ledger {day}" or len(held.get("k", ())) != len(_ORDER):
-            raise BadQuestion("cursor", "this cursor does not belong to this question; start without one")
-        after = tuple(held["k"])
     campaigns = campaigns_of(one["campaign_id"]) if "campaign_id" in one else ()
-    return Asked(day, campaigns, advertiser, scope, causes, limit_of(one), after)
+    asked = Asked(day, campaigns, advertiser, scope, causes, limit_of(one), "", None)
+    if "cursor" not in one:
+        return asked
+    payload = signer.read(one["cursor"])
+    if payload is None or payload.get("of") != _KIND or payload["q"] != asked.digest:
+        raise BadQuestion("cursor", FOREIGN_CURSOR)
+    return replace(asked, run_id=payload["run"], after=tuple(payload["k"]))
 
 
 class Ledger:
@@ -73,14 +86,12 @@ class Ledger:
         `share` is what the row's cause moves; `exact` − `stream` is what all causes of its hour and dimensions move.
         """
         db = self._client.database
-        run = self._client.rows(
-            f"SELECT run_id FROM {db}.current_runs WHERE date = {{date:Date}}", {"date": asked.date}
-        )
-        if not run:
+        run_id = asked.run_id or self._current_run(asked.date)
+        if run_id is None:
             return None
         conditions, parameters = whose(asked.campaigns, asked.advertiser, asked.scope)
         of = " AND ".join(["run_id = {run:String}", *conditions])
-        parameters |= {"run": run[0][0], "limit": asked.limit + 1}
+        parameters |= {"run": run_id, "limit": asked.limit + 1}
         shown = ["1"]
         if asked.causes:
             shown.append("cause IN {causes:Array(String)}")
@@ -108,13 +119,20 @@ class Ledger:
         more = len(found) > asked.limit
         return {
             "date": asked.date.isoformat(),
-            "run_id": run[0][0],
+            "run_id": run_id,
             "data": [_row(row) for row in page],
             "rows": len(page),
-            "next_cursor": signer.sign({"of": f"ledger {asked.date}", "k": list(page[-1][: len(_ORDER)])})
+            "next_cursor": signer.sign(
+                {"of": _KIND, "q": asked.digest, "run": run_id, "k": list(page[-1][: len(_ORDER)])}
+            )
             if more
             else None,
         }
+
+    def _current_run(self, date: dt.date) -> str | None:
+        query = f"SELECT run_id FROM {self._client.database}.current_runs WHERE date = {{date:Date}}"
+        rows = self._client.rows(query, {"date": date})
+        return str(rows[0][0]) if rows else None
 
 
 # As they are ordered, compared and signed: times as numbers.

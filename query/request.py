@@ -32,7 +32,7 @@ _UNITS = {"m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}
 _EARLIEST_MS, _LATEST_MS = day_start_ms(dt.date(1970, 1, 2)), day_start_ms(dt.date(2200, 1, 1))
 _LEAP_SECOND = re.compile(r"(.{17})60(.*)", re.DOTALL)
 # Longer than any time that is understood.
-_TEXT_CHARACTERS = 64
+TEXT_CHARACTERS = 64
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def parse(
     campaigns, advertiser = _subject(one)
     refuse_foreign(advertiser, scope)
     zone = _zone(one.get("timezone", "UTC"))
-    texts = tuple(one.get(name, "")[:_TEXT_CHARACTERS] for name in ("start", "end", "granularity"))
+    texts = tuple(one.get(name, "")[:TEXT_CHARACTERS] for name in ("start", "end", "granularity"))
     buckets = _resumed(one, texts, zone, now_ms, held, signer) or _asked_buckets(one, zone, now_ms, held)
     column, descending = order_of(one.get("order", ""))
     group_by = _group_by(one.get("group_by", ""))

@@ -111,7 +111,7 @@ class Api:
         """Buckets that were corrected or reconciled."""
         asked = changes.parse(request.query_params.multi_items(), now_ms(), access.advertisers, self.router.signer)
         ask = self._changes.answer
-        found = self.router.guards["clickhouse"].call(lambda: ask(asked, now_ms(), self.router.signer))
+        found = self.router.guards["clickhouse"].call(lambda: ask(asked, self.router.signer))
         return _packed(request, Reply(msgspec.json.encode(found), rows_read=found["rows"]))
 
     def pipeline(self, _request: Request, access: Access) -> Reply:

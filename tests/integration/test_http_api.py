@@ -263,6 +263,104 @@ def test_corrected_hours_are_told_to_those_whose_they_are(http: httpx.Client, cl
     assert http.get("/v1/metrics/changes", headers=mine).json()["parameter"] == "since"
 
 
+class Clock:
+    """The clock of the HTTP interface, which a test may set forward."""
+
+    ahead_ms = 0
+
+    def __call__(self) -> int:
+        return now_ms() + self.ahead_ms
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(api, "now_ms", clock)
+    return clock
+
+
+@pytest.mark.parametrize("grain", ["total", "day", "hour", "auto"])
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+def test_pages_of_a_relative_range_are_of_the_range_of_the_first(
+    http: httpx.Client, settings: Settings, clock: Clock, grain: str, zone: str
+) -> None:
+    names = {
+        "campaign_id": "7",
+        "start": "-50h",
+        "end": "-1h",
+        "granularity": grain,
+        "group_by": "ad_id,campaign_id",
+    }
+    names |= {"timezone": zone, "limit": "1"}
+    whole = http.get("/v1/metrics", params=names | {"limit": "100"}, headers=root(settings)).json()["data"]
+    pages, cursor = [], ""
+    while cursor is not None:
+        answer = http.get("/v1/metrics", params=names | ({"cursor": cursor} if cursor else {}), headers=root(settings))
+        assert answer.status_code == 200, answer.text
+        pages += answer.json()["data"]
+        cursor = answer.json()["next_cursor"]
+        clock.ahead_ms += HOUR_MS
+    assert pages == whole
+    assert sum(row["impressions"] for row in whole) == sum(_MINE + _OTHERS + 2 * h for h in range(HOURS))
+
+
+def test_pages_of_a_total_go_on_a_minute_later(http: httpx.Client, client: ClickHouse, clock: Clock) -> None:
+    """Of two advertisers' ads in the hours of `client`, with a range that has moved on by the second page."""
+    (_, both), (_, mine) = key(client, MINE, OTHERS), key(client, MINE)
+    names = {
+        "campaign_id": "7",
+        "start": "-50h",
+        "end": "now",
+        "granularity": "total",
+        "group_by": "ad_id",
+        "limit": "1",
+    }
+    first = http.get("/v1/metrics", params=names, headers=both).json()
+    clock.ahead_ms = HOUR_MS
+    second = http.get("/v1/metrics", params=names | {"cursor": first["next_cursor"]}, headers=both).json()
+    assert [row["ad_id"] for row in (*first["data"], *second["data"])] == [1, 2]
+    assert [row["time"] for row in second["data"]] == [row["time"] for row in first["data"]]
+    refused = http.get("/v1/metrics", params=names | {"cursor": first["next_cursor"]}, headers=mine)
+    assert (refused.status_code, refused.json()["parameter"]) == (400, "cursor")
+
+
+def test_pages_of_changes_leave_none_out_while_since_moves_on(
+    http: httpx.Client, client: ClickHouse, clock: Clock
+) -> None:
+    corrected_s = [now_ms() // 1000 - 50, now_ms() // 1000 - 40]
+    for hour, at in enumerate(corrected_s):
+        keys = f"{(HOUR + hour * HOUR_MS) // 1000}, 8, {MINE}, 1, 5, 'DE', 'mobile', 0"
+        client.command(f"INSERT INTO {client.database}.stream_hours VALUES ({keys}, 1, 0, 0, 0, 0, 0, 0, 1, 1, {at})")
+    (_, mine), (_, others) = key(client, MINE), key(client, MINE, OTHERS)
+    names = {"campaign_id": "8", "since": "-2m", "limit": "1"}
+    first = http.get("/v1/metrics/changes", params=names, headers=mine).json()
+    clock.ahead_ms = 100_000
+    second = http.get("/v1/metrics/changes", params=names | {"cursor": first["next_cursor"]}, headers=mine).json()
+    assert [row["time"] for row in (*first["data"], *second["data"])] == [iso(HOUR), iso(HOUR + HOUR_MS)]
+    # What changed while the pages were read may sort before the cursor: the next question begins before the first of them.
+    assert second["as_of"] == first["as_of"]
+    for change in ({"campaign_id": "7"}, {"since": "-1h"}, {"granularity": "day"}):
+        other = names | {"cursor": first["next_cursor"]} | change
+        assert http.get("/v1/metrics/changes", params=other, headers=mine).json()["parameter"] == "cursor"
+    other = names | {"cursor": first["next_cursor"]}
+    assert http.get("/v1/metrics/changes", params=other, headers=others).json()["parameter"] == "cursor"
+
+
+def test_pages_of_a_ledger_are_of_one_run(http: httpx.Client, client: ClickHouse, settings: Settings) -> None:
+    date, path = _reconcile_long_ago(client), "/v1/reconciliations/{}/ledger"
+    first = http.get(path.format(date), params={"limit": "1"}, headers=root(settings)).json()
+    client.command(
+        f"INSERT INTO {client.database}.runs VALUES ('{date}', 'again', now64(3), '', 2, 0, 2, 0, 0, '{{}}', 2)"
+    )
+    names = {"limit": "1", "cursor": first["next_cursor"]}
+    second = http.get(path.format(date), params=names, headers=root(settings)).json()
+    assert [row["advertiser_id"] for row in (*first["data"], *second["data"])] == [MINE, OTHERS]
+    assert second["run_id"] == first["run_id"] == "run"
+    assert http.get(path.format(date), headers=root(settings)).json()["run_id"] == "again"
+    other = http.get(path.format(date), params=names | {"campaign_id": "7"}, headers=root(settings))
+    assert other.json()["parameter"] == "cursor"
+
+
 def test_many_who_ask_at_once_are_one_question_to_clickhouse(settings: Settings, client: ClickHouse) -> None:
     asked = []
     routers = [Router(settings), Router(settings)]  # as in two processes
