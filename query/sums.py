@@ -16,12 +16,15 @@ import numpy.typing as npt
 
 from infra.columns import Bools, Ints
 from ingest.events import COUNTRIES, DEVICES
+from query.bad_question import BadQuestion
 from query.request import MEASURES, Question
 
 Exact = npt.NDArray[Any]
 """Integers: of 64 bits, or of any size (dtype object)."""
 NAMES = {"country": COUNTRIES, "device": DEVICES}
 """Dimensions of strings, and the values that they may have; columns hold their numbers."""
+MOST_FILLED = 500_000
+"""Rows with those of zeros, at most: a few hundred megabytes while they are sorted."""
 _MOST = 2**63 - 1
 _WIDE = "wide"
 
@@ -81,9 +84,13 @@ def summed(table: Sums) -> Sums:
 
 
 def filled(question: Question, table: Sums) -> Sums:
-    """With a row of zeros for each bucket in which a group that is there has none."""
+    """With a row of zeros for each bucket in which a group that is there has none. Raises BadQuestion where these are too many."""
     buckets = np.array(question.buckets(), np.int64)
     groups, number = _groups(question, table)
+    rows = len(buckets) * (len(groups[0]) if groups else 1)
+    if rows > MOST_FILLED:
+        detail = f"fill=zero would make {rows:,} rows, and {MOST_FILLED:,} are possible"
+        raise BadQuestion("fill", f"{detail}: ask for a coarser granularity, a shorter range or fewer groups")
     missing = np.ones((len(buckets), len(groups[0]) if groups else 1), bool)
     missing[np.searchsorted(buckets, table.buckets), number] = False
     bucket, group = np.nonzero(missing)

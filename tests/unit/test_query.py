@@ -277,6 +277,15 @@ def test_fill_adds_the_empty_buckets() -> None:
     assert len(told(grouped, {(grouped.start_ms, "DE"): (1, 0, 0, 0, 0)})) == 6
 
 
+def test_empty_buckets_of_too_many_groups_are_refused_before_they_are_made() -> None:
+    question = ask(granularity="minute", start="-24h", fill="zero", group_by="ad_id")
+    rows: Rows = {(question.start_ms, ad): (1, 0, 0, 0, 0) for ad in range(20_000)}
+    assert len(told(question, dict(list(rows.items())[:300]))) == 300 * 1_441
+    with pytest.raises(BadQuestion, match="28,820,000 rows") as error:
+        told(question, rows)
+    assert (error.value.parameter, error.value.status) == ("fill", 400)
+
+
 SIGNER = Signer("secret")
 
 
