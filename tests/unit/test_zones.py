@@ -91,6 +91,8 @@ def test_every_moment_is_in_one_local_hour_and_hours_tile_time(sample: tuple[int
         ("Asia/Kolkata", "2026-11-20T00:00:00Z", "2026-11-19T18:30:00Z", 24),
         ("Pacific/Apia", "2011-12-30T09:59:59Z", "2011-12-29T10:00:00Z", 24),  # the next date was skipped
         ("Pacific/Apia", "2011-12-30T10:00:00Z", "2011-12-30T10:00:00Z", 24),
+        ("America/Toronto", "1919-03-31T12:00:00Z", "1919-03-31T04:30:00Z", 23.5),  # from 23:30 to 0:30
+        ("Asia/Amman", "2021-03-26T12:00:00Z", "2021-03-25T22:00:00Z", 23),
     ],
 )
 def test_days_begin_with_their_date(zone: str, moment: str, start: str, hours: float) -> None:
