@@ -8,6 +8,7 @@ from typing import Any
 
 import tenacity
 
+from infra.addresses import mask_webhook
 from infra.console import App
 
 _TIMEOUT_S = 10
@@ -22,7 +23,7 @@ def send(app: App, told: dict[str, Any]) -> None:
     try:
         _post(urllib.request.Request(url, body, kind, method="POST"))
     except (OSError, ValueError) as error:  # the latter for what is no address
-        app.say(f"the alert could not be delivered to {url}: {error}")
+        app.say(f"the alert could not be delivered to {mask_webhook(url)}: {error}")
 
 
 @tenacity.retry(

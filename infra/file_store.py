@@ -21,6 +21,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from infra import faults
+from infra.addresses import mask
 from infra.errors import Denied, Refused, Unavailable, UserError
 
 _BUCKET = "s3://"
@@ -65,8 +66,8 @@ class FileStore:
         """The folder, where it is one: libraries read files of it by their paths."""
         self.where = where.rstrip("/") if self.folder is None else str(self.folder)
         """By which another process opens it."""
-        self.shown = self.where.partition("?")[0] if self.folder is None else self.where
-        """The same for a person: what follows a ? in a URL may be a secret."""
+        self.shown = _without_secrets(self.where) if self.folder is None else self.where
+        """The same for a person."""
         base, system = _bucket(where) if self.folder is None else (self.where, fs.LocalFileSystem())
         self._files = fs.SubTreeFileSystem(base, system)
 
@@ -149,14 +150,20 @@ def _reason(error: OSError) -> tuple[str, str]:
 
 
 def _bucket(url: str) -> tuple[str, fs.FileSystem]:
-    shown = url.partition("?")[0]
-    if not url.startswith(_BUCKET) or not shown.removeprefix(_BUCKET).strip("/"):
+    shown = _without_secrets(url)
+    if not url.startswith(_BUCKET) or not url.partition("?")[0].removeprefix(_BUCKET).strip("/"):
         raise UserError(f"{shown} is neither a folder nor s3://BUCKET/PREFIX")
     try:
         system, base = fs.FileSystem.from_uri(url)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{shown} cannot be used: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].replace(url, shown)
+        raise UserError(f"{shown} cannot be used: {reason}") from error
     return base, system
+
+
+def _without_secrets(url: str) -> str:
+    """A bucket's URL without its options, and without a secret key before the `@`."""
+    return mask(url).partition("?")[0]
 
 
 def _write(root: Path, name: str, content: pa.Buffer) -> None:

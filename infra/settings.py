@@ -7,81 +7,133 @@ Order, strongest first: the folder named by `--dir`, `ADCLICK_…` in the enviro
 from __future__ import annotations
 
 import datetime as dt
+import difflib
 import json
 import os
 import re
 import tomllib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from infra import cron
+from infra import addresses, cron
+from infra.addresses import MASK
 from infra.errors import UserError
 
 DEFAULT_DIR = ".adclick"
 ENDPOINTS_FILE = "endpoints.json"
-_SECRETS_IN_URL = re.compile(r"(://[^:/@]*:)[^@]*(?=@)|(_key=)[^&]+")
+_PREFIX = "ADCLICK_"
+# Variables that are read elsewhere: where settings are, a worker's name, a fault for tests.
+_OTHER_VARIABLES = frozenset({"ADCLICK_CONFIG", "ADCLICK_DIR", "ADCLICK_WORKER", "ADCLICK_FAULT"})
+# Kubernetes sets ADCLICK_X_SERVICE_HOST, …_SERVICE_PORT and …_PORT… in every container beside a Service named `adclick-x`.
+_SERVICE_HOST = "_SERVICE_HOST"
+# What librdkafka, ClickHouse and Kafka take for a number at most.
+_MOST = 2**31 - 1
+_SHOWN_CHARACTERS = 200
+
+
+def _no_flag(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
+    return value
+
+
+def _line(value: Any) -> Any:
+    """Text as it is meant: a value read from a file ends with a line break."""
+    return value.strip() if isinstance(value, str) else value
+
+
+def _sendable(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]*", value.get_secret_value()):
+        raise ValueError("must be ASCII without blanks, to be sent in a header")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_no_flag), Field(le=_MOST)]
+Share = Annotated[float, BeforeValidator(_no_flag), Field(ge=0, le=1, allow_inf_nan=False)]
+Secret = Annotated[SecretStr, BeforeValidator(_line)]
+Key = Annotated[Secret, AfterValidator(_sendable)]
+WebAddress = Annotated[str, AfterValidator(addresses.check_web)]
 
 
 class Settings(BaseSettings):
     """What a process may be told. Durations carry their unit in the name."""
 
-    model_config = SettingsConfigDict(env_prefix="ADCLICK_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore", str_strip_whitespace=True)
 
-    kafka: str = Field("127.0.0.1:9092", description="Kafka's bootstrap address")
-    redis: str = Field("redis://127.0.0.1:6379/0", description="Redis URL")
-    clickhouse: str = Field("http://127.0.0.1:8123", description="ClickHouse HTTP URL, with user and password")
-    archive: str = Field("archive", description="the Parquet archive: a folder, or s3://BUCKET/PREFIX")
-    http: str = Field("http://127.0.0.1:8080", description="address the query router listens on")
-    api_key: SecretStr = Field(SecretStr(""), description="the key that /v1 asks for")
-    user_secret: SecretStr = Field(SecretStr("adclick"), description="secret that user ids are hashed with")
-    namespace: str = Field("", description="prefix of topics, Redis keys and the database", pattern=r"^[a-z0-9_]*$")
+    kafka: Annotated[str, AfterValidator(addresses.check_brokers)] = Field(
+        "127.0.0.1:9092", description="Kafka's bootstrap addresses, by comma"
+    )
+    redis: Annotated[str, AfterValidator(addresses.check_redis)] = Field(
+        "redis://127.0.0.1:6379/0", description="Redis URL"
+    )
+    clickhouse: Annotated[str, AfterValidator(addresses.check_clickhouse)] = Field(
+        "http://127.0.0.1:8123", description="ClickHouse HTTP URL, with user and password"
+    )
+    archive: Annotated[str, AfterValidator(addresses.check_archive)] = Field(
+        "archive", min_length=1, description="the Parquet archive: a folder, or s3://BUCKET/PREFIX"
+    )
+    http: Annotated[str, AfterValidator(addresses.check_listen)] = Field(
+        "http://127.0.0.1:8080", description="address the query router listens on"
+    )
+    api_key: Key = Field(SecretStr(""), description="the key that /v1 asks for")
+    user_secret: Secret = Field(SecretStr("adclick"), min_length=1, description="secret that user ids are hashed with")
+    namespace: str = Field(
+        "", description="prefix of topics, Redis keys and the database", pattern=r"^[a-z0-9_]*$", max_length=64
+    )
     currency: str = Field("USD", pattern=r"^[A-Z]{3}$", description="currency of every amount")
     reconcile_at: str = Field(
         "03:00", description="UTC time of the nightly reconciliation (HH:MM), a cron expression, or off"
     )
     shed: Literal["on", "off"] = Field("off", description="drop impressions when hopelessly behind")
 
-    event_partitions: int = Field(4, ge=1, le=512, description="partitions of ad-events and ad-archive")
-    block_partitions: int = Field(4, ge=1, le=512, description="partitions of ad-blocks and what follows it")
+    event_partitions: Count = Field(4, ge=1, le=512, description="partitions of ad-events and ad-archive")
+    block_partitions: Count = Field(4, ge=1, le=512, description="partitions of ad-blocks and what follows it")
 
-    session_timeout_ms: int = Field(6_000, ge=1_000, description="a worker unheard of for this long loses its place")
-    dedup_horizon_s: int = Field(3600, ge=60, description="copies within this much log time are caught")
-    dedup_segment_ids: int = Field(2_000_000, ge=1, description="ids that are put in order in Redis together, at most")
-    events_retention_s: int = Field(7 * 86_400, ge=180, description="how long ad-events are kept: 3 horizons at least")
-    blocks_retention_s: int = Field(3 * 86_400, ge=60, description="how long what passes between stages is kept")
-    ingest_batch: int = Field(100_000, ge=1, le=200_000, description="messages an ingest transaction takes at most")
-    ingest_linger_ms: int = Field(150, ge=1, description="how long an ingest batch waits to fill")
-    flush_ms: int = Field(500, ge=50, description="how often the stream flushes partial windows")
-    heartbeat_ms: int = Field(1000, ge=100, description="how often idle ingest workers send heartbeats")
-    silent_after_ms: int = Field(10_000, ge=500, description="a partition at its end this long is silent")
-    archive_flush_ms: int = Field(5_000, ge=100, description="how long archived rows may wait for their file")
-    archive_keep_days: int = Field(0, ge=0, description="days of the archive that are kept; 0: all")
-    archive_most_gb: float = Field(
-        0, ge=0, description="beyond this the archive's oldest days go, but for two; 0: never"
+    session_timeout_ms: Count = Field(
+        6_000, ge=1_000, le=3_600_000, description="a worker unheard of for this long loses its place"
     )
-    redis_page: int = Field(20_000, ge=1, description="writes to the hot tier in one call at most")
-    hot_hours: int = Field(24, ge=2, description="hours of minutes that questions may reach back to")
-    warm_days: int = Field(30, ge=2, le=62, description="days of hours that questions may reach back to")
-    query_timeout_s: int = Field(5, ge=1, description="how long the router waits for ClickHouse")
+    dedup_horizon_s: Count = Field(3600, ge=60, description="copies within this much log time are caught")
+    dedup_segment_ids: Count = Field(
+        2_000_000, ge=1, description="ids that are put in order in Redis together, at most"
+    )
+    events_retention_s: Count = Field(
+        7 * 86_400, ge=180, description="how long ad-events are kept: 3 horizons at least"
+    )
+    blocks_retention_s: Count = Field(3 * 86_400, ge=60, description="how long what passes between stages is kept")
+    ingest_batch: Count = Field(100_000, ge=1, le=200_000, description="messages an ingest transaction takes at most")
+    ingest_linger_ms: Count = Field(150, ge=1, description="how long an ingest batch waits to fill")
+    flush_ms: Count = Field(500, ge=50, description="how often the stream flushes partial windows")
+    heartbeat_ms: Count = Field(1000, ge=100, description="how often idle ingest workers send heartbeats")
+    silent_after_ms: Count = Field(10_000, ge=500, description="a partition at its end this long is silent")
+    archive_flush_ms: Count = Field(5_000, ge=100, description="how long archived rows may wait for their file")
+    archive_keep_days: Count = Field(0, ge=0, description="days of the archive that are kept; 0: all")
+    archive_most_gb: Annotated[float, BeforeValidator(_no_flag)] = Field(
+        0,
+        ge=0,
+        le=_MOST,
+        allow_inf_nan=False,
+        description="beyond this the archive's oldest days go, but for two; 0: never",
+    )
+    redis_page: Count = Field(20_000, ge=1, description="writes to the hot tier in one call at most")
+    hot_hours: Count = Field(24, ge=2, description="hours of minutes that questions may reach back to")
+    warm_days: Count = Field(30, ge=2, le=62, description="days of hours that questions may reach back to")
+    query_timeout_s: Count = Field(5, ge=1, description="how long the router waits for ClickHouse")
     query_cache: Literal["on", "off"] = Field("on", description="keep what ClickHouse answered, while it cannot change")
     access_log: Literal["on", "off"] = Field("on", description="a line of JSON in the log for each HTTP request")
-    trace_collector: str = Field(
+    trace_collector: WebAddress = Field(
         "", description="where spans of answers go (OTLP over HTTP), ending in /v1/traces; or empty"
     )
     tls_certificate: str = Field("", description="file of the certificate chain, for an http address with https")
     tls_key: str = Field("", description="file of the certificate's key")
-    drift_share: float = Field(0.001, ge=0, le=1, description="a number further off than this has drifted")
-    alert_share: float = Field(
-        0.005, ge=0, le=1, description="a run that corrects more of its dimensions raises an alert"
-    )
-    alert_webhook: str = Field(
-        "", description="where alerts of nightly runs are sent to, as JSON", pattern=r"^(https?://.*)?$"
-    )
-    spark_memory: str = Field("2g", description="heap of the Spark driver")
+    drift_share: Share = Field(0.001, description="a number further off than this has drifted")
+    alert_share: Share = Field(0.005, description="a run that corrects more of its dimensions raises an alert")
+    alert_webhook: WebAddress = Field("", description="where alerts of nightly runs are sent to, as JSON")
+    spark_memory: str = Field("2g", pattern=r"^[1-9]\d*[kmgtKMGT]$", description="heap of the Spark driver")
 
     @field_validator("events_retention_s")
     @classmethod
@@ -124,26 +176,34 @@ class Resolved:
 
     def masked(self) -> dict[str, tuple[str, str]]:
         """name → (printable value with secrets masked, origin)."""
-        shown: dict[str, tuple[str, str]] = {}
-        for name in Settings.model_fields:
-            value = getattr(self.settings, name)
-            if isinstance(value, SecretStr):
-                text = "********" if value.get_secret_value() else ""
-            else:
-                text = _SECRETS_IN_URL.sub(r"\1\2********", str(value))
-            shown[name] = (text, self.origins.get(name, "default"))
-        return shown
+        return {
+            name: (_masked(name, getattr(self.settings, name)), self.origins.get(name, "default"))
+            for name in Settings.model_fields
+        }
+
+
+def _masked(name: str, value: Any) -> str:
+    """A setting's value, right or wrong, as it may be printed."""
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if Settings.model_fields[name].annotation is SecretStr:
+        return MASK if value else ""
+    text = str(value)
+    return addresses.mask_webhook(text) if name == "alert_webhook" else addresses.mask(text)
 
 
 def read_endpoints(directory: Path) -> dict[str, Any]:
     """The addresses that `up` wrote into the folder; empty when there are none."""
+    file = directory / ENDPOINTS_FILE
     try:
-        found = json.loads((directory / ENDPOINTS_FILE).read_text())
+        endpoints = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UserError(f"{directory / ENDPOINTS_FILE} cannot be read: {error}") from error
-    return {k: v for k, v in found.items() if k in Settings.model_fields}
+        raise UserError(f"{file} cannot be read: {_reason(error)}") from error
+    if not isinstance(endpoints, dict):
+        raise UserError(f"{file} cannot be read: it holds no JSON object")
+    return {name: value for name, value in endpoints.items() if name in Settings.model_fields}
 
 
 def stack_directory(directory: str | None) -> Path:
@@ -159,10 +219,9 @@ def resolve(directory: str | None = None, *, stack: bool = True) -> Resolved:
     folder = stack_directory(directory)
     endpoints = read_endpoints(folder) if stack else {}
     layers: list[tuple[str, dict[str, Any]]] = []
-    environment = {k: v for k, v in EnvSettingsSource(Settings)().items() if k in Settings.model_fields}
     if directory is not None:
         layers.append((str(folder / ENDPOINTS_FILE), endpoints))
-    layers.append(("environment", environment))
+    layers.append(("environment", _read_environment(os.environ)))
     config = os.environ.get("ADCLICK_CONFIG")
     if config:
         layers.append((config, _read_toml(Path(config))))
@@ -174,26 +233,79 @@ def resolve(directory: str | None = None, *, stack: bool = True) -> Resolved:
         for name, value in layer.items():
             if name not in values:
                 values[name] = value
-                origins[name] = f"ADCLICK_{name.upper()}" if origin == "environment" else origin
+                origins[name] = f"{_PREFIX}{name.upper()}" if origin == "environment" else origin
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "?"
-        raise UserError(
-            f"setting {name} is wrong: {first['msg']} (it is {first.get('input')!r}, from {origins.get(name, 'default')})"
-        ) from error
+        raise _wrong_setting(error, origins) from error
     return Resolved(settings, origins, folder)
+
+
+def _wrong_setting(error: ValidationError, origins: Mapping[str, str]) -> UserError:
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else "?"
+    value = first.get("input")
+    if isinstance(value, str | int | float | SecretStr):
+        shown = repr(_masked(name, value)[:_SHOWN_CHARACTERS])
+    else:  # a table of a TOML file, perhaps with secrets in it
+        shown = f"of type {type(value).__name__}"
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    return UserError(f"setting {name} is wrong: {reason} (it is {shown}, from {origins.get(name, 'default')})")
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The settings among the variables. Raises UserError for an ADCLICK_ variable that is none, or that is there twice."""
+    values: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    for variable, value in sorted(environment.items()):
+        upper = variable.upper()
+        name = upper.removeprefix(_PREFIX).lower()
+        if not upper.startswith(_PREFIX) or upper in _OTHER_VARIABLES:
+            continue
+        if name not in Settings.model_fields:
+            if not _from_kubernetes(upper, environment):
+                known = {n.removeprefix(_PREFIX).lower() for n in _OTHER_VARIABLES} | set(Settings.model_fields)
+                raise UserError(
+                    f"no such setting: {variable}", hint=_nearest(name, known, lambda n: _PREFIX + n.upper())
+                )
+            continue
+        if values.get(name, value) != value:
+            raise UserError(f"{sources[name]} and {variable} differ", hint="unset one of them")
+        values[name], sources[name] = value, variable
+    return values
+
+
+def _from_kubernetes(variable: str, environment: Iterable[str]) -> bool:
+    services = [name.removesuffix(_SERVICE_HOST) for name in environment if name.endswith(_SERVICE_HOST)]
+    return any(variable.startswith((f"{service}_SERVICE_", f"{service}_PORT")) for service in services)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        found = tomllib.loads(path.read_text())
+        # Editors on Windows begin a file with a byte order mark.
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"ADCLICK_CONFIG names {path}, which does not exist") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    unknown = sorted(set(found) - set(Settings.model_fields))
-    if unknown:
-        raise UserError(f"{path}: no such setting: {unknown[0]}", hint="adclick config lists them")
-    return found
+        raise UserError(f"{path} cannot be read: {_reason(error)}") from error
+    for name, value in values.items():
+        if name in Settings.model_fields:
+            continue
+        if isinstance(value, dict):
+            raise UserError(f"{path}: no such setting: [{name}]", hint="settings stand in no section")
+        raise UserError(f"{path}: no such setting: {name}", hint=_nearest(name, Settings.model_fields))
+    return values
+
+
+def _nearest(name: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
+    """The hint for a name that does not exist; `spell` writes a setting's name as the person would have to."""
+    plain = name.lower().replace("-", "_").removeprefix(_PREFIX.lower())
+    near = difflib.get_close_matches(plain, known, 1)
+    return f"did you mean {spell(near[0])}?" if near else "without it, adclick config lists all settings"
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """What a person needs to know of a file that cannot be read."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)).splitlines()[0]

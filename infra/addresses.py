@@ -1,0 +1,133 @@
+"""Addresses in settings: which are accepted, and how one is shown without its secrets. Pure."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+MASK = "********"
+
+_SECRET_NAME = re.compile(r"key|secret|token|passw|signature|credential", re.IGNORECASE)
+_HOST = re.compile(r"\[[0-9A-Fa-f:.%\w]+\]|[^\s:/?#@\[\]]+")
+_PORTS = range(1, 65536)
+_HTTP = ("http", "https")
+
+
+def mask(text: str) -> str:
+    """The address with passwords replaced, whatever characters they contain; also where the scheme is missing.
+
+    A password may be badly encoded, so it reaches to the last `@` rather than to where a URL's authority ends.
+    """
+    if text.startswith(("/", ".", "~")):
+        return text  # a folder
+    scheme, separator, rest = text.partition("://") if "://" in text else ("", "", text)
+    head, question, query = rest.partition("?")
+    if "@" in query and scheme != "s3":
+        return f"{scheme}{separator}{MASK}"  # the ? may stand in a password: where that ends cannot be known
+    userinfo, at, place = head.rpartition("@")
+    user, colon, _ = userinfo.partition(":")
+    if colon:
+        userinfo = f"{user}:{MASK}"
+    return f"{scheme}{separator}{userinfo}{at}{place}{question}{_mask_query(query)}"
+
+
+def mask_webhook(url: str) -> str:
+    """The address of a webhook: its path is as good as a password."""
+    scheme, separator, rest = mask(url).partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host}{slash}{MASK if path else ''}"
+
+
+def _mask_query(query: str) -> str:
+    parts, secret = list[str](), False
+    for part in query.split("&"):
+        name, equals, _ = part.partition("=")
+        if equals:
+            secret = bool(_SECRET_NAME.search(name))
+            parts.append(f"{name}={MASK}" if secret else part)
+        elif not secret:  # the rest of a secret that contains an ampersand is left out
+            parts.append(part)
+    return "&".join(parts)
+
+
+def check_brokers(text: str) -> str:
+    """Kafka's bootstrap servers, without blanks. Raises ValueError."""
+    if "://" in text:
+        raise ValueError("must be HOST:PORT, several by comma, without a scheme")
+    brokers = [broker.strip() for broker in text.split(",")]
+    for broker in brokers:
+        _check_host(broker)
+    return ",".join(brokers)
+
+
+def check_listen(text: str) -> str:
+    """The address of the router, without a slash at its end. Raises ValueError."""
+    url = _split(text, _HTTP)
+    if url.username is not None:
+        raise ValueError("must not contain a user or password")
+    if url.path not in ("", "/") or url.query or url.fragment:
+        raise ValueError(f"must end after the port, like {url.scheme}://HOST:PORT")
+    return text.rstrip("/")
+
+
+def check_clickhouse(text: str) -> str:
+    """ClickHouse's HTTP address. Raises ValueError."""
+    url = _split(text, _HTTP)
+    if url.path not in ("", "/") or url.query or url.fragment:
+        raise ValueError("must end after the port: the setting `namespace` chooses the database")
+    return text
+
+
+def check_redis(text: str) -> str:
+    """Redis' URL. Raises ValueError."""
+    if text.startswith("unix://"):
+        return text
+    url = _split(text, ("redis", "rediss"))
+    if not re.fullmatch(r"/?|/\d+", url.path) or url.fragment:
+        raise ValueError("must end with the number of a database, like /0")
+    return text
+
+
+def check_archive(text: str) -> str:
+    """A folder, also below `~`, or s3://BUCKET/PREFIX. Raises ValueError."""
+    if "://" in text and not re.match(r"s3://[^/?]", text):
+        raise ValueError("must be a folder or s3://BUCKET/PREFIX")
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError:
+        raise ValueError("is below ~, but no home folder is known") from None
+
+
+def check_web(text: str) -> str:
+    """Any address of the web, or none. Raises ValueError."""
+    if text:
+        _split(text, _HTTP)
+    return text
+
+
+def _split(text: str, schemes: tuple[str, ...]) -> SplitResult:
+    """The parts of a URL. Messages never contain it: it may hold a password."""
+    if not text.startswith(tuple(f"{scheme}://" for scheme in schemes)):
+        raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+    try:
+        url = urlsplit(text)
+    except ValueError:
+        raise ValueError("is no URL: an IPv6 address stands in brackets, like [::1]") from None
+    if "@" in url.path + url.fragment or ("@" in url.query and "@" not in url.netloc):
+        raise ValueError("must have / ? # and @ in its password percent-encoded (%2F %3F %23 %40)")
+    _check_host(url.netloc.rpartition("@")[2])
+    return url
+
+
+def _check_host(text: str) -> None:
+    host = _HOST.match(text)
+    if host is None:
+        raise ValueError("names no host")
+    port = text[host.end() :]
+    if not port:
+        return
+    if port.count(":") > 1:
+        raise ValueError("must have an IPv6 address in brackets, like [::1]")
+    if not re.fullmatch(r":\d{1,5}", port) or int(port[1:]) not in _PORTS:
+        raise ValueError("must end with a port from 1 to 65535, like HOST:9092")
