@@ -174,10 +174,12 @@ def test_a_secret_read_from_a_file_loses_its_line_break(monkeypatch: pytest.Monk
     assert settings.user_secret.get_secret_value() == "secret"
 
 
-def test_an_archive_below_the_home_folder_is_not_a_folder_named_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/someone")
+def test_an_archive_below_the_home_folder_is_not_a_folder_named_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("ADCLICK_ARCHIVE", "~/archive")
-    assert resolve().settings.archive == "/home/someone/archive"
+    assert resolve().settings.archive == str(tmp_path / "archive")
 
 
 # -- secrets --------------------------------------------------------------------------------------------------
