@@ -19,6 +19,7 @@ COMMANDS = {
     "down": ("infra.commands:down", "Stop what `up --detach` started."),
     "status": ("infra.commands:status", "Processes, lag, watermark, overload level."),
     "config": ("infra.commands:config", "The effective settings and where each came from."),
+    "migrate": ("infra.commands:migrate", "Make topics and tables, or bring them up to date."),
     "demo": ("query.demo:demo", "Show on a private stack that every answer is exact."),
     "generate": ("ingest.synthetic.command:generate", "Write synthetic events, and the truth about them."),
     "replay": ("ingest.replay:replay", "Send events from files to Kafka."),

@@ -65,6 +65,26 @@ def down(app: App) -> None:
     app.say(f"stopped {app.folder}" if folder.stop() else f"nothing is running in {app.folder}")
 
 
+@console.command("migrate", "ADCLICK_KAFKA=broker:9092 ADCLICK_CLICKHOUSE=http://… adclick migrate")
+def migrate(app: App) -> None:
+    """Make the topics and tables of the configured addresses, or bring them up to date.
+
+    Running it again changes nothing; of several at once, one waits for the other.
+    """
+    from infra import migration
+
+    changes = migration.migrate(app.settings)
+    if app.json:
+        app.data({"topics": changes.topics, "tables": changes.tables})
+        return
+    for topic in changes.topics:
+        app.say(f"made topic {topic}")
+    for name in changes.tables:
+        app.say(f"applied {name} to database {app.settings.database}")
+    if not changes.topics and not changes.tables:
+        app.say("topics and tables are up to date")
+
+
 @console.command("config", "ADCLICK_CURRENCY=EUR adclick config")
 def config(app: App) -> None:
     """Print the effective settings and where each came from; secrets are masked."""

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from infra import console, faults, logs, topics
+from infra import console, faults, logs, migration, topics
 from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
 from infra.console import App
 from infra.errors import SessionLost, Unavailable
@@ -192,5 +192,6 @@ def archive(app: App) -> None:
     """Run one archive worker: write every valid event, with the decision taken on it, to Parquet."""
     logs.configure(verbose=app.verbose, quiet=app.quiet)
     give_way(BACKGROUND)
+    migration.require_topics(app.settings, logs.get("archive"))
     name = worker_name("archive")
     run_until_signal(ArchiveWorker(app.settings, name), app.settings, name)

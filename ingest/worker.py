@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from infra import console, faults, logs, topics
+from infra import console, faults, logs, migration, topics
 from infra.clock import now_ms
 from infra.columns import Ints, Stretches
 from infra.console import App
@@ -415,5 +415,6 @@ def ingest(app: App) -> None:
     """Run one ingest worker: decode, judge and dedup ad-events, and write blocks, archive and dead letters."""
     logs.configure(verbose=app.verbose, quiet=app.quiet)
     give_way(PIPELINE)
+    migration.require_topics(app.settings, logs.get("ingest"))
     name = worker_name("ingest")
     run_until_signal(IngestWorker(app.settings, name), app.settings, name)

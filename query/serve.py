@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 
-from infra import console, logs
+from infra import console, logs, migration
 from infra.console import App
 from infra.priority import answer_soon
 from infra.settings import Settings
@@ -26,4 +26,5 @@ def run(settings: Settings) -> None:
 def serve(app: App) -> None:
     """Run one query router: it answers over HTTP from Redis and ClickHouse, at the address in the setting `http`."""
     logs.configure(verbose=app.verbose, quiet=app.quiet)
+    migration.require_tables(app.settings)
     run(app.settings)

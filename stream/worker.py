@@ -9,7 +9,7 @@ import signal
 import threading
 from typing import Any
 
-from infra import console, logs
+from infra import console, logs, migration
 from infra.clickhouse.client import ClickHouse
 from infra.clock import now_ms
 from infra.console import App
@@ -138,5 +138,7 @@ def stream(app: App) -> None:
     """Run one stream worker: fold blocks into minutes, hours and days, and show them in Redis and ClickHouse."""
     logs.configure(verbose=app.verbose, quiet=app.quiet)
     give_way(PIPELINE)
+    migration.require_topics(app.settings, logs.get("stream"))
+    migration.require_tables(app.settings)
     with reporting(app.settings, worker_name("stream")):
         asyncio.run(run(app.settings))

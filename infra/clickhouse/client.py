@@ -21,7 +21,7 @@ import urllib3
 from clickhouse_connect.driver import httputil
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from infra.errors import AdclickError, BadStatement, Denied, Refused, TimedOut, Unavailable
+from infra.errors import AdclickError, BadStatement, Denied, Refused, TimedOut, Unavailable, UserError
 
 # Its errors are raised, too: one line for a person is enough.
 logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
@@ -134,24 +134,42 @@ class ClickHouse:
 
 
 def migrate(client: ClickHouse) -> list[str]:
-    """Bring the database to the newest schema; returns the names of the files applied now."""
+    """Bring the database to the newest schema; returns the names of the files applied now. Raises UserError without the
+    storage policy that tables name."""
     db = client.database
+    files = pending(client)
+    if not files:
+        return []
+    _check_policy(client)
     client.command(f"CREATE DATABASE IF NOT EXISTS {db}")
     client.command(
         f"CREATE TABLE IF NOT EXISTS {db}.migrations (name String, applied_at DateTime DEFAULT now())"
         " ENGINE = ReplacingMergeTree ORDER BY name"
     )
-    done = {name for (name,) in client.rows(f"SELECT name FROM {db}.migrations FINAL")}
-    applied = []
-    for file in sorted(resources.files(__package__).iterdir(), key=lambda f: f.name):
-        if not file.name.endswith(".sql") or file.name in done:
-            continue
-        for statement in re.split(r";\s*\n", file.read_text()):
+    for name in files:
+        for statement in re.split(r";\s*\n", (resources.files(__package__) / name).read_text()):
             if statement.strip():
                 client.command(statement.replace("{database}", db))
-        client.command(f"INSERT INTO {db}.migrations (name) VALUES ('{file.name}')")
-        applied.append(file.name)
-    return applied
+        client.command(f"INSERT INTO {db}.migrations (name) VALUES ('{name}')")
+    return files
+
+
+def pending(client: ClickHouse) -> list[str]:
+    """The files that the database has not been brought up to date with, in the order to apply them."""
+    files = sorted(f.name for f in resources.files(__package__).iterdir() if f.name.endswith(".sql"))
+    exists = "SELECT count() FROM system.tables WHERE database = {database:String} AND name = 'migrations'"
+    if not client.rows(exists, {"database": client.database})[0][0]:
+        return files
+    done = {name for (name,) in client.rows(f"SELECT name FROM {client.database}.migrations FINAL")}
+    return [name for name in files if name not in done]
+
+
+def _check_policy(client: ClickHouse) -> None:
+    rows = client.rows("SELECT volume_name FROM system.storage_policies WHERE policy_name = 'tiered'")
+    missing = [volume for volume in ("fast", "slow") if volume not in {name for (name,) in rows}]
+    if missing:
+        lacks = f"volume {missing[0]} in its storage policy tiered" if rows else "storage policy named tiered"
+        raise UserError(f"ClickHouse has no {lacks}", hint="add it to its configuration; docs/operating.md has one")
 
 
 @contextlib.contextmanager

@@ -23,8 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from infra import logs, topics
-from infra.clickhouse.client import ClickHouse, migrate
+from infra import logs, migration
 from infra.embedded import schedule, servers
 from infra.embedded.lifeline import die_with_parent
 from infra.embedded.servers import Command
@@ -158,8 +157,7 @@ class Supervisor:
         }
         self._env = env
         settings = Settings(**(self._overrides | endpoints))
-        topics.ensure(settings)
-        migrate(ClickHouse(settings.clickhouse, settings.database))
+        migration.migrate(settings)
         for kind, count in self._counts.items():
             for number in range(count):
                 argv = [sys.executable, "-m", "infra", _COMMANDS.get(kind, kind)]
