@@ -21,7 +21,7 @@ import polars as pl
 
 from batch import coverage, publish, recount
 from batch.command import date_of
-from infra import console
+from infra import console, migration
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, day_start_ms, iso
 from infra.columns import Values
@@ -109,6 +109,7 @@ def audit(app: App, date: str, master: str) -> int:
     Exit 0 when both come out the same, 3 when they do not, 1 when it failed.
     """
     day = date_of(date)
+    migration.check_tables(app.settings)
     store = FileStore(app.settings.archive)
     files = archive_files.around(store, day)
     if not files:

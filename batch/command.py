@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from batch import alerts, coverage, explain, publish
-from infra import console, faults
+from infra import console, faults, migration
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, day_start_ms, iso, now_ms
 from infra.console import App
@@ -67,6 +67,7 @@ def reconcile(
     """
     days = _days(date, first, last)
     settings = app.settings
+    migration.check_tables(settings)
     job = _Job(app, ClickHouse(settings.clickhouse, settings.database), master, force, skip_empty, dry_run)
     if campaign is not None:
         for day in days:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
+import psutil
 
-from infra import console, logs, pipeline_state
+from infra import console, logs, migration, pipeline_state
 from infra.console import App
 from infra.embedded.state import Folder
 from infra.errors import AdclickError
-from infra.settings import resolve
+from infra.settings import ENDPOINTS_FILE, resolve
 
 
 @console.command("up", "adclick up --detach --ingest-workers 2")
@@ -71,8 +71,6 @@ def migrate(app: App) -> None:
 
     Running it again changes nothing; of several at once, one waits for the other.
     """
-    from infra import migration
-
     changes = migration.migrate(app.settings)
     if app.json:
         app.data({"topics": changes.topics, "tables": changes.tables})
@@ -97,47 +95,70 @@ def config(app: App) -> None:
 
 @console.command("status", "adclick status --json")
 def status(app: App) -> None:
-    """Show each process, each topic's lag, the watermark, the overload level and the last reconciliation."""
+    """Show each process, each topic's lag, the watermark, the overload level and the last reconciliation.
+
+    Exit 0 when all that ought to run does, 1 when something does not or a backend does not answer; that is named.
+    """
     folder = Folder(app.folder)
     processes = folder.processes()
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "dir": str(app.folder),
-        "processes": {
-            name: {
-                "pid": p.pid,
-                "cpu_s": round(sum(p.cpu_times()[:2]), 1),
-                "rss_mb": p.memory_info().rss >> 20,
-            }
-            for name, p in processes.items()
-        },
+        "processes": {name: usage for name, process in processes.items() if (usage := _usage(process))},
         "dead": sorted(set(folder.pids()) - set(processes)),
     }
-    found |= pipeline_state.collect(app.settings)
+    stopped = "supervisor" not in processes and _is_own_stack(app, folder)
+    report |= pipeline_state.NOTHING_KNOWN if stopped else pipeline_state.collect(app.settings)
+    if report["problems"]:
+        report["problems"] |= migration.shortcomings(app.settings)
     if app.json:
-        app.data(found)
+        app.data(report)
     else:
-        _print_status(app, found)
-    if found["problems"] and not processes:
-        first = next(iter(found["problems"].values()))
-        raise AdclickError(f"nothing is running in {app.folder}, and {first}", hint="adclick up starts a stack")
+        _print_status(app, report)
+    if stopped:
+        raise AdclickError(f"no stack is running in {app.folder}", hint="adclick up starts one")
+    faults = [f"{name} is not running (see {folder.log(name)})" for name in report["dead"]]
+    faults += report["problems"].values()
+    if faults:
+        raise AdclickError("; ".join(faults))
 
 
-def _print_status(app: App, found: dict[str, Any]) -> None:
-    rows = [(n, p["pid"], p["cpu_s"], p["rss_mb"]) for n, p in found["processes"].items()]
-    app.table(["process", "pid", "cpu s", "MB"], rows + [(n, "not running", "", "") for n in found["dead"]])
-    if found["problems"]:
-        app.table(["problem", ""], list(found["problems"].items()))
-    if found["topics"]:
-        app.table(["topic", "messages to read"], [(n, f"{lag:,}") for n, lag in found["topics"].items()])
-        app.table(
-            ["", ""],
-            [
-                ("watermark", found["watermark"] or "none yet"),
-                ("stream lag", "unknown" if found["stream_lag_s"] is None else f"{found['stream_lag_s']:.1f} s"),
-                ("overload", found["level"]),
-                (
-                    "reconciled",
-                    json.dumps(found["last_reconciliation"]) if found["last_reconciliation"] else "never",
-                ),
-            ],
-        )
+def _is_own_stack(app: App, folder: Folder) -> bool:
+    """Whether the addresses are those of the folder's stack, rather than of a cluster that settings name."""
+    origins = {app.resolved.origins.get(name) for name in ("kafka", "redis", "clickhouse")}
+    return origins == {str(app.folder / ENDPOINTS_FILE)} or (origins == {None} and bool(folder.pids()))
+
+
+def _usage(process: psutil.Process) -> dict[str, Any]:
+    """What a process takes; nothing when it has just ended."""
+    try:
+        with process.oneshot():
+            cpu_s = sum(process.cpu_times()[:2])
+            return {"pid": process.pid, "cpu_s": round(cpu_s, 1), "rss_mb": process.memory_info().rss >> 20}
+    except psutil.NoSuchProcess:
+        return {}
+
+
+def _print_status(app: App, report: dict[str, Any]) -> None:
+    rows = [(n, p["pid"], p["cpu_s"], p["rss_mb"]) for n, p in report["processes"].items()]
+    rows += [(n, "not running", "", "") for n in report["dead"]]
+    if rows:
+        app.table(["process", "pid", "cpu s", "MB"], rows)
+    if report["problems"]:
+        app.table(["problem", ""], list(report["problems"].items()))
+    if report["topics"]:
+        app.table(["topic", "messages to read"], [(n, f"{lag:,}") for n, lag in report["topics"].items()])
+    lag_s, run = report["stream_lag_s"], report["last_reconciliation"]
+    app.table(
+        ["", ""],
+        [
+            ("watermark", report["watermark"] or "unknown"),
+            ("stream lag", "unknown" if lag_s is None else f"{lag_s:.1f} s"),
+            ("overload", report["level"]),
+            ("reconciled", _reconciled(run) if run else "unknown" if report["problems"] else "never"),
+        ],
+    )
+
+
+def _reconciled(run: dict[str, Any]) -> str:
+    """The last reconciliation in a few words."""
+    return f"{run['date']} by {run['run_id']}, at {run['published_at']}" + (" with an alert" if run["alert"] else "")

@@ -77,7 +77,7 @@ def missing_tables(settings: Settings) -> list[str]:
 
 def shortcomings(settings: Settings) -> dict[str, str]:
     """What is missing, by backend; a backend that does not answer is left out."""
-    checks: dict[str, Callable[[Settings], None]] = {"kafka": _check_topics, "clickhouse": _check_tables}
+    checks: dict[str, Callable[[Settings], None]] = {"kafka": _refuse_without_topics, "clickhouse": check_tables}
     problems: dict[str, str] = {}
     for name, check in checks.items():
         try:
@@ -89,38 +89,44 @@ def shortcomings(settings: Settings) -> dict[str, str]:
     return problems
 
 
-def require_topics(settings: Settings, log: Any) -> None:
-    """Return once Kafka has the installation's topics, however long Kafka is away. Raises UserError where it lacks one."""
-    deadline = time.monotonic() + _TOPIC_PATIENCE_S
-    while patiently(lambda: missing_topics(settings), Event(), log):
-        if time.monotonic() > deadline:
-            _check_topics(settings)
-        time.sleep(0.2)
+def wait_for_topics(settings: Settings, log: Any) -> None:
+    """For workers: return once Kafka has the installation's topics, however long it is away. Raises UserError where it lacks one."""
+    patiently(lambda: _check_topics_for_a_while(settings), Event(), log)
 
 
-def require_tables(settings: Settings) -> None:
+def check_topics(settings: Settings) -> None:
+    """Raise UserError where Kafka answers and lacks topics; one that is away is left to the caller's own retries."""
+    with contextlib.suppress(Unavailable):
+        _check_topics_for_a_while(settings)
+
+
+def check_tables(settings: Settings) -> None:
     """Raise UserError where ClickHouse answers and lacks tables; one that is away is left to the caller's own retries."""
-    try:
-        _check_tables(settings)
-    except Unavailable:
-        return
+    with contextlib.suppress(Unavailable):
+        missing = missing_tables(settings)
+        if missing:
+            raise UserError(
+                f"ClickHouse's database {settings.database} lacks the tables of {_listed(missing)}",
+                hint="adclick migrate makes them",
+            )
 
 
-def _check_topics(settings: Settings) -> None:
+def _check_topics_for_a_while(settings: Settings) -> None:
+    deadline = time.monotonic() + _TOPIC_PATIENCE_S
+    while time.monotonic() < deadline:
+        if not missing_topics(settings):
+            return
+        time.sleep(0.2)
+    _refuse_without_topics(settings)
+
+
+def _refuse_without_topics(settings: Settings) -> None:
     missing = missing_topics(settings)
     if missing:
-        raise UserError(f"Kafka at {settings.kafka} lacks {_listed('topic', missing)}", hint="adclick migrate makes it")
-
-
-def _check_tables(settings: Settings) -> None:
-    missing = missing_tables(settings)
-    if missing:
         raise UserError(
-            f"ClickHouse's database {settings.database} lacks the tables of {_listed('', missing)}",
-            hint="adclick migrate makes them",
+            f"Kafka at {settings.kafka} lacks topic {_listed(missing)}", hint="adclick migrate makes what is missing"
         )
 
 
-def _listed(kind: str, names: list[str]) -> str:
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{kind} {names[0]}{more}".strip()
+def _listed(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

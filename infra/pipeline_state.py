@@ -12,17 +12,19 @@ from typing import Any
 from infra import topics
 from infra.clickhouse.client import ClickHouse
 from infra.clock import iso
-from infra.errors import BadStatement, Refused, Unavailable
+from infra.errors import AdclickError, BadStatement, Refused, Unavailable
 from infra.kafka import Admin
 from infra.patience import WAITS
 from infra.redis import NEVER_EVICT, Redis
 from infra.settings import Settings
 
 _PATIENCE_S = 3.0
-_NOTHING_KNOWN: dict[str, Any] = {
+_NO_WORKERS: dict[str, Any] = {
     "watermark": None, "stream_lag_s": None, "silent_shards": [], "level": "unknown", "ingest_workers": [], "waits": {},
 }  # fmt: skip
 _NO_RUNS: dict[str, Any] = {"last_reconciliation": None, "reconciliation_alerts": [], "unbilled_events": 0}
+NOTHING_KNOWN: dict[str, Any] = {"topics": {}, **_NO_WORKERS, **_NO_RUNS, "problems": {}}
+"""What `collect` would return of a stack that is not running."""
 BACKENDS = ("kafka", "redis", "clickhouse", "archive")
 # A wait that is over sooner is no problem yet; a report that is older comes from a process that is gone.
 _WAITED_S, _REPORT_EVERY_S, _REPORT_S = 2.0, 1.0, 15
@@ -39,14 +41,14 @@ def collect(settings: Settings) -> dict[str, Any]:
     def ask(name: str, question: Callable[[Settings], dict[str, Any]], without: dict[str, Any]) -> dict[str, Any]:
         try:
             return question(settings)
-        except (Unavailable, BadStatement) as error:
+        except AdclickError as error:
             problems[name] = str(error)
             return without
 
     with ThreadPoolExecutor(4) as pool:
         parts = [
             pool.submit(ask, "kafka", _lags, {"topics": {}}),
-            pool.submit(ask, "redis", _workers, _NOTHING_KNOWN),
+            pool.submit(ask, "redis", _workers, _NO_WORKERS),
             pool.submit(ask, "clickhouse", _last_runs, _NO_RUNS),
             pool.submit(ask, "redis", _check_redis, {}),
         ]
@@ -104,7 +106,7 @@ def _workers(settings: Settings) -> dict[str, Any]:
         # How much older what is shown is than what ingest has handed over: each of its transactions reaches each shard.
         "stream_lag_s": max(0, sent - min(shown)) / 1000 if sent and len(shown) == settings.block_partitions else None,
         "silent_shards": [s for s, (sequence, *_) in enumerate(marks) if sequence is None],
-        "level": max((w["level"] for w in workers), key=LEVELS.index, default="normal"),
+        "level": max((w["level"] for w in workers), key=LEVELS.index, default="unknown"),
         "ingest_workers": sorted(workers, key=lambda w: str(w["worker"])),
         "waits": _fresh_reports(reports, int(now_s)),
     }
@@ -168,7 +170,7 @@ def _last_runs(settings: Settings) -> dict[str, Any]:
     finally:
         client.close()
     return {
-        "last_reconciliation": last | {"published_at": found[0]["published_at"].isoformat()},
+        "last_reconciliation": last | {"published_at": iso(int(found[0]["published_at"].timestamp() * 1000))},
         "reconciliation_alerts": list(alerts),
         "unbilled_events": int(unbilled),
     }

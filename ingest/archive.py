@@ -192,6 +192,6 @@ def archive(app: App) -> None:
     """Run one archive worker: write every valid event, with the decision taken on it, to Parquet."""
     logs.configure(verbose=app.verbose, quiet=app.quiet)
     give_way(BACKGROUND)
-    migration.require_topics(app.settings, logs.get("archive"))
+    migration.wait_for_topics(app.settings, logs.get("archive"))
     name = worker_name("archive")
     run_until_signal(ArchiveWorker(app.settings, name), app.settings, name)

@@ -17,7 +17,7 @@ import click
 import numpy as np
 import polars as pl
 
-from infra import console, topics
+from infra import console, migration, topics
 from infra.clock import MINUTE_MS, now_ms
 from infra.console import App
 from infra.errors import AdclickError, UsageError, UserError
@@ -235,6 +235,7 @@ class Sender:
 def replay_files(app: App, paths: Sequence[Path | str], pace: Pace, shift_ms: int) -> Sender:
     """Send files; raises AdclickError when events were not acknowledged."""
     Admin(app.settings.kafka).partitions(10.0)  # a wrong address is told before anything is read
+    migration.check_topics(app.settings)
     sender = Sender(app, pace)
     total = sum(len(lines) for p in paths for lines in chunks(p)) if sys.stderr.isatty() and not app.quiet else 0
     signals = (signal.SIGINT, signal.SIGTERM)

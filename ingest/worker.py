@@ -11,6 +11,7 @@ import gc
 import hashlib
 import json
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -394,8 +395,12 @@ class IngestWorker:
 
 
 def worker_name(kind: str) -> str:
-    """The supervisor's name for this process, or one that is unique on the network."""
-    return os.environ.get("ADCLICK_WORKER") or f"{kind}-{socket.gethostname()}-{os.getpid()}"
+    """The supervisor's name for this process, or one that no other process has.
+
+    A worker's transactional id carries it. In containers that share a host's name every worker may be process 1.
+    """
+    unique = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return os.environ.get("ADCLICK_WORKER") or f"{kind}-{unique}"
 
 
 def run_until_signal(worker: Any, settings: Settings, name: str) -> None:
@@ -415,6 +420,6 @@ def ingest(app: App) -> None:
     """Run one ingest worker: decode, judge and dedup ad-events, and write blocks, archive and dead letters."""
     logs.configure(verbose=app.verbose, quiet=app.quiet)
     give_way(PIPELINE)
-    migration.require_topics(app.settings, logs.get("ingest"))
+    migration.wait_for_topics(app.settings, logs.get("ingest"))
     name = worker_name("ingest")
     run_until_signal(IngestWorker(app.settings, name), app.settings, name)

@@ -26,5 +26,5 @@ def run(settings: Settings) -> None:
 def serve(app: App) -> None:
     """Run one query router: it answers over HTTP from Redis and ClickHouse, at the address in the setting `http`."""
     logs.configure(verbose=app.verbose, quiet=app.quiet)
-    migration.require_tables(app.settings)
+    migration.check_tables(app.settings)
     run(app.settings)

@@ -138,7 +138,7 @@ def stream(app: App) -> None:
     """Run one stream worker: fold blocks into minutes, hours and days, and show them in Redis and ClickHouse."""
     logs.configure(verbose=app.verbose, quiet=app.quiet)
     give_way(PIPELINE)
-    migration.require_topics(app.settings, logs.get("stream"))
-    migration.require_tables(app.settings)
+    migration.wait_for_topics(app.settings, logs.get("stream"))
+    migration.check_tables(app.settings)
     with reporting(app.settings, worker_name("stream")):
         asyncio.run(run(app.settings))

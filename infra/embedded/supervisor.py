@@ -264,8 +264,8 @@ class Supervisor:
             ceiling = min(BACKOFF_CAP_S, BACKOFF_FIRST_S * 2**child.failures)
             pause = ceiling * (0.5 + random.random() / 2) if child.failures else random.random() * BACKOFF_FIRST_S
             child.failures += 1
+            # Its pid file stays until it runs again: `status` names what does not run.
             child.process, child.restart_at = None, now + pause
-            self._folder.remove_pid(name)
             self._log.warning("process ended", name=name, code=code, restart_in_s=round(pause, 2))
 
     # -- stop -----------------------------------------------------------------------------------------------

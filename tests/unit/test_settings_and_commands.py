@@ -6,14 +6,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from infra.clickhouse.client import ClickHouse, migrate
 from infra.errors import UsageError, UserError
 from infra.settings import resolve
 from ingest.replay import Pace, parse_pace
 from ingest.shedding import Level, Policy, next_level
 from ingest.synthetic.command import duration_ms
+from ingest.worker import worker_name
 
 
 def adclick(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -112,6 +115,7 @@ def test_a_mistake_is_told_in_one_line_without_a_traceback(words: list[str], cod
         "down",
         "status",
         "config",
+        "migrate",
         "demo",
         "generate",
         "replay",
@@ -187,3 +191,69 @@ def test_a_day_is_due_at_the_moment_after_its_end(
     moments = [dt.datetime.fromisoformat(t + ":00+00:00") for t in (now, first_up)]
     found = due(at, moments[0], moments[1], dt.date.fromisoformat(done) if done else None)
     assert found == (dt.date.fromisoformat(day) if day else None)
+
+
+def test_status_of_a_stack_that_has_stopped_says_so_and_shows_nothing_as_normal(tmp_path: Path) -> None:
+    run = tmp_path / "stack" / "run"
+    run.mkdir(parents=True)
+    endpoints = {"kafka": "127.0.0.1:9", "redis": "redis://127.0.0.1:9/0", "clickhouse": "http://127.0.0.1:9"}
+    (tmp_path / "stack" / "endpoints.json").write_text(json.dumps(endpoints))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in ("supervisor", "kafka", "ingest-0"):
+        (run / f"{name}.pid").write_text(f"{ended.pid}\n")
+    for words in (["status", "--dir", "stack"], ["status", "--dir", "stack", "--json"]):
+        done = adclick(*words)
+        assert done.returncode == 1
+        assert done.stderr == "adclick: no stack is running in stack (adclick up starts one)\n"
+        assert "normal" not in done.stdout
+    report = json.loads(done.stdout)
+    assert report["dead"] == ["ingest-0", "kafka", "supervisor"]
+    assert (report["processes"], report["level"], report["topics"]) == ({}, "unknown", {})
+
+
+def test_status_of_a_folder_that_was_never_up_says_so(tmp_path: Path) -> None:
+    (tmp_path / "endpoints.json").write_text("{}")
+    done = adclick("status", "--dir", str(tmp_path), ADCLICK_KAFKA="127.0.0.1:9", ADCLICK_REDIS="redis://127.0.0.1:9")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "normal" not in done.stdout
+
+
+def test_a_worker_without_a_name_has_one_that_no_other_container_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ADCLICK_WORKER", raising=False)
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    monkeypatch.setattr("socket.gethostname", lambda: "vm")
+    names = {worker_name("ingest") for _ in range(1000)}
+    assert len(names) == 1000
+    assert all(name.startswith("ingest-vm-1-") for name in names)
+    monkeypatch.setenv("ADCLICK_WORKER", "ingest-7")
+    assert worker_name("ingest") == "ingest-7"
+
+
+class _WithoutPolicy:
+    """A ClickHouse whose storage policies are these volumes of `tiered`; it must not be written to."""
+
+    database = "adclick"
+
+    def __init__(self, *volumes: str) -> None:
+        self._volumes = volumes
+
+    def rows(self, sql: str, _parameters: object = None) -> list[tuple[object, ...]]:
+        if "storage_policies" in sql:
+            return [(volume,) for volume in self._volumes]
+        return [(0,)]
+
+    def command(self, sql: str, _parameters: object = None) -> None:
+        raise AssertionError(f"written before the policy was checked: {sql}")
+
+
+@pytest.mark.parametrize(
+    ("volumes", "says"),
+    [((), "no storage policy named tiered"), (("default",), "no volume fast"), (("fast",), "no volume slow")],
+)
+def test_a_clickhouse_without_the_storage_policy_is_told_before_anything_is_made(
+    volumes: tuple[str, ...], says: str
+) -> None:
+    with pytest.raises(UserError, match=rf"{says}.*operating\.md"):
+        migrate(cast("ClickHouse", _WithoutPolicy(*volumes)))
