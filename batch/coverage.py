@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -28,6 +27,7 @@ from ingest import archive_files, dead_letters
 from ingest.archive import archived_to
 from ingest.archive_files import File
 from ingest.events import Reason
+from ingest.json_fields import valid_id
 
 # By this much a message may come before its event's day begins: clocks of producers run ahead.
 _AHEAD_MS = DAY_MS
@@ -108,7 +108,7 @@ def prove(settings: Settings, files: Sequence[File], date: dt.date, ends: Sequen
         for (partition,), part in rows.group_by("partition"):
             mark(int(str(partition)), part["offset"].to_numpy())
     rejected = _letters(settings, since_ms)
-    for (partition,), part in rejected.group_by("partition"):
+    for (partition,), part in rejected.drop_nulls("partition").group_by("partition"):
         mark(int(str(partition)), part["offset"].to_numpy())
     gaps = [Stretch(p, firsts[p] + low, firsts[p] + high) for p, found in seen.items() for low, high in _runs(~found)]
     return Proof(files, stretches, [gap for gap in gaps if _holds_messages(settings, gap)], _by_id(rejected), ends)
@@ -151,26 +151,21 @@ def _holds_messages(settings: Settings, gap: Stretch) -> bool:
     return False
 
 
-class _WithId(msgspec.Struct):
-    event_id: str
-
-
 def _letters(settings: Settings, since_ms: int) -> pl.DataFrame:
-    """Where each dead letter came from, and its event's id, if it has one that can be read. What came too late is archived."""
-    found: list[tuple[int, int, int, str | None]] = []
+    """Which message of ad-events each dead letter is about, and the event's id, null where a letter does not tell.
+
+    Anyone may write to the topic, any bytes. What came too late is archived, and left out here.
+    """
+    topic = settings.topic(topics.EVENTS)
+    rows: list[tuple[int | None, int | None, int, str | None]] = []
     for letter in dead_letters.read(settings, since_ms):
-        if letter.headers.get("reason") != Reason.TOO_LATE:
-            _, partition, offset = letter.headers["source"].rsplit("/", 2)
-            found.append((int(partition), int(offset), letter.time_ms, _id_in(letter.value or b"")))
+        if letter.headers.get("reason") == Reason.TOO_LATE:
+            continue
+        place = letter.source
+        partition, offset = (place.partition, place.offset) if place and place.topic == topic else (None, None)
+        rows.append((partition, offset, letter.time_ms, valid_id(letter.value)))
     schema = {"partition": pl.Int64(), "offset": pl.Int64(), "time_ms": pl.Int64(), "event_id": pl.String()}
-    return pl.DataFrame(found, schema=schema, orient="row")
-
-
-def _id_in(value: bytes) -> str | None:
-    try:
-        return msgspec.json.decode(value, type=_WithId).event_id
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 def _by_id(letters: pl.DataFrame) -> Letters:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,24 @@ from ingest.events import Reason
 _SHOWN_BYTES = 60
 
 
+_SOURCE = re.compile(r"(.+)/([0-9]{1,9})/([0-9]{1,18})", re.DOTALL | re.ASCII)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The message of ad-events that a letter is about."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
 @dataclass(frozen=True)
 class Letter:
-    """One dead letter. `name` is how commands refer to it: its place in the dead-letter topic."""
+    """One message of ad-events-dead, by whomever it was written: any value, any headers, or none.
+
+    `name` is how commands refer to it: its place in the topic.
+    """
 
     name: str
     key: bytes | None
@@ -32,15 +48,30 @@ class Letter:
     headers: dict[str, str]
     time_ms: int
 
+    @property
+    def source(self) -> Source | None:
+        """Where the event came from; None in a letter that does not tell."""
+        parts = _SOURCE.fullmatch(self.headers.get("source", ""))
+        return Source(parts[1], int(parts[2]), int(parts[3])) if parts else None
+
 
 def read(settings: Settings, since_ms: int | None = None) -> Iterator[Letter]:
     """All dead letters there are now, or those written since a moment."""
     topic = settings.topic(topics.DEAD_LETTERS)
     for partition in range(settings.event_partitions):
         first = BEGINNING if since_ms is None else offset_at(settings.kafka, topic, partition, since_ms)
-        for m in read_to_end(settings.kafka, topic, partition, first):
-            headers = {k: v.decode("utf-8", "replace") for k, v in m.headers() or []}
-            yield Letter(f"{partition}/{m.offset()}", m.key(), m.value(), headers, m.timestamp()[1])
+        for message in read_to_end(settings.kafka, topic, partition, first):
+            yield letter_of(partition, message)
+
+
+def letter_of(partition: int, message: Any) -> Letter:
+    """The letter that a message of this partition of the dead-letter topic is."""
+    try:
+        headers = {name: (text or b"").decode("utf-8", "backslashreplace") for name, text in message.headers() or []}
+    except (SystemError, UnicodeDecodeError):
+        # What the client raises where a header's name is no UTF-8; it has no way to skip it.
+        headers = {}
+    return Letter(f"{partition}/{message.offset()}", message.key(), message.value(), headers, message.timestamp()[1])
 
 
 def edited(value: bytes | None, edits: list[tuple[str, Any]]) -> bytes | None:

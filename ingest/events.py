@@ -138,6 +138,14 @@ def parse(value: bytes | None) -> dict[str, Any]:
     return found
 
 
+def object_of(value: bytes | None) -> dict[str, Any] | None:
+    """The message as a JSON object, as `judge` reads it; None where it is malformed."""
+    try:
+        return parse(value)
+    except _Malformed:
+        return None
+
+
 def time_ms_of(text: str) -> int | None:
     """Epoch milliseconds of an RFC 3339 time with an offset, rounded down; None when it is not one."""
     found = _RFC3339.fullmatch(text)

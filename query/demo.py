@@ -20,8 +20,8 @@ from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso, now_ms
 from infra.console import App
 from infra.embedded.state import Folder
 from infra.errors import AdclickError
-from infra.kafka import read_to_end
 from infra.settings import Settings
+from ingest import dead_letters
 from ingest.replay import Pace, replay_files
 from ingest.synthetic.command import write_lines
 from ingest.synthetic.generator import Made, Spec, make
@@ -135,13 +135,9 @@ class Demo:
                 bar.advance(bar.tasks[0].id)
 
     def _dead_letters(self, settings: Settings, made: Made) -> str:
-        topic = settings.topic(topics.DEAD_LETTERS)
-        found: list[tuple[bytes | None, str]] = []
-        for partition in range(settings.event_partitions):
-            for message in read_to_end(settings.kafka, topic, partition):
-                found.append((message.value(), dict(message.headers())["reason"].decode()))
-        wrong = dead_letters_differ(made.truth, made.lines, found)
-        self._app.say(f"dead letters: {len(found):,}, each compared with the truth: {wrong or 'exact'}")
+        letters = [(letter.value, letter.headers.get("reason", "")) for letter in dead_letters.read(settings)]
+        wrong = dead_letters_differ(made.truth, made.lines, letters)
+        self._app.say(f"dead letters: {len(letters):,}, each compared with the truth: {wrong or 'exact'}")
         return wrong
 
     def _reconcile(self, day_ms: int) -> bool:

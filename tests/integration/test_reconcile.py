@@ -36,6 +36,7 @@ from query.router import Router
 from query.signing import Signer
 from tests.conftest import ADCLICK, adclick
 from tests.flow import environment
+from tests.hostile_letters import send_hostile_letters
 from tests.posts import Posts
 from tests.product import wait_until
 from tests.relay import Relay
@@ -89,6 +90,7 @@ def plant(settings: Settings) -> None:
         wire = pa.Table.from_pylist(found, schema=archived.SCHEMA)
         archive.write_files(FileStore(settings.archive), partition, 0, 100, wire)
     _reject(settings, "again")
+    send_hostile_letters(settings)
     client = ClickHouse(settings.clickhouse, settings.database)
     for publisher, clicks in ((4, _STREAM), (9, _STREAM_UNLIKE)):
         client.command(
@@ -231,6 +233,7 @@ def test_the_ledger_explains_every_difference(planted: Settings) -> None:
 
 
 def test_a_message_that_is_nowhere_is_found(settings: Settings) -> None:
+    send_hostile_letters(settings)
     topic = settings.topic(topics.EVENTS)
     producer = TransactionalProducer(settings.kafka, f"{settings.namespace}events")
     producer.open()
