@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import click
 import numpy as np
-import polars as pl
+import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from infra import console, migration, topics
-from infra.clock import MINUTE_MS, now_ms
+from infra.clock import DAY_MS, MINUTE_MS, now_ms
 from infra.console import App
 from infra.errors import AdclickError, UsageError, UserError
-from infra.file_store import FileStore, is_bucket
 from infra.kafka import Admin, EventProducer
-from ingest import archive_files, events
-from ingest.text import as_text
+from ingest import json_fields
+from ingest.inputs import Input, open_input, spool
+from ingest.shifting import Shift, shift_to, shifted
 
-_CHUNK_BYTES = 8 << 20
-_ID = r'"event_id"[ ]*:[ ]*"([^"\\]*)"'
-_TIME = r'"event_time"[ ]*:[ ]*(-?\d{1,15})\b'
-_TEXT_TIME = r'"event_time"[ ]*:[ ]*"([^"\\]*)"'
+_SLICE = 20_000
 _NEAR_MS = 30 * MINUTE_MS
-_NAMES = pl.col("event_type", "country", "device").cast(pl.String)
-_ARCHIVED = (
-    "partition", "offset", "log_time_ms", "event_id", "event_type", "time_ms", *events.ID_FIELDS, "country", "device", "user",
-    "cost_micros",
-)  # fmt: skip
+# A time is far off when it is so from the median of this many before and behind it.
+_NEIGHBOURS = 10
+_LONGEST_MS = 10 * 365 * DAY_MS
+_SAME_FILE_AGAIN = "send the file again: copies are dropped"
+_MOVED_AGAIN = "sending it again counts events that were sent already once more: their ids are of this replay"
+# Of this many lines without any id, none is an event.
+_TOO_MANY_FOREIGN = 20
+# After a stop, what is on its way to Kafka is waited for this long.
+_LAST_FLUSH_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -61,237 +63,232 @@ def parse_pace(text: str) -> Pace:
     return Pace(rate=rate)
 
 
-def chunks(given: Path | str) -> Iterator[list[bytes]]:
-    """The lines of a file, some thousands at a time; blank ones are left out. Parquet: a file or folder, or the URL of one."""
-    path = Path(given)
-    if path.suffix == ".parquet" or path.is_dir() or is_bucket(str(given)):
-        yield from _from_archive(str(given))
-        return
-    with path.open("rb") as source:
-        rest = b""
-        while block := source.read(_CHUNK_BYTES):
-            lines = (rest + block).split(b"\n")
-            rest = lines.pop()
-            yield [line for line in lines if line.strip()]
-        if rest.strip():
-            yield [rest]
+@dataclass(frozen=True)
+class Batch:
+    """Lines with the keys they are sent under, null where there is no id, and their event times where they have one."""
 
+    lines: list[bytes]
+    keys: list[bytes | None]
+    times_ms: list[int | None]
 
-def _from_archive(where: str) -> Iterator[list[bytes]]:
-    """Archived rows as events again, in the order of their log time; a (partition, offset) in two files once."""
-    folder, _, file = where.rpartition("/") if where.endswith(".parquet") else (where, "", "")
-    store = FileStore(folder or ".")
-    names = [file] if file else [stored.name for stored in store.files() if stored.name.endswith(".parquet")]
-    if not names:
-        raise UserError(f"{store.shown} holds no Parquet files")
-    frame = pl.concat(archive_files.read(store, name, _ARCHIVED).with_columns(_NAMES) for name in names)
-    frame = frame.unique(["partition", "offset"]).sort("log_time_ms", "partition", "offset")
-    fields = frame.select(
-        "event_id", "event_type", pl.col("time_ms").alias("event_time"), *events.ID_FIELDS, "country", "device",
-        # Only the keyed hash of a user is archived.
-        pl.col("user").cast(pl.String).alias("user_id"), "cost_micros",
-    )  # fmt: skip
-    for part in fields.iter_slices(50_000):
-        yield part.write_ndjson().encode().splitlines()
+    @classmethod
+    def of(cls, lines: list[bytes], shift: Shift | None = None) -> Batch:
+        """Read ids and times from the JSON of lines, and move events where there is a shift."""
+        fields = [json_fields.read_id_and_time(line) for line in lines]
+        if shift is not None:
+            lines = [shifted(line, *field, shift) for line, field in zip(lines, fields, strict=True)]
+            fields = [json_fields.read_id_and_time(line) for line in lines]
+        return cls(lines, [json_fields.key_of(event_id) for event_id, _ in fields], [time for _, time in fields])
 
-
-def keys_of(text: pl.Series) -> list[bytes | None]:
-    """The event ids, as keys; None where a line has none."""
-    return text.str.extract(_ID).cast(pl.Binary).to_list()
-
-
-def times_of(text: pl.Series) -> pl.Series:
-    """Event times in epoch ms, from numbers and from RFC 3339 text; null where there is none."""
-    number = text.str.extract(_TIME).cast(pl.Int64, strict=False)
-    written = text.str.extract(_TEXT_TIME)
-    if not written.is_not_null().any():
-        return number
-    distinct = written.drop_nulls().unique()
-    known = {t: events.time_ms_of(t) for t in distinct.to_list()}
-    parsed = written.replace_strict(list(known), list(known.values()), default=None, return_dtype=pl.Int64)
-    return pl.DataFrame({"a": number, "b": parsed}).select(pl.coalesce("a", "b")).to_series()
-
-
-def shift_to_now(paths: Sequence[Path | str]) -> int:
-    """The whole minutes, in ms, that bring the end of the events to now. Events dated far off do not count."""
-    seen = [t.drop_nulls() for p in paths for lines in chunks(p) if len(t := times_of(as_text(lines)))]
-    times = pl.concat(seen) if seen else pl.Series(dtype=pl.Int64)
-    if not len(times):
-        raise UserError("no event with a time was found", hint="--shift-to-now needs some")
-    # The end of a file may hold an event from the future: take the newest that has company.
-    ordered = np.sort(times.to_numpy())
-    keep = ordered[: max(1, int(len(ordered) * 0.999))] if len(ordered) > 1000 else ordered
-    steady = keep[keep <= np.median(keep) + _spread(keep)]
-    newest = int(steady[-1])
-    beyond = ordered[(ordered > newest) & (ordered <= newest + _NEAR_MS)]
-    newest = int(beyond[-1]) if len(beyond) else newest
-    return (now_ms() - newest) // MINUTE_MS * MINUTE_MS
-
-
-def _spread(times: Any) -> int:
-    """Twice the distance from the median to the first percentile: what is further ahead is no part of the traffic."""
-    return int(2 * max(MINUTE_MS, np.median(times) - np.percentile(times, 1)))
-
-
-def shifted(text: pl.Series, lines: list[bytes], shift_ms: int) -> list[bytes]:
-    """Lines with event times moved and ids derived from id and shift; a line that has no readable time stays."""
-    times = times_of(text)
-    number = times + shift_ms
-    old_id = text.str.extract(_ID)
-    # Written beside the id while that stays within its limit; hashed where it does not.
-    suffix = f"~{shift_ms // MINUTE_MS}"
-    length = old_id.str.len_bytes()
-    # An id that is too long already stays too long: a shift mends nothing.
-    fits = (length + len(suffix) <= events.MAX_EVENT_ID_BYTES) | (length > events.MAX_EVENT_ID_BYTES)
-    short = old_id + suffix
-    new_id = pl.select(
-        pl.when(fits).then(short).otherwise(old_id.str.head(16) + short.hash().cast(pl.String))
-    ).to_series()
-    frame = pl.DataFrame({"text": text, "time": number, "old": old_id, "new": new_id})
-    moved = frame.select(
-        pl.when(pl.col("time").is_not_null() & pl.col("old").is_not_null() & (pl.col("old") != ""))
-        .then(
-            pl.col("text")
-            .str.replace(
-                r'("event_time"[ ]*:[ ]*)(?:-?\d{1,15}\b|"[^"\\]*")',
-                pl.format('"event_time":{}', pl.col("time")),
-            )
-            .str.replace(_ID, pl.format('"event_id":"{}"', pl.col("new")))
-        )
-        .otherwise(None)
-        .cast(pl.Binary)
-    ).to_series()
-    return [new if new is not None else old for new, old in zip(moved.to_list(), lines, strict=True)]
+    @property
+    def foreign(self) -> int:
+        """How many lines have no id that can be read: they will be dead letters."""
+        return self.keys.count(None)
 
 
 class Sender:
-    """Sends lines at a pace. Stops between two slices when asked."""
+    """Sends batches at a pace, until `stop` is set."""
 
-    def __init__(self, app: App, pace: Pace) -> None:
+    def __init__(self, app: App, pace: Pace, stop: threading.Event) -> None:
         self._topic = app.settings.topic(topics.EVENTS)
         self.producer = EventProducer(app.settings.kafka)
-        self._pace, self._stopping = pace, threading.Event()
+        self._pace, self._stop = pace, stop
         self.sent = 0
         self._began = time.monotonic()
-        self._first_time: int | None = None
+        self._first_ms: float | None = None
+        self._last_due_ms = 0
 
-    def stop(self) -> None:
-        """Send nothing more."""
-        self._stopping.set()
-
-    @property
-    def stopped(self) -> bool:
-        """Whether it was asked to."""
-        return self._stopping.is_set()
-
-    def send(self, lines: list[bytes], text: pl.Series, advance: Any) -> None:
-        """Send all lines, in slices that keep the pace; `advance(n)` is told of each."""
-        keys = keys_of(text)
+    def send(self, batch: Batch, advance: Callable[[int], object]) -> None:
+        """Send all lines, in slices that keep the pace; `advance(n)` is called for each."""
         if self._pace.real_time:
-            self._send_real_time(lines, keys, times_of(text), advance)
+            self._send_real_time(batch, advance)
             return
-        size = 20_000 if self._pace.rate is None else max(1, int(self._pace.rate / 20))
-        for start in range(0, len(lines), size):
-            if self.stopped:
+        size = _SLICE if self._pace.rate is None else max(1, int(self._pace.rate / 20))
+        for start in range(0, len(batch.lines), size):
+            if self._stop.is_set():
                 return
-            self._slice(lines[start : start + size], keys[start : start + size], advance)
+            self._send_slice(batch, start, start + size, advance)
             if self._pace.rate is not None:
-                self._stopping.wait(max(0.0, self._began + self.sent / self._pace.rate - time.monotonic()))
+                self._stop.wait(max(0.0, self._began + self.sent / self._pace.rate - time.monotonic()))
 
-    def _send_real_time(self, lines: list[bytes], keys: list[bytes | None], times: pl.Series, advance: Any) -> None:
-        filled = times.fill_null(strategy="forward").fill_null(strategy="backward").to_numpy()
-        if self._first_time is None:
-            self._first_time = int(np.min(filled)) if len(filled) else 0
-        # Late and far-off events go with their neighbours.
-        due_ms = np.maximum.accumulate(np.where(filled > np.median(filled) + _NEAR_MS, 0, filled)) - self._first_time
+    def _send_real_time(self, batch: Batch, advance: Callable[[int], object]) -> None:
+        due_ms = self._due(batch.times_ms)
         start = 0
-        while start < len(lines) and not self.stopped:
+        while start < len(batch.lines) and not self._stop.is_set():
             elapsed = (time.monotonic() - self._began) * 1000
-            stop = int(np.searchsorted(due_ms, elapsed, side="right"))
-            if stop > start:
-                self._slice(lines[start:stop], keys[start:stop], advance)
-                start = stop
+            end = int(np.searchsorted(due_ms, elapsed, side="right"))
+            if end > start:
+                self._send_slice(batch, start, end, advance)
+                start = end
             else:
-                self._stopping.wait(min(0.2, max(0.001, (due_ms[start] - elapsed) / 1000)))
+                self._stop.wait(min(0.2, max(0.001, (due_ms[start] - elapsed) / 1000)))
 
-    def _slice(self, lines: list[bytes], keys: list[bytes | None], advance: Any) -> None:
-        self.producer.send(self._topic, keys, lines)
+    def _due(self, times_ms: Sequence[int | None]) -> npt.NDArray[np.int64]:
+        """When each line is due, in ms since the first. One without a time, late or far off goes with its neighbours."""
+        known = np.array([time for time in times_ms if time is not None], np.float64)
+        if not len(known):
+            return np.full(len(times_ms), self._last_due_ms, np.int64)
+        usual = np.median(sliding_window_view(np.pad(known, _NEIGHBOURS, mode="edge"), 2 * _NEIGHBOURS + 1), axis=1)
+        if self._first_ms is None:
+            self._first_ms = float(np.median(known[: 2 * _NEIGHBOURS]))
+        offsets = np.full(len(times_ms), self._last_due_ms, np.int64)
+        near = np.where(np.abs(known - usual) <= _NEAR_MS, known - self._first_ms, 0)
+        offsets[[time is not None for time in times_ms]] = np.clip(near, 0, _LONGEST_MS).astype(np.int64)
+        due_ms = np.maximum.accumulate(np.maximum(offsets, self._last_due_ms))
+        self._last_due_ms = int(due_ms[-1])
+        return due_ms
+
+    def _send_slice(self, batch: Batch, start: int, end: int, advance: Callable[[int], object]) -> None:
+        lines = batch.lines[start:end]
+        self.producer.send(self._topic, batch.keys[start:end], lines)
         self.sent += len(lines)
         advance(len(lines))
 
     def finish(self, app: App) -> int:
         """Wait for the acknowledgements, as long as it takes; returns how many events are not acknowledged."""
-        told = False
-        while True:
-            left = self.producer.flush(2.0)
-            if not left or self.stopped:
-                break
-            if not told:
-                app.say(f"waiting for Kafka to acknowledge {left:,} events (Ctrl-C gives up)")
-                told = True
+        announced, stopped_at = False, None
+        while self.producer.flush(0.5):
+            if self._stop.is_set():
+                stopped_at = stopped_at or time.monotonic()
+                if time.monotonic() - stopped_at > _LAST_FLUSH_S:
+                    break
+            elif not announced and self.producer.flush(1.5):
+                app.say("waiting for Kafka to acknowledge events (Ctrl-C gives up)")
+                announced = True
         return self.sent - self.producer.acknowledged
 
 
-def replay_files(app: App, paths: Sequence[Path | str], pace: Pace, shift_ms: int) -> Sender:
-    """Send files; raises AdclickError when events were not acknowledged."""
-    Admin(app.settings.kafka).partitions(10.0)  # a wrong address is told before anything is read
-    migration.check_topics(app.settings)
-    sender = Sender(app, pace)
-    total = sum(len(lines) for p in paths for lines in chunks(p)) if sys.stderr.isatty() and not app.quiet else 0
-    signals = (signal.SIGINT, signal.SIGTERM)
+@contextlib.contextmanager
+def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    """Let SIGINT and SIGTERM set `stop`; a second one ends what is running."""
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
-        if sender.stopped:
+        if stop.is_set():
             raise KeyboardInterrupt
-        sender.stop()
+        stop.set()
 
-    main = threading.current_thread() is threading.main_thread()
-    before = {s: signal.signal(s, on_signal) for s in signals} if main else {}
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with app.progress("sending", total) as bar:
-            task = bar.tasks[0].id
-            for path in paths:
-                for lines in chunks(path):
-                    text = as_text(lines)
-                    if shift_ms:
-                        lines = shifted(text, lines, shift_ms)
-                        text = as_text(lines)
-                    sender.send(lines, text, lambda n: bar.advance(task, n))
-                    if sender.stopped:
-                        break
-        missing = sender.finish(app)
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def replay_files(app: App, paths: Sequence[Path | str], pace: Pace) -> Sender:
+    """Send files; raises AdclickError when events were not acknowledged."""
+    stop = threading.Event()
+    with stopped_by_signals(stop):
+        return send_inputs(app, [open_input(str(path)) for path in paths], pace, None, stop)
+
+
+def send_inputs(app: App, inputs: Sequence[Input], pace: Pace, shift: Shift | None, stop: threading.Event) -> Sender:
+    """Send inputs one after the other. Raises AdclickError unless everything in them was sent and acknowledged."""
+    Admin(app.settings.kafka).partitions(10.0)  # a wrong address is named before anything is read
+    migration.check_topics(app.settings)
+    sender = Sender(app, pace, stop)
+    again = _SAME_FILE_AGAIN if shift is None else _MOVED_AGAIN
+    read, foreign, source, empty = 0, 0, inputs[0], list[Input]()
+    with app.progress("sending", _total(app, inputs, stop)) as bar:
+        task = bar.tasks[0].id
+        try:
+            for source in inputs:
+                before = read
+                for lines in source.lines(stop):
+                    batch = Batch.of(lines, shift)
+                    _refuse_foreign(source, batch, read - before)
+                    read += len(lines)
+                    foreign += batch.foreign
+                    sender.send(batch, lambda count: bar.advance(task, count))
+                    if stop.is_set():
+                        break
+                if stop.is_set():
+                    break
+                if read == before and not source.too_long:
+                    empty.append(source)
+        except UserError as error:
+            if not sender.sent:
+                raise
+            missing = sender.finish(app)
+            raise AdclickError(
+                f"{error.message}; {sender.sent:,} events were sent before, {missing:,} of them not acknowledged",
+                hint=error.hint,
+            ) from error
+        missing = sender.finish(app)
     if missing:
         why = f": {sender.producer.failed[0]}" if sender.producer.failed else ""
-        raise AdclickError(
-            f"{missing:,} of {sender.sent:,} events were not acknowledged{why}",
-            hint="send the file again: copies are dropped",
-        )
-    if sender.stopped:
-        raise AdclickError(
-            f"stopped after {sender.sent:,} events, all acknowledged",
-            hint="send the file again: copies are dropped",
-        )
+        raise AdclickError(f"{missing:,} of {sender.sent:,} events were not acknowledged{why}", hint=again)
+    if stop.is_set():
+        said = f"stopped after {sender.sent:,} events, all acknowledged"
+        # A pipe may have no end: all that came was sent.
+        if source.rereadable or source is not inputs[-1] or sender.sent < read or not read:
+            raise AdclickError(said, hint=again if source.rereadable else "")
+        app.say(said)
+    _check_complete(inputs, sender.sent)
+    if foreign:
+        app.say(f"{foreign:,} of {sender.sent:,} lines have no event_id that can be read: they become dead letters")
+    for source in empty:
+        app.say(f"{source.shown} holds no events")
+    for source in inputs:
+        if source.unfinished:
+            app.say(f"{source.shown} is being written: its last line is not complete yet, and was left out")
     return sender
 
 
-@console.command("replay", "adclick replay events.ndjson --rate 5000 --shift-to-now")
+def _total(app: App, inputs: Sequence[Input], stop: threading.Event) -> int | None:
+    """How many lines there are, for the bar; None where nobody sees it, or where it is not known."""
+    if app.quiet or not sys.stderr.isatty():
+        return None
+    counts = [source.count(stop) for source in inputs]
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
+def _refuse_foreign(source: Input, batch: Batch, sent: int) -> None:
+    """Raise UserError where many lines and none of them has an id: no events, whatever it is."""
+    if len(batch.lines) >= _TOO_MANY_FOREIGN and batch.foreign == len(batch.lines):
+        where = f"{source.shown}, after {sent:,} lines" if sent else source.shown
+        raise UserError(
+            f"{where}: none of {len(batch.lines):,} lines has an event_id", hint="one event a line, as a JSON object"
+        )
+
+
+def _check_complete(inputs: Sequence[Input], sent: int) -> None:
+    """Raise UserError unless something was sent and nothing was left out."""
+    for source in inputs:
+        if source.too_long:
+            raise UserError(
+                f"{source.shown}: line {source.too_long[0]} is longer than Kafka takes, and was left out"
+                + (f", and {len(source.too_long) - 1:,} more" if len(source.too_long) > 1 else ""),
+                hint=f"{sent:,} events were sent and acknowledged",
+            )
+    if not sent:
+        raise UserError(f"no events in {', '.join(source.shown for source in inputs)}", hint="nothing was sent")
+
+
+@console.command(
+    "replay", "adclick replay events.ndjson --rate 5000 --shift-to-now\ntail -F live.ndjson | adclick replay -"
+)
 @click.argument("files", nargs=-1, required=True, type=click.Path(allow_dash=True))
 @click.option("--rate", default="max", show_default=True, metavar="R|max|real-time", help="Events a second.")
 @click.option("--shift-to-now", is_flag=True, help="Move event times so that they end now, under new ids.")
 def replay(app: App, files: tuple[str, ...], rate: str, shift_to_now: bool) -> None:
-    """Send events to Kafka: NDJSON files, - for standard input, or the archive's Parquet (a file, a folder, s3://BUCKET/PREFIX).
+    """Send events to Kafka: NDJSON, also packed with gzip or zstd, from files or pipes (- is standard input), or the
+    archive's Parquet (a file, a folder, s3://BUCKET/PREFIX).
 
-    Waits for a broker that goes away. Exit 1 if any event was not acknowledged.
+    A pipe is read once, and its lines are sent as they come; with --shift-to-now, once it has ended. Waits for a broker
+    that goes away. Exit 1 if any event was not acknowledged.
     """
-    pace = parse_pace(rate)
-    with tempfile.TemporaryDirectory(prefix="adclick-") as spool:
-        paths = [_readable(f, Path(spool)) for f in files]
-        shift_ms = _shift(app, paths) if shift_to_now else 0
+    pace, stop = parse_pace(rate), threading.Event()
+    with stopped_by_signals(stop), tempfile.TemporaryDirectory(prefix="adclick-") as folder:
+        inputs, shift = [open_input(word) for word in files], None
+        if shift_to_now:
+            inputs = [source if source.rereadable else spool(source, Path(folder), stop) for source in inputs]
+            shift = _shift(app, inputs, stop)
         began = time.monotonic()
-        sender = replay_files(app, paths, pace, shift_ms)
+        sender = send_inputs(app, inputs, pace, shift, stop)
         seconds = max(0.001, time.monotonic() - began)
     if app.json:
         app.data(
@@ -299,26 +296,25 @@ def replay(app: App, files: tuple[str, ...], rate: str, shift_to_now: bool) -> N
                 "sent": sender.sent,
                 "acknowledged": sender.producer.acknowledged,
                 "seconds": round(seconds, 2),
-                "shift_minutes": shift_ms // MINUTE_MS,
+                "shift_minutes": shift.shift_ms // MINUTE_MS if shift else 0,
             }
         )
     else:
         app.say(f"{sender.sent:,} events acknowledged in {seconds:.1f} s ({sender.sent / seconds:,.0f}/s)")
 
 
-def _shift(app: App, paths: Sequence[Path | str]) -> int:
-    shift_ms = shift_to_now(paths)
-    app.say(f"event times are shifted by {shift_ms // MINUTE_MS} minutes, and get new ids")
-    return shift_ms
-
-
-def _readable(given: str, spool: Path) -> Path | str:
-    if given == "-":
-        copy = spool / "stdin.ndjson"
-        with copy.open("wb") as out:
-            while block := sys.stdin.buffer.read(1 << 20):
-                out.write(block)
-        return copy
-    if not is_bucket(given) and not Path(given).exists():
-        raise UserError(f"{given} does not exist")
-    return given
+def _shift(app: App, inputs: Sequence[Input], stop: threading.Event) -> Shift | None:
+    times = (
+        time_ms
+        for source in inputs
+        for lines in source.lines(stop)
+        for _, time_ms in map(json_fields.read_id_and_time, lines)
+        if time_ms is not None
+    )
+    shift = shift_to(now_ms(), times)
+    if stop.is_set():
+        raise AdclickError("stopped before anything was sent")
+    if shift is None:
+        raise UserError("no event has a time that can be read", hint="--shift-to-now needs one")
+    app.say(f"event times are shifted by {shift.shift_ms // MINUTE_MS} minutes, and get new ids")
+    return shift

@@ -79,7 +79,7 @@ class Demo:
         app.say("starting Kafka, Redis, ClickHouse and the workers")
         self._command("up", "--detach")
         app.say("replaying")
-        sender = replay_files(app, [source], Pace(), 0)
+        sender = replay_files(app, [source], Pace())
         source.unlink()
         app.say(f"  {sender.producer.acknowledged:,} events acknowledged by Kafka")
         truths, client = Truths(made.truth), Client(app.settings)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import polars as pl
+import psutil
 
 from infra import console
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, now_ms
@@ -21,6 +24,8 @@ from ingest.synthetic.generator import Made, Spec, make
 
 _UNITS = {"s": 1_000, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}
 _SLICE = 100_000
+# What `make` holds of an event at its peak.
+_PEAK_BYTES = 600
 
 
 def duration_ms(text: str) -> int:
@@ -56,6 +61,17 @@ def write_lines(made: Made, out: Path) -> None:
     finally:
         if stream is not sys.stdout.buffer:
             stream.close()
+
+
+@contextlib.contextmanager
+def _complete(path: Path) -> Iterator[None]:
+    """What is written to a file is whole, or the file is removed. Raises UserError when it could not be written."""
+    try:
+        yield
+    except OSError as error:
+        if path.is_file():
+            path.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 _FRACTION = click.FloatRange(0, 0.5)
@@ -109,14 +125,19 @@ def generate(
     spec = Spec(events=events, start_ms=start_time_ms(start), span_ms=duration_ms(span), **options)  # type: ignore[arg-type]
     if spec.duplicates + spec.malformed + spec.future > 0.9:
         raise UsageError("duplicates, malformed and future leave no room for events")
+    if truth is not None and truth.absolute() == out.absolute():
+        raise UsageError("--truth and --out name the same file")
     began = time.monotonic()
+    if events * _PEAK_BYTES > psutil.virtual_memory().available:
+        raise UserError(
+            f"{events:,} events do not fit in memory", hint="make fewer at a time, each time with another --seed"
+        )
     made = make(spec)
-    try:
+    with _complete(out):
         write_lines(made, out)
-        if truth is not None:
+    if truth is not None:
+        with _complete(truth):
             truth_file.save(made.truth, truth)
-    except OSError as error:
-        raise UserError(f"{error.filename or out} cannot be written: {error.strerror}") from error
     seconds = time.monotonic() - began
     reasons = dict(made.truth.dead.group_by("reason").len().sort("reason").iter_rows())
     summary = {

@@ -76,7 +76,7 @@ class Bench:
             total += len(made.lines)
             del made
             generated = time.monotonic()
-            replay_files(self.app, [self.work / "events.ndjson"], Pace(), 0)
+            replay_files(self.app, [self.work / "events.ndjson"], Pace())
             generating, replaying = generating + generated - began, replaying + time.monotonic() - generated
             (self.work / "events.ndjson").unlink()
         truth = Truth(_narrowed(pl.concat(t.counts for t in truths)), pl.concat(t.dead for t in truths))

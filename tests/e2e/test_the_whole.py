@@ -60,7 +60,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
             stop = threading.Event()
             killer = threading.Thread(target=_kill_now_and_then, args=(product, stop))
             killer.start()
-            replay_files(product.app, [half], Pace(rate=4_000), 0)
+            replay_files(product.app, [half], Pace(rate=4_000))
             stop.set()
             killer.join()
             done = adclick("down", "--dir", str(product.folder.path))

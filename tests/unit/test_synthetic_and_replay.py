@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import threading
 import zlib
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
+from infra.cli import cli
 from infra.clock import HOUR_MS, MINUTE_MS
-from ingest import events, replay
-from ingest.synthetic import truth_file
+from infra.errors import UserError
+from ingest import events, json_fields
+from ingest.replay import Batch, Sender
+from ingest.shifting import Shift, shift_to, shifted
+from ingest.synthetic import command, truth_file
 from ingest.synthetic.generator import DIMENSIONS, Made, Spec, make
-from ingest.text import as_text
 
 START = 1_795_132_800_000
 SPEC = Spec(
@@ -103,22 +111,82 @@ def test_the_truth_file_reads_back(made: Made, tmp_path: Path) -> None:
     assert back.dead.equals(made.truth.dead)
 
 
+def generate(*words: str) -> None:
+    cli.main(["generate", "-q", *words], standalone_mode=False)
+
+
+@pytest.mark.parametrize("option", ["--out", "--truth"])
+@pytest.mark.parametrize(
+    ("path", "why"), [("/dev/full", "No space left"), (".", "directory"), ("gone/x", "No such file")]
+)
+def test_an_output_that_cannot_be_written_is_named_with_the_reason(
+    option: str, path: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = ["--out", "events"] if option == "--truth" else []
+    with pytest.raises(UserError, match=why) as refusal:
+        generate("--events", "100", *other, option, path)
+    assert refusal.value.message.startswith(f"{path} cannot be written")
+
+
+def test_a_file_that_could_not_be_written_whole_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(made: Made, out: Path) -> None:
+        out.write_bytes(b'{"event_id":"a')
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(command, "write_lines", fail)
+    with pytest.raises(UserError, match="No space left"):
+        generate("--events", "100", "--out", str(tmp_path / "events"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_takes_the_events_as_a_file_does(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: generate("--events", "500", "--out", str(tmp_path / "pipe")))
+    writer.start()
+    piped = (tmp_path / "pipe").read_bytes()
+    writer.join()
+    generate("--events", "500", "--out", str(tmp_path / "file"))
+    assert piped == (tmp_path / "file").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--events", "10000000000000", "--out", "x"], "memory"),
+        (["--events", "9", "--out", "x", "--truth", "./x"], "same file"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused_before_a_file_is_made(
+    words: list[str], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=why):
+        generate(*words)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_keys_are_the_event_ids(made: Made) -> None:
     lines = made.lines.to_list()
-    keys = replay.keys_of(as_text(lines))
+    keys = Batch.of(lines).keys
     for line, key, number in zip(lines, keys, range(len(lines)), strict=True):
         verdict = events.judge(line, START + SPEC.span_ms)
         if isinstance(verdict, events.Event):
             assert key == verdict.event_id.encode(), number
 
 
+def moved(lines: list[bytes], shift: Shift) -> list[bytes]:
+    return [shifted(line, *json_fields.read_id_and_time(line), shift) for line in lines]
+
+
 def test_shifting_moves_every_readable_time_and_renames_copies_alike(made: Made) -> None:
     lines = made.lines.to_list()
     shift = 90 * MINUTE_MS
-    moved = replay.shifted(as_text(lines), lines, shift)
     names: dict[str, str] = {}
     late = START + SPEC.span_ms + shift
-    for old, new in zip(lines, moved, strict=True):
+    for old, new in zip(lines, moved(lines, Shift(shift, "r")), strict=True):
         before, after = events.judge(old, late - shift), events.judge(new, late)
         if isinstance(before, events.Rejection):
             assert isinstance(after, events.Rejection)
@@ -131,31 +199,107 @@ def test_shifting_moves_every_readable_time_and_renames_copies_alike(made: Made)
     assert len(set(names.values())) == len(names)
 
 
+IDS = {
+    "dollar and digit": [f"a$b{n}" for n in range(100)],
+    "dollar and braces": [f"${{AUCTION_ID}}-{n}" for n in range(100)],
+    "groups of a pattern": ["${0}", "${1}", "$0", "$1", "$$", "\\1", "\\g<0>", "\\0", "${old}"],
+    "quotes and backslashes": ['a"b', "a\\b", "a\\\\b", '"', "\\", "a/b", "'"],
+    "format braces": ["{}", "{0}", "{new}", "%s", "%(id)s"],
+    "control characters": ["a\tb", "a\nb", "a\0b", "\x7f"],
+    "beyond ASCII": ["café", "cafe\u0301", "\u00e9" * 32, "\U0001f44d" * 16, "\U0001f44d" * 15 + "abcd"],
+    "at the limit": ["x" * 64, "x" * 63 + "y", "x" * 63, "x" * 40 + "y" * 24, "x" * 56, "x" * 57],
+    "derived before": ["a", "a~5", "a~5~3", "a~3", "~", "~5", "a~90.r", "a~90.r~90.r"],
+}
+
+
+@pytest.mark.parametrize("kind", IDS)
+@pytest.mark.parametrize("spelled", [json.dumps, lambda x: json.dumps(x, ensure_ascii=False)], ids=["escaped", "plain"])
+def test_distinct_ids_stay_distinct_and_valid_when_they_are_moved(kind: str, spelled: Any) -> None:
+    ids = IDS[kind]
+    lines = [f'{{"event_id":{spelled(name)},"event_time":{START}}}'.encode() for name in ids]
+    new = [json.loads(line) for line in moved(lines + lines, Shift(90 * MINUTE_MS, "r"))]
+    names = [event["event_id"] for event in new]
+    assert names[: len(ids)] == names[len(ids) :]
+    assert len(set(names)) == len(ids)
+    assert all(new != old for new, old in zip(names, ids, strict=False))
+    assert all(0 < len(name.encode()) <= 64 for name in names)
+    assert {event["event_time"] for event in new} == {START + 90 * MINUTE_MS}
+
+
+def test_what_no_shift_can_mend_stays_as_it_is() -> None:
+    lines = [
+        b'{"event_id":12,"event_time":1}', b'{"event_id":"","event_time":1}', b'{"event_time":1}', b'{"event_id":"a"}',
+        b'{"event_id":"a","event_time":"yesterday"}', b'{"event_id":"a","event_time":1.5}', b"[]", b"{", b"\xff",
+        b'{"event_id":"' + b"x" * 65 + b'","event_time":1}', b'{"event_id":"\\ud800","event_time":1}',
+        b'{"event_id":"a","event_time":1,"n":' + b"[" * 1000 + b"]" * 1000 + b"}",
+        b'{"event_id":"a","event_time":' + b"1" * 5000 + b"}",
+    ]  # fmt: skip
+    assert moved(lines, Shift(MINUTE_MS, "r")) == lines
+
+
+def test_a_text_time_is_moved_and_every_other_field_stays_as_it_was_written() -> None:
+    line = b'{"n": 1.0,\t"event_id" :\t"a" , "event_time": "2026-11-20T00:00:00+01:00", "x": {"event_id":"b","y":1e3}}'
+    (new,) = moved([line], Shift(MINUTE_MS, "r"))
+    assert json.loads(new)["event_time"] == events.time_ms_of("2026-11-19T23:01:00Z")
+    assert b'"n":1.0' in new
+    assert b'{"event_id":"b","y":1e3}' in new
+
+
 def test_a_long_id_stays_within_its_limit_when_it_is_shifted() -> None:
     line = json.dumps({"event_id": "x" * 64, "event_time": START, "n": 1}).encode()
     other = json.dumps({"event_id": "x" * 63 + "y", "event_time": START, "n": 1}).encode()
-    moved = replay.shifted(as_text([line, other, line]), [line, other, line], MINUTE_MS)
-    ids = [json.loads(m)["event_id"] for m in moved]
+    ids = [json.loads(m)["event_id"] for m in moved([line, other, line], Shift(MINUTE_MS, "r"))]
     assert ids[0] == ids[2] != ids[1]
     assert max(map(len, ids)) <= 64
 
 
-def test_the_end_of_the_events_is_found_beside_events_from_far_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "e.ndjson"
+def test_the_end_of_the_events_is_found_beside_events_from_far_off() -> None:
     times = [*range(START, START + 3_600_000, 1_000), 4_102_444_800_000, START - 10**10]
-    file.write_text("".join(json.dumps({"event_id": str(t), "event_time": t}) + "\n\n" for t in times))
     now = START + 10 * HOUR_MS + 123
-    monkeypatch.setattr(replay, "now_ms", lambda: now)
-    shift = replay.shift_to_now([file])
-    assert shift % MINUTE_MS == 0
-    assert 0 <= now - (START + 3_599_000 + shift) < MINUTE_MS
+    shift = shift_to(now, times)
+    assert shift is not None
+    assert shift.shift_ms % MINUTE_MS == 0
+    assert 0 <= now - (START + 3_599_000 + shift.shift_ms) < MINUTE_MS
 
 
-def test_lines_are_read_whole_whatever_the_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "_CHUNK_BYTES", 7)
-    file = tmp_path / "e.ndjson"
-    wanted = [b'{"a":%d}' % n for n in range(50)]
-    file.write_bytes(b"\n".join(wanted) + b"\n\n\nlast \xff without an end")
-    assert [line for part in replay.chunks(file) for line in part] == [*wanted, b"last \xff without an end"]
+@pytest.mark.parametrize("distance_ms", [0, 1, 59_999, -1], ids=str)
+def test_a_second_replay_counts_within_the_same_minute_and_when_nothing_is_to_be_moved(distance_ms: int) -> None:
+    line = json.dumps({"event_id": "a", "event_time": START}).encode()
+    first, second = (shift_to(START + distance_ms + later, [START]) for later in (0, 1))
+    assert first is not None
+    assert second is not None
+    ids = {json.loads(moved([line], shift)[0])["event_id"] for shift in (first, second)}
+    assert len(ids) == 2
+    assert "a" not in ids
+
+
+def test_events_without_a_time_cannot_be_moved() -> None:
+    assert shift_to(START, []) is None
+
+
+def due(*batches: list[int | None]) -> list[list[int]]:
+    sender = object.__new__(Sender)
+    sender._first_ms, sender._last_due_ms = None, 0
+    return [sender._due(times).tolist() for times in batches]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [[None, None], [None, START, None], [START, 2**62, -(2**62), START], [], [START, START - HOUR_MS]],
+    ids=["none", "one", "far off", "empty", "late"],
+)
+def test_a_pace_by_event_times_knows_when_any_line_is_due(times: list[int | None]) -> None:
+    first, second = due(times, times)
+    assert len(first) == len(second) == len(times)
+    assert [*first, *second] == sorted([*first, *second])
+    assert all(0 <= at <= HOUR_MS for at in first + second)
+
+
+def test_a_pace_by_event_times_keeps_their_distances_whatever_is_late_or_dated_ahead() -> None:
+    steady: list[int | None] = [START + n * MINUTE_MS for n in range(100)]
+    (times,) = due([*steady[:50], START - 6 * HOUR_MS, None, 4_102_444_800_000, *steady[50:]])
+    assert {b - a for a, b in pairwise(times[10:50])} == {MINUTE_MS}
+    assert times[50:53] == [times[49]] * 3
+    assert times[-1] - times[49] == 50 * MINUTE_MS
+    late_first: list[int | None] = [START - 6 * HOUR_MS, *(START + n for n in range(100))]
+    assert due(late_first)[0][-1] < 1_000
