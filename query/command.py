@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import click
-import httpx
 
 from infra import console
 from infra.console import App
 from infra.errors import Unavailable, UsageError, UserError
-from infra.settings import Settings
+from query.client import Client, Parameters
+
+if TYPE_CHECKING:
+    import httpx
+
+_PAGE_ROWS = 10_000
+_NDJSON, _ARROW = "application/x-ndjson", "application/vnd.apache.arrow.stream"
+_FINALITY = ("provisional", "closed", "corrected", "reconciled")
+Advance = Callable[[int], None]
 
 
-class Client:
-    """Asks a router over HTTP, as users do."""
-
-    def __init__(self, settings: Settings) -> None:
-        key = settings.api_key.get_secret_value()
-        self._http = httpx.Client(
-            base_url=settings.http, headers={"Authorization": f"Bearer {key}"}, timeout=30.0, trust_env=False
-        )
-
-    def get(self, path: str, parameters: list[tuple[str, str]]) -> dict[str, Any]:
-        """The answer. Raises UserError on a problem of ours, Unavailable when nobody answers."""
-        try:
-            answer = self._http.get(path, params=httpx.QueryParams(tuple(parameters)))
-        except httpx.HTTPError as error:
-            raise Unavailable(
-                f"no router answers at {self._http.base_url}: {error}", hint="is the stack up? adclick up"
-            ) from error
-        body: dict[str, Any] = answer.json()
-        if answer.status_code >= 500:
-            raise Unavailable(str(body.get("detail", answer.status_code)))
-        if answer.status_code >= 400:
-            raise UserError(str(body.get("detail", answer.status_code)))
-        return body
-
-
-@console.command("query", "adclick query --campaign 7 --start -24h --end now --granularity hour --group-by country")
+@console.command(
+    "query",
+    "adclick query --campaign 7 --start -24h --end now --granularity hour --group-by country\n"
+    "adclick query --advertiser 1 --start -30d --granularity day --group-by ad_id --out november.csv",
+)
 @click.option("--campaign", help="Campaigns, several by comma.")
 @click.option("--advertiser", help="All campaigns of an advertiser.")
 @click.option("--start", help="RFC 3339, now, or like -24h.")
@@ -49,12 +41,13 @@ class Client:
 @click.option("--timezone", help="IANA name.")
 @click.option("--fill", help="zero adds empty buckets.")
 @click.option("--order", help="A column; -column for descending.")
-@click.option("--limit", help="Rows at most.")
+@click.option("--limit", type=click.IntRange(1), help="Rows at most.  [default: all]")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write a file: .csv, .ndjson or .parquet.")
 def query(
     app: App, campaign: str | None, advertiser: str | None, start: str | None, end: str | None, filters: tuple[str, ...],
-    **options: str | None,
+    limit: int | None, out: Path | None, **options: str | None,
 ) -> None:  # fmt: skip
-    """Ask the router, and print its answer as a table."""
+    """Ask the router, and print all rows of its answer as a table, or write them to a file."""
     if not campaign and not advertiser:
         raise UsageError("say whose numbers: --campaign or --advertiser")
     if not start:
@@ -64,15 +57,177 @@ def query(
     parameters += [("advertiser_id", advertiser)] if advertiser else []
     parameters += [(name, value) for name, value in options.items() if value]
     parameters += [("filter", text) for text in filters]
-    found = Client(app.settings).get("/v1/metrics", parameters)
+    if out is None:
+        _print(app, parameters, limit)
+    else:
+        _write_file(app, parameters, limit, out)
+
+
+# -- a table, or JSON -------------------------------------------------------------------------------------------
+
+
+def _print(app: App, parameters: Parameters, limit: int | None) -> None:
+    answer = _all_rows(app, parameters, limit)
     if app.json:
-        app.data(found)
+        app.data(answer)
         return
-    columns = [m["name"] for m in found["meta"]]
-    app.table(columns, [[row[c] for c in columns] for row in found["data"]])
-    tiers = ", ".join(dict.fromkeys(t["tier"] for t in found["statistics"]["tiers"]))
+    columns = [m["name"] for m in answer["meta"]]
+    app.table(columns, [[row[c] for c in columns] for row in answer["data"]])
+    tiers = ", ".join(dict.fromkeys(t["tier"] for t in answer["statistics"]["tiers"]))
     app.say(
-        f"{found['rows']} rows · {found['finality']} · watermark {found['watermark']} · {tiers} · {found['statistics']['elapsed_ms']} ms"
+        f"{answer['rows']:,} rows · {answer['finality']} · watermark {answer['watermark']} · {tiers} · {answer['statistics']['elapsed_ms']} ms"
     )
-    for warning in found["warnings"]:
+    if answer["next_cursor"]:
+        app.say("there are more rows: raise --limit, or leave it out")
+    _say_warnings(app, answer["warnings"])
+
+
+def _all_rows(app: App, parameters: Parameters, limit: int | None) -> dict[str, Any]:
+    """The router's document, with the rows of all pages."""
+    client, most = Client(app.settings), limit or 1 << 62
+    answer = client.get("/v1/metrics", [*parameters, ("limit", str(min(most, _PAGE_ROWS)))])
+    if not {"meta", "data", "statistics", "warnings"} <= answer.keys():
+        raise UserError(
+            f"what listens at {app.settings.http} is not a router: its answer has no rows",
+            hint="ADCLICK_HTTP says where the router is",
+        )
+    if not answer["next_cursor"] or len(answer["data"]) >= most:
+        return answer
+    # The pages behind the first one come as one stream: asked one by one, each would be computed from the beginning.
+    rest = [*parameters, ("cursor", answer["next_cursor"])]
+    with client.rows(rest, _NDJSON) as response, _progress(app) as advance:
+        for number, line in enumerate(response.iter_lines()):
+            if len(answer["data"]) == most:
+                break
+            row = json.loads(line)
+            if "error" in row:
+                raise Unavailable(row["error"], hint="ask again")
+            answer["data"].append(row)
+            if number % 1000 == 0:
+                advance(1000)
+        else:
+            answer["next_cursor"] = None
+        finality, warnings = _described(response)
+    answer["rows"] = len(answer["data"])
+    answer["finality"] = min(answer["finality"], finality, key=_FINALITY.index)
+    answer["warnings"] = list(dict.fromkeys([*answer["warnings"], *warnings]))
+    return answer
+
+
+# -- files ------------------------------------------------------------------------------------------------------
+
+
+def _write_file(app: App, parameters: Parameters, limit: int | None, out: Path) -> None:
+    writers = {".csv": ("text/csv", _copy_csv), ".ndjson": (_NDJSON, _copy_lines), ".parquet": (_ARROW, _to_parquet)}
+    if out.suffix.lower() not in writers:
+        raise UsageError(f"--out ends in {', '.join(writers)}, not {out.name!r}")
+    if limit is not None and limit > _PAGE_ROWS:
+        raise UsageError(f"with --out, --limit is {_PAGE_ROWS:,} at most; without it, all rows are written")
+    media_type, write = writers[out.suffix.lower()]
+    if limit is not None:
+        parameters = [*parameters, ("limit", str(limit))]
+    with (
+        _replaced(out) as file,
+        Client(app.settings).rows(parameters, media_type) as response,
+        _progress(app) as advance,
+    ):
+        rows = write(response, file, advance)
+        finality, warnings = _described(response)
+    more = "X-Adclick-Next-Cursor" in response.headers
+    if app.json:
+        app.data({"file": str(out), "rows": rows, "finality": finality, "warnings": warnings, "more": more})
+        return
+    app.say(f"{out}: {rows:,} rows · {finality}")
+    if more:
+        app.say("there are more rows: leave --limit out")
+    _say_warnings(app, warnings)
+
+
+@contextmanager
+def _replaced(out: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `out` once it is complete, and leaves nothing behind otherwise."""
+    part = out.with_name(f"{out.name}.part")
+    try:
+        try:
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(out)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+
+
+def _copy_csv(response: httpx.Response, file: IO[bytes], advance: Advance) -> int:
+    return _copy_lines(response, file, advance) - 1  # the header
+
+
+def _copy_lines(response: httpx.Response, file: IO[bytes], advance: Advance) -> int:
+    """Returns the number of lines. Cells hold no line breaks."""
+    lines = 0
+    for chunk in response.iter_bytes():
+        file.write(chunk)
+        lines += (count := chunk.count(b"\n"))
+        advance(count)
+    return lines
+
+
+def _to_parquet(response: httpx.Response, file: IO[bytes], advance: Advance) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = 0
+    try:
+        with (
+            pa.ipc.open_stream(io.BufferedReader(_Body(response))) as stream,
+            pq.ParquetWriter(file, stream.schema) as parquet,
+        ):
+            for batch in stream:
+                parquet.write_batch(batch)
+                rows += batch.num_rows
+                advance(batch.num_rows)
+    except pa.ArrowInvalid as error:
+        raise Unavailable("the answer broke off before its end", hint="ask again") from error
+    return rows
+
+
+class _Body(io.RawIOBase):
+    """The body of a response as a file."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._chunks, self._chunk = response.iter_bytes(), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._chunk:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._chunk = chunk
+        size = min(len(buffer), len(self._chunk))
+        buffer[:size], self._chunk = self._chunk[:size], self._chunk[size:]
+        return size
+
+
+# -- what both say ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress(app: App) -> Iterator[Advance]:
+    with app.progress("rows", None) as bar:
+        yield lambda rows: bar.advance(bar.task_ids[0], rows)
+
+
+def _described(response: httpx.Response) -> tuple[str, list[str]]:
+    """Finality and warnings, which rows alone have in their headers."""
+    warnings: list[str] = json.loads(response.headers.get("X-Adclick-Warnings", "[]"))
+    return response.headers.get("X-Adclick-Finality", _FINALITY[0]), warnings
+
+
+def _say_warnings(app: App, warnings: list[str]) -> None:
+    for warning in warnings:
         app.say(f"warning: {warning}")

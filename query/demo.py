@@ -25,7 +25,7 @@ from ingest import dead_letters
 from ingest.replay import Pace, replay_files
 from ingest.synthetic.command import write_lines
 from ingest.synthetic.generator import Made, Spec, make
-from query.command import Client
+from query.client import Client
 from query.questions import Ask, Truths, Verdict, battery, dead_letters_differ, reconciled
 
 _SPAN_MS = 26 * HOUR_MS

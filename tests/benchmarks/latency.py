@@ -21,7 +21,7 @@ from infra.clock import iso, now_ms
 from infra.kafka import EventProducer
 from ingest.synthetic.command import write_lines
 from ingest.synthetic.generator import Spec, make
-from query.command import Client
+from query.client import Client
 from tests.benchmarks.stack import ADCLICK, RESULTS, Bench, bench, save
 
 _FIRST_CAMPAIGN, _MOST_PROBES = 1_000_000_000, 1_000_000

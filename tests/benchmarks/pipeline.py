@@ -22,7 +22,7 @@ from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso
 from infra.console import App
 from ingest.synthetic.generator import Spec
-from query.command import Client
+from query.client import Client
 from query.questions import Truths
 from tests.benchmarks.dedup import dedup_cost
 from tests.benchmarks.stack import Bench, Filled, across_midnight, bench, cpu_s, peak_mb, save

@@ -31,7 +31,7 @@ from infra.kafka import EventProducer
 from infra.topics import EVENTS
 from ingest import dead_letters
 from ingest.synthetic.generator import Spec, make
-from query.command import Client
+from query.client import Client
 from query.questions import battery, dead_letters_differ, reconciled
 from tests.chaos.strikes import Striker, plan
 from tests.chaos.watcher import Fates, Watcher, fates

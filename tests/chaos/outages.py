@@ -26,7 +26,7 @@ from infra.clock import MINUTE_MS, iso, now_ms
 from infra.embedded.state import Folder
 from infra.errors import AdclickError
 from ingest.synthetic.generator import Spec, make
-from query.command import Client
+from query.client import Client
 from tests.chaos.campaign import WORDS, compare, send, wait_for_quiet
 from tests.chaos.strikes import BACKENDS, WORKERS
 from tests.chaos.watcher import Watcher, fates

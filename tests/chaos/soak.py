@@ -28,7 +28,7 @@ from infra.kafka import Admin, EventProducer
 from infra.redis import Redis
 from infra.topics import ARCHIVE, BLOCKS, EVENTS, HOURS, MINUTES
 from ingest.synthetic.generator import Made, Spec, make
-from query.command import Client
+from query.client import Client
 from tests.conftest import adclick
 from tests.product import Product, wait_until
 

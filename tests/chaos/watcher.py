@@ -15,7 +15,7 @@ import polars as pl
 from infra.clock import iso
 from infra.errors import AdclickError
 from ingest.synthetic.generator import Made
-from query.command import Client
+from query.client import Client
 from tests.product import SPAN_MS, Product
 
 _EVERY_S = 0.5

@@ -29,7 +29,7 @@ from infra.settings import read_endpoints
 from ingest import dead_letters
 from ingest.replay import Pace, replay_files
 from ingest.synthetic.generator import Spec, make
-from query.command import Client
+from query.client import Client
 from query.questions import battery, dead_letters_differ, reconciled
 from tests.chaos import outages
 from tests.chaos.watcher import Watcher

@@ -1,0 +1,155 @@
+"""A client of the router, over HTTP as users have it. Whatever answers instead of a router is named in one line."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from infra.errors import AdclickError, Unavailable, UserError
+from infra.settings import Settings
+
+Parameters = list[tuple[str, str]]
+_TIMEOUT_S = 30.0
+# Between two parts of an export: the router may wait for the key's rate limit.
+_EXPORT_TIMEOUT_S = 300.0
+_ADDRESS = "ADCLICK_HTTP says where the router is"
+_KEY = "give --dir of a running stack, or ADCLICK_API_KEY; adclick keys create makes a key"
+
+
+class Client:
+    """Asks a router. Every method raises UserError for what the caller can mend, and Unavailable for what only the router can."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.http
+        if not _is_address(settings.http):
+            raise _no_address(settings.http)
+        try:
+            # Never by way of a proxy: the router is one of our own processes.
+            self._http = httpx.Client(
+                base_url=settings.http, headers={"Authorization": f"Bearer {_usable(settings)}"}, timeout=_TIMEOUT_S,
+                trust_env=False, verify=ssl.create_default_context() if settings.http.startswith("https") else False,
+            )  # fmt: skip
+        except httpx.InvalidURL as error:
+            raise _no_address(settings.http) from error
+
+    def get(self, path: str, parameters: Parameters) -> dict[str, Any]:
+        """The JSON document at a path."""
+        with self._errors():
+            response = self._http.get(path, params=httpx.QueryParams(tuple(parameters)))
+        self._check(response, "application/json")
+        try:
+            document = response.json()
+        except ValueError as error:
+            raise self._stranger(response) from error
+        if not isinstance(document, dict):
+            raise self._stranger(response)
+        return document
+
+    @contextmanager
+    def rows(self, parameters: Parameters, media_type: str) -> Iterator[httpx.Response]:
+        """All rows of a question in a format of rows alone, to be read as they come.
+
+        Reading raises Unavailable when the rows break off before their end.
+        """
+        request = self._http.build_request(
+            "GET", "/v1/metrics", params=httpx.QueryParams(tuple(parameters)), headers={"Accept": media_type},
+            timeout=httpx.Timeout(_TIMEOUT_S, read=_EXPORT_TIMEOUT_S),
+        )  # fmt: skip
+        with self._errors():
+            response = self._http.send(request, stream=True)
+            try:
+                if response.status_code != 200:
+                    response.read()
+                self._check(response, media_type)
+                yield response
+            finally:
+                response.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise _no_address(self._url) from error
+        except httpx.TimeoutException as error:
+            raise Unavailable(
+                f"the router at {self._url} does not answer", hint="adclick status may say why"
+            ) from error
+        except httpx.ConnectError as error:
+            raise self._unreachable(error) from error
+        except httpx.RemoteProtocolError as error:
+            text = str(error)
+            if "incomplete" in text or "without sending complete" in text:
+                raise Unavailable("the answer broke off before its end", hint="ask again") from error
+            what = "closes the connection without an answer" if "disconnected" in text else "does not speak HTTP"
+            raise Unavailable(f"what listens at {self._url} is not a router: it {what}", hint=_ADDRESS) from error
+        except httpx.HTTPError as error:
+            raise Unavailable(f"no answer from {self._url}: {error}", hint=_ADDRESS) from error
+
+    def _unreachable(self, error: httpx.ConnectError) -> AdclickError:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ssl.SSLError):
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            detail = f"the certificate of {self._url} is not trusted: {cause.verify_message}"
+            return UserError(detail, hint="SSL_CERT_FILE names a file of those to trust")
+        if isinstance(cause, ssl.SSLError):
+            return UserError(f"what listens at {self._url} does not speak TLS", hint=f"{_ADDRESS}; http:// without TLS")
+        return Unavailable(f"no router answers at {self._url}: {error}", hint="is the stack up? adclick up")
+
+    def _check(self, response: httpx.Response, media_type: str) -> None:
+        """Raises unless a router answered with what was asked for."""
+        kind = response.headers.get("content-type", "").partition(";")[0].strip()
+        if response.status_code == 200 and kind == media_type:
+            return
+        if response.is_redirect:
+            target = response.headers.get("location", "")[:200]
+            raise UserError(f"what listens at {self._url} is not a router: it redirects to {target!r}", hint=_ADDRESS)
+        problem = _problem(response) if kind == "application/problem+json" else None
+        if problem is None:
+            raise self._stranger(response)
+        if response.status_code == 401:
+            raise UserError(f"the router at {self._url} does not know this API key", hint=_KEY)
+        raise Unavailable(problem) if response.status_code >= 500 else UserError(problem)
+
+    def _stranger(self, response: httpx.Response) -> AdclickError:
+        kind = response.headers.get("content-type", "no content type")[:80]
+        detail = f"what listens at {self._url} is not a router: it answers with {response.status_code} and {kind}"
+        return (Unavailable if response.status_code >= 500 else UserError)(detail, hint=_ADDRESS)
+
+
+def _usable(settings: Settings) -> str:
+    """The API key as a header may carry it. Raises UserError."""
+    key = settings.api_key.get_secret_value().strip()
+    if not key:
+        raise UserError("no API key is set", hint=_KEY)
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise UserError("the API key holds characters that no key has, such as line breaks", hint=_KEY)
+    return key
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _no_address(url: str) -> UserError:
+    return UserError(f"setting http is not an address: {url!r}", hint="like http://127.0.0.1:8080")
+
+
+def _problem(response: httpx.Response) -> str | None:
+    """The detail of a problem document; None for anything else."""
+    try:
+        detail = json.loads(response.content)["detail"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return detail if isinstance(detail, str) else None
