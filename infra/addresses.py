@@ -71,6 +71,20 @@ def check_listen(text: str) -> str:
     return text.rstrip("/")
 
 
+def check_origins(text: str) -> str:
+    """Origins by comma, as browsers write them: in lower case, without the scheme's usual port; or `*`. Raises ValueError."""
+    return ",".join(dict.fromkeys(_origin(part.strip()) for part in text.split(",") if part.strip()))
+
+
+def _origin(text: str) -> str:
+    if text == "*":
+        return text
+    url = urlsplit(check_listen(text.lower()))
+    usual = {"http": 80, "https": 443}[url.scheme]
+    host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
+    return f"{url.scheme}://{host}" if url.port in (None, usual) else f"{url.scheme}://{host}:{url.port}"
+
+
 def check_clickhouse(text: str) -> str:
     """ClickHouse's HTTP address. Raises ValueError."""
     url = _split(text, _HTTP)

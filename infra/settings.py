@@ -124,6 +124,9 @@ class Settings(BaseSettings):
     warm_days: Count = Field(30, ge=2, le=62, description="days of hours that questions may reach back to")
     query_timeout_s: Count = Field(5, ge=1, description="how long the router waits for ClickHouse")
     query_cache: Literal["on", "off"] = Field("on", description="keep what ClickHouse answered, while it cannot change")
+    cors_origins: Annotated[str, AfterValidator(addresses.check_origins)] = Field(
+        "", description="origins whose pages may call the router, by comma, like https://dash.example.com; * for all"
+    )
     access_log: Literal["on", "off"] = Field("on", description="a line of JSON in the log for each HTTP request")
     trace_collector: WebAddress = Field(
         "", description="where spans of answers go (OTLP over HTTP), ending in /v1/traces; or empty"
@@ -150,6 +153,11 @@ class Settings(BaseSettings):
         if value != "off":
             cron.first_from(value, dt.datetime.now(dt.UTC))
         return value
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The origins whose pages may call the router, as browsers write them."""
+        return tuple(part for part in self.cors_origins.split(",") if part)
 
     @property
     def key_prefix(self) -> str:

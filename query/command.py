@@ -8,17 +8,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import click
 
 from infra import console
 from infra.console import App
 from infra.errors import Unavailable, UsageError, UserError
-from query.client import Client, Parameters
-
-if TYPE_CHECKING:
-    import httpx
+from query.client import Client, Parameters, Response
 
 _PAGE_ROWS = 10_000
 _NDJSON, _ARROW = "application/x-ndjson", "application/vnd.apache.arrow.stream"
@@ -160,11 +157,11 @@ def _replaced(out: Path) -> Iterator[IO[bytes]]:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
 
 
-def _copy_csv(response: httpx.Response, file: IO[bytes], advance: Advance) -> int:
+def _copy_csv(response: Response, file: IO[bytes], advance: Advance) -> int:
     return _copy_lines(response, file, advance) - 1  # the header
 
 
-def _copy_lines(response: httpx.Response, file: IO[bytes], advance: Advance) -> int:
+def _copy_lines(response: Response, file: IO[bytes], advance: Advance) -> int:
     """Returns the number of lines. Cells hold no line breaks."""
     lines = 0
     for chunk in response.iter_bytes():
@@ -174,7 +171,7 @@ def _copy_lines(response: httpx.Response, file: IO[bytes], advance: Advance) -> 
     return lines
 
 
-def _to_parquet(response: httpx.Response, file: IO[bytes], advance: Advance) -> int:
+def _to_parquet(response: Response, file: IO[bytes], advance: Advance) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -196,7 +193,7 @@ def _to_parquet(response: httpx.Response, file: IO[bytes], advance: Advance) -> 
 class _Body(io.RawIOBase):
     """The body of a response as a file."""
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: Response) -> None:
         self._chunks, self._chunk = response.iter_bytes(), b""
 
     def readable(self) -> bool:
@@ -222,7 +219,7 @@ def _progress(app: App) -> Iterator[Advance]:
         yield lambda rows: bar.advance(bar.task_ids[0], rows)
 
 
-def _described(response: httpx.Response) -> tuple[str, list[str]]:
+def _described(response: Response) -> tuple[str, list[str]]:
     """Finality and warnings, which rows alone have in their headers."""
     warnings: list[str] = json.loads(response.headers.get("X-Adclick-Warnings", "[]"))
     return response.headers.get("X-Adclick-Finality", _FINALITY[0]), warnings

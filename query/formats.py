@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import msgspec
 import polars as pl
+import pyarrow as pa
 
 from infra.clock import iso
 from query import answer
+from query.answer import Made
 from query.request import MEASURES
 from query.router import Answer
 
 ARROW = "application/vnd.apache.arrow.stream"
-_WIDE = (*MEASURES, "cpc_micros", "cpm_micros")
+_AMOUNTS = (*MEASURES, "cpc_micros", "cpm_micros")
 
 
 def document(found: Answer, rows: bytes, currency: str) -> bytes:
@@ -40,54 +44,118 @@ def document(found: Answer, rows: bytes, currency: str) -> bytes:
     )
 
 
-def _json(found: Answer) -> bytes:
-    return found.page.json()
+class Encoder(Protocol):
+    """Writes the rows of one answer, page by page."""
+
+    def page(self, found: Answer) -> bytes:
+        """The next page's rows."""
+
+    def end(self) -> bytes:
+        """What follows the last page."""
 
 
-def _csv(found: Answer) -> bytes:
-    return found.page.shown.write_csv().encode()
+class _Csv:
+    def __init__(self) -> None:
+        self._header = True
+
+    def page(self, found: Answer) -> bytes:
+        text = found.page.shown.write_csv(include_header=self._header)
+        self._header = False
+        return text.encode()
+
+    def end(self) -> bytes:
+        return b""
 
 
-def _ndjson(found: Answer) -> bytes:
-    return found.page.shown.write_ndjson().encode()
+class _Ndjson:
+    def page(self, found: Answer) -> bytes:
+        return found.page.shown.write_ndjson().encode()
+
+    def end(self) -> bytes:
+        return b""
 
 
-def _arrow(found: Answer) -> bytes:
-    """Times as timestamps in UTC, amounts as 64-bit integers, or as decimals where one does not fit."""
-    times = pl.from_epoch("_bucket", time_unit="ms").dt.replace_time_zone("UTC").alias("time")
-    rows = found.page.frame.with_columns(times).drop("_bucket", "_sampled")
-    wide = any(rows.schema[name] == pl.Int128() for name in _WIDE)
-    amounts = pl.col(*_WIDE).cast(pl.Decimal(38, 0) if wide else pl.Int64)
-    into = io.BytesIO()
-    rows.with_columns(amounts).write_ipc_stream(into, compat_level=pl.CompatLevel.oldest())
-    return into.getvalue()
+class _Arrow:
+    """Times as timestamps in UTC, amounts as 64-bit integers, or as decimals where one of the first page's answer does not fit.
+
+    `page` raises OverflowError for a later amount that does not fit: a stream has one schema.
+    """
+
+    def __init__(self) -> None:
+        self._sink, self._decimals = io.BytesIO(), False
+        self._writer: Any = None
+
+    def page(self, found: Answer) -> bytes:
+        if self._writer is None:
+            self._decimals = _needs_decimals(found.page.made)
+        times = pl.from_epoch("_bucket", time_unit="ms").dt.replace_time_zone("UTC").alias("time")
+        amounts = pl.col(*_AMOUNTS).cast(pl.Decimal(38, 0) if self._decimals else pl.Int64)
+        rows = found.page.frame.with_columns(times).drop("_bucket", "_sampled")
+        try:
+            table = rows.with_columns(amounts).to_arrow(compat_level=pl.CompatLevel.oldest())
+        except pl.exceptions.InvalidOperationError as error:
+            raise OverflowError("an amount does not fit into 64 bits; ask for a shorter range") from error
+        if self._writer is None:
+            self._writer = pa.ipc.new_stream(self._sink, table.schema)
+        self._writer.write_table(table)
+        return self._drain()
+
+    def end(self) -> bytes:
+        if self._writer is not None:
+            self._writer.close()
+        return self._drain()
+
+    def _drain(self) -> bytes:
+        written = self._sink.getvalue()
+        self._sink.seek(0)
+        self._sink.truncate()
+        return written
 
 
-FORMATS: dict[str, tuple[str, Callable[[Answer], bytes]]] = {
-    "json": ("application/json", _json),
-    "csv": ("text/csv; charset=utf-8", _csv),
-    "ndjson": ("application/x-ndjson", _ndjson),
-    "arrow": (ARROW, _arrow),
+def _needs_decimals(made: Made) -> bool:
+    columns = [*made.table.measures, *(made.ratios[name].values for name in ("cpc_micros", "cpm_micros"))]
+    return any(column.dtype == object and max(column, default=0) >= 2**63 for column in columns)
+
+
+@dataclass(frozen=True)
+class Format:
+    """One that `format=` names. `mark_broken`: what to write after the last page of an answer that cannot be completed, so that
+    no reader takes it for a complete one."""
+
+    media_type: str
+    encoder: Callable[[], Encoder]
+    mark_broken: Callable[[str], bytes]
+
+
+def _broken_csv(detail: str) -> bytes:
+    return f'"ERROR: {detail.replace(chr(34), chr(39))}"\n'.encode()
+
+
+def _broken_ndjson(detail: str) -> bytes:
+    return msgspec.json.encode({"error": detail}) + b"\n"
+
+
+def _broken_arrow(_detail: str) -> bytes:
+    # The head of a message that does not follow: a reader fails where a mere end would look like the end of the stream.
+    return b"\xff\xff\xff\xff\x00\x01\x00\x00"
+
+
+STREAMED = {
+    "csv": Format("text/csv; charset=utf-8", _Csv, _broken_csv),
+    "ndjson": Format("application/x-ndjson", _Ndjson, _broken_ndjson),
+    "arrow": Format(ARROW, _Arrow, _broken_arrow),
 }
-"""By the name that `format=` knows it by: its media type, and how rows are written."""
+"""Formats of rows alone, which may be of any length, by name."""
+MEDIA_TYPES = {"json": "application/json"} | {name: written.media_type for name, written in STREAMED.items()}
+"""By the name that `format=` knows a format by; the default first."""
 
 
-def rows_alone(found: Answer, name: str) -> tuple[str, bytes]:
-    """(media type, bytes) of the rows in one of FORMATS."""
-    media_type, write = FORMATS[name]
-    return media_type, write(found)
-
-
-def accepted(accept: str) -> str:
-    """The format that an Accept header asks for: the first of its media types that is known, else json."""
-    for part in accept.split(","):
-        media_type = part.partition(";")[0].strip().lower()
-        for name, (known, _) in FORMATS.items():
-            if media_type == known.partition(";")[0]:
-                return name
-        if media_type == "*/*":
-            break
-    return "json"
+def rows_alone(found: Answer, name: str) -> bytes:
+    """The rows of one page, in one of MEDIA_TYPES."""
+    if name == "json":
+        return found.page.json()
+    encoder = STREAMED[name].encoder()
+    return encoder.page(found) + encoder.end()
 
 
 def instant(ms: int) -> str:

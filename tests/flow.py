@@ -42,7 +42,7 @@ class Direct:
     def get(self, _path: str, parameters: list[tuple[str, str]]) -> dict[str, Any]:
         """The answer."""
         found = self._router.answer(parse(parameters, now_ms(), self._router.held))
-        told: dict[str, Any] = json.loads(formats.document(found, formats.rows_alone(found, "json")[1], "USD"))
+        told: dict[str, Any] = json.loads(formats.document(found, formats.rows_alone(found, "json"), "USD"))
         return told
 
 

@@ -9,19 +9,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from query.api.problems import Problem
+from query.export import Export
 from query.keys import Access, Keyring
 from query.limits import Limits, Taken
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a handler made of a request. `rows_read` is what it costs."""
+    """What a handler made of a request. `rows_read` is what it costs. `export`: the rows of one that are more than a page, and
+    not in `body`; `stream` makes the response that sends them, with the headers that it is called with."""
 
     body: bytes
     media_type: str = "application/json"
     headers: dict[str, str] = field(default_factory=dict)
     rows_read: int = 0
     status: int = 200
+    export: Export | None = None
+    stream: Callable[[dict[str, str]], Response] | None = None
 
 
 Handler = Callable[[Request, Access], Reply]
@@ -38,7 +42,10 @@ class Gate:
         access, taken = self.enter(request, admin=admin)
         reply = handler(request, access)
         self.charge(access, reply.rows_read)
-        return Response(reply.body, reply.status, {**reply.headers, **taken.headers()}, reply.media_type)
+        headers = {**reply.headers, **taken.headers()}
+        if reply.stream is not None:
+            return reply.stream(headers)
+        return Response(reply.body, reply.status, headers, None if reply.status == 304 else reply.media_type)
 
     def enter(self, request: Request, *, admin: bool = False) -> tuple[Access, Taken]:
         """What the request's key allows, once it has paid. Raises Problem: 401, 403 or 429."""
@@ -54,7 +61,8 @@ class Gate:
 
     def known(self, request: Request) -> Access:
         """The bearer's rights, as they are now. Raises Problem (401)."""
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        sent = request.headers.getlist("authorization")
+        scheme, _, token = sent[0].partition(" ") if len(sent) == 1 else ("", "", "")
         access = self._keyring.access(token.strip()) if scheme.lower() == "bearer" else None
         if access is None:
             raise Problem(
@@ -63,6 +71,14 @@ class Gate:
             )  # fmt: skip
         request.state.key = access.key
         return access
+
+    def wait_s(self, request: Request) -> float:
+        """Take a token for the next part of an answer that was begun; returns the seconds to wait for one, 0 when it was taken.
+
+        Raises Problem (401) once the key is not valid any more.
+        """
+        taken = self._limits.take(self.known(request))
+        return 0.0 if taken.allowed else float(taken.wait_s)
 
     def charge(self, access: Access, rows_read: int) -> None:
         """Take what an answer has cost."""

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import hashlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -22,15 +22,17 @@ from fastapi_offline import FastAPIOffline
 
 from infra import pipeline_state
 from infra.clickhouse.client import ClickHouse
-from infra.clock import now_ms
+from infra.clock import iso, now_ms
 from infra.redis import Redis
 from infra.settings import Settings
-from query import changes, formats, ledger
+from query import changes, export, formats, ledger
 from query.api import document
 from query.api.access import Gate, Handler, Reply
 from query.api.edge import Edge, Endpoint
+from query.api.exports import Exports
 from query.api.live import Live
 from query.api.metrics import Metrics
+from query.api.negotiation import CODINGS, IDENTITY, matches_any, preferred_coding, preferred_format, vary
 from query.api.problems import EXPECTED, Problem, problem_of
 from query.api.tracing import Tracing
 from query.changes import Changes
@@ -51,6 +53,7 @@ _TURN_S = 0.0005
 # What a tenant may know of the pipeline.
 _PUBLIC_STATE = ("watermark", "stream_lag_s", "level")
 _PUBLIC_RUN = ("date", "run_id", "published_at")
+_VARY = "Accept, Accept-Encoding, Authorization"
 _REVALIDATED, _A_MINUTE = "private, no-cache", "private, max-age=60"
 
 
@@ -67,7 +70,8 @@ class Api:
         brief = ClickHouse(settings.clickhouse, settings.database, timeout_s=BRIEF_TIMEOUT_S)
         self.gate = Gate(Keyring(Keys(brief), settings.api_key.get_secret_value()), limits)
         self.live = Live()
-        self._recent: Recent[Reply] | None = Recent() if settings.query_cache == "on" else None
+        self._exports = Exports(self.gate)
+        self._recent: Recent[Reply] | None = Recent(_size) if settings.query_cache == "on" else None
 
     def question(self, request: Request, access: Access, *, without: tuple[str, ...] = ()) -> Question:
         """What a request asks. Raises BadQuestion."""
@@ -77,32 +81,69 @@ class Api:
     def metrics(self, request: Request, access: Access) -> Reply:
         """Numbers, in the format that is asked for."""
         given = request.query_params.getlist("format")
-        wanted = given[0] if given else formats.accepted(request.headers.get("accept", ""))
-        if len(given) > 1 or wanted not in formats.FORMATS:
-            raise BadQuestion("format", f"format is {', '.join(formats.FORMATS)}, once")
+        name = given[0] if given else self._preferred_format(request)
+        if len(given) > 1 or name not in formats.MEDIA_TYPES:
+            raise BadQuestion("format", f"format is {', '.join(formats.MEDIA_TYPES)}, once")
+        coding = _coding(request, small=False)
         question = self.question(request, access, without=("format",))
-        answered = self._recent.get if self._recent is not None else lambda _key, make: make()
-        found = answered((question, wanted), lambda: self._made(question, wanted))
-        tags = (tag.strip() for tag in request.headers.get("if-none-match", "").split(","))
-        if found.headers["ETag"] in tags:
-            return replace(found, body=b"", status=304)
-        return _packed(request, found)
+        # Formats of rows alone have no place for a cursor: all rows are sent, unless a limit is given.
+        whole = name in formats.STREAMED and "limit" not in request.query_params
+        compute = partial(self._export if whole else self._page, question, name)
+        reply = compute() if self._recent is None else self._recent.get((question, name, whole), compute)
+        if reply.export is not None:
+            return self._streamed(request, access, reply, name, coding)
+        if matches_any(request.headers.getlist("if-none-match"), reply.headers["ETag"]):
+            return replace(reply, body=b"", status=304)
+        return _compressed(request, reply)
 
-    def _made(self, question: Question, wanted: str) -> Reply:
-        found = self.router.answer(question)
-        media_type, rows = formats.rows_alone(found, wanted)
+    def _preferred_format(self, request: Request) -> str:
+        accept = ", ".join(request.headers.getlist("accept"))
+        name = preferred_format(accept, tuple(formats.MEDIA_TYPES.items()))
+        if name is None:
+            offers = ", ".join(media_type.partition(";")[0] for media_type in formats.MEDIA_TYPES.values())
+            raise Problem(406, "not-acceptable", f"Accept allows none of {offers}; send one of them, or format=")
+        return name
+
+    def _export(self, question: Question, name: str) -> Reply:
+        begun = export.begin(question, self.router.answer)
+        if begun.fits_a_page:
+            return self._reply(begun.first, name)
+        headers = {
+            "Cache-Control": _REVALIDATED,
+            "Vary": _VARY,
+            "X-Adclick-Finality": begun.finality,
+            "X-Adclick-Warnings": _warnings(begun.warnings),
+            "Content-Disposition": _file_name(question, name),
+        }
+        return Reply(b"", formats.MEDIA_TYPES[name], headers, begun.rows_read, export=begun)
+
+    def _streamed(self, request: Request, access: Access, reply: Reply, name: str, coding: str) -> Reply:
+        assert reply.export is not None
+        headers = reply.headers if coding == IDENTITY else {**reply.headers, "Content-Encoding": coding}
+        respond = partial(
+            self._exports.respond, request, access, reply.export, formats.STREAMED[name], coding, self.router.answer
+        )
+        return replace(reply, headers=headers, stream=respond)
+
+    def _page(self, question: Question, name: str) -> Reply:
+        return self._reply(self.router.answer(question), name)
+
+    def _reply(self, found: Answer, name: str) -> Reply:
+        rows = formats.rows_alone(found, name)
         headers = {
             # Two answers with the same rows are the same, however long they took.
             "ETag": f'W/"{_digest(found, rows)}"',
             "Cache-Control": _A_MINUTE if found.settled else _REVALIDATED,
-            "Vary": "Accept, Accept-Encoding, Authorization",
+            "Vary": _VARY,
         }
-        if wanted == "json":
+        media_type = formats.MEDIA_TYPES[name]
+        if name == "json":
             body = formats.document(found, rows, self._settings.currency)
             return Reply(body, media_type, headers, found.rows_read)
         headers |= {
             "X-Adclick-Finality": found.finality,
-            "X-Adclick-Warnings": msgspec.json.encode(found.warnings).decode("ascii", "replace"),
+            "X-Adclick-Warnings": _warnings(found.warnings),
+            "Content-Disposition": _file_name(found.question, name),
             **({"X-Adclick-Next-Cursor": found.next_cursor} if found.next_cursor else {}),
         }
         return Reply(rows, media_type, headers, found.rows_read)
@@ -112,7 +153,7 @@ class Api:
         asked = changes.parse(request.query_params.multi_items(), now_ms(), access.advertisers, self.router.signer)
         ask = self._changes.answer
         found = self.router.guards["clickhouse"].call(lambda: ask(asked, self.router.signer))
-        return _packed(request, Reply(msgspec.json.encode(found), rows_read=found["rows"]))
+        return _compressed(request, Reply(msgspec.json.encode(found), rows_read=found["rows"]))
 
     def pipeline(self, _request: Request, access: Access) -> Reply:
         """Lag, watermark and level; to a tenant, what says how fresh its numbers are."""
@@ -134,7 +175,7 @@ class Api:
         found = self.router.guards["clickhouse"].call(lambda: ask(asked, self.router.signer))
         if found is None:
             raise Problem(404, "not-reconciled", f"{asked.date} has not been reconciled yet")
-        return _packed(request, Reply(msgspec.json.encode(found), rows_read=found["rows"]))
+        return _compressed(request, Reply(msgspec.json.encode(found), rows_read=found["rows"]))
 
 
 def create(settings: Settings) -> Edge:
@@ -158,7 +199,7 @@ def create(settings: Settings) -> Edge:
 
     # FastAPI's own page of documentation has the browser fetch its script from elsewhere.
     app = FastAPIOffline(
-        docs_url="/docs", redoc_url=None, static_url="/docs/static", lifespan=serving,
+        docs_url="/docs", redoc_url=None, static_url="/docs/static", lifespan=serving, redirect_slashes=False,
         title="adclick", version="1", description="Exact ad-click numbers: minutes, hours and days, and how final each is.",
     )  # fmt: skip
     _problems(app)
@@ -178,7 +219,7 @@ def create(settings: Settings) -> Edge:
     app.openapi = openapi  # type: ignore[method-assign]
     return Edge(
         app, direct, answered=metrics.answered, traced=traced, log=settings.access_log == "on",
-        tls=settings.http.startswith("https"),
+        tls=settings.http.startswith("https"), origins=settings.origins,
     )  # fmt: skip
 
 
@@ -281,13 +322,36 @@ def _digest(found: Answer, rows: bytes) -> str:
     return told.hexdigest()[:24]
 
 
-def _packed(request: Request, reply: Reply) -> Reply:
-    """Compressed, where that is worth it and the client can read it."""
-    wanted = {part.partition(";")[0].strip() for part in request.headers.get("accept-encoding", "").split(",")}
-    if len(reply.body) >= _COMPRESSED_BYTES and wanted & {"zstd", "gzip"}:
-        name = "zstd" if "zstd" in wanted else "gzip"
-        packed = (
-            cramjam.zstd.compress(reply.body, level=1) if name == "zstd" else cramjam.gzip.compress(reply.body, level=1)
-        )
-        return replace(reply, body=bytes(packed), headers={**reply.headers, "Content-Encoding": name})
-    return reply
+def _warnings(warnings: Sequence[str]) -> str:
+    return msgspec.json.encode(warnings).decode("ascii", "replace")
+
+
+def _file_name(question: Question, name: str) -> str:
+    """Content-Disposition: a name that tells exports apart."""
+    dates = "_".join(iso(ms)[:16].replace(":", "") for ms in (question.start_ms, question.end_ms))
+    return f'attachment; filename="adclick_{question.grain}_{dates}.{name}"'
+
+
+def _coding(request: Request, *, small: bool) -> str:
+    """The content coding to answer in. Raises Problem (406)."""
+    sent = request.headers.getlist("accept-encoding")
+    coding = preferred_coding(", ".join(sent) if sent else None, small=small)
+    if coding is None:
+        offers = ", ".join((*CODINGS, IDENTITY))
+        raise Problem(406, "not-acceptable", f"Accept-Encoding allows none of {offers}; send one of them")
+    return coding
+
+
+def _compressed(request: Request, reply: Reply) -> Reply:
+    """The reply in the coding that the client prefers."""
+    reply = replace(reply, headers=vary(reply.headers, "Accept-Encoding", "Authorization"))
+    coding = _coding(request, small=len(reply.body) < _COMPRESSED_BYTES)
+    if coding == IDENTITY:
+        return reply
+    packed = getattr(cramjam, coding).compress(reply.body, level=1)
+    return replace(reply, body=bytes(packed), headers={**reply.headers, "Content-Encoding": coding})
+
+
+def _size(reply: Reply) -> int | None:
+    """What a reply takes in memory; None for one that is streamed to its own client."""
+    return None if reply.export is not None else len(reply.body)

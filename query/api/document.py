@@ -6,7 +6,7 @@ from typing import Any
 
 from ingest.events import MAX_INT
 from query.api import problems
-from query.formats import FORMATS
+from query.formats import MEDIA_TYPES
 from query.ledger import CAUSES
 from query.request import DIMENSIONS, MAX_CAMPAIGNS, MAX_LIMIT, MEASURES, RATIOS
 
@@ -34,7 +34,7 @@ _ADVERTISER = _parameter("advertiser_id", _ID, "all campaigns of an advertiser",
 _ROWS = _parameter("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT}, "rows at most", 100)
 _CURSOR = _parameter("cursor", {"type": "string"}, "next_cursor of the page before; repeat the other parameters", None)
 _FORMAT = _parameter(
-    "format", {"type": "string", "enum": list(FORMATS)},
+    "format", {"type": "string", "enum": list(MEDIA_TYPES)},
     "rows alone as CSV, NDJSON or an Arrow stream, or JSON with everything about them; the Accept header says the same", "csv",
 )  # fmt: skip
 
@@ -165,7 +165,9 @@ _EXAMPLES = {
     400: ("bad-parameter", "no such parameter: granularty; did you mean granularity?", "granularty"),
     401: ("unauthorized", "send the header Authorization: Bearer KEY, with a key that is valid", None),
     403: ("forbidden", "this key may not see advertiser 9", "advertiser_id"),
-    404: ("http", "Not Found", None),
+    404: ("not-found", "there is no /v2/metrics; /docs lists what there is", None),
+    405: ("method-not-allowed", "only GET, HEAD, OPTIONS, not POST", None),
+    406: ("not-acceptable", "Accept allows none of application/json, text/csv", None),
     413: ("too-large", "requests need no body", None),
     414: ("too-long", "an address may have 32768 bytes", None),
     422: (
@@ -193,12 +195,12 @@ def _json(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 _KEYED = (401, 403, 429, 503)
-_ROWS_ALONE: dict[str, Any] = {m.partition(";")[0]: {"schema": {"type": "string"}} for m, _ in FORMATS.values()}
+_ROWS_ALONE: dict[str, Any] = {m.partition(";")[0]: {"schema": {"type": "string"}} for m in MEDIA_TYPES.values()}
 RESPONSES = {
-    "metrics": _answers(_ROWS_ALONE | _json(_ANSWER), (400, 413, 414, 422, *_KEYED))
+    "metrics": _answers(_ROWS_ALONE | _json(_ANSWER), (400, 406, 413, 414, 422, *_KEYED))
     | {304: {"description": "what If-None-Match names is still right"}},
-    "changes": _answers(_json(_CHANGED), (400, 413, 414, 422, *_KEYED)),
-    "ledger": _answers(_json(_LEDGER), (400, 404, 413, 414, *_KEYED)),
+    "changes": _answers(_json(_CHANGED), (400, 406, 413, 414, 422, *_KEYED)),
+    "ledger": _answers(_json(_LEDGER), (400, 404, 406, 413, 414, *_KEYED)),
     "live": _answers({"text/event-stream": {"schema": {"type": "string"}}}, (400, 413, 414, 422, *_KEYED)),
     "plain": _answers(_json(_OBJECT), _KEYED),
     "open": _answers(_json(_OBJECT), ()),

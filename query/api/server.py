@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-import socket
+import ssl
 from typing import Any
-from urllib.parse import urlsplit
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from infra.errors import AdclickError, UserError
+from infra.errors import UserError
 from infra.settings import Settings
 from query.api.edge import MAX_QUERY_BYTES
+from query.api.listener import listen
 from query.api.problems import MEDIA_TYPE, TITLES, Problem
 
 # How long a client may take to send a request's head; how long a connection may lie idle; how long requests may go on once
 # the server stops.
 _HEAD_S, _IDLE_S, _GRACE_S = 10.0, 30, 3
 _BACKLOG = 2048
-# Of an address, beside its query.
-_HEAD_BYTES = 4096
+# Of an address, beside its query; of a request's head as a whole.
+_HEAD_BYTES, _MAX_HEAD_BYTES = 4096, 128 << 10
 
 
 class _Impatient(HttpToolsProtocol):
     """Uvicorn waits for ever for a request that never ends."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _head_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._deadline is None:
+            self._head_bytes = 0  # the head is complete: what follows is a body, or another head that begins in `data`
+        elif self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(Problem(431, "headers-too-large", f"a request's head may have {_MAX_HEAD_BYTES} bytes"))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -52,6 +61,7 @@ class _Impatient(HttpToolsProtocol):
 
     def _refuse(self, problem: Problem) -> None:
         answer = problem.response()
+        self._settle()
         head = f"HTTP/1.1 {problem.status} {TITLES[problem.status]}\r\ncontent-type: {MEDIA_TYPE}\r\n"
         more = f"content-length: {len(answer.body)}\r\nconnection: close\r\n\r\n"
         self.transport.write((head + more).encode() + bytes(answer.body))
@@ -76,22 +86,20 @@ class _Impatient(HttpToolsProtocol):
 
 
 def run(app: Any, settings: Settings) -> None:
-    """Serve until a signal. Raises UserError when the address cannot be had."""
-    address = urlsplit(settings.http)
-    host, port = address.hostname or "127.0.0.1", address.port
-    if port is None:
-        raise AdclickError(f"setting http needs a port: {settings.http}")
-    family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        listener.bind(where)
-    except OSError as error:
-        raise UserError(f"cannot listen at {settings.http}: {error.strerror}", hint="set ADCLICK_HTTP") from error
+    """Serve until a signal. Raises UserError when the address cannot be had, or the certificate cannot be read."""
+    listener = listen(settings)
     config = uvicorn.Config(
         app, loop="uvloop", http=_Impatient, ws="none", log_level="warning", access_log=False, server_header=False,
         timeout_keep_alive=_IDLE_S, timeout_graceful_shutdown=_GRACE_S, backlog=_BACKLOG,
         ssl_certfile=settings.tls_certificate or None, ssl_keyfile=settings.tls_key or None,
     )  # fmt: skip
-    uvicorn.Server(config).run(sockets=[listener])
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise UserError(
+            f"cannot read the certificate: {error}", hint="set ADCLICK_TLS_CERTIFICATE and ADCLICK_TLS_KEY"
+        ) from error
+    try:
+        uvicorn.Server(config).run(sockets=[listener.bound])
+    finally:
+        listener.close()

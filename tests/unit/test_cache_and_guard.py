@@ -199,7 +199,7 @@ def test_without_redis_a_key_is_limited_by_the_process() -> None:
 
 
 def test_an_answer_of_a_moment_ago_is_given_again_and_made_once_at_a_time() -> None:
-    recent, made = Recent[int](kept_s=0.2), list[str]()
+    recent, made = Recent[int](lambda _: 1, ttl_s=0.2), list[str]()
 
     def make(key: str) -> int:
         made.append(key)
@@ -214,3 +214,21 @@ def test_an_answer_of_a_moment_ago_is_given_again_and_made_once_at_a_time() -> N
     with pytest.raises(ZeroDivisionError):
         recent.get("c", lambda: 1 // 0)
     assert recent.get("c", lambda: make("c")) == 4
+
+
+def test_replies_are_bounded_in_bytes_and_dropped_when_they_expire_without_another_request() -> None:
+    recent = Recent[bytes](len, ttl_s=0.3, max_bytes=1_000_000)
+    for number in range(1_000):
+        recent.get(number, lambda: bytes(100_000))
+        assert recent.bytes <= 1_000_000
+    assert recent.bytes > 0
+    wait_until(lambda: recent.bytes == 0, 30, "expired replies are dropped")
+
+
+def test_a_reply_that_is_too_large_or_for_one_request_only_is_computed_each_time() -> None:
+    for size in (10_000, None):
+        recent, computed = Recent[int](lambda _, size=size: size, ttl_s=60, max_bytes=10_000), list[int]()  # type: ignore[misc]
+        for _ in range(2):
+            recent.get("a", lambda computed=computed: computed.append(1) or len(computed))  # type: ignore[misc]
+        assert computed == [1, 1]
+        assert recent.bytes == 0
