@@ -177,11 +177,26 @@ class _Range:
             return Buckets("day", "day", low, high, self.zone)
         if any(border % HOUR_MS for border in borders) and low >= self.now_ms - self.held.stored("minute"):
             return local
-        # On the first day of a month another zone, or a client's clock, is still in the one before.
-        last_month = zones.last_month_start(self.now_ms - DAY_MS, self.zone)
-        if low < last_month and not self._begins_within(self.held.hours_ms, floor):
+        if low < self._last_month_ms and not self._begins_within(self.held.hours_ms, floor):
             return None
         return Buckets("day", "hour", -(-low // HOUR_MS) * HOUR_MS, -(-high // HOUR_MS) * HOUR_MS, self.zone)
+
+    def oldest_ms(self, grain: str) -> int:
+        """How far back its buckets of a grain may begin."""
+        minutes_ms, hours_ms, days_ms = (self.now_ms - self.held.promised(unit) for unit in GRAINS)
+        if grain == "minute":
+            return minutes_ms // MINUTE_MS * MINUTE_MS
+        if grain == "hour":
+            whole = zones.has_whole_hours(self.start_ms, self.end_ms, self.zone)
+            return zones.hour_start(hours_ms if whole else minutes_ms, self.zone)
+        if self.zone is UTC:
+            return zones.day_start(days_ms, UTC)
+        return min(zones.day_start(hours_ms, self.zone), self._last_month_ms)
+
+    @property
+    def _last_month_ms(self) -> int:
+        # On the first day of a month another zone, or a client's clock, is still in the one before.
+        return zones.last_month_start(self.now_ms - DAY_MS, self.zone)
 
     def _outwards(
         self, start_of: Callable[[int, zoneinfo.ZoneInfo], int], end_of: Callable[[int, zoneinfo.ZoneInfo], int]
@@ -214,24 +229,25 @@ def align(asked: str, start_ms: int, end_ms: int, zone: zoneinfo.ZoneInfo, now_m
 
 
 def _not_held(asked: str, range_: _Range) -> BadQuestion:
-    """What would do instead."""
-    grains = [grain for grain in GRAINS if range_.fit(grain) is not None]
-    instead = f"granularity={' or '.join(grains)}" if grains else "granularity=total"
-    since, zone = iso(range_.start_ms), range_.zone
+    """What is held, and what would do instead."""
+    zone, grain = range_.zone, asked if asked in GRAINS else "day"
     if range_.total() is None:
-        detail = f"nothing is held from {since} on: numbers are kept for two years"
+        since = iso(zones.day_start(range_.now_ms - range_.held.days_ms, UTC))
+        detail = f"nothing is held before {since}: numbers are kept for two years"
         return BadQuestion("granularity", detail, 422, "grain-not-held")
-    if asked == "hour" and not zones.has_whole_hours(range_.start_ms, range_.end_ms, zone):
+    fitting = [other for other in GRAINS if range_.fit(other) is not None]
+    instead = f"granularity={' or '.join(fitting)}" if fitting else "granularity=total, or with timezone=UTC"
+    since = iso(range_.oldest_ms(grain))
+    if grain == "hour" and not zones.has_whole_hours(range_.start_ms, range_.end_ms, zone):
         detail = (
-            f"{zone.key} is not a whole number of hours from UTC: its hours are served from minutes, and minutes from "
-            f"{since} on are no longer held; retry with {instead}, or with timezone=UTC"
+            f"{zone.key} is not a whole number of hours from UTC: its hours are served from minutes, and minutes before "
+            f"{since} are no longer held; retry with {instead}"
         )
         return BadQuestion("timezone", detail, 422, "grain-not-held")
-    zoned = "" if zone is UTC or asked in ("minute", "hour") else f" of {zone.key}"
-    shown = f"{asked}s" if asked in GRAINS else "days"
-    other = "" if grains else ", or with timezone=UTC"
-    detail = f"{shown}{zoned} from {since} on are no longer held; retry with {instead}{other}"
-    return BadQuestion("granularity", detail, 422, "grain-not-held")
+    shown = f"days of {zone.key}" if grain == "day" else f"{grain}s"
+    return BadQuestion(
+        "granularity", f"{shown} before {since} are no longer held; retry with {instead}", 422, "grain-not-held"
+    )
 
 
 def refuse_unless_stored(buckets: Buckets, now_ms: int, held: Held) -> None:

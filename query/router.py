@@ -365,8 +365,8 @@ def _warn(reading: _Reading, *, sampled: bool) -> None:
     ]
     if question.cuts_hours:
         warnings.append(
-            f"days of {question.zone.key} begin within an hour of UTC, which counts for the day that it begins in: its minutes "
-            "are no longer held"
+            f"days of {question.zone.key} are cut at whole hours of UTC: the hour in which a day begins counts for the day before, "
+            "since its minutes are no longer held"
         )
     if sampled:
         warnings.append("some counts are estimates: traffic was sampled under overload")

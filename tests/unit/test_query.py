@@ -81,11 +81,13 @@ def test_a_wrong_parameter_is_named(parameters: dict[str, str], wrong: str) -> N
     ("parameters", "would"),
     [
         ({"granularity": "minute", "start": "-25h"}, "hour or day"),
+        ({"granularity": "minute", "start": "-25h"}, "minutes before 2026-11-19T13:38:00Z .* granularity=hour or day"),
         ({"granularity": "hour", "start": "-31d"}, "day"),
+        ({"granularity": "hour", "start": "-31d"}, "hours before 2026-10-21T13:00:00Z .* granularity=day"),
         ({"granularity": "minute", "start": "-25h", "timezone": "Asia/Kolkata"}, "granularity=day$"),
         (
             {"granularity": "day", "start": "-51d", "timezone": "Europe/Berlin"},
-            "days of Europe/Berlin .* granularity=total",
+            "days of Europe/Berlin before 2026-09-30T22:00:00Z .* granularity=total, or with timezone=UTC",
         ),
         (
             {"granularity": "auto", "start": "-51d", "timezone": "Asia/Kolkata"},

@@ -69,3 +69,17 @@ def test_warnings_come_in_the_order_of_time_whichever_tier_answers_first(
     warnings = router.answer(question).warnings
     assert [warning.split()[1] for warning in warnings] == ["cold", "exact-days", "warm"]
     assert all("is as of 2" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(("zone", "cut"), [("Asia/Kolkata", True), ("Europe/Berlin", False)])
+def test_an_answer_whose_days_are_cut_at_whole_hours_says_so(
+    zone: str, cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"campaign_id": "7", "start": "-3d", "end": "now", "granularity": "day", "timezone": zone}
+    question = parse(list(asked.items()), NOW, Held(DAY_MS, 30 * DAY_MS))
+    router = Router(Settings.model_validate({}))
+    nothing = sums.as_bytes(sums.none(question), 0)
+    monkeypatch.setattr(router, "cache", StaleInTurn(("warm", "exact-hours"), nothing))
+    monkeypatch.setattr(router, "_hot", NoMinutes())
+    warnings = router.answer(question).warnings
+    assert [f"days of {zone} are cut at whole hours of UTC" in warning for warning in warnings].count(True) == int(cut)
