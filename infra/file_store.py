@@ -38,9 +38,11 @@ _CREDENTIALS = "look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, and what they 
 _DENIED = {
     **dict.fromkeys(("EACCES", "EPERM", "EROFS"), _FOLDER_RIGHTS),
     **dict.fromkeys(("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "403"), _CREDENTIALS),
+    "ExpiredToken": "renew AWS_SESSION_TOKEN, and start the workers with it",
+    "REQUEST_TIME_TOO_SKEWED": "set this machine's clock",
 }
 _ERRNO = re.compile(r"\[errno (\d+)\]", re.IGNORECASE)
-_AWS = re.compile(r"AWS Error ([A-Z_]+)(?: \(HTTP status (\d+)\))?.*")
+_AWS = re.compile(r"AWS Error ([A-Z_]+)(?: \(HTTP status (\d+)\))?.*?(?:ExceptionName: (\w+).*)?$")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class FileStore:
 
     def write(self, name: str, content: pa.Buffer) -> None:
         """Put a file there, in place of any that was; returns once it is durable."""
-        with self._translated():
+        with self._translated(missing=True):
             if self.folder is not None:
                 _write(self.folder, name, content)
                 return
@@ -119,12 +121,13 @@ class FileStore:
             self._files.delete_dir(name)
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, *, missing: bool = False) -> Iterator[None]:
+        """Errors as ours; `missing`: also of what is not there."""
         try:
             yield
-        except FileNotFoundError:
-            raise
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not missing:
+                raise
             raise decision_on(error, self.shown) from error
 
 
@@ -139,11 +142,16 @@ def decision_on(error: OSError, where: str) -> Unavailable:
     return Unavailable(message, backend="archive")
 
 
+def is_from_a_bucket(error: OSError) -> bool:
+    """Whether a store of objects sent it, or could not be reached: it says nothing of what a file holds."""
+    return _AWS.search(str(error)) is not None
+
+
 def _reason(error: OSError) -> tuple[str, str]:
     """The error's own code, and its text without names of files, which differ each time."""
     text = (str(error).splitlines() or [type(error).__name__])[0]
     if (aws := _AWS.search(text)) is not None:
-        return (aws[2] if aws[1] == "UNKNOWN" and aws[2] else aws[1]), aws[0]
+        return (aws[3] or aws[2] or aws[1] if aws[1] == "UNKNOWN" else aws[1]), aws[0]
     written = _ERRNO.search(text)
     number = error.errno or (int(written[1]) if written else 0)
     return errno.errorcode.get(number, ""), os.strerror(number) if number else text

@@ -48,6 +48,14 @@ _BAD_ERR = re.compile(
 # Redis 6 wraps the error of a command in a script: `ERR Error running script (…): @user_script:3: -OOM command not allowed …`.
 _IN_SCRIPT = re.compile(r"@user_script: ?\d+: -?(([A-Z]+) .*)")
 _CODE = re.compile(r"([A-Z]{3,}) ")
+# What Redis says without a code.
+_SENTENCES = {
+    "max number of clients": "MAXCLIENTS",
+    "user executing the script can't": "NOPERM",
+    "ACL failure in script": "NOPERM",
+    "while the cluster is down": "CLUSTERDOWN",
+    "access a non local key": "MOVED",
+}
 # A connection to what is no longer the primary: the address may lead elsewhere by now.
 _STALE = {"READONLY", "MASTERDOWN"}
 
@@ -238,19 +246,20 @@ def decision_on(error: redis.RedisError) -> AdclickError:
 def _code_of(error: redis.RedisError) -> tuple[str, str]:
     """A reply's code, and its text as Redis sent it; no code where a connection failed."""
     text = (str(error).splitlines() or [type(error).__name__])[0]
+    for sentence, code in _SENTENCES.items():
+        if sentence in text:
+            return code, f"{code} {text}"
     if (inner := _IN_SCRIPT.search(text)) is not None:
         return inner[2], inner[1]
-    if "max number of clients" in text:
-        return "MAXCLIENTS", text
     # redis-py takes the code off where it has a class for it, and keeps it beside.
-    code = getattr(error, "status_code", None)
+    taken_off = str(getattr(error, "status_code", None) or "")
     if isinstance(error, redis.AuthenticationError):
-        code = code if code in _DENIED else "WRONGPASS"
-        return code, f"{code} {text}"
-    if code is None and isinstance(error, redis.ResponseError):
+        denied = taken_off if taken_off in _DENIED else "WRONGPASS"
+        return denied, f"{denied} {text}"
+    if not taken_off and isinstance(error, redis.ResponseError):
         named = _CODE.match(text)
         return (named[1] if named else "ERR"), text
-    return code or "", text if code in (None, "ERR") else f"{code} {text}"
+    return taken_off, text if taken_off in ("", "ERR") else f"{taken_off} {text}"
 
 
 @dataclass(frozen=True)

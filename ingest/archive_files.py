@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from infra.errors import UserError
-from infra.file_store import FileStore, Stored, folder_of
+from infra.file_store import FileStore, Stored, decision_on, folder_of, is_from_a_bucket
 
 # No dictionary where nearly every value is another one, and statistics where readers use them.
 LAYOUT = {
@@ -118,13 +118,15 @@ def write(store: FileStore, folder: str, name: str, rows: pa.Table) -> str:
 
 
 def read(store: FileStore, name: str, columns: Sequence[str]) -> pl.DataFrame:
-    """Columns of a file. Raises UnreadableFile."""
+    """Columns of a file. Raises UnreadableFile, Unavailable."""
     try:
         if store.folder is not None:
             return pl.read_parquet(store.folder / name, columns=list(columns))
         with store.open(name) as source:
             return pl.DataFrame(pl.from_arrow(parquet.read_table(source, columns=list(columns), partitioning=None)))
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and is_from_a_bucket(error):
+            raise decision_on(error, store.shown) from error
         raise unreadable(store, name, error, "restore the file") from error
 
 

@@ -1,4 +1,4 @@
-"""How often a key may ask: a token bucket in Redis, the same for all query workers; without Redis, one in this process.
+"""How often a key may ask: a token bucket in Redis, the same for all query workers; one in this process while Redis does not count.
 
 A request costs a token, and one more for each thousand rows that it read, which is taken afterwards and may leave the
 bucket in debt.
@@ -11,7 +11,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from infra.errors import Unavailable
+from infra.errors import BadStatement, Unavailable
 from infra.redis import Redis
 from query.keys import Access
 from query.tiers.guard import Guard
@@ -90,7 +90,7 @@ class Limits:
                 lambda: self._script([self._prefix + access.key], [rate, burst, cost, needed])
             )
             return Taken(bool(taken), access, left / 1000)
-        except Unavailable:
+        except (Unavailable, BadStatement):
             return self._take_here(access, rate, burst, cost, needed)
 
     def _take_here(self, access: Access, rate: float, burst: float, cost: float, needed: float) -> Taken:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from infra.errors import TimedOut, Unavailable
+from infra.errors import BadStatement, Refused, TimedOut, Unavailable
 from infra.redis import Redis
 from query import cache
 from query.cache import Cache
@@ -165,6 +165,20 @@ def test_a_backend_that_fails_is_left_alone_and_found_again_by_one(monkeypatch: 
     wait_until(answers, 5, "it is known to be back")
 
 
+def test_writes_that_are_refused_do_not_keep_anybody_from_reading() -> None:
+    guarded, calls = Guard("redis"), []
+
+    def write() -> None:
+        calls.append(1)
+        raise Refused("OOM", backend="redis", code="OOM")
+
+    for _ in range(10):
+        with pytest.raises(Refused):
+            guarded.call(write)
+        assert guarded.call(lambda: "read") == "read"
+    assert len(calls) == 10, "a refusal is an answer: it is not asked for twice"
+
+
 def test_a_connection_that_broke_is_tried_once_more_and_a_time_out_is_not() -> None:
     guarded, calls = Guard("clickhouse"), []
 
@@ -186,8 +200,18 @@ def test_a_connection_that_broke_is_tried_once_more_and_a_time_out_is_not() -> N
     assert len(calls) == 1
 
 
-def test_without_redis_a_key_is_limited_by_the_process() -> None:
-    limits = Limits(cast(Redis, Store()), Guard("redis"), "x:")
+@pytest.mark.parametrize(
+    "error", [Unavailable("away"), Refused("OOM", code="OOM"), TimedOut("late"), BadStatement("WRONGTYPE")], ids=str
+)
+def test_a_key_is_limited_by_the_process_while_redis_does_not_count(error: Exception) -> None:
+    class Failing(Store):
+        def script(self, _source: str) -> Any:
+            def run(*_: Any) -> Any:
+                raise error
+
+            return run
+
+    limits = Limits(cast(Redis, Failing()), Guard("redis"), "x:")
     access = Access("k", None, admin=False, rate=0.001, burst=2)
     assert [limits.take(access).allowed for _ in range(3)] == [True, True, False]
     limits.charge(access, 5_000)
