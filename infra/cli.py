@@ -27,7 +27,7 @@ COMMANDS = {
     "keys": ("query.keys_command:keys", "Keys of the HTTP interface: create, list, rotate, revoke."),
     "reconcile": ("batch.command:reconcile", "Recompute days exactly from the archive."),
     "audit": ("batch.audit:audit", "Prove a day from its archive: what was shown, and what was published."),
-    "dead-letters": ("ingest.dead_letters:dead_letters", "Look at rejected events, and send them again."),
+    "dead-letters": ("ingest.dead_letters_command:command", "Look at rejected events, and send them again."),
     "ingest": ("ingest.worker:ingest", "Run one ingest worker."),
     "archive": ("ingest.archive:archive", "Run one archive worker."),
     "stream": ("stream.worker:stream", "Run one stream worker."),

@@ -9,8 +9,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from infra.errors import UsageError, UserError
 from ingest import dead_letters, events, json_fields
-from ingest.dead_letters import Source
+from ingest.dead_letters import Letter, Source
+from ingest.dead_letters_command import Plan, plan_letters, plan_lines
+from ingest.mending import parse_edits
+from ingest.sent_letters import SentLetters
 from tests.hostile_letters import HOSTILE
 
 EVENT: dict[str, Any] = {
@@ -153,3 +157,165 @@ def test_a_number_that_is_written_oddly_keeps_its_spelling_and_its_verdict() -> 
 @pytest.mark.parametrize("value", [b"[1]", b"7", b"", None, b"\xff", b"{", b'{"a":NaN}'])
 def test_what_is_no_object_has_no_fields_to_set(value: bytes | None) -> None:
     assert json_fields.with_fields(value, {"country": "DE"}) is None
+
+
+# -- mending, and what was sent before --------------------------------------------------------------------------
+
+NOW = EVENT["event_time"] + 1_000
+
+
+def letter(name: str, reason: str, detail: str, time_ms: int = NOW, **fields: Any) -> Letter:
+    value = json.dumps({k: v for k, v in (EVENT | fields).items() if v is not ...}).encode()
+    return Letter(name, b"k", value, {"reason": reason, "detail": detail}, time_ms)
+
+
+def sent_events(plan: Plan) -> list[dict[str, Any]]:
+    return [json.loads(value) for value, _ in plan.sends]
+
+
+def marks_of(plan: Plan) -> SentLetters:
+    return SentLetters(mark for _, mark in plan.sends)
+
+
+def planned(
+    letters: list[Letter], sent: SentLetters | None = None, *edits: str, again: bool = False, now_ms: int = NOW
+) -> Plan:
+    return plan_letters(letters, parse_edits(edits), sent or SentLetters(), now_ms, again=again)
+
+
+UNKNOWN_COUNTRY = letter("0/1", "bad-value", "country", event_id="uk", country="UK")
+NEGATIVE_COST = letter("0/2", "bad-value", "cost_micros", event_id="fr", country="FR", cost_micros=-1)
+NUMERIC_ID = letter("0/3", "bad-value", "event_id", event_id=12)
+THREE = [UNKNOWN_COUNTRY, NEGATIVE_COST, NUMERIC_ID]
+
+
+def test_an_edit_touches_only_letters_where_that_field_was_at_fault() -> None:
+    plan = planned(THREE, None, "country=ZZ")
+    assert sent_events(plan) == [EVENT | {"event_id": "uk", "country": "ZZ"}]
+    assert plan.left == {"bad-value cost_micros": 1, "bad-value event_id": 1}
+    plan = planned(THREE, None, "cost_micros=5", "event_id=new", "country=ZZ")
+    assert sent_events(plan) == [
+        EVENT | {"event_id": "uk", "country": "ZZ"},
+        EVENT | {"event_id": "fr", "country": "FR", "cost_micros": 5},
+        EVENT | {"event_id": "new"},
+    ]
+    assert [mark.letter for _, mark in plan.sends] == ["0/1", "0/2", "0/3"]
+
+
+def test_every_fault_of_an_event_is_mended_by_the_edits_of_its_fields_and_nothing_else() -> None:
+    both = letter("0/1", "bad-value", "country", country="UK", device="phone", user_id="u")
+    assert planned([both], None, "country=GB").left == {"bad-value device": 1}
+    plan = planned([both], None, "device=mobile", "country=GB", "user_id=x", "cost_micros=0")
+    assert sent_events(plan) == [EVENT | {"country": "GB", "device": "mobile", "user_id": "u"}]
+
+
+@pytest.mark.parametrize(
+    ("reason", "detail", "fields", "edit", "value"),
+    [
+        ("missing-field", "ad_id", {"ad_id": ...}, "ad_id=7", 7),
+        ("missing-field", "event_id", {"event_id": None}, "event_id=7", "7"),
+        ("bad-value", "event_id", {"event_id": ""}, 'event_id="7"', "7"),
+        ("bad-value", "user_id", {"user_id": 5}, "user_id=null", None),
+        ("bad-value", "user_id", {"user_id": 5}, "user_id=NaN", "NaN"),
+        ("bad-value", "event_time", {"event_time": "x"}, f"event_time={NOW}", NOW),
+        ("bad-value", "event_time", {"event_time": "x"}, "event_time=2026-11-20T00:00:00Z", "2026-11-20T00:00:00Z"),
+        ("from-the-future", "9 ms ahead", {"event_time": NOW * 2}, f"event_time={NOW}", NOW),
+        ("bad-value", "country", {"country": "UK", "n": "\ud800"}, "country=NA", "NA"),
+        ("bad-value", "cost_micros", {"cost_micros": 10**4000}, "cost_micros=1", 1),
+    ],
+)
+def test_a_field_takes_the_value_that_was_typed_as_its_own_type(
+    reason: str, detail: str, fields: dict[str, Any], edit: str, value: Any
+) -> None:
+    (event,) = sent_events(planned([letter("0/1", reason, detail, **fields)], None, edit))
+    assert event[edit.partition("=")[0]] == value
+    assert event.keys() == EVENT.keys() | fields.keys()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_any_letter_can_be_planned_and_what_cannot_be_mended_is_left_out(name: str) -> None:
+    hostile = dead_letters.letter_of(0, Message(HOSTILE[name].value, list(HOSTILE[name].headers) or None))
+    for headers in (hostile.headers, {"reason": "bad-value", "detail": "country"}):
+        plan = planned([Letter("0/1", None, hostile.value, headers, 0)], None, "country=ZZ")
+        assert plan.sends == []
+        assert plan.left.total() == 1
+
+
+def test_a_letter_without_edits_is_sent_once_its_event_has_become_valid() -> None:
+    early = letter("0/1", "from-the-future", "x", event_time=NOW + 3_600_000)
+    assert planned([early]).left.total() == 1
+    assert sent_events(planned([early], now_ms=NOW + 3_600_000)) == [EVENT | {"event_time": NOW + 3_600_000}]
+
+
+def test_what_was_sent_is_not_sent_again_unless_that_is_asked_for() -> None:
+    first = planned(THREE, None, "country=ZZ")
+    repeated = planned(THREE, marks_of(first), "country=ZZ")
+    assert (repeated.sends, len(repeated.sent_before)) == ([], 1)
+    assert repeated.left == {"bad-value cost_micros": 1, "bad-value event_id": 1}
+    assert planned([UNKNOWN_COUNTRY], marks_of(first)).left == {}
+    assert sent_events(planned(THREE, marks_of(first), "country=FR", again=True)) == [
+        EVENT | {"event_id": "uk", "country": "FR"}
+    ]
+
+
+def test_letters_of_one_event_are_sent_once_in_one_command_and_over_several() -> None:
+    copies = [letter(f"0/{n}", "bad-value", "country", NOW + n, country="UK") for n in range(3)]
+    plan = planned(copies, None, "country=ZZ")
+    assert (len(plan.sends), len(plan.sent_before)) == (1, 2)
+    one = planned(copies[:1], None, "country=ZZ")
+    assert planned(copies[1:], marks_of(one), "country=ZZ").sends == []
+    same = [letter(f"0/{n}", "from-the-future", "x", NOW, event_time=NOW) for n in range(2)]
+    assert planned(same[1:], marks_of(planned(same[:1]))).sends == []
+
+
+def test_a_letter_that_says_that_what_was_sent_was_rejected_in_its_turn_can_be_sent() -> None:
+    plan = planned([UNKNOWN_COUNTRY], None, "country=ZZ")
+    ((value, _),) = plan.sends
+    rejected = Letter("0/9", b"uk", value, {"reason": "bad-value", "detail": "country"}, NOW + 5_000)
+    assert sent_events(planned([rejected], marks_of(plan), "country=DE")) == [
+        EVENT | {"event_id": "uk", "country": "DE"}
+    ]
+
+
+def test_a_mark_is_not_of_a_letter_that_has_the_name_in_a_topic_made_anew() -> None:
+    plan = planned([UNKNOWN_COUNTRY], None, "country=ZZ")
+    other = letter("0/1", "bad-value", "country", NOW + 9_000, event_id="other", country="XX")
+    assert len(planned([other], marks_of(plan), "country=ZZ").sends) == 1
+
+
+def test_an_id_that_an_edit_sets_is_counted_for_each_letter_that_it_would_be_given_to() -> None:
+    letters = [letter(f"0/{n}", "bad-value", "event_id", event_id=n) for n in range(3)]
+    assert planned(letters, None, "event_id=x").ids_set == 3
+    assert planned([*letters[:1], UNKNOWN_COUNTRY], None, "event_id=x", "country=ZZ").ids_set == 1
+
+
+def test_too_late_letters_are_left_to_the_nightly_job() -> None:
+    plan = planned([letter("0/1", "too-late", "9 ms")], None)
+    assert plan.sends == []
+    assert "nightly" in plan.first_left
+
+
+def test_events_of_a_file_are_sent_once_and_only_if_all_of_them_are_valid() -> None:
+    lines = [json.dumps(EVENT | {"event_id": name}).encode() for name in ("a", "b", "a")]
+    plan = plan_lines("f", lines, SentLetters(), NOW, again=False)
+    assert [event["event_id"] for event in sent_events(plan)] == ["a", "b"]
+    assert plan_lines("f", lines, marks_of(plan), NOW, again=False).sends == []
+    assert len(plan_lines("f", lines, marks_of(plan), NOW, again=True).sends) == 2
+    assert planned([letter("0/1", "bad-value", "country", event_id="a", country="UK")], marks_of(plan)).sends == []
+    with pytest.raises(UserError, match=r"event 2 of f .*bad-value country"):
+        plan_lines("f", [lines[0], json.dumps(EVENT | {"country": "UK"}).encode()], SentLetters(), NOW, again=False)
+
+
+@pytest.mark.parametrize("edit", ["country", "nation=DE", "=DE", "", "country"])
+def test_an_edit_of_what_is_no_field_is_wrong_usage(edit: str) -> None:
+    with pytest.raises(UsageError, match="FIELD=VALUE"):
+        parse_edits((edit,))
+    with pytest.raises(UsageError, match="twice"):
+        parse_edits(("country=DE", "country=FR"))
+
+
+@pytest.mark.parametrize("text", ["9" * 5_000, "[" * 5_000, "1e999", "{", "Infinity", "\ud800"])
+def test_any_text_can_be_typed_as_a_value(text: str) -> None:
+    for name in ("country", "cost_micros"):
+        bad = letter("0/1", "bad-value", name, NOW, **{name: "?"})
+        assert planned([bad], None, f"{name}={text}").left == {f"bad-value {name}": 1}
