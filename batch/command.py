@@ -78,7 +78,7 @@ def reconcile(
     give_way(BACKGROUND)  # and Spark, which inherits it
     with _lease(app) as fence:
         app.say(f"reconciling {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else ""))
-        ends = coverage.wait_for_archive(settings, wait, app.say)
+        ends = coverage.wait_for_archive(settings, wait, app.say, force=force)
         raised = _run(replace(job, fence=fence, ends=ends), days)
     return ALERT_EXIT if raised else 0
 

@@ -23,7 +23,7 @@ from infra.errors import AdclickError
 from infra.file_store import FileStore
 from infra.kafka import Admin, offset_at, read_to_end
 from infra.settings import Settings
-from ingest import archive_files, dead_letters
+from ingest import archive_files, dead_letters, source
 from ingest.archive import archived_to
 from ingest.archive_files import File
 from ingest.events import Reason
@@ -58,25 +58,74 @@ class Proof:
     """Offsets of ad-events up to which the archive was complete when the run began."""
 
 
-def wait_for_archive(settings: Settings, wait_s: float, tell: Callable[[str], None]) -> list[int]:
+@dataclass(frozen=True)
+class _Source:
+    """ad-events as it is now, in the offsets of events: per partition, `bases` is by how much those exceed Kafka's."""
+
+    bases: list[int]
+    starts: list[int]
+    stable_ends: list[int]
+    ends: list[int]
+
+    def held_back(self) -> list[str]:
+        """What open transactions keep from being read."""
+        return [
+            f"a transaction that is open since offset {stable - base} of partition {p} holds back {end - stable:,} messages"
+            for p, (base, stable, end) in enumerate(zip(self.bases, self.stable_ends, self.ends, strict=True))
+            if stable < end
+        ]
+
+
+def _read_source(settings: Settings) -> _Source:
+    """Raises AdclickError when the topic is not the one that was read."""
+    topic, group, count = settings.topic(topics.EVENTS), settings.topic(topics.INGEST_GROUP), settings.event_partitions
+    admin = Admin(settings.kafka)
+    state = admin.describe([topic]).get(topic)
+    mains = admin.committed(group, topic, count)
+    copies = admin.committed(group, settings.topic(topics.ARCHIVE), count)
+    positions = [source.choose_position(main, copy) for main, copy in zip(mains, copies, strict=True)]
+    if state is None or any(p is not None and p.topic_id not in ("", state.topic_id) for p in positions):
+        raise AdclickError(f"topic {topic} is not the one that was read", hint="adclick status says what to do")
+    bases = [0 if p is None else p.base for p in positions]
+
+    def counted(offsets: list[int]) -> list[int]:
+        return [offset + base for offset, base in zip(offsets, bases, strict=True)]
+
+    return _Source(
+        bases,
+        counted(admin.starts(topic, count)),
+        counted(admin.ends(topic, count)),
+        counted(admin.high_watermarks(topic, count)),
+    )
+
+
+def wait_for_archive(
+    settings: Settings, wait_s: float, tell: Callable[[str], None], *, force: bool = False
+) -> list[int]:
     """Wait until the archive has passed the ends of ad-events as they are now; returns those ends, by partition.
 
-    Raises AdclickError when that takes longer than `wait_s`.
+    Raises AdclickError when that takes longer than `wait_s`, or where nobody reads: with `force`, only for what is being read.
     """
-    admin, count = Admin(settings.kafka), settings.event_partitions
-    ends = admin.ends(settings.topic(topics.EVENTS), count)
-    starts = admin.starts(settings.topic(topics.EVENTS), count)
-    deadline, told = time.monotonic() + wait_s, False
+    unread = _unread_partitions(settings)
+    if unread and not force:
+        raise AdclickError(unread, hint="raise ADCLICK_EVENT_PARTITIONS, or --force leaves them out")
+    now = _read_source(settings)
+    ends, deadline, told = now.ends, time.monotonic() + wait_s, False
     while True:
-        done = admin.committed(settings.topic(topics.ARCHIVE_GROUP), settings.topic(topics.ARCHIVE), count)
-        missing = sum(
-            max(0, end - archived_to(c.metadata))
-            for end, start, c in zip(ends, starts, done, strict=True)
-            if end > start
-        )
+        missing = _not_archived(settings, ends, now.starts)
         if not missing:
             return ends
         if time.monotonic() > deadline:
+            held_back = _read_source(settings).held_back()
+            if held_back and force and ends is not now.stable_ends:
+                tell(f"left out: {'; '.join(held_back)}")
+                ends, deadline = now.stable_ends, time.monotonic() + wait_s
+                continue
+            if held_back:
+                raise AdclickError(
+                    f"the archive is {missing:,} events behind ad-events after {wait_s:.0f} s: {'; '.join(held_back)}",
+                    hint="its producer must commit or abort it, or kafka-transactions.sh abort; --force leaves them out",
+                )
             raise AdclickError(
                 f"the archive is {missing:,} events behind ad-events after {wait_s:.0f} s",
                 hint="is an archive worker running? --wait gives it longer",
@@ -87,13 +136,38 @@ def wait_for_archive(settings: Settings, wait_s: float, tell: Callable[[str], No
         time.sleep(0.3)
 
 
+def _not_archived(settings: Settings, ends: Sequence[int], starts: Sequence[int]) -> int:
+    topic, group = settings.topic(topics.ARCHIVE), settings.topic(topics.ARCHIVE_GROUP)
+    done = Admin(settings.kafka).committed(group, topic, settings.event_partitions)
+    return sum(
+        max(0, end - archived_to(c.metadata)) for end, start, c in zip(ends, starts, done, strict=True) if end > start
+    )
+
+
+def _unread_partitions(settings: Settings) -> str:
+    """What lies in partitions that the setting leaves out; empty when nothing does."""
+    topic, admin, count = settings.topic(topics.EVENTS), Admin(settings.kafka), settings.event_partitions
+    there = admin.partitions().get(topic, 0)
+    if there <= count:
+        return ""
+    starts, ends = admin.starts(topic, there)[count:], admin.high_watermarks(topic, there)[count:]
+    messages = sum(ends) - sum(starts)
+    return (
+        f"partitions {count} to {there - 1} of {topic} are not read, and hold {messages:,} messages" if messages else ""
+    )
+
+
 def prove(settings: Settings, files: Sequence[File], date: dt.date, ends: Sequence[int]) -> Proof:
     """What ad-events has of a day, below its `ends`, and what of that is neither archived nor a dead letter.
 
     Raises UnreadableFile.
     """
     since_ms = _since_ms(date)
-    stretches = _stretches(settings, since_ms, ends)
+    bases = _read_source(settings).bases
+    store = FileStore(settings.archive)
+    stretches = _stretches(settings, since_ms, ends, bases)
+    elsewhere = _files_elsewhere(store, files, stretches)
+    stretches = _without_older(store, elsewhere, stretches, since_ms)
     seen = {s.partition: np.zeros(s.to_offset - s.from_offset, bool) for s in stretches}
     firsts = {s.partition: s.from_offset for s in stretches}
 
@@ -102,8 +176,7 @@ def prove(settings: Settings, files: Sequence[File], date: dt.date, ends: Sequen
             at = offsets - firsts[partition]
             seen[partition][at[(at >= 0) & (at < len(seen[partition]))]] = True
 
-    store = FileStore(settings.archive)
-    for file in files:
+    for file in [*files, *elsewhere]:
         rows = archive_files.read(store, file.name, ("partition", "offset"))
         for (partition,), part in rows.group_by("partition"):
             mark(int(str(partition)), part["offset"].to_numpy())
@@ -111,7 +184,9 @@ def prove(settings: Settings, files: Sequence[File], date: dt.date, ends: Sequen
     for (partition,), part in rejected.drop_nulls("partition").group_by("partition"):
         mark(int(str(partition)), part["offset"].to_numpy())
     gaps = [Stretch(p, firsts[p] + low, firsts[p] + high) for p, found in seen.items() for low, high in _runs(~found)]
-    return Proof(files, stretches, [gap for gap in gaps if _holds_messages(settings, gap)], _by_id(rejected), ends)
+    return Proof(
+        files, stretches, [gap for gap in gaps if _holds_messages(settings, gap, bases)], _by_id(rejected), ends
+    )
 
 
 def letters(settings: Settings, date: dt.date) -> Letters:
@@ -130,12 +205,42 @@ def _since_ms(date: dt.date) -> int:
     return day_start_ms(date) - DAY_MS - _AHEAD_MS
 
 
-def _stretches(settings: Settings, since_ms: int, ends: Sequence[int]) -> list[Stretch]:
+def _stretches(settings: Settings, since_ms: int, ends: Sequence[int], bases: Sequence[int]) -> list[Stretch]:
     """The messages since a moment, as far as ad-events still has them: only of those can it be known what there was."""
     topic, admin = settings.topic(topics.EVENTS), Admin(settings.kafka)
     starts = admin.starts(topic, len(ends))
-    firsts = [max(start, offset_at(settings.kafka, topic, p, since_ms)) for p, start in enumerate(starts)]
+    firsts = [
+        max(start, offset_at(settings.kafka, topic, p, since_ms)) + base
+        for p, (start, base) in enumerate(zip(starts, bases, strict=True))
+    ]
     return [Stretch(p, first, end) for p, (first, end) in enumerate(zip(firsts, ends, strict=True)) if first < end]
+
+
+def _files_elsewhere(store: FileStore, files: Sequence[File], stretches: Sequence[Stretch]) -> list[File]:
+    """Files of other days with messages of these stretches: an event lies under its own day, however late it was sent."""
+    names, by_partition = {file.name for file in files}, {s.partition: s for s in stretches}
+    found = list[File]()
+    for day in archive_files.days(store):
+        for file in archive_files.current(archive_files.named(store.files(day))):
+            stretch = by_partition.get(file.partition)
+            if stretch is None or file.name in names:
+                continue
+            if file.from_offset < stretch.to_offset and stretch.from_offset < file.to_offset:
+                found.append(file)
+    return found
+
+
+def _without_older(
+    store: FileStore, files: Sequence[File], stretches: Sequence[Stretch], since_ms: int
+) -> list[Stretch]:
+    """The stretches without what was certainly written before: one wrong timestamp can make a stretch begin far too early."""
+    firsts = {s.partition: s.from_offset for s in stretches}
+    for file in files:
+        rows = archive_files.read(store, file.name, ("offset", "log_time_ms")).filter(pl.col("log_time_ms") < since_ms)
+        if len(rows):
+            firsts[file.partition] = max(firsts[file.partition], int(str(rows["offset"].max())) + 1)
+    moved = [Stretch(s.partition, firsts[s.partition], s.to_offset) for s in stretches]
+    return [s for s in moved if s.from_offset < s.to_offset]
 
 
 def _runs(flags: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
@@ -144,10 +249,11 @@ def _runs(flags: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
     yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
 
 
-def _holds_messages(settings: Settings, gap: Stretch) -> bool:
+def _holds_messages(settings: Settings, gap: Stretch, bases: Sequence[int]) -> bool:
     """Offsets are also taken by what is no message: the marks of a producer's transactions."""
-    for message in read_to_end(settings.kafka, settings.topic(topics.EVENTS), gap.partition, gap.from_offset):
-        return int(message.offset()) < gap.to_offset
+    base = bases[gap.partition]
+    for message in read_to_end(settings.kafka, settings.topic(topics.EVENTS), gap.partition, gap.from_offset - base):
+        return int(message.offset()) + base < gap.to_offset
     return False
 
 

@@ -145,6 +145,8 @@ def _print_status(app: App, report: dict[str, Any]) -> None:
         app.table(["process", "pid", "cpu s", "MB"], rows)
     if report["problems"]:
         app.table(["problem", ""], list(report["problems"].items()))
+    if report["warnings"]:
+        app.table(["warning"], [(warning,) for warning in report["warnings"]])
     if report["topics"]:
         app.table(["topic", "messages to read"], [(n, f"{lag:,}") for n, lag in report["topics"].items()])
     lag_s, run = report["stream_lag_s"], report["last_reconciliation"]

@@ -6,7 +6,8 @@ AdclickError                 stop: print one line, exit 1
 │   └── UnreadableFile       stop: a file of the archive must be restored (ingest.archive_files)
 ├── BadStatement             stop: a backend cannot make sense of a statement of ours; repeating it is pointless
 ├── CorruptLog               stop: a log has a hole or an overlap; name the place, skip nothing
-│   └── OffsetOutOfRange     stop: the log no longer holds the next offset
+│   ├── InputLost            stop: events that were not read are gone; an operator must accept that by name
+│   └── OffsetOutOfRange     stop: the log no longer holds the next offset (ingest starts over, and says what is lost)
 ├── LeaseLost                stop: another process holds the lease; publish nothing
 ├── Unavailable              retry, backing off: a backend is away
 │   ├── TimedOut             retry later: a second attempt at once would wait just as long
@@ -17,6 +18,8 @@ AdclickError                 stop: print one line, exit 1
 └── SessionLost              start over: drop the client and all state in memory, resume from what is committed
     ├── Fenced               start over: another owner has the partition; write nothing more
     ├── OutcomeUnknown       start over: read the log before writing again, the transaction may have been committed
+    ├── TopicChanged         start over: the topic that was read is gone, or was made again; say what is lost
+    ├── LogTruncated         start over: the log was cut off behind what was read of it; say what is lost
     ├── ClientBroken         start over: abandon the client, its calls fail or no longer return
     └── MemoryLost           start over: rebuild the dedup ids that Redis lost (ingest.dedup.registry)
 
@@ -60,6 +63,10 @@ class CorruptLog(AdclickError):
 
 class OffsetOutOfRange(CorruptLog):
     """The log no longer holds the offset that must be read next."""
+
+
+class InputLost(CorruptLog):
+    """Events that were not read are gone from the log: stop until an operator has accepted that."""
 
 
 class LeaseLost(AdclickError):
@@ -111,3 +118,15 @@ class OutcomeUnknown(SessionLost):
 
 class ClientBroken(SessionLost):
     """A client library cannot go on: a call of it does not return, or every call fails from now on."""
+
+
+class LogTruncated(SessionLost):
+    """The log was cut off behind what was read of it: `end` is where it now parts from what was read."""
+
+    def __init__(self, message: str, *, partition: int, end: int) -> None:
+        super().__init__(message)
+        self.partition, self.end = partition, end
+
+
+class TopicChanged(SessionLost):
+    """The topic that was read is gone, or was made again."""

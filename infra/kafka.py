@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from confluent_kafka import (
@@ -22,9 +22,10 @@ from confluent_kafka import (
     KafkaException,
     Message,
     Producer,
+    TopicCollection,
     TopicPartition,
+    admin,
 )
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic, OffsetSpec
 
 from infra import faults
 from infra.columns import Columns, Values
@@ -38,10 +39,11 @@ from infra.errors import (
     Unavailable,
     UserError,
 )
-from infra.kafka_errors import FENCED, decision_on, declined, hint, lost
+from infra.kafka_errors import FENCED, PASSING, decision_on, declined, hint, lost
 from infra.patience import bounded
-from infra.records import Committed, Record
+from infra.records import Committed, Record, TopicState
 
+T = TypeVar("T")
 BEGINNING: int = OFFSET_BEGINNING
 REQUEST_TIMEOUT_S = 15.0
 # A stopped worker's open transaction holds every reader back for this long at most.
@@ -52,11 +54,7 @@ METADATA_REFRESH_MS = 3_000
 
 # For one call about a transaction, and for a commit in all.
 _CALL_S, _COMMIT_S = 8.0, 20.0
-_TOPIC_PATIENCE_S = 60.0
-_GIVE_UP_S = 20.0
-
-# A topic that was just made, or one whose leader just moved: the answer of a moment.
-_NO_LEADER_YET = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+_TOPIC_PATIENCE_S, _GIVE_UP_S = 60.0, 20.0
 
 
 def columns_of(messages: Sequence[Any]) -> Columns:
@@ -79,6 +77,18 @@ def _translated() -> Iterator[None]:
         raise decision_on(error.args[0]) from error
 
 
+def _asked_again(call: Callable[[], T], timeout_s: float) -> T:
+    """The result of `call`, repeated while the answer is one of a moment. Raises what `decision_on` makes of others."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return call()
+        except KafkaException as error:
+            if error.args[0].name() not in PASSING or time.monotonic() > deadline:
+                raise decision_on(error.args[0]) from error
+            time.sleep(0.05)
+
+
 def _common(servers: str) -> dict[str, Any]:
     return {
         "bootstrap.servers": servers,
@@ -89,12 +99,23 @@ def _common(servers: str) -> dict[str, Any]:
     }
 
 
+def _reading(servers: str) -> dict[str, Any]:
+    return _common(servers) | {
+        "enable.auto.commit": False,
+        "isolation.level": "read_committed",
+        # The default, 1 s, makes the fetcher sleep each time its queue is full.
+        "fetch.queue.backoff.ms": 2,
+        "fetch.message.max.bytes": 4 << 20,
+        "receive.message.max.bytes": 128 << 20,
+    }
+
+
 class Admin:
     """Topics, ends of logs and committed positions."""
 
     def __init__(self, servers: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
         self._servers, self._timeout_s = servers, timeout_s
-        self._client = AdminClient(_common(servers))
+        self._client = admin.AdminClient(_common(servers))
 
     def partitions(self, timeout_s: float = REQUEST_TIMEOUT_S) -> dict[str, int]:
         """topic → number of partitions. Raises Unavailable when no broker answers."""
@@ -102,21 +123,25 @@ class Admin:
             found = self._client.list_topics(timeout=timeout_s)
         return {name: len(meta.partitions) for name, meta in found.topics.items()}
 
-    def leaders(self, topic: str) -> dict[int, tuple[str, int]]:
-        """The address of each partition's leader, where there is one. Raises Unavailable."""
-        with _translated():
-            found = self._client.list_topics(topic, timeout=self._timeout_s)
-        brokers = {b.id: (b.host, int(b.port)) for b in found.brokers.values()}
-        partitions = found.topics[topic].partitions.values()
-        return {p.id: brokers[p.leader] for p in partitions if p.leader in brokers}
+    def describe(self, topics: Iterable[str]) -> dict[str, TopicState]:
+        """The topics that exist, of these. Raises Unavailable, and UserError where brokers know no topic ids."""
+        futures = self._client.describe_topics(TopicCollection(list(topics)), request_timeout=self._timeout_s)
+        states = dict[str, TopicState]()
+        for name, future in futures.items():
+            try:
+                states[name] = TopicState.of(future.result())
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise decision_on(error.args[0]) from error
+        return states
 
     def create(self, topics: dict[str, tuple[int, dict[str, str]]]) -> None:
         """Make topics (name → partitions, config) and wait until brokers tell of them; ones that exist are left as they
         are. See `configure`."""
         if not topics:
             return
-        replicas = 1 if self._single_broker() else 3
-        new = [NewTopic(name, count, replicas, config=config) for name, (count, config) in topics.items()]
+        replicas = 3 if len(self._client.list_topics(timeout=self._timeout_s).brokers) >= 3 else 1
+        new = [admin.NewTopic(name, count, replicas, config=config) for name, (count, config) in topics.items()]
         for name, future in self._client.create_topics(new, request_timeout=self._timeout_s).items():
             try:
                 future.result()
@@ -129,61 +154,77 @@ class Admin:
                 raise Unavailable(f"Kafka: made {min(missing)}, and does not tell of it yet", backend="kafka")
             time.sleep(0.05)
 
+    def grow(self, topics: dict[str, int]) -> None:
+        """Add partitions to topics (at least one) until each has as many; brokers list them a moment later."""
+        new = [admin.NewPartitions(name, count) for name, count in topics.items()]
+        with _translated():
+            for future in self._client.create_partitions(new, request_timeout=self._timeout_s).values():
+                future.result()
+
+    def configs(self, topics: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Topic → setting → value in force. Raises Unavailable."""
+        resources = [admin.ConfigResource(admin.ConfigResource.Type.TOPIC, name) for name in topics]
+        with _translated():
+            futures = self._client.describe_configs(resources, request_timeout=self._timeout_s)
+            return {r.name: {k: e.value for k, e in future.result().items()} for r, future in futures.items()}
+
     def configure(self, topics: dict[str, dict[str, str]]) -> None:
         """Set these settings of topics; others that a topic has stay."""
-        set_to = AlterConfigOpType.SET
-        resources = [
-            ConfigResource(
-                ConfigResource.Type.TOPIC,
-                name,
-                incremental_configs=[ConfigEntry(k, v, incremental_operation=set_to) for k, v in config.items()],
-            )
-            for name, config in topics.items()
-        ]
+        resources, set_to = list[admin.ConfigResource](), admin.AlterConfigOpType.SET
+        for name, config in topics.items():
+            changes = [admin.ConfigEntry(k, v, incremental_operation=set_to) for k, v in config.items()]
+            resources.append(admin.ConfigResource(admin.ConfigResource.Type.TOPIC, name, incremental_configs=changes))
         with _translated():
             for future in self._client.incremental_alter_configs(resources, request_timeout=self._timeout_s).values():
                 future.result()
 
-    def _single_broker(self) -> bool:
-        return len(self._client.list_topics(timeout=self._timeout_s).brokers) < 3
-
     def ends(self, topic: str, partitions: int) -> list[int]:
-        """The committed end offset (last stable offset) of each partition."""
-        return self._offsets(topic, partitions, OffsetSpec.latest())
+        """The last stable offset of each partition: where a read-committed reader has to stop for now."""
+        return self._offsets(topic, partitions, admin.OffsetSpec.latest())
+
+    def high_watermarks(self, topic: str, partitions: int) -> list[int]:
+        """The end of each partition's log, whatever transactions are open in it."""
+        return self._offsets(topic, partitions, admin.OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED)
 
     def starts(self, topic: str, partitions: int) -> list[int]:
         """The first offset each partition still holds."""
-        return self._offsets(topic, partitions, OffsetSpec.earliest())
+        return self._offsets(topic, partitions, admin.OffsetSpec.earliest())
 
-    def _offsets(self, topic: str, partitions: int, spec: Any) -> list[int]:
+    def _offsets(
+        self, topic: str, partitions: int, spec: Any, isolation: IsolationLevel = IsolationLevel.READ_COMMITTED
+    ) -> list[int]:
         request = {TopicPartition(topic, p): spec for p in range(partitions)}
-        deadline = time.monotonic() + self._timeout_s
-        while True:
-            try:
-                futures = self._client.list_offsets(
-                    request, isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=self._timeout_s
-                )
-                found = {tp.partition: future.result().offset for tp, future in futures.items()}
-                return [found[p] for p in range(partitions)]
-            except KafkaException as error:
-                if error.args[0].code() not in _NO_LEADER_YET or time.monotonic() > deadline:
-                    raise decision_on(error.args[0]) from error
-                time.sleep(0.05)
+
+        def ask() -> list[int]:
+            futures = self._client.list_offsets(request, isolation_level=isolation, request_timeout=self._timeout_s)
+            found = {tp.partition: future.result().offset for tp, future in futures.items()}
+            return [found[p] for p in range(partitions)]
+
+        return _asked_again(ask, self._timeout_s)
 
     def committed(self, group: str, topic: str, partitions: int) -> list[Committed]:
         """What a group has committed, without joining it."""
         consumer = Consumer(_common(self._servers) | {"group.id": group, "enable.auto.commit": False})
-        try:
+        with contextlib.closing(consumer):
             return _committed(consumer, topic, range(partitions), self._timeout_s)
-        finally:
-            consumer.close()
+
+
+def _refuse_lost(error: KafkaError | None, message: Message) -> None:
+    """Raise OffsetOutOfRange or SessionLost where the client will not go on by itself."""
+    if error is None:
+        return
+    if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+        where = f"{message.topic()}/{message.partition()}: offset {message.offset()}"
+        raise OffsetOutOfRange(f"{where} is no longer there: {error.str()}", hint="messages were deleted unread")
+    if error.fatal():
+        raise lost(error)
 
 
 def _committed(
     consumer: Consumer, topic: str, partitions: Iterable[int], timeout_s: float = REQUEST_TIMEOUT_S
 ) -> list[Committed]:
-    with _translated():
-        found = consumer.committed([TopicPartition(topic, p) for p in partitions], timeout=timeout_s)
+    wanted = [TopicPartition(topic, p) for p in partitions]
+    found = _asked_again(lambda: consumer.committed(wanted, timeout=timeout_s), timeout_s)
     for tp in found:
         if tp.error is not None:
             raise declined(tp.error)
@@ -213,25 +254,13 @@ class GroupConsumer:
         self._reads = reads
         self._on_assign, self._on_revoke = on_assign, on_revoke
         self._failure: BaseException | None = None
-        self._consumer = Consumer(
-            _common(servers)
-            | {
-                "group.id": group,
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                "isolation.level": "read_committed",
-                "auto.offset.reset": "error",
-                "session.timeout.ms": session_timeout_ms,
-                "heartbeat.interval.ms": session_timeout_ms // 4,
-                # The default, 1 s, makes the fetcher sleep each time its queue is full.
-                "fetch.queue.backoff.ms": 2,
-                "queued.max.messages.kbytes": 48 * 1024,
-                "fetch.message.max.bytes": 4 << 20,
-                "receive.message.max.bytes": 128 << 20,
-                "fetch.wait.max.ms": 100,
-                "topic.metadata.refresh.interval.ms": METADATA_REFRESH_MS,
-            }
-        )
+        own = {
+            "group.id": group, "enable.auto.offset.store": False, "auto.offset.reset": "error",
+            "session.timeout.ms": session_timeout_ms, "heartbeat.interval.ms": session_timeout_ms // 4,
+            "queued.max.messages.kbytes": 48 * 1024, "fetch.wait.max.ms": 100,
+            "topic.metadata.refresh.interval.ms": METADATA_REFRESH_MS,
+        }  # fmt: skip
+        self._consumer = Consumer(_reading(servers) | own)
         self._consumer.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -256,23 +285,13 @@ class GroupConsumer:
             raise failure
         if set(map(type, map(Message.error, messages))) <= {type(None)}:
             return list(messages)
-        good = []
         for message in messages:
-            error = message.error()
-            if error is None:
-                good.append(message)
-            elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                raise OffsetOutOfRange(
-                    f"{message.topic()}/{message.partition()}: offset {message.offset()} is no longer there: {error.str()}",
-                    hint="events were deleted before they were read; restore them, or move the group's offset on purpose",
-                )
-            elif error.fatal():
-                raise lost(error)
-        return good
+            _refuse_lost(message.error(), message)
+        return [message for message in messages if message.error() is None]
 
-    def committed(self, partitions: Iterable[int]) -> list[Committed]:
-        """The group's committed positions. Raises Unavailable."""
-        return _committed(self._consumer, self.topic, partitions)
+    def committed(self, partitions: Iterable[int], topic: str = "") -> list[Committed]:
+        """The group's committed positions, by default in the topic that it consumes. Raises Unavailable."""
+        return _committed(self._consumer, topic or self.topic, partitions)
 
     def commit(self, positions: Sequence[Committed]) -> None:
         """Commit outside a transaction, and wait. Raises Unavailable or SessionLost."""
@@ -297,18 +316,12 @@ class TransactionalProducer:
     def __init__(self, servers: str, transactional_id: str, kind: str = "producer") -> None:
         """`kind` names its fault points."""
         self._produced, self._committed = f"{kind}.produced", f"{kind}.committed"
-        self._producer = Producer(
-            _common(servers)
-            | {
-                "transactional.id": transactional_id,
-                "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
-                "message.max.bytes": 16 << 20,
-                "queue.buffering.max.kbytes": 512 * 1024,
-                "queue.buffering.max.messages": 1_000_000,
-                "linger.ms": 1,
-                "error_cb": self._error,
-            }
-        )
+        own = {
+            "transactional.id": transactional_id, "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS, "linger.ms": 1,
+            "message.max.bytes": 16 << 20, "queue.buffering.max.kbytes": 512 * 1024,
+            "queue.buffering.max.messages": 1_000_000, "error_cb": self._error,
+        }  # fmt: skip
+        self._producer = Producer(_common(servers) | own)
         self._away = False
 
     def _error(self, error: KafkaError) -> None:  # a broker that closes an idle connection is not away
@@ -353,7 +366,7 @@ class TransactionalProducer:
                     r.topic, value=r.value, key=r.key, partition=r.partition, headers=list(r.headers) or None
                 )
             if source is not None:
-                offsets = [TopicPartition(source.topic, c.partition, c.offset, c.metadata) for c in consumed]
+                offsets = [TopicPartition(c.topic or source.topic, c.partition, c.offset, c.metadata) for c in consumed]
                 metadata = source.group_metadata
                 self._bounded(self._producer.send_offsets_to_transaction, offsets, metadata, _CALL_S)
             faults.point(self._produced, self._producer.flush)
@@ -401,19 +414,9 @@ def read_to_end(servers: str, topic: str, partition: int, start: int = BEGINNING
 
     Raises Unavailable when the broker stays silent for 30 s.
     """
-    consumer = Consumer(
-        _common(servers)
-        | {
-            "group.id": "adclick-reader",
-            "enable.auto.commit": False,
-            "isolation.level": "read_committed",
-            "auto.offset.reset": "earliest" if start == BEGINNING else "error",
-            "enable.partition.eof": True,
-            "fetch.queue.backoff.ms": 2,
-            "fetch.message.max.bytes": 4 << 20,
-            "receive.message.max.bytes": 128 << 20,
-        }
-    )
+    reset = "earliest" if start == BEGINNING else "error"
+    own = {"group.id": "adclick-reader", "auto.offset.reset": reset, "enable.partition.eof": True}
+    consumer = Consumer(_reading(servers) | own)
     with contextlib.closing(consumer), _translated():
         tp = TopicPartition(topic, partition, start)
         # With read_committed, the end that a consumer asks for is the last stable offset: an open transaction
@@ -431,8 +434,8 @@ def read_to_end(servers: str, topic: str, partition: int, start: int = BEGINNING
                 elif error.code() == KafkaError._PARTITION_EOF:
                     if message.offset() >= high:
                         return
-                elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                    raise OffsetOutOfRange(f"{topic}/{partition}: {error.str()}")
+                else:
+                    _refuse_lost(error, message)
             if time.monotonic() - heard > 30:
                 raise TimedOut(f"Kafka: no answer while reading {topic}/{partition}", backend="kafka")
 
@@ -454,21 +457,14 @@ class EventProducer:
     def __init__(self, servers: str) -> None:
         self.acknowledged = 0
         self.failed: list[str] = []
-        self._producer = Producer(
-            _common(servers)
-            | {
-                "enable.idempotence": True,
-                "compression.type": "lz4",
-                "linger.ms": 20,
-                "batch.size": 1 << 20,
-                "message.max.bytes": 9 << 20,
-                "queue.buffering.max.messages": 400_000,
-                "queue.buffering.max.kbytes": 512 * 1024,
-                # A broker that is away is waited for: an hour, not the default five minutes.
-                "message.timeout.ms": 3_600_000,
-                "on_delivery": self._delivered,
-            }
-        )
+        own = {
+            "enable.idempotence": True, "compression.type": "lz4", "linger.ms": 20, "batch.size": 1 << 20,
+            "message.max.bytes": 9 << 20, "queue.buffering.max.messages": 400_000,
+            "queue.buffering.max.kbytes": 512 * 1024, "on_delivery": self._delivered,
+            # A broker that is away is waited for: an hour, not the default five minutes.
+            "message.timeout.ms": 3_600_000,
+        }  # fmt: skip
+        self._producer = Producer(_common(servers) | own)
 
     def _delivered(self, error: Any, _message: Any) -> None:
         if error is None:

@@ -7,6 +7,11 @@ from typing import Protocol
 from infra.errors import AdclickError, ClientBroken, Denied, Fenced, Refused, SessionLost, TimedOut, Unavailable
 
 FENCED = {"_FENCED", "INVALID_PRODUCER_EPOCH", "PRODUCER_FENCED", "INVALID_PRODUCER_ID_MAPPING"}
+# The answers of a moment: a topic that was just made, a leader that just moved, a broker that is just coming back.
+PASSING = {
+    "NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "OFFSET_NOT_AVAILABLE",
+    "NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS",
+}  # fmt: skip
 _MISSING = "adclick migrate makes the topics"
 _REPLICAS = "bring back brokers, or lower min.insync.replicas"
 # What a broker declines until somebody changes something, and what.

@@ -21,9 +21,11 @@ from infra.settings import Settings
 _PATIENCE_S = 3.0
 _NO_WORKERS: dict[str, Any] = {
     "watermark": None, "stream_lag_s": None, "silent_shards": [], "level": "unknown", "ingest_workers": [], "waits": {},
+    "stopped_workers": {}, "misdated": {},
 }  # fmt: skip
+_NO_TOPICS: dict[str, Any] = {"topics": {}, "open_transactions": {}, "warnings": []}
 _NO_RUNS: dict[str, Any] = {"last_reconciliation": None, "reconciliation_alerts": [], "unbilled_events": 0}
-NOTHING_KNOWN: dict[str, Any] = {"topics": {}, **_NO_WORKERS, **_NO_RUNS, "problems": {}}
+NOTHING_KNOWN: dict[str, Any] = {**_NO_TOPICS, **_NO_WORKERS, **_NO_RUNS, "problems": {}}
 """What `collect` would return of a stack that is not running."""
 BACKENDS = ("kafka", "redis", "clickhouse", "archive")
 # A wait that is over sooner is no problem yet; a report that is older comes from a process that is gone.
@@ -32,9 +34,11 @@ LEVELS = ("normal", "elevated", "sampling", "critical")
 
 
 def collect(settings: Settings) -> dict[str, Any]:
-    """Ask the backends, all at once. What is away or refuses is under `problems`, by backend; where it is away, its part is empty.
+    """Ask the backends, all at once.
 
-    Redis is asked to write, too: one that is full or read-only still answers reads. What workers wait for is theirs to report.
+    What is away or refuses is under `problems`, by backend (where it is away, its part is empty), and so are workers that
+    stopped with an error. `warnings` are about what is not as it should be while all goes on. Redis is asked to write, too: one
+    that is full or read-only still answers reads. What workers wait for is theirs to report.
     """
     problems: dict[str, str] = {}
 
@@ -47,7 +51,7 @@ def collect(settings: Settings) -> dict[str, Any]:
 
     with ThreadPoolExecutor(4) as pool:
         parts = [
-            pool.submit(ask, "kafka", _lags, {"topics": {}}),
+            pool.submit(ask, "kafka", _lags, _NO_TOPICS),
             pool.submit(ask, "redis", _workers, _NO_WORKERS),
             pool.submit(ask, "clickhouse", _last_runs, _NO_RUNS),
             pool.submit(ask, "redis", _check_redis, {}),
@@ -56,7 +60,11 @@ def collect(settings: Settings) -> dict[str, Any]:
     for worker, reasons in found["waits"].items():
         for backend, reason in reasons.items():
             problems.setdefault(backend, f"{reason}; {worker} waits")
-    return found | {"problems": problems}
+    problems |= found["stopped_workers"]
+    misdated = [
+        f"{where}: {count:,} messages have timestamps that cannot be true" for where, count in found["misdated"].items()
+    ]
+    return found | {"problems": problems, "warnings": [*found["warnings"], *misdated]}
 
 
 def _check_redis(settings: Settings) -> dict[str, Any]:
@@ -72,22 +80,36 @@ def _check_redis(settings: Settings) -> dict[str, Any]:
 
 
 def _lags(settings: Settings) -> dict[str, Any]:
-    admin, lags = Admin(settings.kafka, timeout_s=_PATIENCE_S), {}
-    for name, group, count in (
-        (topics.EVENTS, topics.INGEST_GROUP, settings.event_partitions),
-        (topics.ARCHIVE, topics.ARCHIVE_GROUP, settings.event_partitions),
-    ):
+    """Messages to read, to the very end of the log, whatever transactions are open and whoever is to read them."""
+    admin = Admin(settings.kafka, timeout_s=_PATIENCE_S)
+    counts, lags, warnings = admin.partitions(), dict[str, int](), list[str]()
+    open_transactions = dict[str, dict[str, int]]()
+    for name, group in ((topics.EVENTS, topics.INGEST_GROUP), (topics.ARCHIVE, topics.ARCHIVE_GROUP)):
         topic = settings.topic(name)
-        ends = admin.ends(topic, count)
-        done = admin.committed(settings.topic(group), topic, count)
-        lags[topic] = sum(max(0, end - max(0, c.offset)) for end, c in zip(ends, done, strict=True))
-    return {"topics": lags}
+        count = counts.get(topic, 0)
+        if not count:
+            continue
+        ends = admin.high_watermarks(topic, count)
+        positions = [c.offset for c in admin.committed(settings.topic(group), topic, count)]
+        if min(positions) < 0:  # nothing read yet: what is there may begin later
+            positions = [max(at, start) for at, start in zip(positions, admin.starts(topic, count), strict=True)]
+        lags[topic] = sum(max(0, end - at) for end, at in zip(ends, positions, strict=True))
+        if name == topics.EVENTS:
+            for p, (stable, end) in enumerate(zip(admin.ends(topic, count), ends, strict=True)):
+                if stable < end:
+                    open_transactions[f"{topic}/{p}"] = {"offset": stable, "messages": end - stable}
+    warnings += [f"{d.topic} {d.explanation}" for d in topics.deviations(admin, settings)]
+    warnings += [
+        f"{where}: a producer's transaction that is open since offset {held['offset']} holds back {held['messages']:,} messages"
+        for where, held in open_transactions.items()
+    ]
+    return {"topics": lags, "open_transactions": open_transactions, "warnings": warnings}
 
 
 def _workers(settings: Settings) -> dict[str, Any]:
     redis = Redis(settings.redis, timeout_s=_PATIENCE_S)
     try:
-        found = [redis.call("GET", k) for k in redis.scan_keys(f"{settings.key_prefix}ingest:*")]
+        entries = [redis.call("GET", k) for k in redis.scan_keys(f"{settings.key_prefix}ingest:*")]
         marks = redis.pipeline(
             [
                 ("HMGET", f"{settings.key_prefix}hot:{{s{s}}}:span", "sequence", "closed_ms", "sent_ms")
@@ -97,7 +119,8 @@ def _workers(settings: Settings) -> dict[str, Any]:
         (now_s, _), reports = redis.pipeline([("TIME",), ("HGETALL", f"{settings.key_prefix}waits")])
     finally:
         redis.close()
-    workers = [json.loads(told) for told in found if told]
+    states = [json.loads(entry) for entry in entries if entry]
+    workers = [state for state in states if "stopped" not in state]
     known = [int(closed) for _, closed, _ in marks if closed]
     shown = [int(sent) for _, _, sent in marks if sent]
     sent = max((w["sent_ms"] for w in workers), default=0)
@@ -109,6 +132,13 @@ def _workers(settings: Settings) -> dict[str, Any]:
         "level": max((w["level"] for w in workers), key=LEVELS.index, default="unknown"),
         "ingest_workers": sorted(workers, key=lambda w: str(w["worker"])),
         "waits": _fresh_reports(reports, int(now_s)),
+        "stopped_workers": {str(state["worker"]): str(state["stopped"]) for state in states if "stopped" in state},
+        "misdated": {
+            f"{settings.topic(topics.EVENTS)}/{p}": int(part["misdated"])
+            for worker in workers
+            for p, part in worker["partitions"].items()
+            if part.get("misdated")
+        },
     }
 
 

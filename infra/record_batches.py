@@ -6,7 +6,7 @@ and control records are left out here, as every client does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cramjam
@@ -19,7 +19,7 @@ from infra.errors import CorruptLog
 _HEADER = 61
 _CODEC, _LOG_APPEND, _TRANSACTIONAL, _CONTROL = 0x07, 0x08, 0x10, 0x20
 # Columns of the table of batches.
-_AT, _END, _COUNT, _FIRST, _LAST, _FIRST_MS, _MAX_MS, _ATTRIBUTES, _PRODUCER = range(9)
+_AT, _END, _COUNT, _FIRST, _LAST, _FIRST_MS, _MAX_MS, _ATTRIBUTES, _PRODUCER, _EPOCH = range(10)
 _WRONG = -1
 _XERIAL = b"\x82SNAPPY\x00"
 _LZ4 = b"\x04\x22\x4d\x18"
@@ -37,6 +37,14 @@ class Records:
     values: Values
     keys: Values
     next_offset: int
+    leader_epoch: int = -1
+    """Of the leader that wrote the last batch; −1 when there was none."""
+    by_broker: bool = True
+    """Whether all timestamps are the broker's (LogAppendTime)."""
+
+    def shifted(self, by: int) -> Records:
+        """The same messages at higher offsets."""
+        return replace(self, offsets=self.offsets + by, next_offset=self.next_offset + by) if by else self
 
 
 def read(data: Bytes, start: int, end: int, from_offset: int, aborted: list[tuple[int, int]]) -> Records:
@@ -45,13 +53,14 @@ def read(data: Bytes, start: int, end: int, from_offset: int, aborted: list[tupl
     `data` goes on for PADDING bytes. `aborted`: (producer id, first offset) of transactions that did not happen. Raises
     CorruptLog.
     """
-    table = np.empty(((end - start) // _HEADER + 1, 9), np.int64)
+    table = np.empty(((end - start) // _HEADER + 1, 10), np.int64)
     found = table[: _batches(data.ctypes.data, start, end, table)]
     if len(found) and found[0, _COUNT] == _WRONG:
         raise CorruptLog("Kafka: a record batch of an unknown format")
     next_offset = max(from_offset, int(found[-1, _LAST]) + 1) if len(found) else from_offset
     wanted = found[_committed(data, found, aborted) & (found[:, _LAST] >= from_offset)]
-    return _records(*_plain(data, wanted), from_offset, next_offset)
+    epoch = int(found[-1, _EPOCH]) if len(found) else -1
+    return _records(*_plain(data, wanted), from_offset, next_offset, epoch)
 
 
 def _committed(data: Bytes, table: Ints, aborted: list[tuple[int, int]]) -> Any:
@@ -138,14 +147,16 @@ def _unsnapped(packed: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _records(data: Bytes, table: Ints, from_offset: int, next_offset: int) -> Records:
+def _records(data: Bytes, table: Ints, from_offset: int, next_offset: int, leader_epoch: int) -> Records:
     count = int(table[:, _COUNT].sum())
     columns = np.empty((6, count), np.int64)
     filled = _read_records(data.ctypes.data, table, from_offset, columns)
     if filled == _WRONG:
         raise CorruptLog("Kafka: a record batch is damaged")
     offsets, times, starts, ends, key_starts, key_ends = columns[:, :filled]
-    return Records(offsets, times, Values(data, starts, ends), Values(data, key_starts, key_ends), next_offset)
+    values, keys = Values(data, starts, ends), Values(data, key_starts, key_ends)
+    by_broker = bool((table[:, _ATTRIBUTES] & _LOG_APPEND != 0).all())
+    return Records(offsets, times, values, keys, next_offset, leader_epoch, by_broker)
 
 
 @compiled
@@ -175,6 +186,7 @@ def _batches(data: Number, start: Number, end: Number, table: Any) -> Number:
         table[found, _FIRST_MS], table[found, _MAX_MS] = _big_endian(data, at + 27, 8), _big_endian(data, at + 35, 8)
         table[found, _ATTRIBUTES] = _big_endian(data, at + 21, 2)
         table[found, _PRODUCER] = _big_endian(data, at + 43, 8)
+        table[found, _EPOCH] = _big_endian(data, at + 12, 4)
         found += 1
         at = stop
     return found

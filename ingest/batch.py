@@ -18,30 +18,8 @@ from ingest.dedup.decision import NOT_A_COPY
 from ingest.dedup.digest import first_words
 from ingest.dedup.memory import PartitionMemory
 from ingest.dedup.registry import Registry
-from ingest.lateness import NO_WATERMARK, Lateness
-
-
-class Position(msgspec.Struct, frozen=True):
-    """Where a source partition stands after a batch; stored with the committed offset, and rolled back with it."""
-
-    offset: int
-    watermark_ms: int = NO_WATERMARK
-    log_time_ms: int = 0
-
-    def metadata(self) -> str:
-        """The text that is committed beside the offset."""
-        return msgspec.json.encode({"v": 1, "wm": self.watermark_ms, "lt": self.log_time_ms}).decode()
-
-    @classmethod
-    def committed(cls, offset: int, metadata: str) -> Position:
-        """What `metadata` said."""
-        found = msgspec.json.decode(metadata) if metadata else {}
-        return cls(offset, found.get("wm", NO_WATERMARK), found.get("lt", 0))
-
-    @property
-    def watermark(self) -> int | None:
-        """The verdict watermark; None when there was no valid event yet."""
-        return None if self.watermark_ms == NO_WATERMARK else self.watermark_ms
+from ingest.lateness import Lateness
+from ingest.position import Position
 
 
 @dataclass(frozen=True)
@@ -61,11 +39,6 @@ class Judged:
     copies: decision.Decision
     before: Position
     after: Position
-
-
-def log_times(timestamps_ms: npt.NDArray[np.int64], before_ms: int) -> npt.NDArray[np.int64]:
-    """Log time: the running maximum of Kafka's timestamps, so that it never goes back."""
-    return np.maximum(np.maximum.accumulate(timestamps_ms), before_ms)
 
 
 def judge(
@@ -101,13 +74,8 @@ def judge(
     taken[~first] = Decision.COPY
     taken[copies.doubt] = Decision.DOUBT
     weight[taken != Decision.COUNTED] = 1
-    after = replace_watermark(end, watermark)
+    after = msgspec.structs.replace(end, watermark_ms=watermark)
     return Judged(valid, offsets, log_time_ms, taken, weight, late, late_by, copies, before, after)
-
-
-def replace_watermark(position: Position, watermark_ms: int) -> Position:
-    """The position with another watermark."""
-    return Position(position.offset, watermark_ms, position.log_time_ms)
 
 
 def wire(judged: Judged) -> list[pa.RecordBatch]:

@@ -64,14 +64,24 @@ class Decoded:
     rejected: dict[int, Rejection]
 
 
-def decode(messages: Values | Stretches, log_time_ms: Ints, user_key: bytes = bytes(KEY_BYTES)) -> Decoded:
-    """Judge a batch; `log_time_ms[i]` is the Kafka timestamp of each. `user_key` is that of the users' hashes."""
-    found = scan(messages.held if isinstance(messages, Stretches) else [messages], log_time_ms)
+def decode(
+    messages: Values | Stretches,
+    log_time_ms: Ints,
+    user_key: bytes = bytes(KEY_BYTES),
+    *,
+    latest_ms: Ints | None = None,
+) -> Decoded:
+    """Judge a batch; `log_time_ms[i]` is the Kafka timestamp of each. `user_key` is that of the users' hashes.
+
+    `latest_ms[i]` is the latest event time that is accepted, ten minutes after the timestamp by default.
+    """
+    latest_ms = log_time_ms + events.MAX_AHEAD_MS if latest_ms is None else latest_ms
+    found = scan(messages.held if isinstance(messages, Stretches) else [messages], log_time_ms, latest_ms)
     fast = _fast(found, user_key)
     if found.fits.all():
         return Decoded(fast, {})
     fast = fast.take(found.fits)
-    slow, rejected = _judge_each(messages, np.flatnonzero(~found.fits).tolist(), log_time_ms, user_key)
+    slow, rejected = _judge_each(messages, np.flatnonzero(~found.fits).tolist(), log_time_ms, latest_ms, user_key)
     return Decoded(_merged(fast, slow) if len(slow) else fast, rejected)
 
 
@@ -103,14 +113,14 @@ def _merged(fast: Events, slow: Events) -> Events:
 
 
 def _judge_each(
-    messages: Values | Stretches, rows: list[int], log_time_ms: Ints, user_key: bytes
+    messages: Values | Stretches, rows: list[int], log_time_ms: Ints, latest_ms: Ints, user_key: bytes
 ) -> tuple[Events, dict[int, Rejection]]:
     """The strict path, one message at a time."""
     good: list[Event] = []
     kept: list[int] = []
     rejected: dict[int, Rejection] = {}
     for row in rows:
-        verdict = events.judge(messages[row], int(log_time_ms[row]))
+        verdict = events.judge(messages[row], int(log_time_ms[row]), int(latest_ms[row]))
         if isinstance(verdict, Rejection):
             rejected[row] = verdict
         else:

@@ -178,8 +178,12 @@ def _is_text(value: Any, least: int, most: int) -> bool:
         return False
 
 
-def judge(value: bytes | None, log_time_ms: int) -> Event | Rejection:
-    """The verdict on one message, given its Kafka timestamp. Lateness and copies are judged later."""
+def judge(value: bytes | None, log_time_ms: int, latest_ms: int | None = None) -> Event | Rejection:
+    """The verdict on one message, given its Kafka timestamp. Lateness and copies are judged later.
+
+    `latest_ms` is the latest event time that is accepted, ten minutes after the timestamp by default.
+    """
+    latest_ms = log_time_ms + MAX_AHEAD_MS if latest_ms is None else latest_ms
     if value is not None and len(value) > MAX_VALUE_BYTES:
         return Rejection(Reason.TOO_LARGE, f"{len(value)} bytes, at most {MAX_VALUE_BYTES}")
     try:
@@ -210,8 +214,8 @@ def judge(value: bytes | None, log_time_ms: int) -> Event | Rejection:
         if not good:
             return Rejection(Reason.BAD_VALUE, name)
     assert isinstance(time, int)
-    if time > log_time_ms + MAX_AHEAD_MS:
-        return Rejection(Reason.FROM_THE_FUTURE, f"{time - log_time_ms} ms ahead")
+    if time > latest_ms:
+        return Rejection(Reason.FROM_THE_FUTURE, f"{time - latest_ms + MAX_AHEAD_MS} ms ahead")
     return Event(
         event_id=found["event_id"],
         event_type=TYPE_CODE[found["event_type"]],

@@ -69,7 +69,7 @@ _DEFAULTS = np.zeros(len(NUMBERS), np.int64)
 _DEFAULTS[[_COUNTRY, _DEVICE]] = events.DEFAULT_COUNTRY, events.DEFAULT_DEVICE
 
 _MAX_SIZE, _MAX_ID, _MAX_USER = events.MAX_VALUE_BYTES, events.MAX_EVENT_ID_BYTES, events.MAX_USER_ID_BYTES
-_MAX_COST, _MAX_AHEAD, _MAX_BEHIND = events.MAX_COST_MICROS, events.MAX_AHEAD_MS, events.MAX_BEHIND_MS
+_MAX_COST, _MAX_BEHIND = events.MAX_COST_MICROS, events.MAX_BEHIND_MS
 _Z, _T = ord("Z"), ord("T")
 _FOLLOWED = 24  # members of a message whose order is expected in the next one
 # A message in hand: its numbers, where its texts begin and end, and the fields of the message before, by position. Plain
@@ -92,8 +92,8 @@ class Scanned:
     has_user: Bools
 
 
-def scan(stretches: Sequence[Values], log_time_ms: Ints) -> Scanned:
-    """Read messages; `log_time_ms[i]` is Kafka's timestamp of each."""
+def scan(stretches: Sequence[Values], log_time_ms: Ints, latest_ms: Ints) -> Scanned:
+    """Read messages; `log_time_ms[i]` is Kafka's timestamp of each, `latest_ms[i]` the latest event time accepted in it."""
     count = len(log_time_ms)
     fits, has_user = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
     numbers = np.zeros((len(NUMBERS), count), np.int64)
@@ -104,7 +104,7 @@ def scan(stretches: Sequence[Values], log_time_ms: Ints) -> Scanned:
     first = 0
     for messages in stretches:
         _scan(
-            messages.data.ctypes.data, messages.starts, messages.ends, first, log_time_ms, scratch.ctypes.data,
+            messages.data.ctypes.data, messages.starts, messages.ends, first, log_time_ms, latest_ms, scratch.ctypes.data,
             fits, numbers, ids.ctypes.data, id_edges, users.ctypes.data, user_edges, has_user,
         )  # fmt: skip
         first += len(messages)
@@ -119,15 +119,15 @@ def scan(stretches: Sequence[Values], log_time_ms: Ints) -> Scanned:
 
 @compiled
 def _scan(
-    data: Number, starts: Any, ends: Any, first: Number, log_time_ms: Any, scratch: Number,
+    data: Number, starts: Any, ends: Any, first: Number, log_time_ms: Any, latest_ms: Any, scratch: Number,
     fits: Any, numbers: Any, ids: Number, id_edges: Any, users: Number, user_edges: Any, has_user: Any,
 ) -> None:  # fmt: skip
     id_at, user_at = id_edges[first], user_edges[first]
     for message in range(len(starts)):
         row, start, end = first + message, starts[message], ends[message]
         if 2 <= end - start <= _MAX_SIZE and _message(data, start, end, scratch):
-            time, log_time = _get(scratch, _TIME), log_time_ms[row]
-            if log_time - _MAX_BEHIND <= time <= log_time + _MAX_AHEAD:
+            time = _get(scratch, _TIME)
+            if log_time_ms[row] - _MAX_BEHIND <= time <= latest_ms[row]:
                 fits[row] = True
                 for i in range(len(NUMBERS)):
                     numbers[i, row] = _get(scratch, i)

@@ -22,18 +22,27 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from infra import console, faults, logs, migration, topics
 from infra.clock import now_ms
-from infra.columns import Ints, Stretches
+from infra.columns import Ints
 from infra.console import App
-from infra.errors import Aborted, BadStatement, Denied, Refused, SessionLost, Unavailable, UserError
-from infra.fetch import ColumnConsumer
-from infra.kafka import (
-    Admin,
-    TransactionalProducer,
+from infra.errors import (
+    Aborted,
+    AdclickError,
+    BadStatement,
+    Denied,
+    LogTruncated,
+    OffsetOutOfRange,
+    Refused,
+    SessionLost,
+    Unavailable,
+    UserError,
 )
+from infra.fetch import ColumnConsumer, Starts
+from infra.kafka import TransactionalProducer
 from infra.patience import WAITS, Sessions, patiently, pause_s
 from infra.pipeline_state import reporting
 from infra.priority import PIPELINE, give_way
@@ -41,34 +50,30 @@ from infra.record_batches import Records
 from infra.records import Committed, Record
 from infra.redis import NEVER_EVICT, Memory, Redis
 from infra.settings import Settings
-from ingest import batch, blocks, partials, salting, shedding
+from ingest import batch, blocks, log_time, partials, salting, shedding, source
 from ingest.archived import Decision
-from ingest.batch import Judged, Position
+from ingest.batch import Judged
 from ingest.blocks import SourceRange
 from ingest.decode import Events, decode
 from ingest.dedup import decision as dedup
-from ingest.dedup.memory import PartitionMemory
 from ingest.dedup.registry import MemoryLost
 from ingest.dedup.takeover import Memories
 from ingest.events import Reason, Rejection
+from ingest.owned import Partition
 from ingest.partials import Partials
+from ingest.position import Position
 from ingest.siphash import KEY_BYTES
+from ingest.taken import Taken
+from ingest.takeover import find_continuations, wait_for_topic
 
 STAGE = "ingest"
 _TELL_EVERY_S = 1.0
 _CHECK_EVERY_S = 2.0
 # Between attempts at a transaction that was rolled back.
 _FIRST_ABORT_S, _LONGEST_ABORT_S = 0.05, 2.0
-_NONE = np.empty(0, np.int64)
-
-
-@dataclass
-class Partition:
-    """A source partition that this worker owns. `position` only moves with a committed transaction."""
-
-    position: Position
-    memory: PartitionMemory
-    active_at: float
+# How long a worker that stopped with an error is remembered; one that is started again and again says it again.
+_REMEMBERED_S = 60
+_LOSSES = (SessionLost, Unavailable, OffsetOutOfRange)
 
 
 @dataclass(frozen=True)
@@ -79,29 +84,7 @@ class Outcome:
     records: list[Record]
     after: dict[int, Position]
     judged: dict[int, Judged]
-
-
-class Taken:
-    """What was taken in one go, by column: `rows[p]` are those of partition p."""
-
-    def __init__(self, parts: dict[int, list[Records]]) -> None:
-        self.parts, self.rows = parts, dict[int, slice]()
-        whole, start = [records for held in parts.values() for records in held], 0
-        for p, held in parts.items():
-            stop = start + sum(len(records.offsets) for records in held)
-            self.rows[p], start = slice(start, stop), stop
-        self.offsets = np.concatenate([_NONE, *(records.offsets for records in whole)])
-        self.timestamps_ms = np.concatenate([_NONE, *(records.timestamps_ms for records in whole)])
-        self.values = Stretches([records.values for records in whole])
-
-    def source(self, row: int) -> tuple[int, int, bytes | None]:
-        """Partition, offset and key of a message."""
-        p = next(p for p, rows in self.rows.items() if rows.start <= row < rows.stop)
-        offset = int(self.offsets[row])
-        for records in self.parts[p]:
-            if offset < records.next_offset:
-                return p, offset, records.keys[int(np.searchsorted(records.offsets, offset))]
-        raise AssertionError(f"row {row} of partition {p} lies in no part")
+    misdated: dict[int, int]
 
 
 class IngestWorker:
@@ -121,11 +104,16 @@ class IngestWorker:
         self._doubted = 0
         self._announced: dict[int, tuple[int | None, bool]] = {}
         self._stopping = threading.Event()
-        self._sessions = Sessions(self._stopping, self._log, (SessionLost, Unavailable))
+        self._sessions = Sessions(self._stopping, self._log, _LOSSES)
         self._aborts = 0
         self._evicted: Memory | None = None
         self._told_at = self._sent_at = self._checked_at = 0.0
         self._sent_ms = 0
+        self._diverged: dict[int, int] = {}
+        """Partition → where its log parts from what was read, as the broker said."""
+        self._topic_id = ""
+        self._taken_over = False
+        """Whether no transaction has committed since the partitions were assigned."""
         self._consumer: ColumnConsumer
         self._producer: TransactionalProducer
 
@@ -135,17 +123,22 @@ class IngestWorker:
 
     def run(self) -> None:
         """Consume until stopped; start a new session, with a growing pause, after each loss. Raises UserError where ids could be
-        lost without a sign."""
-        with contextlib.suppress(Unavailable):
-            if eviction := self._patiently(self._redis.eviction):
-                raise UserError(eviction, hint=NEVER_EVICT)
-            self._sessions.run(self._session)
+        lost without a sign, InputLost where events are."""
+        try:
+            with contextlib.suppress(Unavailable):
+                if eviction := self._patiently(self._redis.eviction):
+                    raise UserError(eviction, hint=NEVER_EVICT)
+                self._sessions.run(self._session)
+        except AdclickError as error:
+            self._publish({"worker": self._name, "stopped": str(error)}, _REMEMBERED_S)
+            raise
 
     def _session(self) -> None:
         settings = self._settings
         self._owned.clear()
         self._patiently(self._check_eviction)
         self._evicted = None
+        self._topic_id = wait_for_topic(settings, self._stopping).topic_id
         self._producer = TransactionalProducer(settings.kafka, f"{settings.key_prefix}{self._name}", STAGE)
         self._producer.open()
         self._consumer = ColumnConsumer(
@@ -176,6 +169,9 @@ class IngestWorker:
                     self._check_eviction()
         except MemoryLost:
             self._memories.keep({p: (s.position.offset, s.memory) for p, s in self._owned.items()})
+            raise
+        except LogTruncated as error:
+            self._diverged[error.partition] = error.end
             raise
         finally:
             self._owned.clear()
@@ -209,29 +205,45 @@ class IngestWorker:
 
     # -- ownership ------------------------------------------------------------------------------------------
 
-    def _assigned(self, partitions: list[int]) -> dict[int, int]:
-        """Take partitions over at their committed positions, with their memory checked or rebuilt."""
+    def _assigned(self, partitions: list[int]) -> Starts:
+        """Take partitions over at their committed positions, with their memory checked or rebuilt.
+
+        Partitions beyond the setting are left alone: `status` names them. Raises InputLost.
+        """
         faults.point("ingest.assigned")
         self._owned.clear()
         self._announced.clear()
-        topic = self._settings.topic(topics.EVENTS)
-        firsts: list[int] = []
-        for found in self._patiently(lambda: self._consumer.member.committed(partitions)):
-            position = Position.committed(found.offset, found.metadata)
-            if position.offset < 0:
-                firsts = firsts or self._patiently(
-                    lambda: Admin(self._settings.kafka).starts(topic, self._settings.event_partitions)
-                )
-                position = Position(firsts[found.partition])
-                self._patiently(partial(self._memories.begin, found.partition, position.offset))
-            self._owned[found.partition] = Partition(
+        known = [p for p in partitions if p < self._settings.event_partitions]
+        ignored = sorted(set(partitions) - set(known))
+        if ignored:
+            self._log.warning("partitions beyond event_partitions are not read", partitions=ignored)
+        continuations = self._patiently(partial(self._find_continuations, known)) if known else {}
+        for loss in source.refuse_losses(
+            self._settings.topic(topics.EVENTS), continuations, self._settings.accept_loss
+        ):
+            self._log.error("going on without what is lost, as accept_loss says", name=loss.name, why=loss.explanation)
+        for p, continuation in continuations.items():
+            position = continuation.position
+            self._owned[p] = Partition(
                 position,
-                self._patiently(partial(self._memories.of, found.partition, position)),
+                self._patiently(partial(self._memories.of, p, position)),
                 time.monotonic(),
+                continuation.log_offset,
             )
+        self._taken_over = True
+        self._diverged.clear()
         self._memories.taken()
         self._log.info("partitions assigned", positions={p: s.position.offset for p, s in self._owned.items()})
-        return {p: s.position.offset for p, s in self._owned.items()}
+        return Starts(
+            {p: c.log_offset for p, c in continuations.items()},
+            self._topic_id,
+            {p: c.position.leader_epoch for p, c in continuations.items()},
+        )
+
+    def _find_continuations(self, partitions: list[int]) -> dict[int, source.Continuation]:
+        return find_continuations(
+            self._settings, self._memories, self._consumer.member, partitions, self._topic_id, self._diverged
+        )
 
     def _revoked(self, partitions: list[int]) -> None:
         faults.point("ingest.revoked")
@@ -246,15 +258,14 @@ class IngestWorker:
 
     def _process(self, taken: dict[int, list[Records]]) -> Outcome:
         """Judge the messages and lay out the transaction. Records ids in Redis on the way. Raises Unavailable."""
-        read = Taken({p: parts for p, parts in taken.items() if p in self._owned})
-        times: dict[int, Ints] = {}
-        ends: dict[int, Position] = {}
-        for p, parts in read.parts.items():
-            before = self._owned[p].position
-            times[p] = batch.log_times(read.timestamps_ms[read.rows[p]], before.log_time_ms)
-            log_time_ms = int(times[p][-1]) if len(times[p]) else before.log_time_ms
-            ends[p] = Position(parts[-1].next_offset, before.watermark_ms, log_time_ms)
-        decoded = decode(read.values, np.concatenate([*times.values(), _NONE]), self._user_key)
+        owned = {p: parts for p, parts in taken.items() if p in self._owned}
+        read = Taken(owned, {p: self._owned[p].position.base for p in owned})
+        clock_ms = now_ms()
+        times = {p: self._log_times(p, read, clock_ms) for p in read.parts}
+        ends = {p: self._end(p, read, times[p]) for p in read.parts}
+        references = log_time.reference_times(read.timestamps_ms, clock_ms)
+        latest = log_time.latest_event_times(references, read.by_broker, clock_ms)
+        decoded = decode(read.values, references, self._user_key, latest_ms=latest)
         at = decoded.events["row"]
         judged: dict[int, Judged] = {}
         for p, rows in read.rows.items():
@@ -262,7 +273,25 @@ class IngestWorker:
             valid = decoded.events.take(slice(int(first), int(last)))
             here = valid["row"]
             judged[p] = self._judge(p, valid, read.offsets[here], times[p][here - rows.start], ends[p])
-        return self._lay_out(read, judged, decoded.rejected)
+        misdated = ~log_time.credible(read.timestamps_ms, clock_ms)
+        counts = {p: int(misdated[rows].sum()) for p, rows in read.rows.items()}
+        return self._lay_out(read, judged, decoded.rejected, counts)
+
+    def _log_times(self, p: int, read: Taken, clock_ms: int) -> Ints:
+        position, reached = self._owned[p].position, read.parts[p][-1].next_offset
+        live = reached - position.base >= self._consumer.end(p)
+        return log_time.log_times(read.timestamps_ms[read.rows[p]], position.log_time_ms, clock_ms, live=live)
+
+    def _end(self, p: int, read: Taken, times: Ints) -> Position:
+        """The position behind what was read, but for its watermark."""
+        before, last = self._owned[p].position, read.parts[p][-1]
+        return msgspec.structs.replace(
+            before,
+            offset=last.next_offset,
+            log_time_ms=int(times[-1]) if len(times) else before.log_time_ms,
+            turns=log_time.turns_after(before.turns, read.offsets[read.rows[p]], times // self._horizon_ms),
+            leader_epoch=last.leader_epoch,
+        )
 
     def _judge(self, p: int, valid: Events, offsets: Ints, log_time: Ints, end: Position) -> Judged:
         partition = self._owned[p]
@@ -277,7 +306,9 @@ class IngestWorker:
         faults.point("ingest.recorded")
         return judged
 
-    def _lay_out(self, read: Taken, judged: dict[int, Judged], rejected: dict[int, Rejection]) -> Outcome:
+    def _lay_out(
+        self, read: Taken, judged: dict[int, Judged], rejected: dict[int, Rejection], misdated: dict[int, int]
+    ) -> Outcome:
         after = {p: j.after for p, j in judged.items()}
         if not after:
             return self._heartbeat()
@@ -288,7 +319,7 @@ class IngestWorker:
             for value in blocks.encode(batch.wire(j), (source,), sent_ms):
                 records.append(Record(self._settings.topic(topics.ARCHIVE), value, partition=p))
         records += self._dead_letters(read, judged, rejected)
-        return Outcome(sent_ms, records, after, judged)
+        return Outcome(sent_ms, records, after, judged, misdated)
 
     def _range(self, p: int, after: Position | None) -> SourceRange:
         before = self._owned[p].position
@@ -297,7 +328,7 @@ class IngestWorker:
 
     def _heartbeat(self) -> Outcome:
         sent_ms = now_ms()
-        return Outcome(sent_ms, list(self._blocks(partials.empty(), {}, sent_ms)), {}, {})
+        return Outcome(sent_ms, list(self._blocks(partials.empty(), {}, sent_ms)), {}, {}, {})
 
     def _blocks(self, folded: Partials, after: dict[int, Position], sent_ms: int) -> Iterator[Record]:
         """One block to every block partition, empty where there is nothing: each accounts for all ranges."""
@@ -332,30 +363,48 @@ class IngestWorker:
     def _step(self, outcome: Outcome) -> None:
         """Commit the transaction; only then does anything in memory move."""
         # A heartbeat commits its positions again: only so is one of a member that lost its place refused.
-        moved = outcome.after or {p: s.position for p, s in self._owned.items()}
-        positions = [Committed(p, a.offset, a.metadata()) for p, a in moved.items()]
+        # The first transaction after an assignment commits all of them, too: what was found out about them then is kept.
+        moved = dict(outcome.after)
+        if not moved or self._taken_over:
+            moved = {p: s.position for p, s in self._owned.items()} | moved
+        copies = self._settings.topic(topics.ARCHIVE)
+        positions = [
+            Committed(p, after.log_offset, after.metadata(), topic)
+            for p, after in moved.items()
+            for topic in ("", copies)
+        ]
         announced = {p: (r.watermark_ms, r.silent) for p in self._owned for r in [self._range(p, outcome.after.get(p))]}
         self._producer.write(outcome.records, consumed=positions, source=self._consumer.member)
         self._announced, self._sent_at, self._sent_ms = announced, time.monotonic(), outcome.sent_ms
+        self._taken_over = False
         for p, after in outcome.after.items():
             partition = self._owned.get(p)
             if partition is None:
                 continue
             partition.position, partition.active_at = after, time.monotonic()
             self._doubted += int(outcome.judged[p].copies.doubt.sum())
+            self._note_misdated(p, partition, outcome.misdated[p])
+
+    def _note_misdated(self, p: int, partition: Partition, count: int) -> None:
+        if count and not partition.misdated:
+            self._log.warning("timestamps of messages cannot be true: log time passes over them", partition=p)
+        partition.misdated += count
 
     def _roll_back(self) -> None:
         """Read again from the committed positions; nothing else in memory has moved."""
         for p, partition in self._owned.items():
-            self._consumer.seek(p, partition.position.offset)
+            self._consumer.seek(p, partition.log_offset, partition.position.leader_epoch)
 
     # -- idleness and what others are told --------------------------------------------------------------------
 
     def _silent(self, p: int) -> bool:
-        """At its end, and either without any valid event so far or without a message for a while."""
+        """At its end, and either without any valid event so far or without a message for a while.
+
+        What lies behind an open transaction is not the end: it may be of any minute that is still open.
+        """
         partition = self._owned[p]
         high = self._consumer.end(p)
-        if high < 0 or partition.position.offset < high:
+        if high < 0 or partition.log_offset < high:
             return False
         idle_ms = (time.monotonic() - partition.active_at) * 1000
         return partition.position.watermark is None or idle_ms >= self._settings.silent_after_ms
@@ -372,25 +421,31 @@ class IngestWorker:
         if now - self._told_at < _TELL_EVERY_S:
             return
         self._told_at = now
-        lag = 0
+        lag, readable = 0, 0
         for p, partition in self._owned.items():
-            high = self._consumer.end(p)
-            lag += max(0, high - partition.position.offset)
-        self._level = shedding.next_level(self._level, lag, self._policy)
-        told = {
-            "worker": self._name,
-            "level": self._level.name.lower(),
-            "lag": lag,
-            "doubt": self._doubted,
-            "sent_ms": self._sent_ms,
-            "partitions": {
-                str(p): {"offset": s.position.offset, "watermark_ms": s.position.watermark}
-                for p, s in self._owned.items()
+            at, stable_end = partition.log_offset, self._consumer.stable_end(p)
+            lag += max(0, self._consumer.end(p) - at)
+            readable += max(0, stable_end - at)
+            partition.watch_transaction(stable_end, self._consumer.end(p), now)
+        # What an open transaction holds back is not made less by dropping events.
+        self._level = shedding.next_level(self._level, readable, self._policy)
+        self._publish(
+            {
+                "worker": self._name,
+                "level": self._level.name.lower(),
+                "lag": lag,
+                "doubt": self._doubted,
+                "sent_ms": self._sent_ms,
+                "partitions": {str(p): s.report(self._consumer.end(p), now) for p, s in self._owned.items()},
             },
-        }
+            15,
+        )
+
+    def _publish(self, state: dict[str, Any], seconds: int) -> None:
+        """For `status`; best effort, it expires by itself."""
         try:
-            self._redis.call("SET", f"{self._settings.key_prefix}ingest:{self._name}", json.dumps(told), "EX", 15)
-        except Unavailable:
+            self._redis.call("SET", f"{self._settings.key_prefix}ingest:{self._name}", json.dumps(state), "EX", seconds)
+        except AdclickError:
             pass
 
 

@@ -18,7 +18,8 @@ from faust.types import TP
 
 from infra import faults, logs, topics
 from infra.clock import now_ms
-from infra.kafka import METADATA_REFRESH_MS
+from infra.errors import AdclickError, CorruptLog
+from infra.kafka import METADATA_REFRESH_MS, Admin
 from infra.priority import BACKGROUND, give_way_here
 from infra.settings import Settings
 from ingest import blocks
@@ -29,6 +30,7 @@ from stream.stage import MAX_PENDING_ROWS, STAGES, Sink, Stage, StagePartition
 _DEAD_LIMIT_S = 5.0
 _SETTLE_S = 4.0
 _THREADS = 16
+_WATCH_S = 5.0
 
 
 class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
@@ -90,6 +92,7 @@ class Agents:
         self._packing: set[TP] = set()
         self._locks: dict[TP, asyncio.Lock] = {}
         self.failure: BaseException | None = None
+        self._topic_ids = dict[str, str]()
         self._watched: Any = None
         self._heard_at = 0.0
         self.app = StreamApp(
@@ -120,6 +123,7 @@ class Agents:
         for topic, stage in self._by_topic.items():
             self._add_agent(topic, stage)
         self.app.timer(interval=settings.flush_ms / 1000)(self._tick)
+        self.app.timer(interval=_WATCH_S)(self._watch_topics)
 
     # -- agents ---------------------------------------------------------------------------------------------
 
@@ -179,7 +183,9 @@ class Agents:
         self._owned.clear()
         await self._settle()
         generation = self.app.consumer_generation_id
-        wanted = [tp for tp in self.app.consumer.assignment() if tp.topic in self._by_topic]
+        # Nothing of ours is in partitions beyond the setting: others have added them.
+        count = self._settings.block_partitions
+        wanted = [tp for tp in self.app.consumer.assignment() if tp.topic in self._by_topic and tp.partition < count]
         taken = {
             tp: StagePartition(
                 self._settings, self._by_topic[tp.topic], tp.partition, self._make_sink, self._member_since
@@ -220,6 +226,19 @@ class Agents:
 
     def _fences(self) -> dict[TP, int]:
         return {tp: owned.state.next_message for tp, owned in self._owned.items()}
+
+    async def _watch_topics(self, *_: Any) -> None:
+        """Stop when an input was deleted and made again: by offsets alone, what is new in it would look old."""
+        names, admin = list(self._by_topic), Admin(self._settings.kafka, timeout_s=_WATCH_S)
+        try:
+            states = await asyncio.get_running_loop().run_in_executor(self._patient_pool, admin.describe, names)
+        except AdclickError:
+            return
+        for name, state in states.items():
+            before = self._topic_ids.setdefault(name, state.topic_id)
+            if before != state.topic_id:
+                error = f"topic {name} was deleted and made again: its id was {before}, it is {state.topic_id}"
+                self._fail(CorruptLog(error, hint="start in a new folder, and replay the archive"))
 
     # -- flush ----------------------------------------------------------------------------------------------
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from infra import faults, logs, topics
-from infra.errors import Aborted, SessionLost, Unavailable
-from infra.kafka import TransactionalProducer, read_to_end
+from infra.errors import Aborted, CorruptLog, SessionLost, Unavailable
+from infra.kafka import Admin, TransactionalProducer, read_to_end
 from infra.patience import WAITS, patiently
 from infra.records import Record
 from infra.settings import Settings
@@ -142,7 +142,18 @@ class StagePartition:
             else:
                 live[key] = value
         state.restore(list(live.items()), f"{self._settings.topic(self.stage.state_topic)}/{self.partition}")
+        self._check_input(state.next_message)
         self.state = state
+
+    def _check_input(self, next_message: int) -> None:
+        """Raise CorruptLog when the input ends before what was read of it. (One that has grown past it leaves a hole in ranges.)"""
+        topic = self._settings.topic(self.stage.source)
+        end = Admin(self._settings.kafka).high_watermarks(topic, self.partition + 1)[self.partition]
+        if next_message > end:
+            raise CorruptLog(
+                f"{self.where} ends at offset {end}, but was read up to {next_message}: it was made again, or cut off",
+                hint="restore the topic; or start in a new folder, and replay the archive",
+            )
 
     def _open(self) -> None:
         """Register the transactional id: whoever had it is fenced, and its open transaction settled."""

@@ -110,7 +110,7 @@ class Folder:
             lines = [line for line in told if line.strip() and not line.startswith("SLF4J")]
         except OSError:
             return ""
-        return lines[-1][:300] if lines else ""
+        return lines[-1][:600] if lines else ""
 
     # -- state and endpoints --------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ BACKOFF_FIRST_S = 0.5
 BACKOFF_CAP_S = 15.0
 STEADY_S = 30.0
 READY_TIMEOUT_S = 90.0
+_REFUSALS = 3
 # Workers hand over at once; backends may have to write. Together below 15 s.
 WORKER_GRACE_S = 5.0
 BACKEND_GRACE_S = 8.0
@@ -64,6 +65,8 @@ class Child:
     started_at: float = 0.0
     restart_at: float = 0.0
     failures: int = 0
+    refusals: int = 0
+    """How often in a row it has ended with an error of its own."""
 
 
 class Supervisor:
@@ -208,8 +211,16 @@ class Supervisor:
                     hint=f"see {self._folder.log(name)}",
                 )
             self._revive()
+            self._check_refusals()
             time.sleep(0.05)
         return False
+
+    def _check_refusals(self) -> None:
+        """Raise AdclickError with what a worker says that ends again and again."""
+        for name, child in self._children.items():
+            if child.refusals >= _REFUSALS:
+                why = self._folder.log_tail(name).removeprefix("adclick: ")
+                raise AdclickError(f"{name} does not start: {why}", hint=f"see {self._folder.log(name)}")
 
     # -- watch ----------------------------------------------------------------------------------------------
 
@@ -264,6 +275,7 @@ class Supervisor:
             ceiling = min(BACKOFF_CAP_S, BACKOFF_FIRST_S * 2**child.failures)
             pause = ceiling * (0.5 + random.random() / 2) if child.failures else random.random() * BACKOFF_FIRST_S
             child.failures += 1
+            child.refusals = child.refusals + 1 if code == 1 else 0
             # Its pid file stays until it runs again: `status` names what does not run.
             child.process, child.restart_at = None, now + pause
             self._log.warning("process ended", name=name, code=code, restart_in_s=round(pause, 2))

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+import numpy as np
+
 from infra import faults, logs, topics
+from infra.clock import now_ms
 from infra.kafka import Admin, columns_of, offset_at, read_to_end
 from infra.redis import Redis
 from infra.settings import Settings
-from ingest import batch
-from ingest.batch import Position
+from ingest import archived, blocks, log_time
 from ingest.decode import decode
 from ingest.dedup import decision as dedup
 from ingest.dedup.memory import PartitionMemory
 from ingest.dedup.registry import Registry
+from ingest.events import MAX_AHEAD_MS
+from ingest.lateness import NO_WATERMARK
+from ingest.position import Position
 
 _REBUILD_BATCH = 20_000
+# Of ad-archive, looked at first for the last one that was committed.
+_LAST_MESSAGES = 20
 
 
 class Memories:
@@ -53,7 +61,57 @@ class Memories:
                 "redis lost its memory", partition=partition, recorded=recorded, committed=position.offset
             )
             return self._from_log(partition, position)
+        # An older version took log time from wrong timestamps: such generations would never turn.
+        if max(memory.generations, default=0) > (now_ms() + log_time.AHEAD_MS) // self._horizon_ms:
+            self._log.warning("memory is of the future: building it anew", partition=partition)
+            return self._from_log(partition, position)
         return memory
+
+    def with_turns(self, partition: int, position: Position) -> Position:
+        """The position, with where its generations began: by timestamps, where an older version did not commit that."""
+        if position.turns or position.offset == position.base:
+            return position
+        topic, kafka = self._settings.topic(topics.EVENTS), self._settings.kafka
+        newest = position.log_time_ms // self._horizon_ms
+        turns = list[tuple[int, int]]()
+        held_from = Admin(kafka).starts(topic, partition + 1)[partition]
+        for generation in range(max(0, newest - log_time.KEPT_TURNS + 1), newest + 1):
+            first = offset_at(kafka, topic, partition, generation * self._horizon_ms)
+            # Where the log begins within a generation, some of it may be deleted: that it began before says so.
+            first -= first == held_from > 0
+            turns.append((generation, min(first + position.base, position.offset)))
+        return msgspec.structs.replace(position, turns=tuple(turns))
+
+    def archived_position(self, partition: int) -> Position | None:
+        """The position after the last transaction, as ad-archive has it; None when nothing of the partition was written.
+
+        For a group whose offsets are gone: each transaction that moves a position writes to ad-archive.
+        """
+        topic, kafka = self._settings.topic(topics.ARCHIVE), self._settings.kafka
+        admin = Admin(kafka)
+        start, end = admin.starts(topic, partition + 1)[partition], admin.ends(topic, partition + 1)[partition]
+        reach, last = _LAST_MESSAGES, None
+        while last is None and start < end:
+            first = max(start, end - reach)
+            for last in read_to_end(kafka, topic, partition, first):  # noqa: B007
+                pass
+            if first == start:
+                break
+            reach *= 10
+        if last is None:
+            return None
+        rows, header = blocks.decode(last.value(), f"{topic}/{partition}/{last.offset()}")
+        (written,) = header.ranges
+        times = archived.off_wire(rows).column("log_time_ms").to_numpy()
+        position = Position(
+            written.to_offset,
+            NO_WATERMARK if written.watermark_ms is None else written.watermark_ms,
+            int(times[-1]) if len(times) else header.sent_at_ms,
+        )
+        self._log.error(
+            "the group's offsets are gone; taken from ad-archive", partition=partition, offset=position.offset
+        )
+        return position
 
     def _from_log(self, partition: int, position: Position) -> PartitionMemory:
         """Read the ids of the last horizons from ad-events again, by the same rules, up to `position`.
@@ -62,33 +120,34 @@ class Memories:
         """
         topic, kafka = self._settings.topic(topics.EVENTS), self._settings.kafka
         generation = position.log_time_ms // self._horizon_ms
+        held_from = Admin(kafka).starts(topic, partition + 1)[partition] + position.base
         # Ids of two generations are looked up; the one before tells which of those were copies themselves.
-        start = offset_at(kafka, topic, partition, max(0, generation - 2) * self._horizon_ms)
-        start = min(start, position.offset)
-        doubtful = self._lost_generations(partition, start, position)
+        needed = [first for g, first in position.turns if g >= generation - 2]
+        start = min(max(min(needed, default=position.offset), held_from), position.offset)
+        doubtful = {g for g, first in position.turns if g >= generation - 1 and first < min(held_from, position.offset)}
         memory = self.registry.begin(partition, start, doubtful)
         memory.doubtful = {}  # what is read again is what there is
-        log_time, pending = 0, list[Any]()
+        latest_ms = position.log_time_ms + 2 * log_time.AHEAD_MS
+        pending = list[Any]()
 
         def take() -> None:
-            nonlocal log_time
             if not pending:
                 return
             columns = columns_of(pending)
-            offsets, times = columns.offsets, batch.log_times(columns.timestamps_ms, log_time)
-            decoded = decode(columns.values, times)
+            offsets = columns.offsets + position.base
+            references = log_time.reference_times(columns.timestamps_ms, position.log_time_ms)
+            decoded = decode(columns.values, references, latest_ms=np.minimum(references + MAX_AHEAD_MS, latest_ms))
             rows = decoded.events["row"]
-            generations = times[rows] // self._horizon_ms
+            generations = log_time.generations_at(position.turns, offsets[rows])
             judged = dedup.decide(memory, self.registry, decoded.events.digests, offsets[rows], generations)
             oldest = dedup.oldest_needed(generation - 1)
             self.registry.record(memory, judged.news, up_to=int(offsets[-1]) + 1, oldest_generation=oldest)
-            log_time = int(times[-1])
             pending.clear()
             faults.point("ingest.rebuilding")
 
         if start < position.offset:
-            for message in read_to_end(kafka, topic, partition, start):
-                if message.offset() >= position.offset:
+            for message in read_to_end(kafka, topic, partition, start - position.base):
+                if message.offset() >= position.log_offset:
                     break
                 pending.append(message)
                 if len(pending) >= _REBUILD_BATCH:
@@ -107,15 +166,3 @@ class Memories:
                 filters=[g for g, known in memory.doubtful.items() if known is not None],
             )  # fmt: skip
         return memory
-
-    def _lost_generations(self, partition: int, start: int, position: Position) -> set[int]:
-        """Of the two generations that are looked up at `position`, those that the topic no longer holds whole."""
-        topic, kafka = self._settings.topic(topics.EVENTS), self._settings.kafka
-        first = Admin(kafka).starts(topic, self._settings.event_partitions)[partition]
-        if first == 0 or start > first:
-            return set()
-        # What was deleted came before the first message that is left.
-        left = next(iter(read_to_end(kafka, topic, partition, start)), None) if start < position.offset else None
-        newest = position.log_time_ms if left is None else min(left.timestamp()[1], position.log_time_ms)
-        generation = position.log_time_ms // self._horizon_ms
-        return {g for g in (generation - 1, generation) if g <= newest // self._horizon_ms}

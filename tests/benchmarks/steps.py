@@ -20,12 +20,13 @@ from infra.columns import Values
 from infra.console import App
 from infra.redis import pack
 from ingest import archive_files, archived, batch, blocks, partials, salting
-from ingest.batch import Judged, Position
+from ingest.batch import Judged
 from ingest.blocks import SourceRange
 from ingest.decode import decode
 from ingest.dedup import decision, segments
 from ingest.dedup.digest import digest
 from ingest.partials import Partials
+from ingest.position import Position
 from ingest.synthetic.generator import Spec, make
 from stream import chunks
 from stream.sinks import rows, warm

@@ -27,7 +27,7 @@ def topic(settings: Settings) -> str:
 @pytest.fixture
 def fetcher(settings: Settings, topic: str) -> Iterator[Fetcher]:
     admin = Admin(settings.kafka)
-    fetcher = Fetcher(topic, lambda: admin.leaders(topic))
+    fetcher = Fetcher(topic, lambda: admin.describe([topic]).get(topic))
     yield fetcher
     fetcher.close()
 

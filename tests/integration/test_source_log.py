@@ -1,0 +1,397 @@
+"""What others may do to ad-events while we read it: timestamps, topics made again or grown, open transactions, lost offsets."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import itertools
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewPartitions
+
+from batch import coverage
+from infra import pipeline_state, topics
+from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, now_ms
+from infra.errors import AdclickError, InputLost, Unavailable
+from infra.file_store import FileStore
+from infra.kafka import Admin, read_to_end
+from infra.redis import Redis
+from infra.settings import Settings
+from ingest import archive, archive_files, archived, blocks, dead_letters
+from ingest.archived import Decision
+from ingest.worker import IngestWorker
+from tests.product import wait_until
+
+_ROW: dict[str, Any] = {
+    "event_type": 1, "campaign_id": 1, "ad_id": 2, "advertiser_id": 3, "publisher_id": 4, "country": 0, "device": 0, "user": None,
+    "cost_micros": 7, "weight": 1, "lateness": 0, "copy_of": None, "decision": Decision.COUNTED,
+}  # fmt: skip
+YEARS_MS = 3 * 365 * DAY_MS
+_NUMBERS = itertools.count()
+
+
+def event(name: str, time_ms: int | None = None) -> bytes:
+    fields = {"event_type": "click", "campaign_id": 1, "ad_id": 1, "advertiser_id": 1, "publisher_id": 1}
+    return json.dumps(fields | {"event_id": name, "event_time": time_ms or now_ms()}).encode()
+
+
+def send(settings: Settings, partition: int, *names: str, stamp_ms: int = 0, time_ms: int | None = None) -> None:
+    """Events in one partition; `stamp_ms` is the producer's timestamp, by default now."""
+    producer = Producer({"bootstrap.servers": settings.kafka})
+    failures = list[Any]()
+    for name in names:
+        producer.produce(
+            settings.topic(topics.EVENTS), event(name, time_ms), name.encode(), partition,
+            timestamp=stamp_ms, on_delivery=lambda error, _: failures.append(error),
+        )  # fmt: skip
+    assert producer.flush(30) == 0
+    assert not any(failures)
+
+
+def names(count: int) -> list[str]:
+    return [f"n{next(_NUMBERS)}" for _ in range(count)]
+
+
+@contextlib.contextmanager
+def running(worker: IngestWorker | archive.ArchiveWorker) -> Iterator[list[Exception]]:
+    """A worker in a thread; what it raises is in the list."""
+    raised = list[Exception]()
+
+    def run() -> None:
+        try:
+            worker.run()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield raised
+    finally:
+        worker.stop()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def ingesting(settings: Settings, name: str = "w") -> contextlib.AbstractContextManager[list[Exception]]:
+    """An ingest worker; what it raises is in the list."""
+    return running(IngestWorker(settings, name))
+
+
+def decisions(settings: Settings) -> list[tuple[str, int]]:
+    """(id, decision) of all archived events; checks that the ranges of each partition tile."""
+    found, expected = list[tuple[str, int]](), dict[int, int]()
+    for partition in range(settings.event_partitions):
+        for message in read_to_end(settings.kafka, settings.topic(topics.ARCHIVE), partition):
+            rows, header = blocks.decode(message.value(), "here")
+            (source,) = header.ranges
+            blocks.check_tiles(expected.get(partition), source, "here")
+            expected[partition] = source.to_offset
+            rows = archived.off_wire(rows)
+            taken = (rows.column(column).to_pylist() for column in ("event_id", "decision"))
+            found += zip(*taken, strict=True)
+    return found
+
+
+def counted_once(settings: Settings, sent: list[str], seconds: float = 60) -> None:
+    """Wait until all of these, and nothing else, are counted, each once."""
+    found = Counter[str]()
+
+    def there() -> bool:
+        nonlocal found
+        with contextlib.suppress(Unavailable):  # a topic that was just made may have no leader yet
+            found = Counter(name for name, decision in decisions(settings) if decision == Decision.COUNTED)
+        return len(found) >= len(sent)
+
+    wait_until(there, seconds, f"{len(sent)} events are counted")
+    assert found == Counter(sent)
+
+
+def refused(raised: list[Exception]) -> InputLost:
+    """What a worker stopped with, in one line."""
+    wait_until(lambda: raised, 60, "the worker stops")
+    (error,) = raised
+    assert isinstance(error, InputLost), error
+    assert "\n" not in str(error)
+    return error
+
+
+def accepting(settings: Settings, error: InputLost) -> Settings:
+    """Settings as the error's hint says."""
+    return settings.model_copy(update={"accept_loss": error.hint.split("ADCLICK_ACCEPT_LOSS=")[1]})
+
+
+def status(settings: Settings) -> dict[str, Any]:
+    return pipeline_state.collect(settings)
+
+
+@pytest.fixture
+def kafka(settings: Settings) -> AdminClient:
+    return AdminClient({"bootstrap.servers": settings.kafka})
+
+
+def configure(settings: Settings, **config: str) -> None:
+    changes = {key.replace("_", "."): value for key, value in config.items()}
+    Admin(settings.kafka).configure({settings.topic(topics.EVENTS): changes})
+
+
+def stamped_by_producers(settings: Settings) -> None:
+    """CreateTime, whatever the timestamp; returns once the broker goes by it."""
+    anything = str(2**62)
+    configure(
+        settings, message_timestamp_type="CreateTime",
+        message_timestamp_after_max_ms=anything, message_timestamp_before_max_ms=anything,
+    )  # fmt: skip
+    topic, probe = settings.topic(topics.EVENTS), settings.event_partitions - 1
+
+    def taken() -> bool:
+        producer = Producer({"bootstrap.servers": settings.kafka})
+        producer.produce(topic, b"probe", None, probe, timestamp=1_000)
+        producer.flush(20)
+        return any(m.timestamp()[1] == 1_000 for m in read_to_end(settings.kafka, topic, probe))
+
+    wait_until(taken, 30, "timestamps are the producer's")
+
+
+def make_again(kafka: AdminClient, settings: Settings, topic: str = topics.EVENTS) -> None:
+    name = settings.topic(topic)
+    kafka.delete_topics([name])[name].result()
+    admin = Admin(settings.kafka)
+    wait_until(lambda: name not in admin.partitions(), 30, "the topic is gone")
+    wanted = next(t for t in topics.wanted(settings) if t.name == name)
+    wait_until(lambda: _made(admin, name, wanted.partitions, wanted.config), 30, "the topic is made again")
+
+
+def _made(admin: Admin, name: str, partitions: int, config: dict[str, str]) -> bool:
+    admin.create({name: (partitions, config)})
+    return name in admin.partitions()
+
+
+def test_one_message_stamped_years_ahead_harms_no_other(settings: Settings) -> None:
+    stamped_by_producers(settings)
+    far = now_ms() + YEARS_MS
+    with ingesting(settings):
+        send(settings, 0, "stamp and event ahead", stamp_ms=far, time_ms=far)
+        send(settings, 0, "stamp ahead", stamp_ms=far)
+        send(settings, 0, "stamp behind", stamp_ms=now_ms() - YEARS_MS)
+        wait_until(lambda: any("message.timestamp.type" in w for w in status(settings)["warnings"]), 30, "it is told")
+        first = names(100)
+        send(settings, 0, *first, stamp_ms=now_ms())
+        counted_once(settings, first)
+        wait_until(lambda: any("cannot be true" in w for w in status(settings)["warnings"]), 30, "it is told")
+    topics.ensure(settings)
+    second = names(100)
+    with ingesting(settings):
+        send(settings, 0, *second, *first)
+        counted_once(settings, first + second)
+        assert all("message.timestamp.type" not in w for w in status(settings)["warnings"])
+    rejected = [x for x in dead_letters.read(settings) if x.value != b"probe"]
+    letters = {json.loads(x.value or b"")["event_id"]: x.headers["reason"] for x in rejected}
+    assert letters == {
+        "stamp and event ahead": "from-the-future", "stamp ahead": "bad-value", "stamp behind": "from-the-future",
+    }  # fmt: skip
+    # Generations turn with the clock: none is of the future.
+    head = json.loads(Redis(settings.redis).call("GET", f"{settings.key_prefix}dedup:{{p0}}:head"))
+    horizon_ms = settings.dedup_horizon_s * 1000
+    assert max(map(int, head["generations"])) <= (now_ms() + 10 * MINUTE_MS) // horizon_ms
+    assert len(head["generations"]) <= 2
+
+
+@pytest.mark.parametrize("while_running", [False, True])
+def test_a_topic_that_was_made_again_is_not_read_as_the_one_before(
+    settings: Settings, kafka: AdminClient, while_running: bool
+) -> None:
+    first, second, third = names(50), names(10), names(200)
+    with ingesting(settings) as raised:
+        send(settings, 0, *first)
+        counted_once(settings, first)
+        if while_running:
+            make_again(kafka, settings)
+            send(settings, 0, *second, *third)
+            error = refused(raised)
+    if not while_running:
+        make_again(kafka, settings)
+        # Beyond the offset that was read: it is the id that tells, not offsets.
+        send(settings, 0, *second, *third)
+        with ingesting(settings) as raised:
+            error = refused(raised)
+            problems = status(settings)["problems"]
+        assert problems == {"w": str(error)}
+    assert "deleted and made again" in error.message
+    counted_once(settings, first)
+    with ingesting(accepting(settings, error), "v"):
+        counted_once(settings, first + second + third)
+    # Accepted once, it is the topic.
+    fourth = names(5)
+    with ingesting(settings, "w") as raised:
+        send(settings, 0, *fourth, *third)
+        counted_once(settings, first + second + third + fourth)
+    assert raised == []
+
+
+def test_partitions_that_others_add_are_named_and_the_known_ones_go_on(settings: Settings, kafka: AdminClient) -> None:
+    topic = settings.topic(topics.EVENTS)
+    before, after, beyond = names(20), names(20), names(30)
+    with ingesting(settings):
+        send(settings, 0, *before)
+        counted_once(settings, before)
+        for future in kafka.create_partitions([NewPartitions(topic, 8)]).values():
+            future.result()
+        wait_until(lambda: Admin(settings.kafka).partitions()[topic] == 8, 30, "there are eight")
+        send(settings, 6, *beyond)
+        send(settings, 1, *after)
+        counted_once(settings, before + after)
+        found = status(settings)
+        assert f"{topic} has partitions that are not read: 4 to 7" in found["warnings"]
+        assert found["topics"][topic] == len(beyond)
+        assert pipeline_state.not_ready(settings) == [f"stream shard {s}" for s in range(settings.block_partitions)]
+    assert topics.ensure(settings) == [], "the old setting still starts"
+    grown = settings.model_copy(update={"event_partitions": 8})
+    topics.ensure(grown)
+    with ingesting(grown):
+        counted_once(grown, before + after + beyond)
+        assert status(grown)["warnings"] == []
+        wait_until(lambda: status(grown)["topics"][topic] == 0, 30, "nothing is left")
+    with pytest.raises(Exception, match="set ADCLICK_EVENT_PARTITIONS to 8"):
+        topics.ensure(settings)
+
+
+def test_what_lies_behind_an_open_transaction_is_lag_and_its_partition_is_not_silent(settings: Settings) -> None:
+    topic = settings.topic(topics.EVENTS)
+    quick = settings.model_copy(update={"silent_after_ms": 500, "heartbeat_ms": 100})
+    foreign = Producer({"bootstrap.servers": settings.kafka, "transactional.id": f"{settings.namespace}foreign"})
+    foreign.init_transactions(20)
+    first, behind = names(10), names(100)
+
+    def silent() -> dict[int, bool]:
+        last = dict[int, bool]()
+        for message in read_to_end(settings.kafka, settings.topic(topics.BLOCKS), 0):
+            for r in blocks.decode(message.value(), "here")[1].ranges:
+                last[r.partition] = r.silent
+        return last
+
+    with ingesting(quick):
+        send(settings, 0, *first)
+        counted_once(settings, first)
+        wait_until(lambda: silent().get(0), 30, "partition 0 is silent")
+        foreign.begin_transaction()
+        foreign.produce(topic, event("open"), b"open", 0)
+        foreign.flush(20)
+        send(settings, 0, *behind)
+        wait_until(lambda: not silent()[0], 30, "it is not silent any more")
+        time.sleep(2 * quick.silent_after_ms / 1000)
+        assert not silent()[0]
+        found = status(settings)
+        assert found["topics"][topic] == 1 + len(behind)
+        assert found["open_transactions"] == {f"{topic}/0": {"offset": len(first), "messages": 1 + len(behind)}}
+        assert any(f"{topic}/0: a producer's transaction" in w for w in found["warnings"])
+        counted_once(settings, first)
+        foreign.commit_transaction(20)
+        counted_once(settings, [*first, "open", *behind])
+        wait_until(lambda: silent()[0], 30, "partition 0 is silent again")
+        assert status(settings)["open_transactions"] == {}
+
+
+def test_messages_deleted_before_they_were_read_are_named_and_can_be_accepted(
+    settings: Settings, kafka: AdminClient
+) -> None:
+    topic = settings.topic(topics.EVENTS)
+    first, lost, last = names(10), names(20), names(30)
+    with ingesting(settings):
+        send(settings, 0, *first)
+        counted_once(settings, first)
+    send(settings, 0, *lost, *last)
+    for future in kafka.delete_records([TopicPartition(topic, 0, 30)]).values():
+        future.result()
+    with ingesting(settings) as raised:
+        error = refused(raised)
+    assert "offsets 10 to 29 of partition 0 were deleted before they were read" in error.message
+    counted_once(settings, first)
+    with ingesting(accepting(settings, error)):
+        counted_once(settings, first + last)
+
+
+def test_a_topic_that_takes_only_small_messages_is_named_and_waited_for(settings: Settings) -> None:
+    archive, sent = settings.topic(topics.ARCHIVE), names(200)
+    Admin(settings.kafka).configure({archive: {"max.message.bytes": "200"}})
+    wait_until(lambda: f"{archive} max.message.bytes is 200" in str(status(settings)["warnings"]), 30, "it is told")
+    with ingesting(settings) as raised:
+        send(settings, 0, *sent)
+        wait_until(lambda: status(settings)["topics"][settings.topic(topics.EVENTS)] == 200, 30, "it is lag")
+        topics.ensure(settings)
+        counted_once(settings, sent)
+        assert raised == []
+
+
+def test_messages_of_days_before_are_no_holes_in_the_input_of_a_day(settings: Settings) -> None:
+    stamped_by_producers(settings)
+    day_ms = now_ms() // DAY_MS * DAY_MS - DAY_MS
+    send(settings, 0, *names(1), stamp_ms=now_ms() + YEARS_MS)  # the first one that was written since any moment
+    before = [day_ms - 40 * HOUR_MS, day_ms - 2 * DAY_MS + HOUR_MS, day_ms - 20 * HOUR_MS, day_ms + HOUR_MS]
+    times = [day_ms - 4 * DAY_MS, *sorted(before)]
+    for time_ms in times:
+        send(settings, 0, *names(1), stamp_ms=time_ms, time_ms=time_ms)
+    rows = [_ROW | {"event_id": f"e{n}", "offset": n + 1, "log_time_ms": t, "time_ms": t} for n, t in enumerate(times)]
+    wire = pa.Table.from_pylist(rows, schema=archived.SCHEMA)
+    store = FileStore(settings.archive)
+    archive.write_files(store, 0, 1, 1 + len(rows), wire)
+    date = dt.datetime.fromtimestamp(day_ms / 1000, dt.UTC).date()
+    ends = Admin(settings.kafka).ends(settings.topic(topics.EVENTS), settings.event_partitions)
+    proof = coverage.prove(settings, archive_files.around(store, date), date, ends)
+    assert [hole for hole in proof.missing if hole.partition == 0] == []
+    send(settings, 0, *names(1), stamp_ms=times[-1], time_ms=times[-1])
+    ends = Admin(settings.kafka).ends(settings.topic(topics.EVENTS), settings.event_partitions)
+    proof = coverage.prove(settings, archive_files.around(store, date), date, ends)
+    hole = 1 + len(rows)
+    assert [str(h) for h in proof.missing if h.partition == 0] == [f"0/{hole} to {hole + 1}"]
+
+
+def test_reconcile_waits_for_an_open_transaction_and_says_so(settings: Settings) -> None:
+    foreign = Producer({"bootstrap.servers": settings.kafka, "transactional.id": f"{settings.namespace}foreign"})
+    foreign.init_transactions(20)
+    quick = settings.model_copy(update={"archive_flush_ms": 100})
+    with ingesting(settings), running(archive.ArchiveWorker(quick, "archive")):
+        sent = names(10)
+        send(settings, 0, *sent)
+        counted_once(settings, sent)
+        foreign.begin_transaction()
+        foreign.produce(settings.topic(topics.EVENTS), event("open"), b"open", 0)
+        foreign.flush(20)
+        with pytest.raises(AdclickError, match="open since offset 10 of partition 0 holds back 1 messages"):
+            coverage.wait_for_archive(settings, 0.5, lambda _: None)
+        told = list[str]()
+        assert coverage.wait_for_archive(settings, 3, told.append, force=True)[0] == len(sent)
+        assert "left out: a transaction that is open since offset 10" in told[-1]
+        foreign.abort_transaction(20)
+
+
+@pytest.mark.parametrize("how", ["moved back", "moved on", "moved with its copy", "group deleted"])
+def test_offsets_of_the_group_that_others_change_lose_and_repeat_nothing(
+    settings: Settings, kafka: AdminClient, how: str
+) -> None:
+    topic, group = settings.topic(topics.EVENTS), settings.topic(topics.INGEST_GROUP)
+    first, second = names(20), names(20)
+    with ingesting(settings):
+        send(settings, 0, *first)
+        counted_once(settings, first)
+    send(settings, 0, *second)
+    if how == "group deleted":
+        kafka.delete_consumer_groups([group])[group].result()
+    elif how == "moved with its copy":
+        moved = [TopicPartition(topic, 0, 0), TopicPartition(settings.topic(topics.ARCHIVE), 0, 0)]
+        kafka.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, moved)])[group].result()
+    else:
+        moved = [TopicPartition(topic, 0, 0 if how == "moved back" else 30)]
+        kafka.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, moved)])[group].result()
+    third = names(5)
+    with ingesting(settings):
+        send(settings, 0, *first, *third)
+        counted_once(settings, first + second + third)
