@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import threading
 import time
 import uuid
@@ -39,8 +40,24 @@ class _Job:
     force: bool
     skip_empty: bool
     dry_run: bool
+    closed_ms: int
+    """Hours that end at or before this had closed in the stream when the job began."""
+    began_s: int
     fence: int = 0
     ends: Sequence[int] = ()
+
+
+class _Seconds(click.FloatRange):
+    """A number of seconds that is one: neither negative, nor infinite."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, max=dt.timedelta(days=365).total_seconds())
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value} is not a number of seconds.", param, ctx)
+        return seconds
 
 
 @console.command(
@@ -52,7 +69,7 @@ class _Job:
 @click.option("--from", "first", help="First day of a range.")
 @click.option("--to", "last", help="Last day of a range.")
 @click.option("--master", default="local[*]", show_default=True, help="Spark master.")
-@click.option("--wait", default=120.0, show_default=True, help="Seconds to wait for the archive.")
+@click.option("--wait", type=_Seconds(), default=120.0, show_default=True, help="Seconds to wait for the archive.")
 @click.option("--force", is_flag=True, help="Also a day that is still open, or whose input has holes; the run says so.")
 @click.option("--skip-empty", is_flag=True, help="Pass over days of which nothing is archived.")
 @click.option("--dry-run", is_flag=True, help="Recount and compare, but publish nothing.")
@@ -68,13 +85,15 @@ def reconcile(
     days = _days(date, first, last)
     settings = app.settings
     migration.check_tables(settings)
-    job = _Job(app, ClickHouse(settings.clickhouse, settings.database), master, force, skip_empty, dry_run)
+    client = ClickHouse(settings.clickhouse, settings.database)
     if campaign is not None:
         for day in days:
-            explain.explain(app, job.client, campaign, day)
+            explain.explain(app, client, campaign, day)
         return 0
+    watermark_ms = publish.watermark(client, settings.block_partitions)
     for day in days:
-        _check_open(job.client, day, force)
+        _check_closed(day, watermark_ms, force)
+    job = _Job(app, client, master, force, skip_empty, dry_run, watermark_ms or 0, now_ms() // 1000)
     give_way(BACKGROUND)  # and Spark, which inherits it
     with _lease(app) as fence:
         app.say(f"reconciling {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else ""))
@@ -100,17 +119,13 @@ def date_of(text: str) -> dt.date:
         raise UsageError(f"not a date: {text}", hint="like 2026-11-20") from None
 
 
-def _check_open(client: ClickHouse, day: dt.date, force: bool) -> None:
-    """Refuse a day that may still get events, unless forced; never a day to come."""
-    end_ms = day_start_ms(day) + DAY_MS
-    if end_ms - DAY_MS > now_ms():
+def _check_closed(day: dt.date, watermark_ms: int | None, force: bool) -> None:
+    """Refuse a day that may still get events, unless forced; never accept one that has not begun."""
+    start_ms = day_start_ms(day)
+    if start_ms > now_ms():
         raise UserError(f"{day} has not begun yet")
-    mark = client.rows(
-        f"SELECT count(), min(w) FROM (SELECT max(watermark_ms) AS w FROM {client.database}.tier_borders WHERE tier = 'hours' GROUP BY shard)"
-    )
-    watermark = int(mark[0][1]) if mark[0][0] else None
-    if not force and (watermark is None or watermark < end_ms):
-        shown = f"the watermark is {iso(watermark)}" if watermark is not None else "there is no watermark yet"
+    if not force and (watermark_ms is None or watermark_ms < start_ms + DAY_MS):
+        shown = f"the watermark is {iso(watermark_ms)}" if watermark_ms is not None else "there is no watermark yet"
         raise UserError(f"{day} is still open: {shown}", hint="wait until it is past the day's end, or --force")
 
 
@@ -178,7 +193,7 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
         exact.write_users(spark, store.where, proof.files, day, settings.clickhouse, settings.database, run_id)
         publish.record_files(client, run_id, store, proof.files)
     faults.point("reconcile.written")
-    comparison = publish.compare(client, day, run_id, settings.drift_share)
+    comparison = publish.compare(client, day, run_id, settings.drift_share, job.closed_ms, job.began_s)
     faults.point("reconcile.compared")
     seconds = time.monotonic() - began
     alert = comparison.alert(settings.alert_share) or bool(proof.missing)
@@ -190,6 +205,8 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
         publish.publish(client, day, run_id, job.fence, found, comparison, proof, seconds, alert)
         faults.point("reconcile.published")
     _report(app, day, run_id, found, comparison, seconds, published=not job.dry_run)
+    if job.closed_ms < day_start_ms(day) + DAY_MS:
+        app.say(f"{day} is still open: answers keep the numbers of this run until the day is reconciled again")
     return alert or late
 
 

@@ -18,6 +18,7 @@ _SAID = {
     "expired-horizon-duplicate": "were copies sent long after the first",
     "conflicting-copy": "used an id again for something else",
     "dead-letter-replayed": "were mended and sent again too late",
+    "open": "were of hours that were still open, or corrected meanwhile",
     "unexplained": "have no cause that is known: please report it",
 }
 

@@ -25,7 +25,7 @@ from ingest.archive_files import File
 class Comparison:
     """How a day's run differs from the stream, over hours × all dimensions.
 
-    `corrected`: dimensions with any difference. `drifted`: those off by more than the setting `drift_share`. `causes`: cause →
+    `corrected`: dimensions with any difference but of open hours. `drifted`: those off by more than the setting `drift_share`. `causes`: cause →
     what it moved (rows and sums of the measures).
     """
 
@@ -36,7 +36,21 @@ class Comparison:
 
     def alert(self, share: float) -> bool:
         """Whether more than a share of the dimensions needed correction, or something has no cause."""
-        return self.corrected > share * max(1, self.dimensions) or "unexplained" in self.causes
+        return self.corrected > share * max(1, self.dimensions) or UNEXPLAINED in self.causes
+
+
+OPEN, UNEXPLAINED = "open", "unexplained"
+"""Causes that only the comparison can give: the stream had not finished with the row when the run began; nothing explains it."""
+
+
+def watermark(client: ClickHouse, shards: int) -> int | None:
+    """Windows that end at or before this (epoch ms) are in ClickHouse, of every shard; None while a shard has published none."""
+    rows = client.rows(
+        f"SELECT min(watermark) FROM (SELECT max(watermark_ms) AS watermark FROM {client.database}.tier_borders"
+        " WHERE tier = 'hours' AND shard < {shards:UInt16} GROUP BY shard) HAVING count() = {shards:UInt16}",
+        {"shards": shards},
+    )
+    return int(rows[0][0]) if rows else None
 
 
 def current_run(client: ClickHouse, date: dt.date) -> tuple[str, str] | None:
@@ -97,8 +111,14 @@ def record_files(client: ClickHouse, run_id: str, store: FileStore, files: Seque
     client.insert("run_files", pa.table({**told, "run_id": [run_id] * len(files)}))
 
 
-def compare(client: ClickHouse, date: dt.date, run_id: str, drift_share: float) -> Comparison:
-    """Complete the run's days and its ledger (what no cause explains), and sum up. Safe to repeat."""
+def compare(
+    client: ClickHouse, date: dt.date, run_id: str, drift_share: float, closed_ms: int, began_s: int
+) -> Comparison:
+    """Complete the run's days and its ledger, and sum up. Safe to repeat.
+
+    What no cause explains is `unexplained`. It is `open` where the stream had not closed the hour before the run began
+    (`closed_ms`), or corrected the row since (`began_s`, epoch seconds): then the two counted different events.
+    """
     db, dims = client.database, ", ".join(DIMENSIONS)
     sums = ", ".join(f"sum({m})" for m in (*MEASURES, "late", "late_events"))
     client.command(
@@ -110,7 +130,7 @@ def compare(client: ClickHouse, date: dt.date, run_id: str, drift_share: float) 
     measures = ", ".join(f"sum({m}) AS {m}" for m in MEASURES)
     signed = ", ".join(f"toInt64({m}) AS {m}" for m in MEASURES)
     negative = ", ".join(f"-toInt64({m}) AS {m}" for m in MEASURES)
-    parameters = {"run": run_id, "date": date}
+    parameters = {"run": run_id, "date": date, "closed": closed_ms // 1000, "began": began_s}
     # exact − stream − causes: what is left has no explanation.
     left = f"""
         SELECT time, {dims}, {measures} FROM (
@@ -118,11 +138,14 @@ def compare(client: ClickHouse, date: dt.date, run_id: str, drift_share: float) 
             UNION ALL
             SELECT time, {dims}, {negative} FROM {db}.stream_hours FINAL WHERE toDate(time) = {{date:Date}}
             UNION ALL
-            SELECT time, {dims}, {negative} FROM {db}.ledger FINAL WHERE run_id = {{run:String}} AND cause != 'unexplained'
+            SELECT time, {dims}, {negative} FROM {db}.ledger FINAL WHERE run_id = {{run:String}} AND cause NOT IN ('{OPEN}', '{UNEXPLAINED}')
         ) GROUP BY time, {dims} HAVING {" OR ".join(f"{m} != 0" for m in MEASURES)}"""
+    cause = f"""if(toUnixTimestamp(time) + 3600 > {{closed:UInt64}} OR (time, {dims}) IN (
+            SELECT time, {dims} FROM {db}.stream_hours FINAL
+            WHERE toDate(time) = {{date:Date}} AND toUnixTimestamp(changed_at) >= {{began:UInt64}}), '{OPEN}', '{UNEXPLAINED}')"""
     client.command(
         f"INSERT INTO {db}.ledger (time, {dims}, run_id, cause, {', '.join(MEASURES)})"
-        f" SELECT time, {dims}, {{run:String}}, 'unexplained', {', '.join(MEASURES)} FROM ({left})",
+        f" SELECT time, {dims}, {{run:String}}, {cause}, {', '.join(MEASURES)} FROM ({left})",
         parameters,
     )
     total = int(
@@ -131,7 +154,8 @@ def compare(client: ClickHouse, date: dt.date, run_id: str, drift_share: float) 
     drift = " OR ".join(f"abs(l.{m}) > {drift_share} * greatest(toInt64(e.{m}), 1)" for m in MEASURES)
     corrected, drifted = client.rows(
         f"""SELECT count(), countIf({drift}) FROM (
-                SELECT time, {dims}, {measures} FROM {db}.ledger FINAL WHERE run_id = {{run:String}} GROUP BY time, {dims}) AS l
+                SELECT time, {dims}, {measures} FROM {db}.ledger FINAL
+                WHERE run_id = {{run:String}} AND cause != '{OPEN}' GROUP BY time, {dims}) AS l
             LEFT JOIN (SELECT * FROM {db}.exact_hours FINAL WHERE run_id = {{run:String}}) AS e USING (time, {dims})""",
         parameters,
     )[0]

@@ -19,7 +19,7 @@ from query.tiers.stored import whose
 PARAMETERS = ("campaign_id", "advertiser_id", "cause", "limit", "cursor")
 CAUSES = (
     "late", "shed", "doubt", "cross-partition-duplicate", "expired-horizon-duplicate", "conflicting-copy",
-    "dead-letter-replayed", "unexplained",
+    "dead-letter-replayed", "open", "unexplained",
 )  # fmt: skip
 _KIND = "ledger"
 _KEYS = ("campaign_id", "time", "advertiser_id", "ad_id", "publisher_id", "country", "device")

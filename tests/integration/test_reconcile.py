@@ -16,7 +16,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from batch import coverage
+from batch import coverage, publish
 from infra import pipeline_state, topics
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
@@ -193,6 +193,8 @@ def test_what_arrives_after_a_day_was_billed_raises_an_alert(planted: Settings) 
         archive.write_files(FileStore(planted.archive), 0, 200, 201, wire)
         later = adclick("reconcile", "--date", iso(DAY + DAY_MS)[:10], "--force", cwd=None, **env)
         assert later.returncode == 3, later.stderr
+        assert "without a cause" not in later.stderr  # its hour has not closed yet
+        assert "is still open: answers keep the numbers of this run" in later.stderr
         assert {"date": DAY_SHOWN, "unbilled": PLANTED_ROWS - 1}.items() <= json.loads(hook.bodies[1]).items()
         shown = {run["date"]: run["unbilled"] for run in pipeline_state.runs(planted)}
         assert shown[DAY_SHOWN] == PLANTED_ROWS - 1
@@ -230,6 +232,55 @@ def test_the_ledger_explains_every_difference(planted: Settings) -> None:
     }  # fmt: skip
     assert Ledger(client).answer(ledger.parse(date, [("cause", "doubt")], frozenset({4}), signer), signer)["rows"] == 0  # type: ignore[index]
     assert Ledger(client).answer(ledger.parse("2020-01-01", [], None, signer), signer) is None
+
+
+def test_only_what_had_closed_before_the_run_and_stayed_the_same_can_be_without_a_cause(settings: Settings) -> None:
+    client, began_s, closed_hours = ClickHouse(settings.clickhouse, settings.database), DAY // 1000 + 100, 3
+    # Publisher → the hour, clicks by the exact count and by the stream, when the stream changed the row; and the cause expected.
+    rows: dict[int, tuple[tuple[int, int, int, int], str]] = {
+        1: ((2, 10, 10, 0), ""),
+        2: ((2, 10, 9, 0), "unexplained"),
+        3: ((2, 10, 9, began_s - 1), "unexplained"),
+        4: ((2, 10, 11, began_s), "open"),
+        5: ((3, 10, 0, 0), "open"),
+        6: ((3, 10, 4, 0), "open"),
+        7: ((3, 10, 10, 0), ""),
+        8: ((23, 100, 0, 0), "open"),
+    }
+    place = "1, 3, 2, {publisher:UInt64}, 'DE', 'mobile'"
+    for publisher, ((hour, exact, stream, changed_at), _) in rows.items():
+        parameters = {"time": DAY // 1000 + hour * 3600, "publisher": publisher}
+        numbers = [(f"exact_hours SELECT toDateTime({{time:UInt32}}, 'UTC'), {place}, 'r', 0, {exact}, 0, 0, 0, 0")]
+        if stream:
+            numbers += [
+                f"stream_hours SELECT toDateTime({{time:UInt32}}, 'UTC'), {place}, 0, 0, {stream}, 0, 0, 0, 0, 0, 0, 1, {changed_at}"
+            ]
+        for values in numbers:
+            client.command(f"INSERT INTO {settings.database}.{values}", parameters)
+    date = dt.datetime.fromtimestamp(DAY / 1000, dt.UTC).date()
+    comparison = publish.compare(client, date, "r", 0.001, DAY + closed_hours * HOUR_MS, began_s)
+    causes = client.rows(f"SELECT publisher_id, cause FROM {settings.database}.ledger FINAL ORDER BY publisher_id")
+    assert dict(causes) == {publisher: cause for publisher, (_, cause) in rows.items() if cause}
+    assert (comparison.dimensions, comparison.corrected, comparison.drifted) == (8, 2, 2)
+    assert comparison.alert(1.0)
+    client.command(f"ALTER TABLE {settings.database}.ledger DELETE WHERE 1 SETTINGS mutations_sync = 2")
+    all_open = publish.compare(client, date, "r", 0.001, DAY, began_s)
+    assert (set(all_open.causes), all_open.corrected, all_open.alert(0.005)) == ({"open"}, 0, False)
+    assert all_open.causes["open"]["clicks"] == sum(exact - stream for (_, exact, stream, _), _ in rows.values())
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_the_watermark_of_hours_is_unknown_until_every_shard_has_told_its_own(settings: Settings, shards: int) -> None:
+    client = ClickHouse(settings.clickhouse, settings.database)
+    assert publish.watermark(client, shards) is None
+    for shard in range(2):
+        for minutes in (5, 3):  # the second is an older writing that arrives late
+            client.command(
+                f"INSERT INTO {settings.database}.tier_borders VALUES"
+                f" ('hours', {shard}, 0, {DAY + (minutes + shard) * 60_000}), ('days', {shard}, 0, {DAY + DAY_MS})"
+            )
+        told = publish.watermark(client, shards)
+        assert told == (DAY + 5 * 60_000 if shard + 1 >= shards else None)
 
 
 def test_a_message_that_is_nowhere_is_found(settings: Settings) -> None:
