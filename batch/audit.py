@@ -31,7 +31,7 @@ from infra.file_store import FileStore
 from infra.priority import BACKGROUND, give_way
 from ingest import archive_files, lateness
 from ingest.archive_files import File
-from ingest.archived import DECISIONS, Decision
+from ingest.archived import DECISIONS, Decision, decide
 from ingest.dedup.decision import NOT_A_COPY, mark_copies_within
 from ingest.dedup.digest import digest
 from ingest.lateness import Lateness
@@ -68,11 +68,8 @@ def replay(rows: pl.DataFrame, horizon_ms: int, day_ms: int) -> Replayed:
     copy_of[known] = found
     first = (copy_of == NOT_A_COPY) & ~doubtful
     late, _, _ = lateness.judge(rows["time_ms"].to_numpy(), first, lateness.NO_WATERMARK)
-    taken = np.where(archived == Decision.SHED, np.uint8(Decision.SHED), np.uint8(Decision.COUNTED))
-    taken[late == Lateness.TOO_LATE] = Decision.TOO_LATE
-    taken[~first] = Decision.COPY
-    taken[doubtful] = Decision.DOUBT
-    judged = rows.with_columns(replayed=pl.Series(taken), archived=pl.Series(archived), late_again=pl.Series(late))
+    decisions = decide(shed=archived == Decision.SHED, too_late=late == Lateness.TOO_LATE, copy=~first, doubt=doubtful)
+    judged = rows.with_columns(replayed=pl.Series(decisions), archived=pl.Series(archived), late_again=pl.Series(late))
     judged = judged.filter(pl.col("time_ms").is_between(day_ms, day_ms + DAY_MS, closed="left"))
     counted = (pl.col("replayed") == int(Decision.COUNTED)) & (pl.col("late_again") != pl.col("lateness"))
     differing = judged.filter((pl.col("replayed") != pl.col("archived")) | counted)

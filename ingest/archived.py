@@ -28,6 +28,16 @@ class Decision(IntEnum):
     DOUBT = 4  # its id may be among those that Redis lost and the topic no longer holds: taken for a copy
 
 
+def decide(*, shed: Bools, too_late: Bools, copy: Bools, doubt: Bools) -> npt.NDArray[np.uint8]:
+    """The decision on each event where several reasons may hold: doubt goes before copy, too late and shed, in this order.
+
+    Ingest decides by it, and `adclick audit` decides again.
+    """
+    reasons = [(doubt, Decision.DOUBT), (copy, Decision.COPY), (too_late, Decision.TOO_LATE), (shed, Decision.SHED)]
+    conditions, decisions = zip(*reasons, strict=True)
+    return np.select(conditions, [np.uint8(d) for d in decisions], np.uint8(Decision.COUNTED))
+
+
 DECISIONS = tuple(d.name.lower().replace("_", "-") for d in Decision)
 
 SCHEMA = pa.schema(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from infra.columns import Ints
-from ingest import blocks, lateness, shedding
+from ingest import archived, blocks, lateness, shedding
 from ingest.archived import Decision, on_wire
 from ingest.decode import NO_USER, Events
 from ingest.dedup import decision
@@ -61,7 +61,6 @@ def judge(
     copies = decision.decide(memory, known, valid.digests, offsets, log_time_ms // horizon_ms)
     first = copies.first
     late, late_by, watermark = lateness.judge(valid["time_ms"], first, before.watermark_ms)
-    taken = np.full(len(offsets), Decision.COUNTED, np.uint8)
     weight = shedding.weigh(
         level,
         policy,
@@ -69,13 +68,10 @@ def judge(
         valid["cost_micros"],
         first_words(valid.digests),
     )
-    taken[weight == 0] = Decision.SHED
-    taken[late == Lateness.TOO_LATE] = Decision.TOO_LATE
-    taken[~first] = Decision.COPY
-    taken[copies.doubt] = Decision.DOUBT
-    weight[taken != Decision.COUNTED] = 1
+    decisions = archived.decide(shed=weight == 0, too_late=late == Lateness.TOO_LATE, copy=~first, doubt=copies.doubt)
+    weight[decisions != Decision.COUNTED] = 1
     after = msgspec.structs.replace(end, watermark_ms=watermark)
-    return Judged(valid, offsets, log_time_ms, taken, weight, late, late_by, copies, before, after)
+    return Judged(valid, offsets, log_time_ms, decisions, weight, late, late_by, copies, before, after)
 
 
 def wire(judged: Judged) -> list[pa.RecordBatch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from infra.columns import Values
 from ingest import archived, blocks
+from ingest.archived import Decision
 
 _HEX = st.text("0123456789abcdef", min_size=32, max_size=32)
 _OTHER = st.text(min_size=1, max_size=40) | st.text("0123456789abcdefABCDEFg-", min_size=32, max_size=32)
@@ -59,3 +61,12 @@ def test_ids_of_hexadecimal_digits_take_half_the_room() -> None:
     assert archived.off_wire(pa.Table.from_batches([rows])).column("event_id").to_pylist() == [
         n.decode() for n in names
     ]
+
+
+def test_of_several_reasons_the_first_in_order_decides() -> None:
+    order = [Decision.DOUBT, Decision.COPY, Decision.TOO_LATE, Decision.SHED]
+    for holds in itertools.product([False, True], repeat=len(order)):
+        doubt, copy, too_late, shed = (np.array([flag]) for flag in holds)
+        expected = next((d for d, flag in zip(order, holds, strict=True) if flag), Decision.COUNTED)
+        (decision,) = archived.decide(shed=shed, too_late=too_late, copy=copy, doubt=doubt).tolist()
+        assert decision == expected, holds
