@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import importlib
 import io
+import os
 import sys
 import traceback
 from typing import Any
@@ -52,12 +55,18 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; Ctrl-C ends it with one line. (Click would print an empty one first.)"""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _report("stopped")
+            return 130
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            import difflib
-
             near = difflib.get_close_matches(args[0], COMMANDS, 1)
             if near:
                 error.message += f" Did you mean {near[0]}?"
@@ -87,23 +96,57 @@ def main() -> None:
     verbose = any(a in ("-v", "--verbose") for a in sys.argv[1:])
     try:
         code = cli.main(standalone_mode=False, prog_name="adclick")
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where it may fail in order
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        error.message = printable(error.message, keep="\n")
-        error.show()
+        _report(_usage_of(error))
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("stopped", err=True)
+        _report("stopped")
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError:  # as by `| head`
+        _close_output()
         sys.exit(1)
     except AdclickError as error:
-        report = printable(traceback.format_exc(), keep="\n") if verbose else printable(f"adclick: {error}")
-        click.echo(report.rstrip("\n"), err=True)
+        _report(f"adclick: {error}", verbose)
         sys.exit(error.exit_code)
+    except OSError as error:
+        _close_output()
+        place = f"{error.filename}: " if error.filename else ""
+        _report(f"adclick: {place}{error.strerror or error}", verbose)
+        sys.exit(1)
+    except Exception as error:
+        reason = f"adclick: internal error, {type(error).__name__}: {error}"
+        _report(f"{reason} (-v shows where; please report it)", verbose or _is_worker())
+        sys.exit(1)
+
+
+def _report(line: str, verbose: bool = False) -> None:
+    """What went wrong, on standard error: in one line, or with a traceback."""
+    text = printable(traceback.format_exc(), keep="\n") if verbose else printable(" ".join(line.splitlines()))
+    with contextlib.suppress(OSError):
+        click.echo(text.rstrip("\n"), err=True)
+
+
+def _usage_of(error: click.ClickException) -> str:
+    """A mistake in the words of the command, and where to look."""
+    message = error.format_message().strip().rstrip(".")
+    context = getattr(error, "ctx", None)
+    return f"adclick: {message} ({context.command_path if context else 'adclick'} --help shows how)"
+
+
+def _close_output() -> None:
+    """Nothing more can be written: do not try it again when the interpreter ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno() if sys.stdout is not None else 1)
+
+
+def _is_worker() -> bool:
+    """Whether standard error is a log, in which a defect must show where it is."""
+    return not {"ingest", "archive", "stream", "serve"}.isdisjoint(sys.argv[1:])
 
 
 if __name__ == "__main__":

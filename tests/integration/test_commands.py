@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -139,3 +141,25 @@ def test_status_of_a_running_stack_is_0_and_names_a_process_that_is_not_running(
     assert incomplete.returncode == 1
     assert json.loads(incomplete.stdout)["dead"] == ["stream-7"]
     assert incomplete.stderr.startswith("adclick: stream-7 is not running")
+
+
+def test_ctrl_c_ends_a_command_with_one_line(tmp_path: Path) -> None:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("ADCLICK_")}
+    # A server that accepts connections and never answers: the command waits in the middle of its work.
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        where = f"127.0.0.1:{server.getsockname()[1]}"
+        env = clean | {
+            "ADCLICK_REDIS": f"redis://{where}",
+            "ADCLICK_CLICKHOUSE": f"http://{where}",
+            "ADCLICK_HTTP": f"http://{where}",
+        }
+        for words in (["migrate"], ["query", "--campaign", "7", "--start", "-1h"], ["keys", "list"]):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "infra", *words], env=env | {"ADCLICK_API_KEY": "x"}, cwd=tmp_path, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )  # fmt: skip
+            connection, _ = server.accept()
+            with connection:
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=60)
+            assert (process.returncode, out, err) == (130, "", "stopped\n"), words

@@ -17,6 +17,7 @@ from ingest.replay import Pace, parse_pace
 from ingest.shedding import Level, Policy, next_level
 from ingest.synthetic.command import duration_ms
 from ingest.worker import worker_name
+from query.serve import run as run_router
 
 
 def adclick(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -101,13 +102,22 @@ def test_an_unknown_name_in_the_file_is_refused(tmp_path: Path, monkeypatch: pyt
         (["query"], 2, "--campaign"),
         (["down"], 0, "nothing is running"),
         (["up", "--ingest-workers", "-1"], 2, "ingest-workers"),
+        (["up", "--detatch"], 2, "Did you mean --detach?"),
+        (["query", "--campain", "7"], 2, "Did you mean --campaign?"),
+        (["reconcile", "--date", "2026-11-20", "--dry-rum"], 2, "adclick reconcile --help"),
+        (["--jsn", "config"], 2, "--json"),
+        (["migrat"], 2, "Did you mean migrate?"),
+        (["keys", "creat"], 2, "creat"),
+        (["dead-letters", "lst"], 2, "lst"),
+        (["generate"], 2, "--events"),
+        (["replay", "x", "--rate"], 2, "requires an argument"),
     ],
 )
 def test_a_mistake_is_told_in_one_line_without_a_traceback(words: list[str], code: int, says: str) -> None:
     done = adclick(*words)
     assert done.returncode == code, done.stderr
     assert says in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
     assert done.stdout == ""
 
 
@@ -260,3 +270,31 @@ def test_a_clickhouse_without_the_storage_policy_is_told_before_anything_is_made
 ) -> None:
     with pytest.raises(UserError, match=rf"{says}.*operating\.md"):
         migrate(cast("ClickHouse", _WithoutPolicy(*volumes)))
+
+
+def test_output_that_nobody_takes_ends_a_command_quietly_or_in_one_line() -> None:
+    for words in (["config"], ["--help"], ["config", "--json"]):
+        command = " ".join([sys.executable, "-m", "infra", *words])
+        full = subprocess.run(["sh", "-c", f"{command} > /dev/full"], capture_output=True, text=True, timeout=60)
+        assert (full.returncode, full.stderr) == (1, "adclick: No space left on device\n"), words
+        closed = subprocess.run(["sh", "-c", f"{command} >&-"], capture_output=True, text=True, timeout=60)
+        assert closed.stderr.count("\n") <= 1
+        assert "Traceback" not in closed.stderr
+        with subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as head:
+            assert head.stdout is not None
+            assert head.stderr is not None
+            head.stdout.close()
+            assert head.stderr.read() == ""
+        assert head.returncode in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("http", "certificate", "says"),
+    [
+        ("https://127.0.0.1:0", "", "needs a certificate"),
+        ("http://127.0.0.1:0", "cert.pem", "does not use it"),
+    ],
+)
+def test_a_router_does_not_serve_plainly_what_was_to_be_encrypted(http: str, certificate: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        run_router(resolve().settings.model_copy(update={"http": http, "tls_certificate": certificate}))
