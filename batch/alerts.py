@@ -8,6 +8,7 @@ from typing import Any
 
 import tenacity
 
+from infra import direct
 from infra.addresses import mask_webhook
 from infra.console import App
 
@@ -31,5 +32,5 @@ def send(app: App, told: dict[str, Any]) -> None:
     wait=tenacity.wait_exponential_jitter(0.5, 5), reraise=True,
 )  # fmt: skip
 def _post(request: urllib.request.Request) -> None:
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S):
+    with direct.open_anywhere(request, _TIMEOUT_S):
         pass

@@ -37,7 +37,7 @@ from batch.recount import Letters
 from infra import scratch
 from infra.clickhouse.client import ClickHouse
 from infra.clock import day_start_ms
-from infra.embedded import java
+from infra.embedded import causes, java
 from infra.errors import AdclickError, Unavailable, UserError
 from infra.file_store import FileStore
 from infra.settings import Settings
@@ -90,6 +90,8 @@ def session(settings: Settings, master: str, folder: Path, java_options: str = J
     conf = folder / "spark-conf"
     conf.mkdir(exist_ok=True)
     (conf / "log4j2.properties").write_text(_LOG4J.format(log=(folder / "spark.log").resolve()))
+    for name in foreign_variables(os.environ, master):
+        del os.environ[name]
     os.environ |= {
         "SPARK_CONF_DIR": str(conf.resolve()),
         "SPARK_LOCAL_IP": "127.0.0.1",
@@ -97,8 +99,8 @@ def session(settings: Settings, master: str, folder: Path, java_options: str = J
         "PYSPARK_DRIVER_PYTHON": sys.executable,
         "JAVA_HOME": str(java.home_for_spark(folder.resolve())),
         "POLARS_MAX_THREADS": "1",
+        **java.LOCALE,
     }
-    os.environ.pop("JAVA_TOOL_OPTIONS", None)  # Java would announce it on standard error
     builder = (
         SparkSession.builder.master(master)
         .appName("adclick reconcile")
@@ -113,10 +115,33 @@ def session(settings: Settings, master: str, folder: Path, java_options: str = J
         .config("spark.local.dir", str(folder.resolve()))
         .config("spark.executorEnv.POLARS_MAX_THREADS", "1")
     )
-    if master.startswith("local"):
+    if is_local(master):
         builder = builder.config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1")
-    with _errors_to(folder / "spark.log"):
-        return builder.getOrCreate()
+    log = folder / "spark.log"
+    try:
+        with _errors_to(log):
+            return builder.getOrCreate()
+    except (PySparkException, Py4JError, OSError) as error:
+        output = log.read_text(errors="replace") if log.exists() else ""
+        raise AdclickError(
+            f"Spark did not start: {causes.cause(output) or str(error).splitlines()[0]}",
+            hint="nothing was published; -v shows all of its output",
+            output=output,
+        ) from error
+
+
+def foreign_variables(variables: Iterable[str], master: str) -> list[str]:
+    """Of a process's variables those that would start another Spark than ours, or ours otherwise: the machine may have one.
+
+    A cluster's own, such as Yarn's configuration, are kept for a `master` that is not local.
+    """
+    prefixes = ("SPARK_", "PYSPARK_") if not is_local(master) else ("SPARK_", "PYSPARK_", "HADOOP_", "YARN_")
+    return [name for name in variables if name.startswith(prefixes) or name in java.OPTIONS_VARIABLES]
+
+
+def is_local(master: str) -> bool:
+    """Whether a Spark master means this process alone."""
+    return master.startswith("local")
 
 
 @contextlib.contextmanager

@@ -111,7 +111,7 @@ def main() -> None:
         _close_output()
         sys.exit(1)
     except AdclickError as error:
-        _report(f"adclick: {error}", verbose)
+        _report(f"adclick: {error}", verbose, error.output)
         sys.exit(error.exit_code)
     except OSError as error:
         _close_output()
@@ -124,11 +124,13 @@ def main() -> None:
         sys.exit(1)
 
 
-def _report(line: str, verbose: bool = False) -> None:
-    """What went wrong, on standard error: in one line, or with a traceback."""
-    text = printable(traceback.format_exc(), keep="\n") if verbose else printable(" ".join(line.splitlines()))
+def _report(line: str, verbose: bool = False, output: str = "") -> None:
+    """What went wrong, on standard error, in one line; `verbose`: before it what another program printed, and the traceback."""
+    text = printable(" ".join(line.splitlines()))
+    if verbose:
+        text = printable(f"{output}\n{traceback.format_exc()}".strip("\n"), keep="\n") + f"\n{text}"
     with contextlib.suppress(OSError):
-        click.echo(text.rstrip("\n"), err=True)
+        click.echo(text, err=True)
 
 
 def _usage_of(error: click.ClickException) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 import psutil
+from pydantic import SecretStr
 
 from infra import console, logs, migration, pipeline_state
 from infra.console import App
@@ -32,19 +33,30 @@ def up(app: App, detach: bool, ingest_workers: int, stream_workers: int, query_w
     folder = Folder(path)
     folder.make()
     workers = {"ingest": ingest_workers, "archive": 1, "stream": stream_workers, "query": query_workers}
+    overrides = _overrides(app)
     if detach:
         counts = [word for kind in ("ingest", "stream", "query") for word in (f"--{kind}-workers", str(workers[kind]))]
-        _announce(app, supervisor.detach(folder, ["up", "--dir", str(path), *counts]), path)
+        more = ["-v"] if app.verbose else []
+        _announce(app, supervisor.detach(folder, ["up", "--dir", str(path), *counts, *more]), path)
         return
-    runner = supervisor.Supervisor(folder, workers, _told(app))
+    runner = supervisor.Supervisor(folder, workers, overrides)
     runner.run(lambda endpoints: _announce(app, endpoints, path))
 
 
-def _told(app: App) -> dict[str, str]:
-    """Settings that the environment or a file gives the embedded stack: all but the addresses, which `up` decides."""
-    found = resolve(str(app.folder), stack=False)
-    decided = {"kafka", "redis", "clickhouse", "http", "api_key", "user_secret"}
-    return {name: str(getattr(found.settings, name)) for name in found.origins if name not in decided}
+def _overrides(app: App) -> dict[str, str]:
+    """Settings that the environment or a file gives the embedded stack: all but the addresses of what `up` itself starts."""
+    resolved = resolve(str(app.folder), stack=False)
+    own = {"kafka": "a Kafka", "redis": "a Redis", "clickhouse": "a ClickHouse"}
+    for name, what in own.items():
+        if name in resolved.origins:
+            app.say(
+                f"note: {resolved.origins[name]} is not used: up starts {what} of its own"
+                f" (other commands use it all the same, unless they have --dir {app.folder})"
+            )
+    values = {name: getattr(resolved.settings, name) for name in resolved.origins if name not in own}
+    return {
+        name: value.get_secret_value() if isinstance(value, SecretStr) else str(value) for name, value in values.items()
+    }
 
 
 def _announce(app: App, endpoints: dict[str, str], path: Path) -> None:

@@ -30,14 +30,13 @@ from __future__ import annotations
 
 
 class AdclickError(Exception):
-    """Base of all our own errors. `hint` says what to do about it."""
+    """Base of all our own errors. `hint` says what to do about it; `output` is what another program printed, for -v."""
 
     exit_code = 1
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", output: str = "") -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint, self.output = message, hint, output
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message

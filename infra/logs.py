@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import signal
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -30,6 +31,23 @@ class Once(logging.Filter):
         return True
 
 
+class _Lossy:
+    """A stream of which lines are lost where they cannot be written: a terminal that is gone or a full disk ends no process."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        """Never raises OSError."""
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        """Never raises OSError."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 def configure(*, verbose: bool = False, quiet: bool = False) -> None:
     """Set up logging once, at the start of a process. SIGUSR1 makes it tell where each of its threads is."""
     faulthandler.register(signal.SIGUSR1, file=2)
@@ -44,7 +62,7 @@ def configure(*, verbose: bool = False, quiet: bool = False) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Lossy(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(

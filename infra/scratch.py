@@ -1,4 +1,4 @@
-"""A folder to work in, gone afterwards. What a killed process left there is removed by whoever comes next."""
+"""A folder to work in, gone afterwards. What a killed process left is removed by the next one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ _OLD_S = 60.0
 
 
 @contextlib.contextmanager
-def folder(prefix: str) -> Iterator[Path]:
-    """A folder in the system's temporary one whose name begins with `prefix`, for as long as the block lasts. Raises OSError."""
-    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as made:
-        path = Path(made)
+def folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
+    """A folder whose name begins with `prefix`, for as long as the block lasts, in the system's temporary folder or in `parent`.
+
+    Raises OSError.
+    """
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as name:
+        path = Path(name)
         with (path / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             _remove_left(path.parent, prefix)

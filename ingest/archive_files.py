@@ -121,7 +121,7 @@ def read(store: FileStore, name: str, columns: Sequence[str]) -> pl.DataFrame:
     """Columns of a file. Raises UnreadableFile, Unavailable."""
     try:
         if store.folder is not None:
-            return pl.read_parquet(store.folder / name, columns=list(columns))
+            return pl.read_parquet(store.folder / name, columns=list(columns), glob=False)
         with store.open(name) as source:
             return pl.DataFrame(pl.from_arrow(parquet.read_table(source, columns=list(columns), partitioning=None)))
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import hmac
+import os
 import secrets
 import threading
 import time
@@ -163,7 +164,7 @@ class Keys:
         self._client.command(
             f"INSERT INTO {self._client.database}.audit SELECT"
             " fromUnixTimestamp64Milli({at:Int64}), {actor:String}, {action:String}, {subject:String}, {detail:String}",
-            {"at": now_ms(), "actor": getpass.getuser(), "action": action, "subject": key.id, "detail": detail},
+            {"at": now_ms(), "actor": _actor(), "action": action, "subject": key.id, "detail": detail},
         )
         types = {
             str: "String", bool: "UInt8", int: "UInt64", float: "Float64", list: "Array(UInt64)",
@@ -223,6 +224,14 @@ class Keyring:
         known = {key.id: key for key in self._keys.all()}
         self._known, self._read_at, self._answers = known, began, True
         return known
+
+
+def _actor() -> str:
+    """Who changes a key, for the audit: a container's uid may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def _new_token(id_: str) -> str:

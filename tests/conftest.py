@@ -15,12 +15,23 @@ from infra import topics
 from infra.clickhouse.client import ClickHouse, migrate
 from infra.settings import Settings, resolve
 
-ADCLICK = [sys.executable, "-m", "infra"]
+ADCLICK = [sys.executable, "-P", "-m", "infra"]
+# Clients of the tests' own.
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
+_PROXY_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+DEAD_PROXY = dict.fromkeys(("http_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"), "http://127.0.0.1:1")
+"""Where nothing listens: what goes through it fails. Our own addresses never do."""
+
+
+def product_environment() -> dict[str, str]:
+    """This process's variables without its settings, for a process of the product, with a proxy that must not be used."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("ADCLICK_") and k.lower() not in _PROXY_NAMES}
+    return kept | DEAD_PROXY
 
 
 def adclick(*words: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a user does, with no setting but those given."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("ADCLICK_")} | {"ADCLICK_RECONCILE_AT": "off"}
+    clean = product_environment() | {"ADCLICK_RECONCILE_AT": "off"}
     return subprocess.run([*ADCLICK, *words], capture_output=True, text=True, env=clean | env, cwd=cwd, timeout=1200)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from query import formats
 from query.questions import Ask, Truths, dead_letters_differ
 from query.request import parse
 from query.router import Router
+from tests.conftest import product_environment
 from tests.product import PATIENCE, wait_until
 
 STEP = 5_000
@@ -57,8 +57,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 def worker_environment(settings: Settings, name: str, **more: str) -> dict[str, str]:
     """All that a worker's process is given: these settings, and none that this process has."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("ADCLICK_")}
-    return clean | WORKER_ENV | environment(settings) | {"ADCLICK_WORKER": name} | more
+    return product_environment() | WORKER_ENV | environment(settings) | {"ADCLICK_WORKER": name} | more
 
 
 class Flow:

@@ -82,6 +82,7 @@ class ClickHouse:
             autogenerate_session_id=False,
             connect_timeout=3,
             send_receive_timeout=self._timeout_s,
+            # With a pool of its own it does not look for a proxy in the environment: it is never behind one.
             pool_mgr=httputil.get_pool_manager(maxsize=self._connections),
             query_retries=0,
             # What does not leave the machine costs more to compress than to send.

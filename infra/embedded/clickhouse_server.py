@@ -11,12 +11,15 @@ import importlib
 import os
 import signal
 import sys
+import tempfile
 import threading
 import urllib.request
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from xml.sax.saxutils import escape
 
+from infra import direct
 from infra.priority import PIPELINE
 
 KEEPER = (
@@ -80,12 +83,12 @@ def write_config(folder: Path, logs: Path, port: int, password: str) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "config.xml").write_text(
         CONFIG.format(
-            logs=logs.resolve(),
+            logs=escape(str(logs.resolve())),
             port=port,
             merges=PIPELINE,
-            path=(folder / "data").resolve(),
-            slow=(folder / "slow").resolve(),
-            users=(folder / "users.xml").resolve(),
+            path=escape(str((folder / "data").resolve())),
+            slow=escape(str((folder / "slow").resolve())),
+            users=escape(str((folder / "users.xml").resolve())),
         )
     )
     digest = hashlib.sha256(password.encode()).hexdigest()
@@ -99,7 +102,8 @@ def main() -> None:
     folder = Path(sys.argv[1]).resolve()
     port, password = int(sys.argv[2]), os.environ["ADCLICK_CLICKHOUSE_PASSWORD"]
     os.chdir(folder)
-    ended = threading.Event()
+    _check_folders(folder)
+    ended, stopping = threading.Event(), threading.Event()
 
     def serve() -> None:
         try:
@@ -110,13 +114,14 @@ def main() -> None:
             ended.set()
 
     def stop(_signum: int, _frame: FrameType | None) -> None:
+        stopping.set()
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/?query=KILL+QUERY+WHERE+query+LIKE+%27%25sleepEachRow%28%25%27+ASYNC",
             method="POST",
             headers={"X-ClickHouse-User": "adclick", "X-ClickHouse-Key": password},
         )
         try:
-            urllib.request.urlopen(request, timeout=3).read()
+            direct.open_url(request, 3).read()
         except OSError as error:
             print(f"stopping at once: {error}", file=sys.stderr)
             os._exit(0)
@@ -126,8 +131,22 @@ def main() -> None:
     threading.Thread(target=serve, daemon=True).start()
     while not ended.wait(0.5):
         pass
+    if not stopping.is_set():
+        print("the engine ended; where nothing above says why, its data may be damaged or in use", file=sys.stderr)
+    sys.stderr.flush()
     # Interpreter shutdown would tear the engine down a second time.
-    os._exit(0)
+    os._exit(0 if stopping.is_set() else 1)
+
+
+def _check_folders(folder: Path) -> None:
+    """End with a line that says why where a folder cannot be written: the engine would end, or hang, without one."""
+    for name in ("data", "slow"):
+        try:
+            with tempfile.TemporaryFile(dir=folder / name) as file:
+                file.write(bytes(1 << 16))
+                file.flush()
+        except OSError as error:
+            sys.exit(f"{folder / name} cannot be written: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from infra.errors import UserError
 
 OLDEST = 17
 _AUTHORITIES = Path("/etc/ssl/certs/java/cacerts")
+OPTIONS_VARIABLES = ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS")
+"""By these every Java takes options that were meant for another program, and says so on standard error."""
+# Java decodes the names of files by the locale, and knows only ASCII where that is "C".
+LOCALE = {"LC_ALL": "C.UTF-8"}
+
+
+def environment() -> dict[str, str]:
+    """This process's variables, for a Java that runs with our options alone."""
+    return {name: value for name, value in os.environ.items() if name not in OPTIONS_VARIABLES} | LOCALE
 
 
 def _version(java: Path) -> int:
     """Major version of a java binary; 0 when it does not run."""
     try:
-        told = subprocess.run([str(java), "-version"], capture_output=True, text=True, timeout=30).stderr
+        output = subprocess.run(
+            [str(java), "-version"], capture_output=True, text=True, errors="replace", timeout=60, env=environment()
+        ).stderr
     except (OSError, subprocess.TimeoutExpired):
         return 0
-    found = re.search(r'version "(?:1\.)?(\d+)', told)
-    return int(found.group(1)) if found else 0
+    match = re.search(r'version "(?:1\.)?(\d+)', output)
+    return int(match.group(1)) if match else 0
 
 
 def _bundled() -> Path | None:
@@ -49,13 +64,32 @@ def find() -> Path:
     raise UserError(f"no Java {OLDEST} or newer was found", hint="`make setup` installs one")
 
 
-def environment() -> dict[str, str]:
-    """Variables for a process that starts the bundled Java."""
+def network_environment() -> dict[str, str]:
+    """This process's variables, for a Java that fetches files: with the user's own options, if it starts with them."""
+    variables = dict(os.environ) | LOCALE
+    options = [*proxy_options(os.environ)]
     bundled = _bundled()
     if bundled is not None and find() == bundled.resolve() and _AUTHORITIES.exists():
         # The bundled image brings its own authorities; a machine may need its own.
-        return {"JAVA_TOOL_OPTIONS": f"-Djavax.net.ssl.trustStore={_AUTHORITIES}"}
-    return {}
+        options.append(f"-Djavax.net.ssl.trustStore={_AUTHORITIES}")
+    if options:
+        variables["JAVA_TOOL_OPTIONS"] = " ".join([*options, variables.get("JAVA_TOOL_OPTIONS", "")]).strip()
+    starts = subprocess.run([str(find()), "-version"], capture_output=True, timeout=60, env=variables).returncode == 0
+    return variables if starts else environment()
+
+
+def proxy_options(variables: Mapping[str, str]) -> Iterator[str]:
+    """The proxies that other programs take from the environment, as Java is told of them."""
+    for scheme in ("http", "https"):
+        proxy = variables.get(f"{scheme}_proxy") or variables.get(f"{scheme.upper()}_PROXY") or ""
+        address = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        if address.hostname:
+            yield f"-D{scheme}.proxyHost={address.hostname}"
+            yield f"-D{scheme}.proxyPort={address.port or 80}"
+    direct = variables.get("no_proxy") or variables.get("NO_PROXY")
+    if direct:
+        hosts = (host.strip().lstrip("*.") for host in direct.split(","))
+        yield "-Dhttp.nonProxyHosts=" + "|".join(f"{host}|*.{host}" for host in hosts if host)
 
 
 def home_for_spark(folder: Path) -> Path:
@@ -67,21 +101,34 @@ def home_for_spark(folder: Path) -> Path:
     bundled = _bundled()
     if bundled is None or java != bundled.resolve():
         return Path(os.path.realpath(java)).parent.parent
-    shim = folder / "java-home" / "bin" / "java"
-    shim.parent.mkdir(parents=True, exist_ok=True)
-    shim.write_text(
+    script = (
         "#!/bin/sh\n"
         "# Runs the bundled Java without the one module that it does not have.\n"
         'for a; do shift; [ "$a" = --add-modules=jdk.incubator.vector ] || set -- "$@" "$a"; done\n'
-        f'exec "{java}" "$@"\n'
+        f'exec {shlex.quote(str(java))} "$@"\n'
     )
-    shim.chmod(0o755)
-    return shim.parent.parent
+    # Set-up puts it into the virtual environment. The folder of a run may be one that nothing may be executed from.
+    for parent in (_beside_packages(), folder):
+        shim = parent / "java-home" / "bin" / "java"
+        with contextlib.suppress(OSError):
+            if not shim.exists() or shim.read_text() != script:
+                shim.parent.mkdir(parents=True, exist_ok=True)
+                shim.write_text(script)
+                shim.chmod(0o755)
+            if os.access(shim, os.X_OK):
+                return shim.parent.parent
+    raise UserError(f"nothing can be executed from {folder}", hint="set TMPDIR to a folder without noexec")
+
+
+def _beside_packages() -> Path:
+    return Path(sys.prefix) / "share" / "adclick"
 
 
 if __name__ == "__main__":
     try:
         print(find())
+        with contextlib.suppress(UserError):
+            home_for_spark(_beside_packages())
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(1)

@@ -57,7 +57,9 @@ def fence_the_dead(java: list[str], properties: Path, data: Path) -> None:
     """Run the controller until the old broker's session is over. `java` is the command line up to the configuration."""
     alone = properties.with_name("controller.properties")
     alone.write_text(controller_only(properties.read_text()))
-    with subprocess.Popen([*java, str(alone)], preexec_fn=die_with_parent) as controller:
+    # The configuration names its folders from there.
+    folder = properties.parent
+    with subprocess.Popen([*java, alone.name], cwd=folder, preexec_fn=die_with_parent) as controller:
         deadline = time.monotonic() + _FENCED_WITHIN_S
         while not fenced(data):
             if controller.poll() is not None or time.monotonic() > deadline:

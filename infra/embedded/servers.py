@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 import uuid
 import zlib
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
 
-from infra.embedded import clickhouse_server, jars, java
+from infra import direct
+from infra.embedded import causes, clickhouse_server, jars, java
 from infra.errors import AdclickError, UserError
 from infra.kafka import Admin
 from infra.priority import LOG
@@ -38,12 +41,14 @@ MEMORY_ENV = {
 
 @dataclass(frozen=True)
 class Command:
-    """What to run, where, and with what added to the environment."""
+    """What to run, where, and in which environment."""
 
     name: str
     argv: list[str]
     cwd: Path
     env: dict[str, str] = field(default_factory=dict)
+    unset: tuple[str, ...] = ()
+    """Variables that it is not given."""
     niceness: int = 0
     answers: bool = False
     """Whether somebody waits for each of its answers."""
@@ -95,12 +100,61 @@ def ports(folder: Path, known: dict[str, int], usual: dict[str, int] = USUAL_POR
     addresses. Free ones are looked for in another place for each folder, lest a stack that is just coming back finds its own
     taken by a new one.
     """
-    elsewhere = _ELSEWHERE + 20 * (zlib.crc32(str(folder.resolve()).encode()) % _PLACES)
+    elsewhere = _ELSEWHERE + 20 * (zlib.crc32(os.fsencode(folder.resolve())) % _PLACES)
     deadline, taken = time.monotonic() + _DYING_S, set[int]()
+    known = {name: port for name, port in known.items() if name in usual}
     while not all(map(_is_free, known.values())) and time.monotonic() < deadline:
         time.sleep(0.05)
     return {name: free_port(known.get(name, port), taken, elsewhere) for name, port in usual.items()}
 
+
+def claim_address(url: str) -> None:
+    """Claim the address that the router was told to listen at. Raises UserError where it cannot be had: no other one was asked for."""
+    address = _split(url)
+    host, port = address.hostname or "", address.port or 0
+    deadline = time.monotonic() + _DYING_S
+    while True:
+        try:
+            family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(where)
+            break
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise UserError(
+                    f"cannot listen at {url}: {error.strerror}", hint="set ADCLICK_HTTP to an address that is free"
+                ) from error
+        time.sleep(0.05)
+    if not _keep(port):
+        raise UserError(f"cannot listen at {url}: another stack has port {port}", hint="set ADCLICK_HTTP to another")
+
+
+def client_address(url: str) -> str:
+    """Where clients on this machine find a router that listens at `url`."""
+    address = _split(url)
+    host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(address.hostname or "", address.hostname or "")
+    return f"{address.scheme}://{f'[{host}]' if ':' in host else host}:{address.port}"
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        address = urlsplit(url)
+        if address.scheme in ("http", "https") and address.hostname and address.port:
+            return address
+    except ValueError:
+        pass
+    raise UserError(f"setting http is not an address to listen at: {url}", hint="like http://0.0.0.0:8080")
+
+
+KAFKA_LOGGING = """rootLogger.level = error
+rootLogger.appenderRef.console.ref = console
+appender.console.type = Console
+appender.console.name = console
+appender.console.target = SYSTEM_ERR
+appender.console.layout.type = PatternLayout
+appender.console.layout.pattern = %d{ISO8601} %p %c{1}: %m%n%throwable
+"""
 
 SERVER_PROPERTIES = """process.roles=broker,controller
 node.id=1
@@ -133,45 +187,48 @@ log.cleaner.dedupe.buffer.size=33554432
 """
 
 
+# As Java is told of its folder: the real name may hold a comma, which parts folders, or letters that only the right locale decodes.
+FROM_INSIDE = "/proc/self/cwd"
+
+
 def kafka(folder: Path, port: int, controller_port: int) -> Command:
-    """Apache Kafka as broker and controller in one process; formats its storage the first time."""
+    """Apache Kafka as broker and controller in one process; formats its storage the first time. Raises AdclickError."""
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
     properties = folder / "server.properties"
-    properties.write_text(SERVER_PROPERTIES.format(port=port, controller=controller_port, data=data.resolve()))
-    class_path = str(jars.fetch() / "*")
-    binary = str(java.find())
-    if not (data / "meta.properties").exists():
-        cluster = uuid.uuid4().hex[:22]
-        done = subprocess.run(
-            [
-                binary,
-                "-cp",
-                class_path,
-                "kafka.tools.StorageTool",
-                "format",
-                "-t",
-                cluster,
-                "-c",
-                str(properties),
-            ],
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise AdclickError(f"Kafka's storage could not be formatted: {(done.stderr or done.stdout).strip()[-300:]}")
+    properties.write_text(SERVER_PROPERTIES.format(port=port, controller=controller_port, data=f"{FROM_INSIDE}/data"))
+    logging_properties = folder / "log4j2.properties"
+    logging_properties.write_text(KAFKA_LOGGING)
+    temporary = folder / "tmp"
+    temporary.mkdir(exist_ok=True)
+    class_path = os.pathsep.join([*map(str, jars.logging_jars()), str(jars.fetch() / "*")])
     options = [
-        "-Xms256m",
-        "-Xmx1g",
-        "-XX:+UseParallelGC",
-        "-XX:TieredStopAtLevel=1",
-        "-XX:-UsePerfData",
-        "-Djava.awt.headless=true",
-    ]
-    java_line = [binary, *options, "-cp", class_path, "kafka.Kafka"]
-    starter = [sys.executable, "-m", "infra.embedded.kafka_server"]
-    argv = [*starter, str(properties.resolve()), str(data.resolve()), *java_line]
-    return Command("kafka", argv, Path.cwd(), MEMORY_ENV, niceness=LOG)
+        "-Xms256m", "-Xmx1g", "-XX:+UseParallelGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-Djava.awt.headless=true",
+        # Compression is native code, which is unpacked before it is loaded: not from where nothing may be executed.
+        f"-Djava.io.tmpdir={FROM_INSIDE}/tmp", f"-Dlog4j2.configurationFile={FROM_INSIDE}/log4j2.properties",
+    ]  # fmt: skip
+    java_line = [str(java.find()), *options, "-cp", class_path]
+    if not (data / "meta.properties").exists():
+        _format_storage(java_line, folder)
+    starter = [sys.executable, "-P", "-m", "infra.embedded.kafka_server"]
+    argv = [*starter, properties.name, data.name, *java_line, "kafka.Kafka"]
+    environment = MEMORY_ENV | java.LOCALE
+    return Command("kafka", argv, folder, environment, java.OPTIONS_VARIABLES, niceness=LOG)
+
+
+def _format_storage(java_line: list[str], folder: Path) -> None:
+    cluster = uuid.uuid4().hex[:22]
+    command = [*java_line, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", "server.properties"]
+    result = subprocess.run(
+        command, cwd=folder, env=java.environment(), capture_output=True, text=True, errors="replace",
+    )  # fmt: skip
+    if result.returncode:
+        output = (result.stdout + result.stderr).replace(FROM_INSIDE, str(folder))
+        raise AdclickError(
+            f"Kafka's storage could not be formatted: {causes.cause(output) or f'it ended with {result.returncode}'}",
+            hint="-v shows all of its output",
+            output=output,
+        )
 
 
 def redis_binary() -> str:
@@ -193,7 +250,8 @@ def redis(folder: Path, port: int) -> Command:
     options = {
         "port": str(port),
         "bind": LOOPBACK,
-        "dir": str(folder.resolve()),
+        # Its working directory: of a name it would have to be told in its own quotes.
+        "dir": ".",
         "appendonly": "yes",
         "appendfsync": "no",
         "save": "",
@@ -214,9 +272,10 @@ def redis(folder: Path, port: int) -> Command:
 def clickhouse(folder: Path, logs: Path, port: int, password: str) -> Command:
     """ClickHouse's own HTTP server out of the chdb-core wheel."""
     clickhouse_server.write_config(folder, logs, port, password)
-    argv = [sys.executable, "-m", "infra.embedded.clickhouse_server", str(folder.resolve()), str(port)]
+    argv = [sys.executable, "-P", "-m", "infra.embedded.clickhouse_server", str(folder.resolve()), str(port)]
     environment = {"ADCLICK_CLICKHOUSE_PASSWORD": password, "TZ": "UTC"}
-    return Command("clickhouse", argv, Path.cwd(), environment, answers=True)
+    # Not in the folder itself: importing the engine would open what is configured there.
+    return Command("clickhouse", argv, folder.parent, environment, answers=True)
 
 
 def kafka_ready(address: str) -> bool:
@@ -239,9 +298,9 @@ def redis_ready(url: str) -> bool:
 
 
 def http_ready(url: str) -> bool:
-    """Whether an HTTP address answers 200."""
+    """Whether an HTTP address of ours answers 200."""
     try:
-        with urllib.request.urlopen(url, timeout=2.0) as answer:
-            return bool(answer.status == 200)
+        with direct.open_url(url, 2.0) as response:
+            return bool(response.status == 200)
     except OSError:
         return False

@@ -6,11 +6,12 @@ supervisor out. Everything else about a running stack is read from files, see `s
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
-import fcntl
 import json
 import os
 import random
+import resource
 import secrets
 import signal
 import subprocess
@@ -24,19 +25,27 @@ from types import FrameType
 from typing import Any
 
 from infra import logs, migration
-from infra.embedded import schedule, servers
+from infra.embedded import causes, schedule, servers
 from infra.embedded.lifeline import die_with_parent
 from infra.embedded.servers import Command
 from infra.embedded.state import Folder
 from infra.errors import AdclickError, UserError
+from infra.file_store import is_bucket
 from infra.priority import answer_soon, give_way
 from infra.settings import Settings
+
+# Whatever lies in the working directory, our modules and our packages' are meant.
+ADCLICK = [sys.executable, "-P", "-m", "infra"]
 
 BACKOFF_FIRST_S = 0.5
 BACKOFF_CAP_S = 15.0
 STEADY_S = 30.0
-READY_TIMEOUT_S = 90.0
-_REFUSALS = 3
+# A machine may be busy with other things.
+READY_TIMEOUT_S = 180.0
+# A worker that fails this often in a row before all is up will not come up, and sooner where it ends with an error of its own.
+FAILED_STARTS, REFUSED_STARTS = 8, 3
+OPEN_FILES, FEWEST_OPEN_FILES = 65_536, 1_024
+BACKENDS = ("kafka", "redis", "clickhouse")
 # Workers hand over at once; backends may have to write. Together below 15 s.
 WORKER_GRACE_S = 5.0
 BACKEND_GRACE_S = 8.0
@@ -67,6 +76,15 @@ class Child:
     failures: int = 0
     refusals: int = 0
     """How often in a row it has ended with an error of its own."""
+    log_start: int = 0
+    """Where the log of this process begins in its file."""
+    code: int = 0
+    """How the last one ended."""
+
+    @property
+    def fails_to_start(self) -> bool:
+        """Whether it has ended so often that it will not come up."""
+        return self.failures >= FAILED_STARTS or self.refusals >= REFUSED_STARTS
 
 
 class Supervisor:
@@ -82,11 +100,16 @@ class Supervisor:
         self._nightly_after = 0.0
         self._log = logs.get("supervisor")
         self._lock: Any = None
+        self._clickhouse_errors_start = 0
 
     def run(self, on_ready: Callable[[dict[str, str]], None]) -> None:
         """Start everything, call `on_ready` with the endpoints, then watch until a signal. Raises UserError."""
         self._take_folder()
-        previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        signals = [signal.SIGINT, signal.SIGTERM]
+        # Under nohup the end of a terminal is to be ignored, here and in all that is started from here.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signals.append(signal.SIGHUP)
+        previous = {number: signal.signal(number, self._on_signal) for number in signals}
         try:
             endpoints = self._start()
             if endpoints is not None:
@@ -103,19 +126,8 @@ class Supervisor:
         self._stopping = True
 
     def _take_folder(self) -> None:
-        try:
-            self._folder.make()
-            self._lock = open(self._folder.run / "lock", "w")  # noqa: SIM115
-        except OSError as error:
-            raise UserError(
-                f"{self._folder.path} cannot be written: {error.strerror}", hint="choose another --dir"
-            ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"a stack is already running in {self._folder.path}", hint="adclick down stops it"
-            ) from None
+        self._folder.make()
+        self._lock = self._folder.lock()
         os.set_inheritable(self._lock.fileno(), False)
         self._folder.forget_pids()
         self._folder.write_pid("supervisor", os.getpid())
@@ -124,21 +136,26 @@ class Supervisor:
 
     def _start(self) -> dict[str, str] | None:
         state = self._folder.state()
-        ports = servers.ports(self._folder.path, state.get("ports", {}))
+        if self._overrides.get("http"):
+            servers.claim_address(self._overrides["http"])
+        listen = self._overrides.get("http")
+        ports = servers.ports(self._folder.path, state.get("ports", {}), usual_ports(listen))
         for name, size in (("api_key", 24), ("user_secret", 24), ("clickhouse_password", 18)):
             state.setdefault(name, secrets.token_urlsafe(size))
-        state["ports"] = ports
+        state["ports"] = state.get("ports", {}) | ports
         state.setdefault("first_up_ms", time.time_ns() // 1_000_000)
         self._folder.write_state(state)
         path, home = self._folder.path, servers.LOOPBACK
+        self._clickhouse_errors_start = self._folder.log_size("clickhouse.error")
         endpoints = {
             "kafka": f"{home}:{ports['kafka']}",
             "redis": f"redis://{home}:{ports['redis']}/0",
             "clickhouse": f"http://adclick:{state['clickhouse_password']}@{home}:{ports['clickhouse']}",
-            "http": f"http://{home}:{ports['http']}",
-            "api_key": state["api_key"],
-            "archive": self._overrides.get("archive") or str((path / "archive").resolve()),
+            "http": servers.client_address(listen) if listen else f"http://{home}:{ports['http']}",
+            "api_key": self._overrides.get("api_key") or state["api_key"],
+            "archive": _absolute(self._overrides.get("archive")) or str((path / "archive").resolve()),
         }
+        raise_open_files_limit()
         self._launch(servers.redis(path / "redis", ports["redis"]))
         self._launch(
             servers.clickhouse(
@@ -155,7 +172,8 @@ class Supervisor:
             return None
         env = {f"ADCLICK_{k.upper()}": v for k, v in (self._overrides | endpoints).items()}
         env |= WORKER_ENV | {
-            "ADCLICK_USER_SECRET": state["user_secret"],
+            "ADCLICK_HTTP": listen or endpoints["http"],
+            "ADCLICK_USER_SECRET": self._overrides.get("user_secret") or state["user_secret"],
             "ADCLICK_DIR": str(path.resolve()),
         }
         self._env = env
@@ -163,7 +181,7 @@ class Supervisor:
         migration.migrate(settings)
         for kind, count in self._counts.items():
             for number in range(count):
-                argv = [sys.executable, "-m", "infra", _COMMANDS.get(kind, kind)]
+                argv = [*ADCLICK, _COMMANDS.get(kind, kind)]
                 name = f"{kind}-{number}"
                 self._launch(Command(name, argv, Path.cwd(), env | {"ADCLICK_WORKER": name}))
         probe = "readyz" if self._counts["stream"] and self._counts["ingest"] else "healthz"
@@ -173,16 +191,21 @@ class Supervisor:
 
     def _launch(self, command: Command) -> None:
         child = self._children.setdefault(command.name, Child(command))
+        child.log_start = self._folder.log_size(command.name)
         child.process = self._spawn(command)
         child.started_at = time.monotonic()
-        self._folder.write_pid(command.name, child.process.pid)
+        try:
+            self._folder.write_pid(command.name, child.process.pid)
+        except OSError as error:
+            # It runs all the same; `status` does not show it.
+            self._log.warning("pid not written", name=command.name, error=str(error))
 
     def _spawn(self, command: Command) -> subprocess.Popen[bytes]:
         with self._folder.open_log(command.name) as log_file:
             return subprocess.Popen(
                 command.argv,
                 cwd=command.cwd,
-                env=os.environ | command.env,
+                env={k: v for k, v in os.environ.items() if k not in command.unset} | command.env,
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,
@@ -193,34 +216,34 @@ class Supervisor:
             )
 
     def _wait(self, name: str, ready: Callable[[], bool]) -> bool:
-        """True once ready, False when asked to stop. Raises AdclickError with the end of the log otherwise."""
+        """True once ready, False when asked to stop. Raises AdclickError with the cause otherwise."""
         deadline = time.monotonic() + READY_TIMEOUT_S
         while not self._stopping:
             if ready():
                 return True
             child = self._children[name]
-            ended = child.process is not None and child.process.poll() is not None
-            if name in ("kafka", "redis", "clickhouse") and ended:
-                raise AdclickError(
-                    f"{name} did not start: {self._folder.log_tail(name)}",
-                    hint=f"see {self._folder.log(name)}",
-                )
+            if name in BACKENDS and child.process is not None and (code := child.process.poll()) is not None:
+                child.code = code
+                raise self._failure(child, f"{name} did not start")
+            failing = next((c for c in self._children.values() if c.fails_to_start), None)
+            if failing is not None:
+                raise self._failure(failing, f"{failing.command.name} did not start")
             if time.monotonic() > deadline:
-                raise AdclickError(
-                    f"{name} was not ready after {READY_TIMEOUT_S:.0f} s",
-                    hint=f"see {self._folder.log(name)}",
-                )
+                raise self._failure(child, f"{name} was not ready after {READY_TIMEOUT_S:.0f} s")
             self._revive()
-            self._check_refusals()
             time.sleep(0.05)
         return False
 
-    def _check_refusals(self) -> None:
-        """Raise AdclickError with what a worker says that ends again and again."""
-        for name, child in self._children.items():
-            if child.refusals >= _REFUSALS:
-                why = self._folder.log_tail(name).removeprefix("adclick: ")
-                raise AdclickError(f"{name} does not start: {why}", hint=f"see {self._folder.log(name)}")
+    def _failure(self, child: Child, what: str) -> AdclickError:
+        """What went wrong, by the server's own output. ClickHouse writes a log of its own, and may say nothing else."""
+        name = child.command.name
+        output = self._folder.log_end(name, child.log_start)
+        if name == "clickhouse":
+            output += self._folder.log_end("clickhouse.error", self._clickhouse_errors_start)
+        cause = causes.cause(output) or (causes.ending(child.code) if child.code else "it says nothing")
+        # Kafka knows its folder by that name.
+        cause = cause.replace(servers.FROM_INSIDE, str(child.command.cwd))
+        return AdclickError(f"{what}: {cause}", hint=f"see {self._folder.log(name)}", output=output)
 
     # -- watch ----------------------------------------------------------------------------------------------
 
@@ -239,8 +262,8 @@ class Supervisor:
                 return
             self._nightly = None
             self._log.info("reconciliation ended", date=day.isoformat(), code=code)
-            if code in schedule.DONE:
-                self._folder.write_state(self._folder.state() | {"reconciled_to": day.isoformat()})
+            if code in schedule.DONE and self._remember_reconciled(day):
+                self._nightly_after = 0.0
             else:
                 self._nightly_after = time.monotonic() + schedule.RETRY_S
         if time.monotonic() < self._nightly_after:
@@ -256,8 +279,19 @@ class Supervisor:
         )
         if day_due is not None:
             self._log.info("reconciling", date=day_due.isoformat())
-            argv = [sys.executable, "-m", "infra", "reconcile", "--skip-empty", "--date", day_due.isoformat()]
-            self._nightly = (day_due, self._spawn(Command("reconcile", argv, Path.cwd(), self._env)))
+            argv = [*ADCLICK, "reconcile", "--skip-empty", "--date", day_due.isoformat()]
+            try:
+                self._nightly = (day_due, self._spawn(Command("reconcile", argv, Path.cwd(), self._env)))
+            except OSError as error:
+                self._log.warning("reconciliation not started", error=str(error))
+
+    def _remember_reconciled(self, day: dt.date) -> bool:
+        try:
+            self._folder.write_state(self._folder.state() | {"reconciled_to": day.isoformat()})
+        except OSError as error:
+            self._log.warning("reconciled day not written", date=day.isoformat(), error=str(error))
+            return False
+        return True
 
     def _revive(self) -> None:
         """Restart what died, each after a pause that doubles, with full jitter, up to a cap."""
@@ -265,7 +299,7 @@ class Supervisor:
         for name, child in self._children.items():
             if child.process is None:
                 if now >= child.restart_at:
-                    self._launch(child.command)
+                    self._relaunch(child, now)
                 continue
             code = child.process.poll()
             if code is None:
@@ -274,11 +308,19 @@ class Supervisor:
                 child.failures = 0
             ceiling = min(BACKOFF_CAP_S, BACKOFF_FIRST_S * 2**child.failures)
             pause = ceiling * (0.5 + random.random() / 2) if child.failures else random.random() * BACKOFF_FIRST_S
-            child.failures += 1
+            child.failures, child.code = child.failures + 1, code
             child.refusals = child.refusals + 1 if code == 1 else 0
             # Its pid file stays until it runs again: `status` names what does not run.
             child.process, child.restart_at = None, now + pause
             self._log.warning("process ended", name=name, code=code, restart_in_s=round(pause, 2))
+
+    def _relaunch(self, child: Child, now: float) -> None:
+        try:
+            self._launch(child.command)
+        except OSError as error:
+            # The disk may be full, or memory short: for a while.
+            child.restart_at = now + BACKOFF_CAP_S
+            self._log.warning("process not started", name=child.command.name, error=str(error))
 
     # -- stop -----------------------------------------------------------------------------------------------
 
@@ -286,8 +328,8 @@ class Supervisor:
         """Workers first, so that they can hand over; then the backends."""
         if self._nightly is not None:
             self._nightly[1].kill()  # nothing of an unfinished run is published
-        backends = [c for n, c in self._children.items() if n in ("kafka", "redis", "clickhouse")]
-        workers = [c for n, c in self._children.items() if n not in ("kafka", "redis", "clickhouse")]
+        backends = [c for n, c in self._children.items() if n in BACKENDS]
+        workers = [c for n, c in self._children.items() if n not in BACKENDS]
         for group, grace in ((workers, WORKER_GRACE_S), (backends, BACKEND_GRACE_S)):
             running = [c for c in group if c.process is not None and c.process.poll() is None]
             for child in running:
@@ -305,6 +347,16 @@ class Supervisor:
         self._folder.forget_pids()
 
 
+def usual_ports(listen: str | None) -> dict[str, int]:
+    """The ports to look for, without the router's where it has an address of its own."""
+    return {name: port for name, port in servers.USUAL_PORTS.items() if name != "http" or not listen}
+
+
+def _absolute(archive: str | None) -> str | None:
+    """The archive as every process finds it, whatever its working directory."""
+    return str(Path(archive).absolute()) if archive and not is_bucket(archive) else archive
+
+
 def _prepare(command: Command) -> None:
     die_with_parent()
     if command.niceness:
@@ -313,23 +365,46 @@ def _prepare(command: Command) -> None:
         answer_soon()
 
 
+def raise_open_files_limit() -> None:
+    """Let the servers open as many files as this user may: Kafka and ClickHouse hold thousands. Raises UserError where that is too few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < FEWEST_OPEN_FILES:
+        raise UserError(
+            f"only {wanted} files may be open at once, and {FEWEST_OPEN_FILES:,} are needed",
+            hint=f"raise the hard limit: ulimit -Hn {FEWEST_OPEN_FILES}",
+        )
+
+
 def detach(folder: Folder, argv: list[str]) -> dict[str, str]:
     """Start a supervisor in the background and wait until it is ready; returns the endpoints."""
     folder.make()
-    if folder.supervisor_pid() is not None:
+    if folder.supervisor_pid() is not None or folder.is_locked():
         raise UserError(f"a stack is already running in {folder.path}", hint="adclick down stops it")
     folder.unmark_ready()
-    with folder.open_log("supervisor") as log_file:
+    log_start = folder.log_size("supervisor")
+    try:
+        log_file = folder.open_log("supervisor")
+    except OSError as error:
+        raise UserError(f"{folder.path} cannot be written: {error.strerror}", hint="choose another --dir") from error
+    with log_file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "infra", *argv],
-            stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True,
+            [*ADCLICK, *argv], stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True,
         )  # fmt: skip
     try:
         while not folder.ready():
-            if process.poll() is not None:
+            if (code := process.poll()) is not None:
+                output = folder.log_end("supervisor", log_start)
+                told = [line for line in output.splitlines() if line.startswith("adclick: ")]
+                # It has said which log to see.
                 raise AdclickError(
-                    folder.log_tail("supervisor").removeprefix("adclick: ") or "the supervisor ended",
-                    hint=f"see {folder.log('supervisor')}",
+                    told[-1].removeprefix("adclick: ")
+                    if told
+                    else f"the supervisor did not start: {causes.cause(output) or causes.ending(code)}",
+                    hint="" if told else f"see {folder.log('supervisor')}",
+                    output=output,
                 )
             time.sleep(0.05)
     except KeyboardInterrupt:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from infra import direct
+
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
@@ -69,11 +71,16 @@ def trace_id(span: trace.Span) -> str | None:
 
 def _sending(collector: str) -> TracerProvider:
     # Slow to import, and needed by few.
+    import requests
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     provider = TracerProvider(resource=Resource.create({"service.name": "adclick-query"}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=collector, timeout=5)))
+    session = requests.Session()
+    # The environment's proxy is for what lies outside.
+    session.trust_env = not direct.is_loopback(collector)
+    exporter = OTLPSpanExporter(endpoint=collector, timeout=5, session=session)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider

@@ -89,8 +89,8 @@ def test_the_controller_alone_ends_once_the_dead_broker_is_fenced(tmp_path: Path
     taken: set[int] = set()
     port, controller = servers.free_port(39_092, taken), servers.free_port(39_093, taken)
     command = servers.kafka(tmp_path, port, controller)
-    data, java = tmp_path / "data", command.argv[5:]
-    with subprocess.Popen(command.argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as kafka:
+    data, java = tmp_path / "data", command.argv[6:]
+    with subprocess.Popen(command.argv, cwd=command.cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as kafka:
         wait_until(lambda: servers.kafka_ready(f"127.0.0.1:{port}"), 60, "Kafka answers")
         assert not fenced(data)
         kafka.kill()

@@ -1,0 +1,141 @@
+"""A stack on a machine that is not as ours: where it lies, what the environment says, what becomes of its terminal and its clock."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from infra.embedded.state import Folder
+from tests.conftest import ADCLICK, adclick, product_environment
+from tests.product import wait_until
+
+NO_WORKERS = ("--ingest-workers", "0", "--stream-workers", "0")
+UNUSED = {
+    "ADCLICK_KAFKA": "nowhere:1",
+    "JAVA_TOOL_OPTIONS": "-javaagent:/nowhere.jar",
+    "JAVA_HOME": "/nowhere",
+    "LC_ALL": "C",
+    "TZ": "America/New_York",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose name means something to each of the servers' configurations, with modules in it that shadow ours."""
+    place = tmp_path_factory.mktemp("hosts") / "größe a,b & <c> 'd' \"e\" $HOME 100% [f]*"
+    for package in ("infra", "redis"):
+        (place / package).mkdir(parents=True)
+        (place / package / "__init__.py").write_text("raise AssertionError('not this one')")
+    return place
+
+
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextmanager
+def up(place: Path, *, ignore_hangup: bool, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """A stack in the foreground, in the folder `s` of its working directory, once it is ready."""
+    environment = product_environment() | {"ADCLICK_RECONCILE_AT": "off"} | UNUSED | variables
+    with (place / "output").open("w") as output:
+        process = subprocess.Popen(
+            [*ADCLICK, "up", "--dir", "s", *NO_WORKERS], cwd=place, env=environment,
+            stdout=output, stderr=output, text=True, start_new_session=True,
+            preexec_fn=(lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) if ignore_hangup else None,
+        )  # fmt: skip
+    try:
+        wait_until(lambda: Folder(place / "s").ready() or process.poll() is not None, 60, "the stack is ready")
+        assert process.poll() is None, (place / "output").read_text()
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait(300)
+
+
+def test_a_stack_lives_where_it_was_started_and_as_it_was_told(place: Path) -> None:
+    port = unused_port()
+    with up(place, ignore_hangup=True, ADCLICK_HTTP=f"http://0.0.0.0:{port}") as process:
+        endpoints = json.loads((place / "s" / "endpoints.json").read_text())
+        assert endpoints["http"] == f"http://127.0.0.1:{port}"
+        assert httpx.get(f"{endpoints['http']}/healthz").status_code == 200
+        assert "ADCLICK_KAFKA is not used" in (place / "output").read_text()
+        process.send_signal(signal.SIGHUP)
+        # A clock that was set, and files that something else wrote.
+        for file in (place / "s" / "run").glob("*.pid"):
+            os.utime(file, (0, 0))
+        (place / "s" / "run" / "kafka.pid").write_text("")
+        status = json.loads(adclick("status", "--json", "--dir", "s", cwd=place).stdout)
+        assert {"supervisor", "kafka", "redis", "clickhouse", "query-0"} <= set(status["processes"])
+        again = adclick("up", "--dir", "s", "--detach", cwd=place)
+        assert (again.returncode, again.stderr.count("\n")) == (1, 1)
+        assert "already running" in again.stderr
+        down = adclick("down", "--dir", "s", cwd=place)
+        assert down.returncode == 0
+        assert "stopped" in down.stderr
+        assert process.wait(300) == 0
+    assert {entry.name for entry in place.iterdir()} == {"s", "output", "infra", "redis"}, "nothing beside its folder"
+
+
+def test_a_stack_whose_terminal_ends_stops_in_order(place: Path) -> None:
+    with up(place, ignore_hangup=False) as process:
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(300) == 0
+    assert Folder(place / "s").pids() == {}
+    assert (place / "s" / "kafka" / "data" / ".kafka_cleanshutdown").exists()
+
+
+def no_append_only_file(folder: Path) -> None:
+    (folder / "redis" / "appendonly.aof").write_bytes(b"*3\r\n$3\r\nSET\r\n$1\r\na\r\ngarbage")
+
+
+def no_node(folder: Path) -> None:
+    (folder / "kafka" / "data" / "meta.properties").write_text("garbage")
+
+
+def no_status_file(folder: Path) -> None:
+    status = folder / "clickhouse" / "data" / "status"
+    status.unlink(missing_ok=True)
+    status.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "says"),
+    [
+        (no_node, "kafka", "node ID not found"),
+        (no_status_file, "clickhouse", "Is a directory"),
+        (no_append_only_file, "redis", "Bad file format"),
+    ],
+)
+def test_a_server_that_does_not_start_says_why(
+    place: Path, damage: Callable[[Path], None], name: str, says: str
+) -> None:
+    if not (place / "s" / "kafka").exists():
+        with up(place, ignore_hangup=False):
+            pass
+    damage(place / "s")
+    result = adclick("up", "--dir", "s", "--detach", *NO_WORKERS, cwd=place)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert f"{name} did not start" in result.stderr
+    assert says in result.stderr
+    assert str(place / "s" / "logs" / f"{name}.log") in result.stderr
+
+
+def test_an_address_that_is_taken_is_not_replaced(place: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        result = adclick("up", "--dir", "t", cwd=place, ADCLICK_HTTP=f"http://127.0.0.1:{port}")
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert f"cannot listen at http://127.0.0.1:{port}" in result.stderr
