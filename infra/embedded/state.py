@@ -116,12 +116,6 @@ class Folder:
             processes[name] = {"pid": pid, "start": process_start(pid)}
         self._replace(self.run / f"{name}.pid", f"{pid}\n")
 
-    def remove_pid(self, name: str) -> None:
-        """The process is gone."""
-        with self._changing_processes() as processes:
-            processes.pop(name, None)
-        (self.run / f"{name}.pid").unlink(missing_ok=True)
-
     def forget_pids(self) -> None:
         """No process of this folder runs any more."""
         for file in (*self.run.glob("*.pid"), self.run / "processes.json"):

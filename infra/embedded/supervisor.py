@@ -6,7 +6,6 @@ supervisor out. Everything else about a running stack is read from files, see `s
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import json
 import os
