@@ -16,56 +16,72 @@ from query.api.listener import listen
 from query.api.problems import MEDIA_TYPE, TITLES, Problem
 
 # How long a client may take to send a request's head; how long a connection may lie idle; how long requests may go on once
-# the server stops.
-_HEAD_S, _IDLE_S, _GRACE_S = 10.0, 30, 3
+# the server stops; how long a client may go on sending after it was refused.
+_HEAD_S, _IDLE_S, _GRACE_S, _LINGER_S = 10.0, 30, 3, 2.0
 _BACKLOG = 2048
 # Of an address, beside its query; of a request's head as a whole.
 _HEAD_BYTES, _MAX_HEAD_BYTES = 4096, 128 << 10
 
 
 class _Impatient(HttpToolsProtocol):
-    """Uvicorn waits for ever for a request that never ends."""
+    """Uvicorn waits for ever for a request that never ends, and takes a head of any size."""
 
     _deadline: asyncio.TimerHandle | None = None
     _head_bytes = 0
+    _refused = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         self._head_bytes += len(data)
         super().data_received(data)
         if self._deadline is None:
             self._head_bytes = 0  # the head is complete: what follows is a body, or another head that begins in `data`
-        elif self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
+        elif self._head_bytes > _MAX_HEAD_BYTES:
             self._refuse(Problem(431, "headers-too-large", f"a request's head may have {_MAX_HEAD_BYTES} bytes"))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._expect_head()
 
-    def on_headers_complete(self) -> None:
-        self._settle()
-        super().on_headers_complete()
-
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
-        if len(self.url) > MAX_QUERY_BYTES + _HEAD_BYTES and not self.transport.is_closing():
+        if len(self.url) > MAX_QUERY_BYTES + _HEAD_BYTES:
             self._refuse(Problem(414, "too-long", f"an address may have {MAX_QUERY_BYTES} bytes"))
+
+    def on_headers_complete(self) -> None:
+        if not self._refused:
+            self._settle()
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._refused:
+            super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP gets a problem document, too."""
-        if not self.transport.is_closing():
-            self._refuse(Problem(400, "malformed", msg))
+        self._refuse(Problem(400, "malformed", msg))
 
     def _refuse(self, problem: Problem) -> None:
+        """Answer, and read on without looking until the client has read the answer: data that is left unread when a connection
+        is closed resets it, and the answer is lost."""
+        if self._refused or self.transport.is_closing():
+            return
+        self._refused = True
         answer = problem.response()
-        self._settle()
         head = f"HTTP/1.1 {problem.status} {TITLES[problem.status]}\r\ncontent-type: {MEDIA_TYPE}\r\n"
         more = f"content-length: {len(answer.body)}\r\nconnection: close\r\n\r\n"
         self.transport.write((head + more).encode() + bytes(answer.body))
-        self.transport.close()
+        self._settle()
+        self._deadline = self.loop.call_later(_LINGER_S, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._settle()

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import gzip
 import io
 import json
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
+import cramjam
 import numpy as np
 import polars as pl
 import pytest
 
 from infra.clock import DAY_MS, HOUR_MS, iso
 from query import answer, export, formats, sums
+from query.api import exports
+from query.api.edge import Broken
 from query.plan import Borders
 from query.request import Held, Question, parse
 from query.router import Answer
@@ -138,3 +145,33 @@ def test_no_reader_takes_a_broken_export_for_a_complete_one(name: str) -> None:
         assert json.loads(last) == {"error": 'redis is away: "hot"'}
     else:
         assert last == b"\"ERROR: redis is away: 'hot'\""
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_compressed_export_has_its_end_mark_only_when_it_is_complete(coding: str, complete: bool) -> None:
+    sent = [b"time,clicks\n", *(b"2026-11-20T00:00:00Z,%d\n" % n for n in range(1_000))]
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in sent:
+            yield piece
+        if not complete:
+            raise Broken
+
+    async def read() -> list[bytes]:
+        received = []
+        compressor = exports._compressor(coding)
+        assert compressor is not None
+        with contextlib.suppress(Broken):
+            async for piece in exports._compressed(pieces(), compressor):
+                received.append(piece)
+        return received
+
+    received = asyncio.run(read())
+    assert len(received) >= len(sent), "each piece is sent when it is there"
+    unpack = gzip.decompress if coding == "gzip" else lambda raw: bytes(cramjam.zstd.decompress(raw))
+    if complete:
+        assert unpack(b"".join(received)) == b"".join(sent)
+    else:
+        with pytest.raises((EOFError, cramjam.DecompressionError)):
+            unpack(b"".join(received))
