@@ -27,6 +27,7 @@ from infra import logs, record_batches
 from infra.columns import PADDING, Bytes
 from infra.errors import AdclickError, CorruptLog, LogTruncated, OffsetOutOfRange, TopicChanged
 from infra.kafka import Admin, GroupConsumer
+from infra.kafka_errors import unreadable
 from infra.record_batches import Records
 from infra.records import TopicState
 
@@ -260,7 +261,7 @@ class Fetcher:
                 )
             if answer.error:
                 if answer.error not in _PASSING:
-                    raise AdclickError(f"Kafka: {self._topic}/{number} cannot be read: error {answer.error}")
+                    raise unreadable(answer.error, f"{self._topic}/{number}")
                 fine = False
                 continue
             records = record_batches.read(answer.data, answer.start, answer.stop, offset, answer.aborted)

@@ -37,6 +37,13 @@ _DENIED = {
     "SASL_AUTHENTICATION_FAILED": _CREDENTIALS,
     "_AUTHENTICATION": _CREDENTIALS,
 }
+# Those that a broker answers a fetch with, by their numbers in the protocol.
+_OF_A_FETCH = {
+    -1: "UNKNOWN_SERVER_ERROR",
+    2: "CORRUPT_MESSAGE",
+    29: "TOPIC_AUTHORIZATION_FAILED",
+    76: "UNSUPPORTED_COMPRESSION_TYPE",
+}
 _TIMED_OUT = {"_TIMED_OUT", "_MSG_TIMED_OUT", "_TIMED_OUT_QUEUE", "REQUEST_TIMED_OUT"}
 
 
@@ -68,6 +75,13 @@ def declined(error: KafkaError) -> Unavailable:
     if name in _REFUSED:
         return Refused(message, hint=_REFUSED[name], backend="kafka", code=name)
     return (TimedOut if name in _TIMED_OUT else Unavailable)(message, backend="kafka")
+
+
+def unreadable(number: int, where: str) -> Refused:
+    """What to do about a partition that a broker does not let us read: wait, whatever the reason."""
+    name = _OF_A_FETCH.get(number, f"error {number}")
+    kind = Denied if name in _DENIED else Refused
+    return kind(f"Kafka: {where} cannot be read: {name}", hint=_DENIED.get(name, ""), backend="kafka", code=name)
 
 
 def lost(error: KafkaError) -> SessionLost:

@@ -163,7 +163,7 @@ class StagePartition:
         try:
             producer.open()
         except SessionLost as error:
-            raise Unavailable(str(error)) from error
+            raise Unavailable(str(error), backend="kafka") from error
         self._producer = producer
 
     def _read_log(self) -> Iterator[Any]:

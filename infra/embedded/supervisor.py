@@ -305,7 +305,7 @@ class Supervisor:
                 continue
             if now - child.started_at > STEADY_S:
                 child.failures = 0
-            ceiling = min(BACKOFF_CAP_S, BACKOFF_FIRST_S * 2**child.failures)
+            ceiling = min(BACKOFF_CAP_S, BACKOFF_FIRST_S * 2 ** min(child.failures, 10))
             pause = ceiling * (0.5 + random.random() / 2) if child.failures else random.random() * BACKOFF_FIRST_S
             child.failures, child.code = child.failures + 1, code
             child.refusals = child.refusals + 1 if code == 1 else 0

@@ -244,6 +244,13 @@ def test_an_error_of_kafka(name: str, fatal: bool, decision: type[AdclickError])
     assert found.hint or decision in (TimedOut, Unavailable, Fenced, ClientBroken)
 
 
+@pytest.mark.parametrize(("number", "decision"), [(29, Denied), (2, Refused), (-1, Refused), (999, Refused)])
+def test_a_partition_that_may_not_be_read_is_waited_for(number: int, decision: type[AdclickError]) -> None:
+    found = kafka_errors.unreadable(number, "ad-events/3")
+    assert type(found) is decision
+    assert found.message.startswith("Kafka: ad-events/3 cannot be read: ")
+
+
 def _aws(error: str) -> OSError:
     return OSError(f"When completing multiple part upload for key 'a/p0.parquet' in bucket 'b': AWS Error {error}")
 

@@ -7,10 +7,15 @@ import random
 import sys
 import threading
 import time
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from infra import logs, patience
+from infra.embedded import supervisor
+from infra.embedded.servers import Command
+from infra.embedded.state import Folder
 from infra.errors import ClientBroken, Refused, Unavailable
 from infra.patience import WAITS, Sessions, bounded, patiently, pause_s
 
@@ -136,3 +141,21 @@ def test_a_wait_is_told_to_others_only_after_it_has_lasted(monkeypatch: pytest.M
     assert waits.reasons(2.0) == {}
     now = 102.0
     assert waits.reasons(2.0) == {"redis": str(OOM)}
+
+
+def test_a_process_that_has_died_a_thousand_times_is_started_once_more(tmp_path: Path) -> None:
+    class Dead:
+        """A process that has ended."""
+
+        pid = 0
+
+        def poll(self) -> int:
+            return 1
+
+    stack = supervisor.Supervisor(Folder(tmp_path), {}, {})
+    stack._folder.make()
+    command = Command("ingest-0", [], tmp_path)
+    child = supervisor.Child(command, process=cast(Any, Dead()), started_at=time.monotonic(), failures=5_000)
+    stack._children["ingest-0"] = child
+    stack._revive()
+    assert 0 < child.restart_at - time.monotonic() <= supervisor.BACKOFF_CAP_S
