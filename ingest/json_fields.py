@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from ingest import events
 
-_MAX_INT64 = 2**63 - 1
+# Far beyond any time that a verdict takes, and small enough to be added to.
+_MAX_TIME_MS = 10**15
 # Python refuses to build longer integers from text, and to print them.
 _MAX_DIGITS = 4_300
 
@@ -44,6 +46,21 @@ def read_id_and_time(value: bytes | None) -> tuple[str | None, int | None]:
         event = events.object_of(value) or {}
         event_id, time = event.get("event_id"), event.get("event_time")
     return event_id if isinstance(event_id, str) else None, _time_ms(time)
+
+
+def read_ids_and_times(lines: Sequence[bytes]) -> tuple[list[str | None], list[int | None]]:
+    """The same for many events, in less time than one call for each takes."""
+    ids, times, decode = list[str | None](), list[int | None](), _fields.decode
+    for line in lines:
+        try:
+            fields = decode(line)
+        except _FAILURES:
+            event_id, time_ms = read_id_and_time(line)
+        else:
+            event_id, time_ms = fields.event_id, _time_ms(fields.event_time)
+        ids.append(event_id)
+        times.append(time_ms)
+    return ids, times
 
 
 def key_of(event_id: str | None) -> bytes | None:
@@ -76,4 +93,4 @@ def with_fields(value: bytes | None, changes: dict[str, Any]) -> bytes | None:
 def _time_ms(time: object) -> int | None:
     if isinstance(time, str):
         return events.time_ms_of(time)
-    return time if type(time) is int and abs(time) <= _MAX_INT64 else None
+    return time if type(time) is int and abs(time) <= _MAX_TIME_MS else None

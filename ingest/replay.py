@@ -27,7 +27,9 @@ from ingest import json_fields
 from ingest.inputs import Input, open_input, spool
 from ingest.shifting import Shift, shift_to, shifted
 
-_SLICE = 20_000
+# A slice, and what may wait for Kafka before the next one: together less than the producer's queue takes.
+_SLICE, _SLICE_BYTES = 20_000, 64 << 20
+_QUEUED, _QUEUED_BYTES = 300_000, 256 << 20
 _NEAR_MS = 30 * MINUTE_MS
 # A time is far off when it is so from the median of this many before and behind it.
 _NEIGHBOURS = 10
@@ -74,11 +76,11 @@ class Batch:
     @classmethod
     def of(cls, lines: list[bytes], shift: Shift | None = None) -> Batch:
         """Read ids and times from the JSON of lines, and move events where there is a shift."""
-        fields = [json_fields.read_id_and_time(line) for line in lines]
+        ids, times_ms = json_fields.read_ids_and_times(lines)
         if shift is not None:
-            lines = [shifted(line, *field, shift) for line, field in zip(lines, fields, strict=True)]
-            fields = [json_fields.read_id_and_time(line) for line in lines]
-        return cls(lines, [json_fields.key_of(event_id) for event_id, _ in fields], [time for _, time in fields])
+            lines = [shifted(*event, shift) for event in zip(lines, ids, times_ms, strict=True)]
+            ids, times_ms = json_fields.read_ids_and_times(lines)
+        return cls(lines, list(map(json_fields.key_of, ids)), times_ms)
 
     @property
     def foreign(self) -> int:
@@ -103,7 +105,8 @@ class Sender:
         if self._pace.real_time:
             self._send_real_time(batch, advance)
             return
-        size = _SLICE if self._pace.rate is None else max(1, int(self._pace.rate / 20))
+        usual = max(1, min(_SLICE, _SLICE_BYTES * len(batch.lines) // max(1, sum(map(len, batch.lines)))))
+        size = usual if self._pace.rate is None else max(1, min(usual, int(self._pace.rate / 20)))
         for start in range(0, len(batch.lines), size):
             if self._stop.is_set():
                 return
@@ -140,9 +143,19 @@ class Sender:
 
     def _send_slice(self, batch: Batch, start: int, end: int, advance: Callable[[int], object]) -> None:
         lines = batch.lines[start:end]
+        if not self._wait_for_room(sum(map(len, lines)) // max(1, len(lines))):
+            return
         self.producer.send(self._topic, batch.keys[start:end], lines)
         self.sent += len(lines)
         advance(len(lines))
+
+    def _wait_for_room(self, line_bytes: int) -> bool:
+        """Wait until the producer's queue takes a slice without blocking, which it would deaf to a stop; False once stopped."""
+        most = min(_QUEUED, _QUEUED_BYTES // max(1, line_bytes))
+        while not self._stop.is_set():
+            if self.producer.flush(0.0) <= most or self.producer.flush(0.1) <= most:
+                return True
+        return False
 
     def finish(self, app: App) -> int:
         """Wait for the acknowledgements, as long as it takes; returns how many events are not acknowledged."""
@@ -308,7 +321,7 @@ def _shift(app: App, inputs: Sequence[Input], stop: threading.Event) -> Shift | 
         time_ms
         for source in inputs
         for lines in source.lines(stop)
-        for _, time_ms in map(json_fields.read_id_and_time, lines)
+        for time_ms in json_fields.read_ids_and_times(lines)[1]
         if time_ms is not None
     )
     shift = shift_to(now_ms(), times)

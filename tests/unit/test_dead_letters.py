@@ -119,6 +119,7 @@ def test_an_id_is_read_from_whatever_the_verdict_takes_for_an_object(value: byte
     if event is not None:
         assert event_id == (event.get("event_id") if isinstance(event.get("event_id"), str) else None)
     assert time_ms is None or isinstance(time_ms, int)
+    assert json_fields.read_ids_and_times([value or b"", b"{}"]) == ([event_id, None], [time_ms, None])
 
 
 json_values = st.recursive(

@@ -19,7 +19,7 @@ from infra.cli import cli
 from infra.clock import HOUR_MS, MINUTE_MS
 from infra.errors import UserError
 from ingest import events, json_fields
-from ingest.replay import Batch, Sender
+from ingest.replay import Batch, Pace, Sender
 from ingest.shifting import Shift, shift_to, shifted
 from ingest.synthetic import command, truth_file
 from ingest.synthetic.generator import DIMENSIONS, Made, Spec, make
@@ -232,7 +232,8 @@ def test_what_no_shift_can_mend_stays_as_it_is() -> None:
         b'{"event_id":"a","event_time":"yesterday"}', b'{"event_id":"a","event_time":1.5}', b"[]", b"{", b"\xff",
         b'{"event_id":"' + b"x" * 65 + b'","event_time":1}', b'{"event_id":"\\ud800","event_time":1}',
         b'{"event_id":"a","event_time":1,"n":' + b"[" * 1000 + b"]" * 1000 + b"}",
-        b'{"event_id":"a","event_time":' + b"1" * 5000 + b"}",
+        b'{"event_id":"a","event_time":' + b"1" * 5000 + b"}", b'{"event_id":"a","event_time":%d}' % (2**63),
+        b'{"event_id":"a","event_time":%d}' % (2**63 - 1), b'{"event_id":"a","event_time":-%d}' % (2**63),
     ]  # fmt: skip
     assert moved(lines, Shift(MINUTE_MS, "r")) == lines
 
@@ -303,3 +304,47 @@ def test_a_pace_by_event_times_keeps_their_distances_whatever_is_late_or_dated_a
     assert times[-1] - times[49] == 50 * MINUTE_MS
     late_first: list[int | None] = [START - 6 * HOUR_MS, *(START + n for n in range(100))]
     assert due(late_first)[0][-1] < 1_000
+
+
+class FullQueue:
+    """A producer whose queue is full until it is drained."""
+
+    def __init__(self) -> None:
+        self.waiting, self.sent = 400_000, list[bytes]()
+        self.asked_while_full = threading.Event()
+
+    def flush(self, _timeout_s: float) -> int:
+        if self.waiting:
+            self.asked_while_full.set()
+        return self.waiting
+
+    def send(self, _topic: str, _keys: Any, values: list[bytes]) -> None:
+        assert not self.waiting, "this would block"
+        self.sent += values
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_sender_waits_for_room_in_the_queue_and_can_be_stopped_meanwhile(stopped: bool) -> None:
+    sender, queue, stop = object.__new__(Sender), FullQueue(), threading.Event()
+    sender.producer, sender._stop, sender._pace, sender._topic, sender.sent = queue, stop, Pace(), "t", 0  # type: ignore[assignment]
+    sending = threading.Thread(target=sender.send, args=(Batch.of([b"{}"] * 5), lambda _count: None))
+    sending.start()
+    assert queue.asked_while_full.wait(60)
+    if stopped:
+        stop.set()
+    else:
+        queue.waiting = 0
+    sending.join(60)
+    assert not sending.is_alive()
+    assert len(queue.sent) == sender.sent == (0 if stopped else 5)
+
+
+def test_a_slice_of_large_events_is_no_larger_in_bytes_than_one_of_small_events() -> None:
+    sender, queue = object.__new__(Sender), FullQueue()
+    queue.waiting, slices = 0, list[int]()
+    sender.producer, sender._stop, sender._pace = queue, threading.Event(), Pace()  # type: ignore[assignment]
+    sender._topic, sender.sent = "t", 0
+    line = b"x" * (4 << 20)
+    sender.send(Batch([line] * 40, [None] * 40, [None] * 40), slices.append)
+    assert sum(slices) == 40
+    assert max(slices) * len(line) <= 64 << 20
