@@ -123,8 +123,13 @@ class Folder:
         self.unmark_ready()
 
     def pids(self) -> dict[str, int]:
-        """name → pid as recorded, running or not."""
-        return {name: entry["pid"] for name, entry in sorted(self._processes().items())}
+        """name → pid as written, running or not."""
+        pids = {}
+        for file in self.run.glob("*.pid"):
+            with contextlib.suppress(OSError, ValueError):
+                pids[file.stem] = int(file.read_text())
+        pids |= {name: entry["pid"] for name, entry in self._processes().items()}
+        return dict(sorted(pids.items()))
 
     def processes(self) -> dict[str, psutil.Process]:
         """name → process, for those that run and are ours."""
