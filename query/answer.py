@@ -144,9 +144,10 @@ def weakest(made: Made, question: Question, borders: Borders, pieces: Sequence[P
     exact = _joined(reconciled_stretches(pieces))
     if any(start <= question.start_ms and question.end_ms <= end for start, end in exact):
         return "reconciled"
-    by_tier = ((p, borders.hot_watermark_ms if p.tier == HOT else borders.watermark_ms) for p in pieces)
-    closed = bool(pieces) and all(p.end_ms <= _watermark_ms(watermark) for p, watermark in by_tier)
-    return "closed" if closed else "provisional"
+    by_tier = [(p, borders.hot_watermark_ms if p.tier == HOT else borders.watermark_ms) for p in pieces]
+    closed = _joined([(p.start_ms, p.end_ms) for p, watermark in by_tier if p.end_ms <= _watermark_ms(watermark)])
+    whole = any(start <= question.start_ms and question.end_ms <= end for start, end in closed)
+    return "closed" if whole else "provisional"
 
 
 # -- order and pages --------------------------------------------------------------------------------------------

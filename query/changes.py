@@ -89,7 +89,7 @@ def parse(given: Sequence[tuple[str, str]], now_ms: int, scope: frozenset[int] |
 
 def _read_cursor(text: str, since_text: str, signer: Signer) -> dict[str, Any]:
     payload = signer.read(text)
-    if payload is None or payload.get("of") != _KIND or payload["t"] != since_text:
+    if payload is None or payload.get("of") != _KIND or payload.get("t") != since_text:
         raise BadQuestion("cursor", FOREIGN_CURSOR)
     return payload
 

@@ -187,6 +187,8 @@ _REWRITTEN_ROWS = 64
 # waits for what is fresh, and its rows are written once.
 _LIVE_S = 10.0
 _WAITING_MINUTES, _PACKED_BYTES = 5, 128 << 10
+# Lua takes some thousands of arguments at most; a year that was replayed has 8,760 hours.
+_HOURS_PER_CALL = 1_000
 
 
 def base_key(prefix: str, shard: int) -> str:
@@ -471,8 +473,13 @@ class HotSink:
         if warm_border_ms is None:
             return 0
         until = min(warm_border_ms, now_ms - self._hot_ms - KEPT_BEYOND_MS) // HOUR_MS * HOUR_MS
-        hours = [key for key in self._redis.scan_keys(f"{self._base}:h:*") if int(key.rsplit(b":", 1)[1]) < until]
-        return int(self._drop_script([f"{self._base}:span", *hours], [until])) if hours else 0
+        starts = sorted(int(key.rsplit(b":", 1)[1]) for key in self._redis.scan_keys(f"{self._base}:h:*"))
+        old, dropped = [start for start in starts if start < until], 0
+        # Oldest first: what is left after a call that fails is still one stretch.
+        for page in (old[at : at + _HOURS_PER_CALL] for at in range(0, len(old), _HOURS_PER_CALL)):
+            keys = [f"{self._base}:span", *(f"{self._base}:h:{start}" for start in page)]
+            dropped += int(self._drop_script(keys, [page[-1] + HOUR_MS]))
+        return dropped
 
 
 def _of_campaign(rows: Partials, campaign: Ints) -> Partials:

@@ -254,6 +254,16 @@ def test_what_is_dropped_while_a_lost_redis_is_filled_again_is_not_said_to_be_he
     assert tier.span().from_ms == [START + HOUR_MS]
 
 
+def test_the_hours_of_a_replayed_year_are_dropped_at_once(two: Tiers, tier: HotTier) -> None:
+    two.hot.show([at(0, 5)], START + 3 * HOUR_MS)
+    year = 9_000
+    names = [f"{two.hot.sink._base}:h:{START - hour * HOUR_MS}" for hour in range(1, year + 1)]
+    two.hot.redis.pipeline([("HSET", name, "1:0", b"x") for name in names])
+    assert two.hot.sink.expire(LATER, START + HOUR_MS) == year + 1
+    assert tier.span().from_ms == [START + HOUR_MS]
+    assert not two.hot.redis.scan_keys(f"{two.hot.sink._base}:h:*")
+
+
 def test_nothing_is_dropped_from_a_shard_that_says_nothing(two: Tiers, tier: HotTier) -> None:
     two.hot.show([at(0, 5)], START + 3 * HOUR_MS)
     two.hot.redis.call("DEL", f"{two.hot.sink._base}:span")

@@ -254,6 +254,7 @@ def test_finality_is_that_of_the_weakest() -> None:
     behind = replace(borders, watermark_ms=question.end_ms, hot_watermark_ms=hours[3])
     assert shown(question, answer.rows(question, found, behind, pieces))["finality"].to_list()[3] == "provisional"
     assert answer.weakest(empty, question, behind, pieces) == "provisional"
+    assert answer.weakest(empty, question, ahead, pieces[:2]) == "provisional", "a piece was not answered"
     first = table(question, {(h,): (1, 0, 0, 0, 0) for h in hours[:3]}, corrected=[2])
     assert answer.weakest(answer.rows(question, first, borders, pieces), question, borders, pieces) == "closed"
 
