@@ -166,8 +166,9 @@ class IngestWorker:
                 self._tell()
                 if time.monotonic() - self._checked_at > _CHECK_EVERY_S:
                     self._checked_at = time.monotonic()
-                    self._check_eviction()
-        except MemoryLost:
+                    self._look_for_eviction()
+        except (MemoryLost, Unavailable):
+            # Redis may turn out to have lost its memory while this worker was out of the group: the filters still know.
             self._memories.keep({p: (s.position.offset, s.memory) for p, s in self._owned.items()})
             raise
         except LogTruncated as error:
@@ -202,6 +203,14 @@ class IngestWorker:
             self._evicted = memory
             if before is not None and memory.run_id == before.run_id and memory.evicted_keys > before.evicted_keys:
                 raise MemoryLost(f"Redis evicted {memory.evicted_keys - before.evicted_keys} keys")
+
+    def _look_for_eviction(self) -> None:
+        """The same in passing: a Redis that is away or refuses is waited out by the next batch, without leaving the group."""
+        try:
+            self._check_eviction()
+        except Unavailable as error:
+            if isinstance(error, Refused) and error.code == "EVICTS":
+                raise
 
     # -- ownership ------------------------------------------------------------------------------------------
 

@@ -189,6 +189,8 @@ class StagePartition:
                 self._log.warning("flush aborted, to be tried again", why=str(error))
             self._aborted = True
             WAITS.begin(self, error)
+            if self.dead.is_set():  # since the write began: nobody else would end this wait
+                WAITS.end(self)
             return False
         except SessionLost as error:
             self._log.warning("the outcome of a flush is not known", why=str(error))
