@@ -103,6 +103,11 @@ class _Impatient(HttpToolsProtocol):
 
 def run(app: Any, settings: Settings) -> None:
     """Serve until a signal. Raises UserError when the address cannot be had, or the certificate cannot be read."""
+    if settings.http.startswith("https") != bool(settings.tls_certificate):
+        raise UserError(
+            f"setting http is {settings.http}, and tls_certificate is {settings.tls_certificate or 'not set'}",
+            hint="TLS needs an https address and a certificate",
+        )
     listener = listen(settings)
     config = uvicorn.Config(
         app, loop="uvloop", http=_Impatient, ws="none", log_level="warning", access_log=False, server_header=False,

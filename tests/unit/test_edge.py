@@ -12,8 +12,9 @@ from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from infra.errors import Unavailable
+from infra.errors import Unavailable, UserError
 from infra.settings import Settings
+from query.api import server
 from query.api.edge import Edge
 from query.api.problems import MEDIA_TYPE, Problem
 from query.api.tracing import Tracing
@@ -211,3 +212,11 @@ def test_origins_are_compared_as_browsers_write_them(text: str, origins: tuple[s
 def test_what_is_no_origin_is_refused_at_start(text: str) -> None:
     with pytest.raises(ValidationError, match="cors_origins"):
         Settings.model_validate({"cors_origins": text})
+
+
+@pytest.mark.parametrize(
+    "settings", [{"http": "https://127.0.0.1:8443"}, {"http": "http://127.0.0.1:8080", "tls_certificate": "chain.pem"}]
+)
+def test_an_address_with_https_needs_a_certificate_and_one_without_has_none(settings: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="TLS needs an https address and a certificate"):
+        server.run(None, Settings.model_validate(settings))

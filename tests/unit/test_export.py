@@ -120,6 +120,14 @@ def test_a_range_is_surveyed_only_where_its_groups_are_not_bounded_by_the_questi
     assert [question.grain for question in unbounded.asked] == ["total", "hour"]
 
 
+@pytest.mark.parametrize(("ads", "pages"), [(0, 1), (1, 1), (99, 1), (100, 1), (101, 2), (200, 2), (201, 3)])
+def test_pages_end_where_the_rows_end(ads: int, pages: int) -> None:
+    begun = export.begin(ask(granularity="total"), Stores(ads))
+    assert begun.fits_a_page == (pages == 1)
+    sizes = [len(page.page) for page in export.pages(begun.first)]
+    assert (len(sizes), sum(sizes)) == (pages, ads)
+
+
 def test_what_a_later_stretch_lacks_is_noticed_unless_it_was_announced() -> None:
     begun = export.begin(ask(), stores := Stores(300))
     for warning, missing in (
