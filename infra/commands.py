@@ -13,7 +13,7 @@ from infra import console, logs, migration, pipeline_state
 from infra.console import App
 from infra.embedded.state import Folder
 from infra.errors import AdclickError
-from infra.settings import ENDPOINTS_FILE, resolve
+from infra.settings import ENDPOINTS_FILE, read_endpoints, resolve
 
 
 @console.command("up", "adclick up --detach --ingest-workers 2")
@@ -118,8 +118,10 @@ def status(app: App) -> None:
         "processes": {name: usage for name, process in processes.items() if (usage := _usage(process))},
         "dead": sorted(set(folder.pids()) - set(processes)),
     }
-    stopped = "supervisor" not in processes and _is_own_stack(app, folder)
-    report |= pipeline_state.NOTHING_KNOWN if stopped else pipeline_state.collect(app.settings)
+    never_ready = app.directory is not None and not read_endpoints(app.folder)
+    stopped = "supervisor" not in processes and (never_ready or _is_own_stack(app, folder))
+    unknown = stopped or never_ready
+    report |= pipeline_state.NOTHING_KNOWN if unknown else pipeline_state.collect(app.settings)
     if report["problems"]:
         report["problems"] |= migration.shortcomings(app.settings)
     if app.json:
@@ -128,6 +130,8 @@ def status(app: App) -> None:
         _print_status(app, report)
     if stopped:
         raise AdclickError(f"no stack is running in {app.folder}", hint="adclick up starts one")
+    if never_ready:
+        raise AdclickError(f"the stack in {app.folder} is still starting")
     faults = [f"{name} is not running (see {folder.log(name)})" for name in report["dead"]]
     faults += report["problems"].values()
     if faults:

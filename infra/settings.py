@@ -223,10 +223,13 @@ def stack_directory(directory: str | None) -> Path:
 def resolve(directory: str | None = None, *, stack: bool = True) -> Resolved:
     """Settle all settings. `directory` is the value of `--dir`, None when it was not given; `stack`: whether the addresses in it count.
 
-    Raises UserError, naming the setting, when one is wrong.
+    Raises UserError, naming the setting, when one is wrong, and for a `directory` in which no stack has been ready yet: a client
+    that was to talk to it must not talk to another one.
     """
     folder = stack_directory(directory)
     endpoints = read_endpoints(folder) if stack else {}
+    if directory is not None and stack and not endpoints:
+        raise UserError(f"no stack has been started in {folder}", hint=f"adclick up --dir {folder} starts one")
     layers: list[tuple[str, dict[str, Any]]] = []
     if directory is not None:
         layers.append((str(folder / ENDPOINTS_FILE), endpoints))

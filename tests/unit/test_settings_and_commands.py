@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import cast
 import pytest
 
 from infra.clickhouse.client import ClickHouse, migrate
+from infra.embedded.state import Folder
 from infra.errors import UsageError, UserError
 from infra.settings import resolve
 from ingest.replay import Pace, parse_pace
@@ -21,8 +23,6 @@ from query.serve import run as run_router
 
 
 def adclick(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    import os
-
     clean = {k: v for k, v in os.environ.items() if not k.startswith("ADCLICK_")}
     return subprocess.run(
         [sys.executable, "-m", "infra", *words], capture_output=True, text=True, env=clean | env, timeout=600
@@ -226,11 +226,30 @@ def test_status_of_a_stack_that_has_stopped_says_so_and_shows_nothing_as_normal(
 
 
 def test_status_of_a_folder_that_was_never_up_says_so(tmp_path: Path) -> None:
-    (tmp_path / "endpoints.json").write_text("{}")
     done = adclick("status", "--dir", str(tmp_path), ADCLICK_KAFKA="127.0.0.1:9", ADCLICK_REDIS="redis://127.0.0.1:9")
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"adclick: no stack is running in {tmp_path} (adclick up starts one)\n",
+    )
     assert "normal" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [["config"], ["replay", "events.ndjson"], ["migrate"], ["query", "--campaign", "7", "--start", "-1h"]]
+)
+def test_a_client_of_a_folder_without_a_stack_does_not_turn_to_another_one(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "events.ndjson").write_text("{}\n")
+    done = adclick(*words, "--dir", "nowhere", ADCLICK_KAFKA="127.0.0.1:9")
+    assert done.returncode == 1
+    assert done.stderr == "adclick: no stack has been started in nowhere (adclick up --dir nowhere starts one)\n"
+
+
+def test_a_stack_that_has_never_been_ready_is_still_starting(tmp_path: Path) -> None:
+    Folder(tmp_path).make()
+    Folder(tmp_path).write_pid("supervisor", os.getpid())
+    done = adclick("status", "--dir", str(tmp_path), "--json")
+    assert (done.returncode, done.stderr) == (1, f"adclick: the stack in {tmp_path} is still starting\n")
+    assert list(json.loads(done.stdout)["processes"]) == ["supervisor"]
 
 
 def test_a_worker_without_a_name_has_one_that_no_other_container_has(monkeypatch: pytest.MonkeyPatch) -> None:
