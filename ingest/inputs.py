@@ -70,13 +70,16 @@ class Input:
     rereadable: bool
     too_long: list[int] = field(default_factory=list)
     unfinished: bool = False
+    original: Input | None = None
+    """The pipe that this is a copy of. What was left out of the copy is left out of this, too."""
 
     def lines(self, stop: threading.Event) -> Iterator[list[bytes]]:
         """The lines that are not blank, some thousands at a time, from a pipe as they come. Ends early once `stop` is set.
 
         Raises UserError for what cannot be read, or is no NDJSON.
         """
-        self.too_long, self.unfinished = [], False
+        before = self.original
+        self.too_long, self.unfinished = (list(before.too_long), before.unfinished) if before else ([], False)
         if _is_archive(self.where):
             yield from _archived_lines(self.where)
             return
@@ -152,12 +155,17 @@ def open_input(word: str) -> Input:
 
 
 def spool(source: Input, folder: Path, stop: threading.Event) -> Input:
-    """All lines of a pipe as a file in `folder`, to be read more than once."""
+    """All lines of a pipe as a file in `folder`, to be read more than once. Raises UserError when the folder is full."""
     copy = folder / f"{len(list(folder.iterdir()))}.ndjson"
-    with copy.open("wb") as out:
-        for lines in source.lines(stop):
-            out.writelines(line + b"\n" for line in lines)
-    return Input(str(copy), source.shown, rereadable=True)
+    try:
+        with copy.open("wb") as out:
+            for lines in source.lines(stop):
+                out.writelines(line + b"\n" for line in lines)
+    except OSError as error:
+        raise UserError(
+            f"{source.shown} cannot be copied to {folder}: {error.strerror or error}", hint="make room, or set TMPDIR"
+        ) from error
+    return Input(str(copy), source.shown, rereadable=True, original=source)
 
 
 class _Bytes:

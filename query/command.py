@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,6 +97,8 @@ def _all_rows(app: App, parameters: Parameters, limit: int | None) -> dict[str, 
     with client.rows(rest, _NDJSON) as response, _progress(app) as advance:
         for number, line in enumerate(response.iter_lines()):
             if len(answer["data"]) == most:
+                # No cursor stands behind this row: the one of the first page would give rows twice.
+                answer["warnings"].append(f"there are more rows than --limit {most}: raise it, or leave it out")
                 break
             row = json.loads(line)
             if "error" in row:
@@ -102,8 +106,7 @@ def _all_rows(app: App, parameters: Parameters, limit: int | None) -> dict[str, 
             answer["data"].append(row)
             if number % 1000 == 0:
                 advance(1000)
-        else:
-            answer["next_cursor"] = None
+        answer["next_cursor"] = None
         finality, warnings = _described(response)
     answer["rows"] = len(answer["data"])
     answer["finality"] = min(answer["finality"], finality, key=_FINALITY.index)
@@ -143,18 +146,29 @@ def _write_file(app: App, parameters: Parameters, limit: int | None, out: Path) 
 @contextmanager
 def _replaced(out: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of `out` once it is complete, and leaves nothing behind otherwise."""
-    part = out.with_name(f"{out.name}.part")
+    target = out.resolve()  # what a link points to, not the link
     try:
-        try:
-            with part.open("wb") as file:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+            part = Path(file.name)
+            try:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            part.replace(out)
-        finally:
-            part.unlink(missing_ok=True)
+                part.chmod(_mode(target))
+                part.replace(target)
+            finally:
+                part.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+
+
+def _mode(target: Path) -> int:
+    """The permissions of the file that is replaced, or of a new one."""
+    if target.exists():
+        return stat.S_IMODE(target.stat().st_mode)
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def _copy_csv(response: Response, file: IO[bytes], advance: Advance) -> int:

@@ -299,3 +299,17 @@ def test_a_signal_ends_a_program_that_waits_for_a_fifo(fifo: Path) -> None:
     running.send_signal(signal.SIGTERM)
     assert running.communicate(timeout=LIMIT_S)[0] == "[]\n"
     assert running.returncode == 0
+
+
+def test_a_copy_of_a_pipe_tells_what_was_left_out_of_it(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    text = b"{}\n" + b"x" * (MAX_LINE_BYTES + 1) + b"\n{}\n"
+    writer = threading.Thread(target=pipe.write_bytes, args=(text,))
+    writer.start()
+    folder = tmp_path / "copies"
+    folder.mkdir()
+    copy = spool(open_input(str(pipe)), folder, threading.Event())
+    writer.join()
+    assert sum(map(len, copy.lines(threading.Event()))) == 2
+    assert copy.too_long == [2]
