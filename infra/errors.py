@@ -104,7 +104,9 @@ class Denied(Refused):
 
 
 class SessionLost(AdclickError):
-    """What a client had in hand is void: a new client starts from what is committed."""
+    """What a client had in hand is void: a new client starts from what is committed. `backend`: whose client."""
+
+    backend = "kafka"
 
 
 class Fenced(SessionLost):

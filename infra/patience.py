@@ -29,7 +29,7 @@ class Waits:
 
     def begin(self, waiter: object, error: BaseException) -> None:
         """Note why `waiter` waits, in place of any earlier reason of its own."""
-        backend = error.backend if isinstance(error, Unavailable) else ""
+        backend: str = getattr(error, "backend", "")
         with self._lock:
             since, *_ = self._reasons.get(waiter, (time.monotonic(), "", ""))
             self._reasons[waiter] = (since, backend or "pipeline", str(error))

@@ -41,6 +41,8 @@ _GOLDEN = 0.618034  # spreads any number of them evenly
 class MemoryLost(SessionLost):
     """Redis no longer knows what this partition has recorded: rebuild before going on."""
 
+    backend = "redis"
+
 
 class Store(Protocol):
     """What is asked of Redis. See infra.redis."""

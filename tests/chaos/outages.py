@@ -1,5 +1,5 @@
-"""`make outages`: each worker killed once, then each backend away for two minutes, under load; who dies of it, who says
-what, and how long it takes until answers are fresh again.
+"""`make outages`: each worker killed once, then each backend away for two minutes, and a Redis that answers and refuses for half a
+minute in each of its ways, under load; who dies of it, who says what, and how long it takes until answers are fresh again.
 
 OUTAGE (seconds), RATE (events/s) and SEED change it. Exit 1 when a killed worker's work is not visible again within 15 s,
 when a worker died of an outage, memory grew beyond bounds, logs were flooded, nobody said what is away, or a number is wrong
@@ -14,6 +14,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,18 +24,21 @@ import httpx
 import psutil
 
 from infra import pipeline_state
+from infra.clickhouse.client import ClickHouse
 from infra.clock import MINUTE_MS, iso, now_ms
 from infra.embedded.state import Folder
 from infra.errors import AdclickError
 from ingest.synthetic.generator import Spec, make
 from query.client import Client
+from query.keys import Keys
 from tests.chaos.campaign import WORDS, compare, send, wait_for_quiet
 from tests.chaos.strikes import BACKENDS, WORKERS
 from tests.chaos.watcher import Watcher, fates
 from tests.conftest import adclick
 from tests.product import SPAN_MS, Product
+from tests.refusals import REFUSALS, Refusal, refusing
 
-_SETTLED_S = 45.0
+_SETTLED_S, _REFUSED_S = 45.0, 30.0
 _TAKEN_OVER_S, _BETWEEN_KILLS_S = 15.0, 25.0
 _KILLED = ("ingest-0", "stream-0", "ingest-1", "stream-1")
 _MOST_LINES, _MOST_GROWTH_MB = 60, 400
@@ -44,6 +49,7 @@ class Seen:
     """What was seen of one outage."""
 
     backend: str
+    refusal: Refusal | None = None
     died: list[str] = field(default_factory=list)
     growth_mb: int = 0
     lines: int = 0
@@ -57,42 +63,59 @@ class Seen:
             found.append(f"a worker grew by {self.growth_mb} MB")
         if self.lines > _MOST_LINES:
             found.append(f"a worker wrote {self.lines} lines")
-        if self.backend not in self.told["problems"]:
+        word = "" if self.refusal is None else self.refusal.code
+        if word not in self.told["problems"].get(self.backend, "nothing"):
             found.append(f"status does not name it: {self.told['problems']}")
+        if self.refusal is not None and self.told["limited"] != 200:
+            found.append(f"a key with a limit is answered {self.told['limited']}")
         if self.told["readyz"] != 503:
             found.append(f"readyz answers {self.told['readyz']}")
         if f'adclick_backend_up{{backend="{self.backend}"}} 0.0' not in self.told["metrics"]:
             found.append("/metrics does not name it")
         if self.backend == "clickhouse" and not any("warm" in w for w in self.told["warnings"]):
             found.append("the answer has no warning")
-        return [f"{self.backend}: {f}" for f in found]
+        return [f"{self.name}: {f}" for f in found]
+
+    @property
+    def name(self) -> str:
+        """What was the matter."""
+        return self.backend if self.refusal is None else self.refusal.code
 
 
-def strike(product: Product, backend: str, seconds: float) -> Seen:
-    """Take a backend away: its process is killed while the supervisor is halted. Look halfway."""
-    seen, folder = Seen(backend), product.folder
-    pids = {name: pid for name, pid in folder.pids().items() if name in WORKERS}
-    before = {name: _rss_mb(pid) for name, pid in pids.items()}
-    lines = {name: _lines(folder, name) for name in pids}
+@contextmanager
+def away(folder: Folder, backend: str) -> Iterator[None]:
+    """A backend that is away: its process is killed while the supervisor is halted."""
     supervisor = folder.supervisor_pid()
     assert supervisor is not None
     os.kill(supervisor, signal.SIGSTOP)
     try:
         folder.processes()[backend].kill()
+        yield
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+
+
+def strike(product: Product, backend: str, seconds: float, refusal: Refusal | None = None) -> Seen:
+    """Take a backend away, or make it refuse. Look halfway, also with a key whose rate is limited."""
+    seen, folder = Seen(backend, refusal), product.folder
+    keys = Keys(ClickHouse(product.settings.clickhouse, product.settings.database))
+    _, token = keys.create("outages", None, admin=False, rate=1e6, burst=1e6, lasts_ms=None)
+    pids = {name: pid for name, pid in folder.pids().items() if name in WORKERS}
+    before = {name: _rss_mb(pid) for name, pid in pids.items()}
+    lines = {name: _lines(folder, name) for name in pids}
+    with away(folder, backend) if refusal is None else refusing(product.settings.redis, refusal):
         end = time.monotonic() + seconds
         time.sleep(seconds / 2)
-        seen.told = _told(product)
+        seen.told = _told(product, token)
         time.sleep(max(0.0, end - time.monotonic()))
         alive = {n for n, pid in pids.items() if psutil.pid_exists(pid) and _status(pid) != psutil.STATUS_ZOMBIE}
         seen.died = sorted(set(pids) - alive)
         seen.growth_mb = max(_rss_mb(pids[n]) - before[n] for n in alive)
         seen.lines = max(_lines(folder, n) - lines[n] for n in pids)
-    finally:
-        os.kill(supervisor, signal.SIGCONT)
     return seen
 
 
-def _told(product: Product) -> dict[str, Any]:
+def _told(product: Product, token: str) -> dict[str, Any]:
     http = product.settings.http
     base = http if http.startswith("http") else f"http://{http}"
     told: dict[str, Any] = {
@@ -107,6 +130,9 @@ def _told(product: Product) -> dict[str, Any]:
         told["warnings"] = Client(product.settings).get("/v1/metrics", asked)["warnings"]
     except AdclickError as error:
         told["warnings"] = [f"refused: {error}"]
+    headers = {"Authorization": f"Bearer {token}"}
+    limited = httpx.get(f"{base}/v1/metrics", params=httpx.QueryParams(tuple(asked)), headers=headers, timeout=20)
+    told["limited"] = limited.status_code
     return told
 
 
@@ -125,7 +151,9 @@ def _lines(folder: Folder, name: str) -> int:
 def run(seconds: float, rate: int, seed: int, work: Path) -> list[str]:
     """One outage of each backend, one after the other, under one replay; returns what was wrong."""
     end = now_ms() // MINUTE_MS * MINUTE_MS
-    events = int(rate * (len(_KILLED) * _BETWEEN_KILLS_S + len(BACKENDS) * (seconds + _SETTLED_S) + 20))
+    refused_s = min(seconds, _REFUSED_S)
+    lasts_s = len(BACKENDS) * (seconds + _SETTLED_S) + len(REFUSALS) * (refused_s + _SETTLED_S)
+    events = int(rate * (len(_KILLED) * _BETWEEN_KILLS_S + lasts_s + 20))
     spec = Spec(events=events, seed=seed, start_ms=end - SPAN_MS, span_ms=SPAN_MS, campaigns=60, late=0.01)
     product = Product(Folder(work / "stack"), make(spec), spec.start_ms, [])
     sent: list[tuple[float, int]] = []
@@ -147,6 +175,10 @@ def run(seconds: float, rate: int, seed: int, work: Path) -> list[str]:
             outages.append((time.monotonic() + seconds, strike(product, backend, seconds)))
             print(f"  {backend} is back", flush=True)
             time.sleep(_SETTLED_S)
+        for refusal in REFUSALS:
+            outages.append((time.monotonic() + refused_s, strike(product, "redis", refused_s, refusal)))
+            print(f"  redis no longer refuses with {refusal.code}", flush=True)
+            time.sleep(_SETTLED_S)
         sender.join()
         wait_for_quiet(product)
         time.sleep(8)
@@ -154,11 +186,11 @@ def run(seconds: float, rate: int, seed: int, work: Path) -> list[str]:
         reader.join()
         taken = {name: watcher.recovery_s(at) for at, name in kills}
         print("killed, fresh again after: " + ", ".join(f"{name} {s:.1f} s" for name, s in taken.items()))
-        print(f"{'without':12} {'died':>5} {'grew MB':>8} {'lines':>6} {'fresh after s':>14}  said")
+        print(f"{'without':22} {'died':>5} {'grew MB':>8} {'lines':>6} {'fresh after s':>14}  said")
         for ended, seen in outages:
             seen.fresh_after_s = watcher.recovery_s(ended)
             print(
-                f"{seen.backend:12} {len(seen.died):5} {seen.growth_mb:8} {seen.lines:6} {seen.fresh_after_s:14.1f}"
+                f"{seen.name:22} {len(seen.died):5} {seen.growth_mb:8} {seen.lines:6} {seen.fresh_after_s:14.1f}"
                 f"  readyz {seen.told['readyz']}; {seen.told['problems']}; {seen.told['warnings'][:2]}"
             )
         faults = [f"{name} was not taken over in time" for name, s in taken.items() if s > _TAKEN_OVER_S]

@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ from redis import Redis as Client
 from redis import RedisError
 from starlette.testclient import TestClient
 
-from infra import pipeline_state
+from infra import pipeline_state, topics
 from infra.clickhouse.client import ClickHouse
 from infra.clock import HOUR_MS, iso, now_ms
 from infra.errors import Denied, Refused, UserError
+from infra.kafka import Admin
 from infra.redis import Redis
 from infra.settings import Settings
 from ingest.worker import IngestWorker
@@ -27,59 +27,7 @@ from query.api import app as api
 from query.keys import Keys
 from tests.flow import STEP, Flow, flow
 from tests.product import wait_until
-
-Command = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """How a Redis is made to refuse, and to stop refusing; its word for it; whether it still answers reads."""
-
-    code: str
-    begin: list[Command]
-    end: list[Command]
-    reads: bool = True
-
-
-_KICK_ALL: Command = ("CLIENT", "KILL", "TYPE", "normal")
-REFUSALS = [
-    Refusal("OOM", [("CONFIG", "SET", "maxmemory", "1mb")], [("CONFIG", "SET", "maxmemory", "0")]),
-    # As after a failover, for a client that is still connected to the former primary.
-    Refusal("READONLY", [("REPLICAOF", "127.0.0.1", "1")], [("REPLICAOF", "NO", "ONE")]),
-    Refusal(
-        "NOREPLICAS",
-        [("CONFIG", "SET", "min-replicas-to-write", "1")],
-        [("CONFIG", "SET", "min-replicas-to-write", "0")],
-    ),
-    # The folder makes each snapshot fail, as a full disk does.
-    Refusal(
-        "MISCONF",
-        [("CONFIG", "SET", "dbfilename", "a-folder"), ("CONFIG", "SET", "save", "3600 1"), ("BGSAVE",)],
-        [("CONFIG", "SET", "save", ""), ("CONFIG", "SET", "dbfilename", "dump.rdb")],
-    ),
-    Refusal("NOPERM", [("ACL", "SETUSER", "default", "-@write")], [("ACL", "SETUSER", "default", "+@all")]),
-    Refusal(
-        "NOAUTH", [("CONFIG", "SET", "requirepass", "new"), _KICK_ALL], [("CONFIG", "SET", "requirepass", "")], reads=False
-    ),
-    Refusal(
-        "max number of clients", [("CONFIG", "SET", "maxclients", "1"), _KICK_ALL],
-        [("CONFIG", "SET", "maxclients", "1000")], reads=False,
-    ),
-]  # fmt: skip
-
-
-@contextmanager
-def refusing(settings: Settings, refusal: Refusal) -> Iterator[None]:
-    """A Redis that refuses, for as long as the block lasts."""
-    client: Any = Client.from_url(settings.redis, single_connection_client=True)
-    try:
-        for command in refusal.begin:
-            client.execute_command(*command)
-        yield
-    finally:
-        for command in refusal.end:
-            client.execute_command(*command)
-        client.close()
+from tests.refusals import REFUSALS, refusing
 
 
 @contextmanager
@@ -99,8 +47,8 @@ def busy(settings: Settings) -> Iterator[None]:
         yield
     finally:
         other.execute_command("SCRIPT", "KILL")
-        other.execute_command("CONFIG", "SET", "lua-time-limit", "5000")
         thread.join()
+        other.execute_command("CONFIG", "SET", "lua-time-limit", "5000")
 
 
 @pytest.fixture
@@ -134,9 +82,8 @@ def named(settings: Settings, http: httpx.Client, backend: str, word: str) -> No
 
 
 def test_a_redis_that_refuses_is_waited_out_and_named_while_answers_go_on(
-    settings: Settings, http: httpx.Client, tmp_path: Path, backends: Path
+    settings: Settings, http: httpx.Client, tmp_path: Path
 ) -> None:
-    (backends / "redis" / "a-folder").mkdir(exist_ok=True)
     headers = limited_key(settings)
     with flow(settings, tmp_path) as running:
         end = iso(now_ms() + HOUR_MS)
@@ -155,7 +102,7 @@ def test_a_redis_that_refuses_is_waited_out_and_named_while_answers_go_on(
         wait_until(lambda: statuses() == {"minute": 200, "hour": 200}, 20, "answers")
         share = STEP // 2 // (len(REFUSALS) + 1)
         for refusal in REFUSALS:
-            with refusing(settings, refusal):
+            with refusing(settings.redis, refusal):
                 running.send(share)
                 named(settings, http, "redis", refusal.code)
                 # Minutes are in Redis alone; hours and limits do without it.
@@ -204,6 +151,35 @@ def test_a_clickhouse_that_refuses_is_waited_out_and_named(
                 assert alive(running), code
             finally:
                 client.command(end.format(db=settings.database))
+        running.send()
+        running.true_within(120)
+        wait_until(lambda: not pipeline_state.collect(settings)["problems"], 20, "nothing is amiss any more")
+        assert alive(running)
+
+
+KAFKA = [
+    ("max.message.bytes", "200", "20971520", "Message size too large"),
+    ("min.insync.replicas", "2", "1", "min.insync.replicas"),
+]
+
+
+def test_a_kafka_that_takes_no_records_is_waited_out_and_named(
+    settings: Settings, http: httpx.Client, tmp_path: Path
+) -> None:
+    admin, blocks = Admin(settings.kafka), settings.topic(topics.BLOCKS)
+    with flow(settings, tmp_path) as running:
+        for worker in ("ingest-0", "stream-0"):
+            running.start(worker)
+        running.send(STEP // 4)
+        running.true_in_part()
+        for name, refusing_value, usual, word in KAFKA:
+            admin.configure({blocks: {name: refusing_value}})
+            try:
+                running.send(STEP // 4)
+                named(settings, http, "kafka", word)
+                assert alive(running), name
+            finally:
+                admin.configure({blocks: {name: usual}})
         running.send()
         running.true_within(120)
         wait_until(lambda: not pipeline_state.collect(settings)["problems"], 20, "nothing is amiss any more")
@@ -320,6 +296,6 @@ def test_a_policy_that_is_changed_at_run_time_holds_ingest_up_and_what_was_evict
 
 def test_refusals_carry_the_backends_own_code(settings: Settings) -> None:
     oom = REFUSALS[0]
-    with refusing(settings, oom), pytest.raises(Refused) as refused:
+    with refusing(settings.redis, oom), pytest.raises(Refused) as refused:
         Redis(settings.redis).script("return redis.call('SET', KEYS[1], 'x')")([f"{settings.key_prefix}x"], [])
     assert (refused.value.code, refused.value.backend) == ("OOM", "redis")
