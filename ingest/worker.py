@@ -159,8 +159,6 @@ class IngestWorker:
                         self._step(outcome)
                     elif self._heartbeat_due():
                         self._step(self._heartbeat())
-                    if self._owned:
-                        self._works()
                 except Aborted as error:
                     self._aborted(error)
                 self._tell()
@@ -176,11 +174,11 @@ class IngestWorker:
             raise
         finally:
             self._owned.clear()
+            self._abort_over()
             self._consumer.close()
 
-    def _works(self) -> None:
-        """Events are taken, or would be: whatever was waited for is there."""
-        self._sessions.works()
+    def _abort_over(self) -> None:
+        """What rolled transactions back no longer does."""
         if self._aborts:
             self._aborts = 0
             WAITS.end(self)
@@ -386,6 +384,8 @@ class IngestWorker:
         self._producer.write(outcome.records, consumed=positions, source=self._consumer.member)
         self._announced, self._sent_at, self._sent_ms = announced, time.monotonic(), outcome.sent_ms
         self._taken_over = False
+        self._abort_over()
+        self._sessions.works()
         for p, after in outcome.after.items():
             partition = self._owned.get(p)
             if partition is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -157,12 +158,6 @@ def test_a_clickhouse_that_refuses_is_waited_out_and_named(
         assert alive(running)
 
 
-KAFKA = [
-    ("max.message.bytes", "200", "20971520", "Message size too large"),
-    ("min.insync.replicas", "2", "1", "min.insync.replicas"),
-]
-
-
 def test_a_kafka_that_takes_no_records_is_waited_out_and_named(
     settings: Settings, http: httpx.Client, tmp_path: Path
 ) -> None:
@@ -172,18 +167,17 @@ def test_a_kafka_that_takes_no_records_is_waited_out_and_named(
             running.start(worker)
         running.send(STEP // 4)
         running.true_in_part()
-        for name, refusing_value, usual, word in KAFKA:
-            admin.configure({blocks: {name: refusing_value}})
-            try:
-                running.send(STEP // 4)
-                named(settings, http, "kafka", word)
-                assert alive(running), name
-            finally:
-                admin.configure({blocks: {name: usual}})
+        admin.configure({blocks: {"max.message.bytes": "200"}})
+        running.send(STEP // 4)
+        named(settings, http, "kafka", "Message size too large")
+        time.sleep(3)
+        assert alive(running)
+        admin.configure({blocks: {"max.message.bytes": "4194304"}})
         running.send()
         running.true_within(120)
         wait_until(lambda: not pipeline_state.collect(settings)["problems"], 20, "nothing is amiss any more")
         assert alive(running)
+    assert (tmp_path / "log").read_text().count("transaction aborted") == 1
 
 
 def test_an_archive_that_cannot_be_written_is_waited_out_and_named(
