@@ -10,7 +10,9 @@ import contextlib
 import datetime as dt
 import json
 import os
+import pwd
 import re
+import shlex
 import struct
 import sys
 import tempfile
@@ -27,14 +29,14 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 from py4j.protocol import Py4JError
-from pyspark import StorageLevel
+from pyspark import SparkConf, SparkContext, StorageLevel
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 
 from batch import recount
 from batch.recount import Letters
-from infra import scratch
+from infra import scratch, user_cache
 from infra.clickhouse.client import ClickHouse
 from infra.clock import day_start_ms
 from infra.embedded import causes, java
@@ -101,33 +103,60 @@ def session(settings: Settings, master: str, folder: Path, java_options: str = J
         "POLARS_MAX_THREADS": "1",
         **java.LOCALE,
     }
-    builder = (
-        SparkSession.builder.master(master)
-        .appName("adclick reconcile")
-        .config("spark.ui.enabled", "false")
-        .config("spark.ui.showConsoleProgress", "false")
-        .config("spark.driver.memory", settings.spark_memory)
-        .config("spark.driver.extraJavaOptions", java_options)
-        .config("spark.sql.session.timeZone", "UTC")
-        .config("spark.sql.shuffle.partitions", "8")
-        .config("spark.sql.execution.arrow.maxRecordsPerBatch", "100000")
-        .config("spark.sql.warehouse.dir", str((folder / "warehouse").resolve()))
-        .config("spark.local.dir", str(folder.resolve()))
-        .config("spark.executorEnv.POLARS_MAX_THREADS", "1")
-    )
+    options = {
+        "spark.master": master,
+        "spark.app.name": "adclick reconcile",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.driver.memory": settings.spark_memory,
+        "spark.driver.extraJavaOptions": " ".join([java_options, *_folder_options(folder)]),
+        # Of a user without a home Spark makes a relative name, and refuses it.
+        "spark.jars.ivy": str((folder / "ivy").resolve()),
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.shuffle.partitions": "8",
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "100000",
+        "spark.sql.warehouse.dir": str((folder / "warehouse").resolve()),
+        "spark.local.dir": str(folder.resolve()),
+        "spark.executorEnv.POLARS_MAX_THREADS": "1",
+    }
     if is_local(master):
-        builder = builder.config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1")
+        options |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
     log = folder / "spark.log"
     try:
-        with _errors_to(log):
-            return builder.getOrCreate()
+        with _output_to(log):
+            if not _user_has_name():
+                _log_in(options)
+            return SparkSession.builder.config(map=options).getOrCreate()
     except (PySparkException, Py4JError, OSError) as error:
         output = log.read_text(errors="replace") if log.exists() else ""
+        # Where Java itself does not start, only its output says why.
+        cause = causes.cause(str(error) if isinstance(error, Py4JError) else output) or str(error).splitlines()[0]
         raise AdclickError(
-            f"Spark did not start: {causes.cause(output) or str(error).splitlines()[0]}",
-            hint="nothing was published; -v shows all of its output",
-            output=output,
+            f"Spark did not start: {cause}", hint="nothing was published; -v shows all of its output", output=output
         ) from error
+
+
+def _user_has_name() -> bool:
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        return False
+    return True
+
+
+def _log_in(options: Mapping[str, str]) -> None:
+    """Start Spark's Java, and give its user a name: Hadoop asks the system for it, and fails for a uid that has none."""
+    SparkContext._ensure_initialized(conf=SparkConf().setAll(list(options.items())))
+    users = SparkContext._jvm.org.apache.hadoop.security.UserGroupInformation
+    users.setLoginUser(users.createRemoteUser(f"uid-{os.getuid()}"))
+
+
+def _folder_options(folder: Path) -> list[str]:
+    """Java's own folders, for a user without a home, and where nothing may be executed from the usual one."""
+    options = {"java.io.tmpdir": java.unpack_folder(folder.resolve())}
+    if user_cache.user_folder() is None:
+        options["user.home"] = folder.resolve()
+    return [shlex.quote(f"-D{name}={path}") for name, path in options.items()]
 
 
 def foreign_variables(variables: Iterable[str], master: str) -> list[str]:
@@ -178,17 +207,22 @@ def _explained() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _errors_to(file: Path) -> Iterator[None]:
-    """Standard error goes to a file meanwhile: the Java process that is started inherits it, and keeps it."""
-    sys.stderr.flush()
-    kept = os.dup(2)
+def _output_to(file: Path) -> Iterator[None]:
+    """Standard output and error go to a file meanwhile: the Java process that is started inherits them, and keeps them."""
+    own = dict[int, int]()
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        if stream is not None:  # it is where the descriptor was closed
+            stream.flush()
+            own[number] = os.dup(number)
     with file.open("ab") as log:
-        os.dup2(log.fileno(), 2)
+        for number in own:
+            os.dup2(log.fileno(), number)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        for number, descriptor in own.items():
+            os.dup2(descriptor, number)
+            os.close(descriptor)
 
 
 def count(

@@ -15,8 +15,11 @@ import platformdirs
 
 def user_folder() -> Path | None:
     """The user's own cache folder, there or not; None for a user without a home."""
-    path = Path(platformdirs.user_cache_dir("adclick"))
-    # Where there is no home, `~` is left as it is: a relative path.
+    try:
+        path = Path(platformdirs.user_cache_dir("adclick"))
+    except RuntimeError:
+        return None
+    # Older versions leave `~` as it is.
     return path if path.is_absolute() else None
 
 

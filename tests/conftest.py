@@ -21,12 +21,18 @@ os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
 _PROXY_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 DEAD_PROXY = dict.fromkeys(("http_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"), "http://127.0.0.1:1")
 """Where nothing listens: what goes through it fails. Our own addresses never do."""
+FOREIGN = {
+    "SPARK_HOME": "/nowhere", "PYSPARK_SUBMIT_ARGS": "--nonsense", "SPARK_CONF_DIR": "/nowhere", "SPARK_REMOTE": "sc://nowhere",
+    "SPARK_LOCAL_DIRS": "/nowhere", "HADOOP_CONF_DIR": "/nowhere", "PYSPARK_PYTHON": "/nowhere", "PYSPARK_DRIVER_PYTHON": "/nowhere",
+    "JAVA_TOOL_OPTIONS": "-javaagent:/nowhere.jar", "_JAVA_OPTIONS": "--nonsense",
+}  # fmt: skip
+"""What another installation of Spark and Java on the machine would want: none of it is for ours."""
 
 
 def product_environment() -> dict[str, str]:
-    """This process's variables without its settings, for a process of the product, with a proxy that must not be used."""
+    """This process's variables without its settings, for a process of the product, and others that must not be heeded."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("ADCLICK_") and k.lower() not in _PROXY_NAMES}
-    return kept | DEAD_PROXY
+    return kept | DEAD_PROXY | FOREIGN
 
 
 def adclick(*words: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:

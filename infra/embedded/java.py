@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec
@@ -118,6 +119,15 @@ def home_for_spark(folder: Path) -> Path:
             if os.access(shim, os.X_OK):
                 return shim.parent.parent
     raise UserError(f"nothing can be executed from {folder}", hint="set TMPDIR to a folder without noexec")
+
+
+def unpack_folder(own: Path) -> Path:
+    """Where Java may unpack native code, for compression, to load it from: not all folders allow that (noexec). `own` if it does."""
+    for folder in (own, Path(tempfile.gettempdir()), Path("/var/tmp"), Path("/dev/shm")):
+        with contextlib.suppress(OSError):
+            if not os.statvfs(folder).f_flag & os.ST_NOEXEC and os.access(folder, os.W_OK):
+                return folder
+    return own
 
 
 def _beside_packages() -> Path:

@@ -201,11 +201,13 @@ def kafka(folder: Path, port: int, controller_port: int) -> Command:
     logging_properties.write_text(KAFKA_LOGGING)
     temporary = folder / "tmp"
     temporary.mkdir(exist_ok=True)
+    unpack_folder = java.unpack_folder(temporary)
+    if unpack_folder == temporary:
+        unpack_folder = Path(FROM_INSIDE, "tmp")
     class_path = os.pathsep.join([*map(str, jars.logging_jars()), str(jars.fetch() / "*")])
     options = [
         "-Xms256m", "-Xmx1g", "-XX:+UseParallelGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-Djava.awt.headless=true",
-        # Compression is native code, which is unpacked before it is loaded: not from where nothing may be executed.
-        f"-Djava.io.tmpdir={FROM_INSIDE}/tmp", f"-Dlog4j2.configurationFile={FROM_INSIDE}/log4j2.properties",
+        f"-Djava.io.tmpdir={unpack_folder}", f"-Dlog4j2.configurationFile={FROM_INSIDE}/log4j2.properties",
     ]  # fmt: skip
     java_line = [str(java.find()), *options, "-cp", class_path]
     if not (data / "meta.properties").exists():

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,13 +20,19 @@ from tests.conftest import ADCLICK, adclick, product_environment
 from tests.product import wait_until
 
 NO_WORKERS = ("--ingest-workers", "0", "--stream-workers", "0")
-UNUSED = {
-    "ADCLICK_KAFKA": "nowhere:1",
-    "JAVA_TOOL_OPTIONS": "-javaagent:/nowhere.jar",
-    "JAVA_HOME": "/nowhere",
-    "LC_ALL": "C",
-    "TZ": "America/New_York",
-}
+ODD = {"ADCLICK_KAFKA": "nowhere:1", "JAVA_HOME": "/nowhere", "LC_ALL": "C", "TZ": "America/New_York"}
+# In a process of its own: Spark's Java stays until that ends.
+SPARK_OF_A_USER_WITHOUT_A_NAME = """
+import os, pwd
+from batch import exact
+from infra.settings import Settings
+def no_name(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+pwd.getpwuid = no_name
+with exact.running(Settings(spark_memory="512m"), "local[1]") as spark:
+    login = spark._jvm.org.apache.hadoop.security.UserGroupInformation.getLoginUser().getShortUserName()
+    print(spark.range(3).count(), login, f"uid-{os.getuid()}")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +53,7 @@ def unused_port() -> int:
 @contextmanager
 def up(place: Path, *, ignore_hangup: bool, **variables: str) -> Iterator[subprocess.Popen[str]]:
     """A stack in the foreground, in the folder `s` of its working directory, once it is ready."""
-    environment = product_environment() | {"ADCLICK_RECONCILE_AT": "off"} | UNUSED | variables
+    environment = product_environment() | {"ADCLICK_RECONCILE_AT": "off"} | ODD | variables
     with (place / "output").open("w") as output:
         process = subprocess.Popen(
             [*ADCLICK, "up", "--dir", "s", *NO_WORKERS], cwd=place, env=environment,
@@ -139,3 +146,17 @@ def test_an_address_that_is_taken_is_not_replaced(place: Path) -> None:
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1, result.stderr
     assert f"cannot listen at http://127.0.0.1:{port}" in result.stderr
+
+
+def test_spark_gives_a_user_without_a_name_one() -> None:
+    program = [sys.executable, "-P", "-c", SPARK_OF_A_USER_WITHOUT_A_NAME]
+    result = subprocess.run(program, env=product_environment(), capture_output=True, text=True, timeout=600)
+    count, login, uid = result.stdout.split()
+    assert (count, login) == ("3", uid), result.stderr
+
+
+def test_spark_that_does_not_start_says_why() -> None:
+    program = [sys.executable, "-P", "-c", SPARK_OF_A_USER_WITHOUT_A_NAME.replace("512m", "999999g")]
+    result = subprocess.run(program, env=product_environment(), capture_output=True, text=True, timeout=600)
+    line = next(line for line in result.stderr.splitlines() if "AdclickError: Spark did not start: " in line)
+    assert "heap" in line

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -222,9 +222,16 @@ def test_java_is_told_of_proxies_in_its_own_words() -> None:
 # -- a user without a name, and nothing that can be written -----------------------------------------------------
 
 
-def test_without_a_home_the_cache_is_in_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_home(*_: object) -> str:
+    raise RuntimeError("could not determine the home directory")
+
+
+@pytest.mark.parametrize("cache_dir", [no_home, lambda _name: "~/.cache/adclick"], ids=["refused", "not replaced"])
+def test_without_a_home_the_cache_is_in_the_temporary_folder(
+    cache_dir: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda _name: "~/.cache/adclick")
+    monkeypatch.setattr("platformdirs.user_cache_dir", cache_dir)
     assert user_cache.user_folder() is None
     cache = user_cache.writable_folder()
     assert cache == tmp_path / f"adclick-cache-{os.getuid()}"
@@ -232,6 +239,26 @@ def test_without_a_home_the_cache_is_in_the_temporary_folder(tmp_path: Path, mon
     cache.chmod(0o777)
     with pytest.raises(PermissionError):
         user_cache.writable_folder()
+
+
+def test_a_key_made_by_a_user_without_a_name_is_by_the_uid(monkeypatch: pytest.MonkeyPatch) -> None:
+    from query import keys
+
+    monkeypatch.setattr("getpass.getuser", lambda: dict[str, str]()["uid not found"])
+    assert keys._actor() == f"uid {os.getuid()}"
+
+
+def test_java_unpacks_where_files_may_be_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.statvfs
+    assert java.unpack_folder(Path("/proc/sys")) != Path("/proc/sys")
+
+    class NoExec:
+        f_flag = os.ST_NOEXEC
+
+    monkeypatch.setattr("os.statvfs", lambda path: NoExec() if Path(path) == tmp_path else real(path))
+    assert java.unpack_folder(tmp_path) != tmp_path
+    monkeypatch.setattr("os.statvfs", real)
+    assert java.unpack_folder(tmp_path) == tmp_path
 
 
 def test_where_nothing_can_be_written_loops_are_compiled_for_the_process_alone(tmp_path: Path) -> None:
