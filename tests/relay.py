@@ -10,12 +10,16 @@ from urllib.parse import urlsplit
 
 
 class Relay(socketserver.ThreadingTCPServer):
-    """Passes bytes on to a backend while `open` is set; else it accepts them, and keeps them. Once `away` is set it hangs up."""
+    """Passes bytes on to a backend while `open` is set; else it accepts them, and keeps them. Once `away` is set it hangs up.
+
+    `backend` is where connections that are made from now on lead, as a name does whose address changes at a failover.
+    """
 
     allow_reuse_address, daemon_threads = True, True
 
     def __init__(self, url: str) -> None:
-        backend = urlsplit(url)
+        self.backend = backend = urlsplit(url)
+        relay = self
         self.open, self.away = is_open, away = threading.Event(), threading.Event()
         self.open.set()
 
@@ -29,7 +33,7 @@ class Relay(socketserver.ThreadingTCPServer):
             def handle(self) -> None:
                 if away.is_set():
                     return
-                with socket.create_connection((backend.hostname or "", backend.port or 0)) as there:
+                with socket.create_connection((relay.backend.hostname or "", relay.backend.port or 0)) as there:
                     threading.Thread(target=pass_on, args=(there, self.request), daemon=True).start()
                     pass_on(self.request, there)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -19,6 +22,7 @@ from starlette.testclient import TestClient
 from infra import pipeline_state, topics
 from infra.clickhouse.client import ClickHouse
 from infra.clock import HOUR_MS, iso, now_ms
+from infra.embedded import servers
 from infra.errors import Denied, Refused, UserError
 from infra.kafka import Admin
 from infra.redis import Redis
@@ -29,6 +33,7 @@ from query.keys import Keys
 from tests.flow import STEP, Flow, flow
 from tests.product import wait_until
 from tests.refusals import REFUSALS, refusing
+from tests.relay import Relay
 
 
 @contextmanager
@@ -101,6 +106,14 @@ def test_a_redis_that_refuses_is_waited_out_and_named_while_answers_go_on(
         running.send(STEP // 4)
         running.true_in_part()
         wait_until(lambda: statuses() == {"minute": 200, "hour": 200}, 20, "answers")
+        # What starts in the middle of it waits as well.
+        with refusing(settings.redis, REFUSALS[0]):
+            for name in ("ingest-0", "stream-0"):
+                running.workers[name].kill()
+                running.workers[name].wait()
+                running.start(name)
+            wait_until(lambda: (tmp_path / "log").read_text().count("waiting for a backend") > 1, 20, "both wait")
+            assert alive(running)
         share = STEP // 2 // (len(REFUSALS) + 1)
         for refusal in REFUSALS:
             with refusing(settings.redis, refusal):
@@ -286,6 +299,39 @@ def test_a_policy_that_is_changed_at_run_time_holds_ingest_up_and_what_was_evict
         running.send()
         running.true_within(120)
         assert alive(running)
+
+
+@contextmanager
+def a_redis(folder: Path) -> Iterator[str]:
+    """The address of a Redis of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"redis://127.0.0.1:{port}/0"
+    with subprocess.Popen(servers.redis(folder, port).argv, stdout=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: servers.redis_ready(url), 20, "Redis answers")
+            yield url
+        finally:
+            process.kill()
+
+
+def test_after_a_failover_writes_reach_the_new_primary_where_the_old_one_lives_on(tmp_path: Path) -> None:
+    # As reported of clients that keep their connections to what is a replica now (redis-py #460, and many since).
+    with a_redis(tmp_path / "former") as former, a_redis(tmp_path / "primary") as primary:
+        relay, address = Relay(former), urlsplit(primary)
+        redis = Redis(relay.url)
+        write = redis.script("return redis.call('SET', KEYS[1], ARGV[1])")
+        redis.write_if("a", lambda _: [("SET", "a", "before")])
+        write(["a"], ["before"])
+        Redis(former).call("REPLICAOF", address.hostname, address.port)
+        relay.backend = address
+        with pytest.raises(Refused, match="READONLY"):
+            write(["a"], ["after"])
+        write(["a"], ["after"])
+        assert redis.write_if("a", lambda value: [("SET", "a", value + b" all")] if value else None)
+        assert Redis(primary).call("GET", "a") == b"after all"
+        relay.shutdown()
 
 
 def test_refusals_carry_the_backends_own_code(settings: Settings) -> None:
