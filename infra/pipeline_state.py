@@ -93,7 +93,9 @@ def _lags(settings: Settings) -> dict[str, Any]:
         positions = [c.offset for c in admin.committed(settings.topic(group), topic, count)]
         if min(positions) < 0:  # nothing read yet: what is there may begin later
             positions = [max(at, start) for at, start in zip(positions, admin.starts(topic, count), strict=True)]
-        lags[topic] = sum(max(0, end - at) for end, at in zip(ends, positions, strict=True))
+        # In a topic of ours the last offset is the marker of a transaction, which no reader's position passes.
+        marker = int(name == topics.ARCHIVE)
+        lags[topic] = sum(max(0, end - at - marker) for end, at in zip(ends, positions, strict=True))
         if name == topics.EVENTS:
             for p, (stable, end) in enumerate(zip(admin.ends(topic, count), ends, strict=True)):
                 if stable < end:

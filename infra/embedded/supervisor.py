@@ -228,7 +228,9 @@ class Supervisor:
             if failing is not None:
                 raise self._failure(failing, f"{failing.command.name} did not start")
             if time.monotonic() > deadline:
-                raise self._failure(child, f"{name} was not ready after {READY_TIMEOUT_S:.0f} s")
+                # A worker that says why it ends is more to the point than the router, which only waits for it.
+                refusing = next((c for c in self._children.values() if c.refusals), child)
+                raise self._failure(refusing, f"{name} was not ready after {READY_TIMEOUT_S:.0f} s")
             self._revive()
             time.sleep(0.05)
         return False

@@ -370,6 +370,7 @@ def test_reconcile_waits_for_an_open_transaction_and_says_so(settings: Settings)
         told = list[str]()
         assert coverage.wait_for_archive(settings, 3, told.append, force=True)[0] == len(sent)
         assert "left out: a transaction that is open since offset 10" in told[-1]
+        assert status(settings)["topics"][settings.topic(topics.ARCHIVE)] == 0, "a marker is no message"
         foreign.abort_transaction(20)
 
 
