@@ -185,7 +185,8 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
         _pass_over(job, day, f"looked into {len(proof.files)} files")
         return False
     current = publish.current_run(client, day)
-    if current is not None and current[1] == found.digest:
+    open_from_ms = publish.open_from(day, job.closed_ms)
+    if current is not None and current[1:] == (found.digest, open_from_ms):
         app.say(f"{day}: unchanged since run {current[0]}; nothing to do")
         return late
     with _progress(app, spark, f"{day}: writing"):
@@ -202,11 +203,13 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
         app.say(f"ALERT: {day}: {said}")
         alerts.send(app, {"date": day, "run_id": run_id, "alert": said, "causes": comparison.causes})
     if not job.dry_run:
-        publish.publish(client, day, run_id, job.fence, found, comparison, proof, seconds, alert)
+        publish.publish(client, day, run_id, job.fence, found, comparison, proof, seconds, alert, open_from_ms)
         faults.point("reconcile.published")
     _report(app, day, run_id, found, comparison, seconds, published=not job.dry_run)
-    if job.closed_ms < day_start_ms(day) + DAY_MS:
-        app.say(f"{day} is still open: answers keep the numbers of this run until the day is reconciled again")
+    if open_from_ms:
+        app.say(
+            f"{day} is still open: from {iso(open_from_ms)} on, the stream answers until the day is reconciled again"
+        )
     return alert or late
 
 

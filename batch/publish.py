@@ -16,6 +16,7 @@ from batch.coverage import Proof
 from batch.exact import Input
 from batch.recount import DIMENSIONS, MEASURES
 from infra.clickhouse.client import ClickHouse
+from infra.clock import DAY_MS, HOUR_MS, day_start_ms
 from infra.errors import LeaseLost
 from infra.file_store import FileStore
 from ingest.archive_files import File
@@ -53,13 +54,19 @@ def watermark(client: ClickHouse, shards: int) -> int | None:
     return int(rows[0][0]) if rows else None
 
 
-def current_run(client: ClickHouse, date: dt.date) -> tuple[str, str] | None:
-    """(run id, input digest) of the day's current run."""
+def open_from(date: dt.date, closed_ms: int) -> int:
+    """From when on (epoch ms) the stream still answers for a day of which hours up to `closed_ms` had closed; 0 for a closed day."""
+    start_ms = day_start_ms(date)
+    return 0 if closed_ms >= start_ms + DAY_MS else max(start_ms, closed_ms // HOUR_MS * HOUR_MS)
+
+
+def current_run(client: ClickHouse, date: dt.date) -> tuple[str, str, int] | None:
+    """(run id, input digest, from when on the day was open) of the day's current run; see `open_from`."""
     rows = client.rows(
-        f"SELECT run_id, input_digest FROM {client.database}.current_runs WHERE date = {{date:Date}}",
+        f"SELECT run_id, input_digest, open_from_ms FROM {client.database}.current_runs WHERE date = {{date:Date}}",
         {"date": date},
     )
-    return (rows[0][0], rows[0][1]) if rows else None
+    return (rows[0][0], rows[0][1], int(rows[0][2])) if rows else None
 
 
 def export_digest(client: ClickHouse, run_id: str, table: str = "exact_hours") -> str:
@@ -178,8 +185,9 @@ def publish(
     proof: Proof,
     seconds: float,
     alert: bool,
+    open_from_ms: int = 0,
 ) -> None:
-    """One inserted row makes the run the day's current one. Raises LeaseLost when a later holder of the lease has published."""
+    """One inserted row makes the run the day's current one, or that of its hours before `open_from_ms`. Raises LeaseLost when a later holder of the lease has published."""
     summary = json.dumps(
         {
             "causes": comparison.causes, "seconds": round(seconds, 1), "corrected": comparison.corrected,
@@ -189,14 +197,14 @@ def publish(
         }
     )  # fmt: skip
     client.command(
-        f"INSERT INTO {client.database}.runs (date, run_id, published_at, input_digest, rows, copies, dimensions, drifted, alert, summary, fence)"
+        f"INSERT INTO {client.database}.runs (date, run_id, published_at, input_digest, rows, copies, dimensions, drifted, alert, summary, fence, open_from_ms)"
         " SELECT {date:Date}, {run:String}, now64(3), {digest:String}, {rows:UInt64}, {copies:UInt64},"
-        " {dimensions:UInt64}, {drifted:UInt64}, {alert:UInt8}, {summary:String}, {fence:UInt64}"
+        " {dimensions:UInt64}, {drifted:UInt64}, {alert:UInt8}, {summary:String}, {fence:UInt64}, {open_from:UInt64}"
         f" WHERE (SELECT max(fence) FROM {client.database}.runs WHERE date = {{date:Date}}) <= {{fence:UInt64}}",
         {
             "date": date, "run": run_id, "digest": found.digest, "rows": found.rows, "copies": found.copies,
             "dimensions": comparison.dimensions, "drifted": comparison.drifted, "alert": int(alert), "summary": summary,
-            "fence": fence,
+            "fence": fence, "open_from": open_from_ms,
         },
     )  # fmt: skip
     current = current_run(client, date)

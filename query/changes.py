@@ -118,12 +118,13 @@ class Changes:
                         campaign_id, 'corrected' AS finality
                     FROM {db}.{TABLES[asked.grain]}
                     WHERE changed_at >= toDateTime({{since:UInt32}}, 'UTC') AND {of}
-                        AND toDate(time) NOT IN (SELECT date FROM {db}.current_runs)
+                        AND toDate(time) NOT IN (SELECT date FROM {db}.current_runs WHERE open_from_ms = 0)
                     GROUP BY time, campaign_id
                     UNION ALL
                     SELECT toUInt64(toUnixTimestamp(max(at))), toUInt64(toUnixTimestamp({bucket})) AS bucket, campaign_id, 'reconciled'
                     FROM {db}.ledger AS ledger INNER JOIN {db}.current_runs AS current ON ledger.run_id = current.run_id
                     WHERE at >= toDateTime({{since:UInt32}}, 'UTC') AND {of}
+                        AND (open_from_ms = 0 OR toUnixTimestamp(time) < intDiv(open_from_ms, 1000))
                     GROUP BY bucket, campaign_id
                 ) {after} ORDER BY changed, bucket, campaign_id LIMIT {{limit:UInt32}}""",
             parameters,

@@ -21,7 +21,8 @@ class Borders:
     `warm_ms`, `cold_ms`: hours and days that end at or before this are in the tier, on every shard, and no event can
     change them any more; None: none are. `warm_closed_ms`: hours that end at or before this are in the tier, but minutes
     may be ahead of them by what came late; they serve where minutes are not held from `hot_from_ms` on.
-    `runs`: start of a reconciled day → its current run. `watermark_ms`: the closing watermark of what ClickHouse has;
+    `runs`: start of a reconciled day → its current run. `open_from_ms`: start of a day whose run was forced while it was open → from
+    when on the stream still answers. `watermark_ms`: the closing watermark of what ClickHouse has;
     `hot_watermark_ms`: of what Redis had when it was read. One may be ahead of the other, and says nothing about its rows.
     """
 
@@ -32,6 +33,16 @@ class Borders:
     watermark_ms: int | None = None
     hot_watermark_ms: int | None = None
     runs: dict[int, str] = field(default_factory=dict)
+    open_from_ms: dict[int, int] = field(default_factory=dict)
+
+    def run_at(self, ms: int) -> str | None:
+        """The run that holds at a moment."""
+        day = ms - ms % DAY_MS
+        return self.runs.get(day) if ms < self.run_end_ms(day) else None
+
+    def run_end_ms(self, day: int) -> int:
+        """Up to when a day's run holds."""
+        return self.open_from_ms.get(day, day + DAY_MS)
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,12 @@ def plan(start_ms: int, end_ms: int, borders: Borders, *, whole_days: bool, only
         # Up to where another rule holds: the end of a reconciled day, or the next one.
         day = at - at % DAY_MS
         next_run = bisect.bisect_right(days, day)
-        until = day + DAY_MS if day in borders.runs else days[next_run] if next_run < len(days) else end_ms
+        if borders.run_at(at) is not None:
+            until = borders.run_end_ms(day)
+        elif day in borders.runs:
+            until = day + DAY_MS
+        else:
+            until = days[next_run] if next_run < len(days) else end_ms
         piece = Piece(HOT, at, end_ms) if at >= last else _next(at, min(until, end_ms), borders, whole_days)
         if pieces and pieces[-1].tier == piece.tier and pieces[-1].run == piece.run:
             piece = Piece(piece.tier, pieces.pop().start_ms, piece.end_ms, piece.run)
@@ -67,9 +83,9 @@ def plan(start_ms: int, end_ms: int, borders: Borders, *, whole_days: bool, only
 
 
 def _next(at: int, until: int, borders: Borders, whole_days: bool) -> Piece:
-    """The first piece of [at, until), which is within one reconciled day, or has none."""
+    """The first piece of [at, until), for all of which one run holds, or none."""
     day = at - at % DAY_MS
-    run = borders.runs.get(day)
+    run = borders.run_at(at)
     if whole_days and at == day:
         if run is not None and until == day + DAY_MS:
             return Piece(EXACT_DAYS, at, until, run)

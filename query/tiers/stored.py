@@ -38,7 +38,7 @@ class StoredTiers:
                     SELECT tier, shard, max(border_ms) AS border, max(watermark_ms) AS watermark
                     FROM {db}.tier_borders WHERE shard < {{shards:UInt16}} GROUP BY tier, shard) GROUP BY tier
                 UNION ALL
-                SELECT 'run', run_id, toUInt64(toUnixTimestamp(toDateTime(date, 'UTC'))), 0, 0 FROM {db}.current_runs""",
+                SELECT 'run', run_id, toUInt64(toUnixTimestamp(toDateTime(date, 'UTC'))), open_from_ms, toUInt64(0) FROM {db}.current_runs""",
             {"shards": self._shards},
         )
         tiers = {
@@ -54,6 +54,7 @@ class StoredTiers:
                 cold_ms=days and days[0],
                 watermark_ms=hours and hours[1],
                 runs={seconds * 1000: run for kind, run, seconds, _, _ in found if kind == "run"},
+                open_from_ms={seconds * 1000: ms for kind, _, seconds, ms, _ in found if kind == "run" and ms},
             )
         )
 

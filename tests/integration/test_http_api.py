@@ -140,7 +140,7 @@ def _reconcile_long_ago(client: ClickHouse) -> str:
         client.command(f"INSERT INTO {client.database}.exact_hours VALUES ({keys}, {impressions}, 0, 0, 0, 0, 0)")
         client.command(f"INSERT INTO {client.database}.ledger VALUES ({keys}, 'late', 1, 0, 0, 0)")
     client.command(
-        f"INSERT INTO {client.database}.runs VALUES ('{date}', 'run', now64(3), '', 2, 0, 2, 0, 0, '{{}}', 1)"
+        f"INSERT INTO {client.database}.runs VALUES ('{date}', 'run', now64(3), '', 2, 0, 2, 0, 0, '{{}}', 1, 0)"
     )
     return date
 
@@ -350,7 +350,7 @@ def test_pages_of_a_ledger_are_of_one_run(http: httpx.Client, client: ClickHouse
     date, path = _reconcile_long_ago(client), "/v1/reconciliations/{}/ledger"
     first = http.get(path.format(date), params={"limit": "1"}, headers=root(settings)).json()
     client.command(
-        f"INSERT INTO {client.database}.runs VALUES ('{date}', 'again', now64(3), '', 2, 0, 2, 0, 0, '{{}}', 2)"
+        f"INSERT INTO {client.database}.runs VALUES ('{date}', 'again', now64(3), '', 2, 0, 2, 0, 0, '{{}}', 2, 0)"
     )
     names = {"limit": "1", "cursor": first["next_cursor"]}
     second = http.get(path.format(date), params=names, headers=root(settings)).json()

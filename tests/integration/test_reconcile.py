@@ -16,7 +16,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from batch import coverage, publish
+from batch import coverage, exact, publish, recount
 from infra import pipeline_state, topics
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
@@ -194,7 +194,7 @@ def test_what_arrives_after_a_day_was_billed_raises_an_alert(planted: Settings) 
         later = adclick("reconcile", "--date", iso(DAY + DAY_MS)[:10], "--force", cwd=None, **env)
         assert later.returncode == 3, later.stderr
         assert "without a cause" not in later.stderr  # its hour has not closed yet
-        assert "is still open: answers keep the numbers of this run" in later.stderr
+        assert f"is still open: from {iso(DAY + DAY_MS)} on, the stream answers" in later.stderr
         assert {"date": DAY_SHOWN, "unbilled": PLANTED_ROWS - 1}.items() <= json.loads(hook.bodies[1]).items()
         shown = {run["date"]: run["unbilled"] for run in pipeline_state.runs(planted)}
         assert shown[DAY_SHOWN] == PLANTED_ROWS - 1
@@ -248,9 +248,9 @@ def test_only_what_had_closed_before_the_run_and_stayed_the_same_can_be_without_
         8: ((23, 100, 0, 0), "open"),
     }
     place = "1, 3, 2, {publisher:UInt64}, 'DE', 'mobile'"
-    for publisher, ((hour, exact, stream, changed_at), _) in rows.items():
+    for publisher, ((hour, counted, stream, changed_at), _) in rows.items():
         parameters = {"time": DAY // 1000 + hour * 3600, "publisher": publisher}
-        numbers = [(f"exact_hours SELECT toDateTime({{time:UInt32}}, 'UTC'), {place}, 'r', 0, {exact}, 0, 0, 0, 0")]
+        numbers = [(f"exact_hours SELECT toDateTime({{time:UInt32}}, 'UTC'), {place}, 'r', 0, {counted}, 0, 0, 0, 0")]
         if stream:
             numbers += [
                 f"stream_hours SELECT toDateTime({{time:UInt32}}, 'UTC'), {place}, 0, 0, {stream}, 0, 0, 0, 0, 0, 0, 1, {changed_at}"
@@ -266,7 +266,48 @@ def test_only_what_had_closed_before_the_run_and_stayed_the_same_can_be_without_
     client.command(f"ALTER TABLE {settings.database}.ledger DELETE WHERE 1 SETTINGS mutations_sync = 2")
     all_open = publish.compare(client, date, "r", 0.001, DAY, began_s)
     assert (set(all_open.causes), all_open.corrected, all_open.alert(0.005)) == ({"open"}, 0, False)
-    assert all_open.causes["open"]["clicks"] == sum(exact - stream for (_, exact, stream, _), _ in rows.values())
+    assert all_open.causes["open"]["clicks"] == sum(counted - stream for (_, counted, stream, _), _ in rows.values())
+
+
+def test_a_run_of_an_open_day_holds_for_the_hours_that_had_closed(settings: Settings) -> None:
+    client, db = ClickHouse(settings.clickhouse, settings.database), settings.database
+    place = "1, 3, 2, 4, 'DE', 'mobile'"
+    for hour in (1, 2, 3):
+        at = f"toDateTime({DAY // 1000 + hour * 3600}, 'UTC')"
+        client.command(f"INSERT INTO {db}.exact_hours SELECT {at}, {place}, 'forced', 0, 100, 0, 0, 0, 0")
+        client.command(f"INSERT INTO {db}.stream_hours SELECT {at}, {place}, 0, 0, {hour}, 0, 0, 0, 0, 0, 0, 1, 0")
+    client.command(
+        f"INSERT INTO {db}.exact_days SELECT toDateTime({DAY // 1000}, 'UTC'), {place}, 'forced', 0, 300, 0, 0, 0, 0"
+    )
+    for shard in range(settings.block_partitions):
+        client.command(f"INSERT INTO {db}.tier_borders VALUES ('hours', {shard}, {DAY + DAY_MS}, {DAY + DAY_MS})")
+
+    def answer(grain: str) -> list[tuple[int, str]]:
+        router = Router(settings)
+        asked = [("campaign_id", "1"), ("start", iso(DAY)), ("end", iso(DAY + DAY_MS)), ("granularity", grain)]
+        rows = router.answer(parse(asked, now_ms(), router.held)).page.frame.rows(named=True)
+        return [(row["clicks"], row["finality"]) for row in rows]
+
+    assert answer("hour") == [(1, "closed"), (2, "closed"), (3, "closed")]
+    date = dt.datetime.fromtimestamp(DAY / 1000, dt.UTC).date()
+    found, comparison = exact.Input(3, 0, "digest", {}, 3, {}), publish.Comparison(3, 0, 0)
+    proof = coverage.Proof([], [], [], recount.NO_LETTERS, [])
+
+    def publish_with(closed_ms: int, fence: int) -> None:
+        open_from_ms = publish.open_from(date, closed_ms)
+        publish.publish(client, date, "forced", fence, found, comparison, proof, 0.0, False, open_from_ms)
+        assert publish.current_run(client, date) == ("forced", "digest", open_from_ms)
+
+    expected = [
+        (DAY + 3 * HOUR_MS + 5, [(100, "reconciled"), (100, "reconciled"), (3, "closed")], (203, "closed")),
+        (DAY - HOUR_MS, [(1, "closed"), (2, "closed"), (3, "closed")], (6, "closed")),
+        (DAY + DAY_MS, [(100, "reconciled")] * 3, (300, "reconciled")),
+    ]
+    for fence, (closed_ms, hours, day) in enumerate(expected, 1):
+        publish_with(closed_ms, fence)
+        # Routers know of a run a second later.
+        wait_until(lambda hours=hours: answer("hour") == hours, 30, f"{hours} are shown")
+        assert answer("day") == answer("total") == [day]
 
 
 @pytest.mark.parametrize("shards", [1, 2])

@@ -135,17 +135,22 @@ _borders = st.builds(
     cold_ms=st.one_of(st.none(), st.integers(-4, 1).map(lambda d: _day + d * DAY_MS)),
     watermark_ms=st.none(),
     runs=st.sets(st.integers(-4, 1)).map(lambda days: {_day + d * DAY_MS: f"run{d}" for d in days}),
+    # Of such a day the first hours had closed when its run was forced.
+    open_from_ms=st.dictionaries(st.integers(-4, 1), st.integers(0, 23)).map(
+        lambda hours: {_day + d * DAY_MS: _day + d * DAY_MS + h * HOUR_MS for d, h in hours.items()}
+    ),
 )
 
 
 def coarsest(at: int, low: int, high: int, borders: Borders, whole_days: bool) -> str:
     """The tier that should serve what comes from `at` up to the next hour."""
     day, hour = at // DAY_MS * DAY_MS, at // HOUR_MS * HOUR_MS
-    run = day in borders.runs
+    run = day in borders.runs and at < borders.open_from_ms.get(day, day + DAY_MS)
     if whole_days and low <= day and day + DAY_MS <= high:
-        if run:
+        if run and day not in borders.open_from_ms:
             return EXACT_DAYS
-        if day + DAY_MS <= (borders.cold_ms or 0):
+        none = day not in borders.runs or borders.open_from_ms.get(day) == day
+        if none and day + DAY_MS <= (borders.cold_ms or 0):
             return COLD
     if low <= hour and hour + HOUR_MS <= high:
         if run:
@@ -175,6 +180,7 @@ def test_pieces_tile_the_range_and_no_tier_serves_what_it_does_not_hold(
         days = range(piece.start_ms // DAY_MS * DAY_MS, piece.end_ms, DAY_MS)
         if piece.tier in (EXACT_HOURS, EXACT_DAYS):
             assert [borders.runs[d] for d in days] == [piece.run]
+            assert piece.end_ms <= borders.open_from_ms.get(days[0], piece.end_ms)
         for hour in range(piece.start_ms, piece.end_ms, HOUR_MS) if piece.tier == WARM else ():
             settled = borders.warm_ms is not None and hour + HOUR_MS <= borders.warm_ms
             closed = borders.warm_closed_ms is not None and hour + HOUR_MS <= borders.warm_closed_ms
@@ -183,7 +189,7 @@ def test_pieces_tile_the_range_and_no_tier_serves_what_it_does_not_hold(
         if piece.tier == COLD:
             assert borders.cold_ms is not None
             assert piece.end_ms <= borders.cold_ms
-            assert not any(d in borders.runs for d in days)
+            assert not any(d in borders.runs and borders.open_from_ms.get(d) != d for d in days)
 
 
 Rows = dict[tuple[Any, ...], tuple[int, ...]]
