@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from infra.embedded import causes
 from infra.errors import UserError
 
 OLDEST = 17
@@ -31,16 +32,18 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in OPTIONS_VARIABLES} | LOCALE
 
 
-def _version(java: Path) -> int:
-    """Major version of a java binary; 0 when it does not run."""
+def _version(java: Path) -> tuple[int, str]:
+    """Major version of a java binary, or 0 and why it does not run."""
     try:
-        output = subprocess.run(
+        result = subprocess.run(
             [str(java), "-version"], capture_output=True, text=True, errors="replace", timeout=60, env=environment()
-        ).stderr
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    match = re.search(r'version "(?:1\.)?(\d+)', output)
-    return int(match.group(1)) if match else 0
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return 0, str(error)
+    match = re.search(r'version "(?:1\.)?(\d+)', result.stderr)
+    if result.returncode or not match:
+        return 0, causes.cause(result.stdout + result.stderr) or causes.ending(result.returncode)
+    return int(match.group(1)), ""
 
 
 def _bundled() -> Path | None:
@@ -59,10 +62,15 @@ def find() -> Path:
         Path(on_path) if on_path else None,
         _bundled(),
     ]
+    reasons = []
     for java in candidates:
-        if java is not None and _version(java) >= OLDEST:
+        if java is None or not java.exists():
+            continue
+        version, reason = _version(java)
+        if version >= OLDEST:
             return java.resolve() if java == _bundled() else java
-    raise UserError(f"no Java {OLDEST} or newer was found", hint="`make setup` installs one")
+        reasons.append(f"{java} does not start: {reason}" if reason else f"{java} is Java {version}")
+    raise UserError("; ".join([f"no Java {OLDEST} or newer was found", *reasons]), hint="`make setup` installs one")
 
 
 def network_environment() -> dict[str, str]:

@@ -73,6 +73,8 @@ class Folder:
         try:
             for folder in (self.path, self.run, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise UserError(f"{error.filename} is a file, not a folder", hint="choose another --dir") from error
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}", hint="choose another --dir") from error
 

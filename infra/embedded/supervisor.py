@@ -270,7 +270,14 @@ class Supervisor:
         if time.monotonic() < self._nightly_after:
             return
         self._nightly_after = time.monotonic() + 5.0
-        state = self._folder.state()
+        try:
+            state = self._folder.state()
+        except (UserError, OSError) as error:
+            self._log.warning("state not read", error=str(error))
+            return
+        if "first_up_ms" not in state:
+            self._log.warning("state not read", error=f"{self._folder.path / 'state.json'} is gone")
+            return
         done = state.get("reconciled_to")
         day_due = schedule.due(
             self._overrides.get("reconcile_at", Settings.model_fields["reconcile_at"].default),
@@ -289,7 +296,7 @@ class Supervisor:
     def _remember_reconciled(self, day: dt.date) -> bool:
         try:
             self._folder.write_state(self._folder.state() | {"reconciled_to": day.isoformat()})
-        except OSError as error:
+        except (UserError, OSError) as error:
             self._log.warning("reconciled day not written", date=day.isoformat(), error=str(error))
             return False
         return True

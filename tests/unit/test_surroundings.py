@@ -119,6 +119,12 @@ def test_a_folder_that_servers_cannot_be_told_of_is_refused(tmp_path: Path, name
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file, not a folder"):
+        Folder(tmp_path / "file").make()
+
+
 def test_clickhouse_reads_its_folder_as_it_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "a,b <größe> & 'x' \"y\" %41"
     clickhouse_server.write_config(folder, tmp_path, 1, "secret")
@@ -203,6 +209,21 @@ def test_a_java_that_will_not_do_is_passed_over(home: str, tmp_path: Path, monke
         assert not java.find().is_relative_to(tmp_path)
     finally:
         java.find.cache_clear()
+
+
+def test_why_each_java_will_not_do_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for home, script in (("old", "echo 'openjdk version \"1.8.0_402\"' >&2"), ("poor", "echo Out of memory; exit 1")):
+        binary = tmp_path / home / "bin" / "java"
+        binary.parent.mkdir(parents=True)
+        binary.write_text(f"#!/bin/sh\n{script}\n")
+        binary.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "old"))
+    monkeypatch.setattr(java, "_bundled", lambda: None)
+    monkeypatch.setattr("shutil.which", lambda _name: str(tmp_path / "poor" / "bin" / "java"))
+    java.find.cache_clear()
+    with pytest.raises(UserError, match=r"old/bin/java is Java 8; .*poor/bin/java does not start: Out of memory \("):
+        java.find()
+    java.find.cache_clear()
 
 
 def test_java_is_told_of_proxies_in_its_own_words() -> None:
