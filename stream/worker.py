@@ -22,7 +22,7 @@ from infra.redis import NEVER_EVICT, Memory, Redis
 from infra.settings import Settings
 from ingest.worker import worker_name
 from stream.agents import Agents
-from stream.sinks.hot import HotSink, base_key
+from stream.sinks.hot import HotSink
 from stream.sinks.warm import WarmSink, lowest_border
 from stream.stage import Sink, Stage
 
@@ -62,7 +62,7 @@ async def run(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    admin, watch = Admin(settings.kafka), _EvictionWatch(redis, settings.key_prefix, log)
+    admin, watch = Admin(settings.kafka), _EvictionWatch(redis, log)
     try:
         await loop.run_in_executor(None, patiently, watch.refuse, waiting, log)
         await loop.run_in_executor(None, patiently, lambda: admin.partitions(5.0), waiting, log)
@@ -85,7 +85,7 @@ async def run(settings: Settings) -> None:
             await loop.run_in_executor(None, tidy)
         if loop.time() - checked_at > _CHECK_EVERY_S:
             checked_at = loop.time()
-            await loop.run_in_executor(None, watch.look, list(hot))
+            await loop.run_in_executor(None, watch.look, list(hot.values()))
     try:
         await asyncio.wait_for(agents.stop(), _STOP_S)
     except TimeoutError:
@@ -101,8 +101,8 @@ async def run(settings: Settings) -> None:
 class _EvictionWatch:
     """Notices a Redis that may evict minutes, or has: what is left of a shard is then no longer all of it."""
 
-    def __init__(self, redis: Redis, prefix: str, log: Any) -> None:
-        self._redis, self._prefix, self._log = redis, prefix, log
+    def __init__(self, redis: Redis, log: Any) -> None:
+        self._redis, self._log = redis, log
         self._before: Memory | None = None
         self._reason = ""
 
@@ -111,16 +111,19 @@ class _EvictionWatch:
         if eviction := self._redis.eviction():
             raise UserError(eviction, hint=NEVER_EVICT)
 
-    def look(self, shards: list[int]) -> None:
-        """Report that Redis may evict; where it has, forget which minutes these shards hold, so that their sinks write them anew
-        and readers see the others as missing. Blocks, briefly."""
+    def look(self, sinks: list[HotSink]) -> None:
+        """Report that Redis may evict; where it has, have these shards forget which minutes they retain, so that they are written
+        anew and readers see the others as missing; where it has not, note that. Blocks, briefly."""
         try:
             reason = self._redis.eviction()
             memory, before = self._redis.memory(), self._before
             if before and memory.run_id == before.run_id and memory.evicted_keys > before.evicted_keys:
                 self._log.warning("redis evicted keys: minutes are written anew", keys=memory.evicted_keys)
-                for shard in shards:
-                    self._redis.call("DEL", f"{base_key(self._prefix, shard)}:span")
+                for sink in sinks:
+                    sink.forget()
+            else:
+                for sink in sinks:
+                    sink.mark_whole(memory)
         except (Unavailable, BadStatement):
             return
         self._before = memory

@@ -9,7 +9,8 @@
     …hot:{sN}:span        hash  sequence (the fence), closed_ms (closing watermark), packed_ms (minutes that end at or
                                 before this have no rows by flush), from_ms (minutes before this are not held: never written
                                 again after a loss, or dropped), newest_ms (the newest minute that has rows), sent_ms (when
-                                ingest sent what is shown by now)
+                                ingest sent what is shown by now), evicted (run id of Redis and how many keys it had evicted
+                                when this shard was last known to be whole)
 
 (Minute and hour in epoch ms.) A row lies in one of these places, and moves from one to the other within one call: readers
 add up what they find. A flush goes through a script that checks the fence, so what was written is never written again,
@@ -22,6 +23,7 @@ sequence: whoever makes it, and however often, is right.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -34,7 +36,8 @@ import numpy as np
 from infra import faults
 from infra.clock import HOUR_MS, MINUTE_MS
 from infra.columns import Ints
-from infra.redis import Redis
+from infra.errors import BadStatement, Denied
+from infra.redis import Memory, Redis
 from ingest.grouping import rows_of, sum_by_key
 from ingest.partials import WINDOW, Partials
 from stream import chunks
@@ -226,6 +229,8 @@ class HotSink:
         self._prepared: tuple[int, list[Op]] | None = None
         self._shown = -1
         """The sequence that is in Redis, as far as it is known here."""
+        self._whole_at = ""
+        self._attached = False
         self._writing = threading.RLock()
         self._gathering = Gathering()
         self._added: dict[tuple[int, int], int] = {}
@@ -237,6 +242,7 @@ class HotSink:
             self._known.clear()
             self._gathering.keep([])
             self._prepared = None
+            self._forget_if_evicted()
             found, packed = self._redis.call("HMGET", f"{self._base}:span", "sequence", "packed_ms")
             if found is not None and int(found) == state.sequence:
                 self._shown, since = state.sequence, int(packed or 0)
@@ -249,6 +255,29 @@ class HotSink:
                     if since < start + MINUTE_MS <= closed_ms
                 }
             self.refresh(state)
+            self._attached = True
+
+    def mark_whole(self, memory: Memory) -> None:
+        """Note that Redis has evicted nothing of this shard until `memory` was read. Cheap where nothing has changed since."""
+        mark = f"{memory.run_id}:{memory.evicted_keys}"
+        if self._attached and mark != self._whole_at:
+            self._redis.call("HSET", f"{self._base}:span", "evicted", mark)
+            self._whole_at = mark
+
+    def forget(self) -> None:
+        """Forget which minutes the shard retains: the next look writes them anew, and readers see the others as missing."""
+        self._redis.call("DEL", f"{self._base}:span")
+        self._whole_at = ""
+
+    def _forget_if_evicted(self) -> None:
+        """Keys may have been evicted while no worker watched."""
+        mark = self._redis.call("HGET", f"{self._base}:span", "evicted")
+        if mark is None:
+            return
+        with contextlib.suppress(BadStatement, Denied):  # where INFO is forbidden
+            memory, (run_id, count) = self._redis.memory(), mark.decode().rsplit(":", 1)
+            if memory.run_id == run_id and memory.evicted_keys > int(count):
+                self.forget()
 
     def refresh(self, state: StageState) -> None:
         """Notice a Redis that is not where it was left: empty, or started from an older file."""
@@ -303,6 +332,7 @@ class HotSink:
         self._added.clear()
         self._gathering.keep([])
         self._to_pack.clear()
+        self._whole_at = ""
         self._move_dropped(state)
         changes = state.everything()
         since = ""

@@ -6,6 +6,7 @@ Each test stops a reader between what it plans by and what it reads, and lets th
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -262,6 +263,27 @@ def test_the_hours_of_a_replayed_year_are_dropped_at_once(two: Tiers, tier: HotT
     assert two.hot.sink.expire(LATER, START + HOUR_MS) == year + 1
     assert tier.span().from_ms == [START + HOUR_MS]
     assert not two.hot.redis.scan_keys(f"{two.hot.sink._base}:h:*")
+
+
+def test_what_redis_evicted_while_no_worker_watched_is_written_anew_or_missing(
+    two: Tiers, tier: HotTier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard, base = two.hot, two.hot.sink._base
+    shard.show([at(0, 5), at(61, 7)], START + 62 * MINUTE)
+    memory = shard.redis.memory()
+    shard.sink.mark_whole(memory)
+    shard.redis.call("UNLINK", f"{base}:h:{START + HOUR_MS}")  # as an eviction does
+    unwatched = shard.new_sink()
+    unwatched.attach(shard.state)
+    assert tier.span().from_ms == [0], "the count of evicted keys is as it was"
+    monkeypatch.setattr(shard.redis, "memory", lambda: replace(memory, evicted_keys=memory.evicted_keys + 1))
+    successor = shard.new_sink()
+    successor.attach(shard.state)
+    asked = question(granularity="minute")
+    table, _, span = tier.read(asked, asked.start_ms, asked.end_ms)
+    assert sorted(table.measures[0].tolist()) == [5, 7]
+    assert span.held_from_ms is not None
+    assert span.held_from_ms > 0
 
 
 def test_nothing_is_dropped_from_a_shard_that_says_nothing(two: Tiers, tier: HotTier) -> None:
