@@ -308,7 +308,8 @@ def a_redis(folder: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"redis://127.0.0.1:{port}/0"
-    with subprocess.Popen(servers.redis(folder, port).argv, stdout=subprocess.DEVNULL) as process:
+    command = servers.redis(folder, port)
+    with subprocess.Popen(command.argv, cwd=command.cwd, stdout=subprocess.DEVNULL) as process:
         try:
             wait_until(lambda: servers.redis_ready(url), 20, "Redis answers")
             yield url
