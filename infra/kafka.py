@@ -164,6 +164,8 @@ class Admin:
     def configs(self, topics: Iterable[str]) -> dict[str, dict[str, str]]:
         """Topic → setting → value in force. Raises Unavailable."""
         resources = [admin.ConfigResource(admin.ConfigResource.Type.TOPIC, name) for name in topics]
+        if not resources:  # which the client takes for a mistake
+            return {}
         with _translated():
             futures = self._client.describe_configs(resources, request_timeout=self._timeout_s)
             return {r.name: {k: e.value for k, e in future.result().items()} for r, future in futures.items()}

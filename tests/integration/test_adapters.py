@@ -36,8 +36,8 @@ def values(settings: Settings, topic: str, partition: int = 0) -> list[bytes]:
 
 def test_topics_are_made_once_and_a_different_partition_count_is_refused(settings: Settings) -> None:
     assert topics.ensure(settings) == []
-    with pytest.raises(UserError, match="ad-events has 4 partitions, the setting says 7"):
-        topics.ensure(settings.model_copy(update={"event_partitions": 7}))
+    with pytest.raises(UserError, match="ad-blocks has 4 partitions, the setting says 7"):
+        topics.ensure(settings.model_copy(update={"block_partitions": 7}))
 
 
 def test_a_topic_keeps_for_as_long_as_the_settings_say_now(settings: Settings) -> None:
