@@ -39,6 +39,9 @@ _REFUSED = {
     "UNKNOWN_DATABASE": "adclick migrate makes the database",
     "QUOTA_EXCEEDED": "raise the user's quota, or wait for its next interval",
 }
+# Asked to hold an answer back until it is complete, as clickhouse-connect asks by default, ClickHouse 26.9 keeps it in a file; where
+# that cannot be written, as on a full disk, the answer is 200 without a row.
+_AS_IT_COMES = {"wait_end_of_query": "0"}
 _FULL_DISK = "No space left on device"
 _CREDENTIALS = "correct user and password in ADCLICK_CLICKHOUSE"
 _DENIED = {
@@ -98,11 +101,11 @@ class ClickHouse:
     def rows(self, sql: str, parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """A query's rows as tuples; parameters are bound by the server as `{name:Type}`."""
         with _translated():
-            return list(self._connected().query(sql, parameters=parameters).result_rows)
+            return list(self._connected().query(sql, parameters=parameters, settings=_AS_IT_COMES).result_rows)
 
     def arrow(self, sql: str, parameters: dict[str, Any] | None = None) -> Any:
         """A query's rows as a pyarrow table."""
-        settings = {
+        settings = _AS_IT_COMES | {
             "output_format_arrow_string_as_string": 1,
             "output_format_arrow_low_cardinality_as_dictionary": 0,
         }
@@ -114,7 +117,9 @@ class ClickHouse:
         told = hashlib.sha256()
         with (
             _translated(),
-            self._connected().raw_stream(sql, parameters=parameters, fmt="TabSeparated") as stream,
+            self._connected().raw_stream(
+                sql, parameters=parameters, settings=_AS_IT_COMES, fmt="TabSeparated"
+            ) as stream,
         ):
             while chunk := stream.read(1 << 20):
                 told.update(chunk)

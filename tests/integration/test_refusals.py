@@ -340,3 +340,20 @@ def test_refusals_carry_the_backends_own_code(settings: Settings) -> None:
     with refusing(settings.redis, oom), pytest.raises(Refused) as refused:
         Redis(settings.redis).script("return redis.call('SET', KEYS[1], 'x')")([f"{settings.key_prefix}x"], [])
     assert (refused.value.code, refused.value.backend) == ("OOM", "redis")
+
+
+def test_an_answer_is_whole_where_clickhouse_can_write_no_file(settings: Settings, backends: Path) -> None:
+    client = ClickHouse(settings.clickhouse, settings.database)
+    question = "SELECT toString(number) AS n FROM numbers(300000)"
+    digest = client.sha256(question)
+    scratch = backends / "clickhouse" / "data" / "tmp"
+    scratch.rename(scratch.with_name("tmp-away"))
+    try:
+        scratch.touch()  # in place of the folder: nothing can be written below it
+        assert client.rows("SELECT count(), sum(number) FROM numbers(10)") == [(10, 45)]
+        assert len(client.rows(question)) == 300_000
+        assert client.arrow(question).num_rows == 300_000
+        assert client.sha256(question) == digest
+    finally:
+        scratch.unlink()
+        scratch.with_name("tmp-away").rename(scratch)

@@ -82,7 +82,7 @@ def without_interpreter(venv: Path) -> None:
 
 def of_another_python(venv: Path) -> None:
     stamp = venv / ".adclick-lock"
-    stamp.write_text(stamp.read_text().replace(sys.version.split()[0], "3.12.1"))
+    stamp.write_text(stamp.read_text().replace(sys.version.split()[0], "3.9.18"))
 
 
 def moved(venv: Path) -> None:
