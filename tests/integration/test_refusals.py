@@ -23,7 +23,7 @@ from infra import pipeline_state, topics
 from infra.clickhouse.client import ClickHouse
 from infra.clock import HOUR_MS, iso, now_ms
 from infra.embedded import servers
-from infra.errors import Denied, Refused, UserError
+from infra.errors import BadStatement, Denied, Refused, Unavailable, UserError
 from infra.kafka import Admin
 from infra.redis import Redis
 from infra.settings import Settings
@@ -357,3 +357,12 @@ def test_an_answer_is_whole_where_clickhouse_can_write_no_file(settings: Setting
     finally:
         scratch.unlink()
         scratch.with_name("tmp-away").rename(scratch)
+
+
+@pytest.mark.parametrize("read", [ClickHouse.rows, ClickHouse.arrow, ClickHouse.sha256])
+def test_an_answer_that_breaks_off_is_an_error_and_not_a_shorter_answer(settings: Settings, read: Any) -> None:
+    fails_late = (
+        "SELECT throwIf(number = 2000000), toString(number) FROM numbers(3000000) SETTINGS max_block_size = 10000"
+    )
+    with pytest.raises((BadStatement, Unavailable)):
+        read(ClickHouse(settings.clickhouse, settings.database), fails_late)
