@@ -122,7 +122,7 @@ def status(app: App) -> None:
     stopped = "supervisor" not in processes and (never_ready or _is_own_stack(app, folder))
     unknown = stopped or never_ready
     report |= pipeline_state.NOTHING_KNOWN if unknown else pipeline_state.collect(app.settings)
-    if report["problems"]:
+    if not unknown:
         report["problems"] |= migration.shortcomings(app.settings)
     if app.json:
         app.data(report)

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from infra import migration, topics
+from infra.clickhouse import client as clickhouse
+from infra.clickhouse.client import ClickHouse
 from infra.kafka import Admin
 from infra.settings import Settings, resolve
 from tests.conftest import ADCLICK, adclick
@@ -82,10 +84,15 @@ def test_what_lacks_topics_or_tables_says_so_in_one_line(fresh: Settings, tmp_pa
 def test_status_names_what_a_cluster_lacks(fresh: Settings, tmp_path: Path) -> None:
     process = start(fresh, tmp_path, "status", "--json")
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert (process.returncode, bool(out)) == (1, True), err
     assert set(json.loads(out)["problems"]) == {"kafka", "clickhouse"}
     assert err.count("adclick migrate makes") == 2
     assert err.count("\n") == 1
+    clickhouse.migrate(ClickHouse(fresh.clickhouse, fresh.database))
+    process = start(fresh, tmp_path, "status", "--json")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "lacks topic" in json.loads(out)["problems"]["kafka"]
 
 
 def test_status_of_a_cluster_needs_no_folder_and_names_the_backend_that_is_away(
