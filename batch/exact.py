@@ -39,7 +39,7 @@ from batch.recount import Letters
 from infra import scratch, user_cache
 from infra.clickhouse.client import ClickHouse
 from infra.clock import day_start_ms
-from infra.embedded import causes, java
+from infra.embedded import causes, java, lifeline
 from infra.errors import AdclickError, Unavailable, UserError
 from infra.file_store import FileStore
 from infra.settings import Settings
@@ -123,7 +123,8 @@ def session(settings: Settings, master: str, folder: Path, java_options: str = J
         options |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
     log = folder / "spark.log"
     try:
-        with _output_to(log):
+        # A Java that is interrupted while it starts goes on for ever, and holds our standard output open.
+        with _output_to(log), lifeline.no_children_after_failure():
             if not _user_has_name():
                 _log_in(options)
             return SparkSession.builder.config(map=options).getOrCreate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import cast
 import pytest
 
 from infra.clickhouse.client import ClickHouse, migrate
+from infra.embedded.lifeline import no_children_after_failure
 from infra.embedded.state import Folder
 from infra.errors import UsageError, UserError
 from infra.settings import resolve
@@ -317,3 +319,20 @@ def test_output_that_nobody_takes_ends_a_command_quietly_or_in_one_line() -> Non
 def test_a_router_does_not_serve_plainly_what_was_to_be_encrypted(http: str, certificate: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         run_router(resolve().settings.model_copy(update={"http": http, "tls_certificate": certificate}))
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, UserError])
+def test_children_of_a_step_that_fails_end_with_it(failure: type[BaseException]) -> None:
+    argv = [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"]
+    with subprocess.Popen(argv) as earlier:
+        with pytest.raises(failure), no_children_after_failure():
+            started = subprocess.Popen(argv)
+            raise failure("stop")
+        assert started.wait(60) == -signal.SIGKILL
+        assert earlier.poll() is None
+        with no_children_after_failure():
+            kept = subprocess.Popen(argv)
+        assert kept.poll() is None
+        for child in (earlier, kept):
+            child.kill()
+            child.wait(60)
