@@ -207,17 +207,18 @@ class Router:
         from_ms, watermark_ms = (None, None) if span is None else (span.held_from_ms, span.watermark_ms)
         reading.borders = replace(reading.borders, hot_watermark_ms=watermark_ms, hot_from_ms=from_ms)
 
+    def _ask_borders(self) -> bytes:
+        return self.guards["clickhouse"].call(self._stored.borders)
+
     def _newest_borders(self) -> Found:
-        stored = self._stored.borders
-        return self.cache.replaced(_BORDERS, _BORDERS_FRESH_S, lambda: self.guards["clickhouse"].call(stored))
+        return self.cache.replaced(_BORDERS, _BORDERS_FRESH_S, self._ask_borders)
 
     def _borders(self, late_s: float) -> Callable[[], Found]:
         """Ask for the tiers' borders, unless they are known, and have not been fresh for `late_s` at most; returns what waits
         for them."""
 
         def ask() -> Found:
-            stored = self._stored.borders
-            return self.cache.get(_BORDERS, _BORDERS_FRESH_S, lambda: self.guards["clickhouse"].call(stored))
+            return self.cache.get(_BORDERS, _BORDERS_FRESH_S, self._ask_borders)
 
         def renew() -> None:
             try:

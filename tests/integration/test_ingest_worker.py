@@ -51,22 +51,28 @@ def send(settings: Settings, *names: str) -> None:
     assert producer.flush(20) == 0
 
 
+def archived_decisions(settings: Settings) -> list[tuple[str, int]]:
+    """(id, decision) of all archived events; checks that the ranges of each partition tile."""
+    decisions, expected = list[tuple[str, int]](), dict[int, int]()
+    for partition in range(settings.event_partitions):
+        for message in read_to_end(settings.kafka, settings.topic(topics.ARCHIVE), partition):
+            rows, header = blocks.decode(message.value(), "here")
+            (source,) = header.ranges
+            blocks.check_tiles(expected.get(partition), source, "here")
+            expected[partition] = source.to_offset
+            rows = archived.off_wire(rows)
+            columns = (rows.column(name).to_pylist() for name in ("event_id", "decision"))
+            decisions += zip(*columns, strict=True)
+    return decisions
+
+
 def decisions(settings: Settings, count: int) -> list[tuple[str, int]]:
-    """(id, decision) of the archived events, once there are `count` of them; checks that ranges tile."""
+    """The same in order, once there are `count` of them."""
     deadline = time.monotonic() + 40 * PATIENCE
     while True:
-        found, expected = list[tuple[str, int]](), dict[int, int]()
-        for partition in range(settings.event_partitions):
-            for message in read_to_end(settings.kafka, settings.topic(topics.ARCHIVE), partition):
-                rows, header = blocks.decode(message.value(), "here")
-                (source,) = header.ranges
-                blocks.check_tiles(expected.get(partition), source, "here")
-                expected[partition] = source.to_offset
-                rows = archived.off_wire(rows)
-                names, taken = (rows.column(name).to_pylist() for name in ("event_id", "decision"))
-                found += zip(names, taken, strict=True)
-        if len(found) >= count or time.monotonic() > deadline:
-            return sorted(found)
+        archived_so_far = archived_decisions(settings)
+        if len(archived_so_far) >= count or time.monotonic() > deadline:
+            return sorted(archived_so_far)
         time.sleep(0.3)
 
 

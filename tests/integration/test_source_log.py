@@ -28,6 +28,7 @@ from infra.settings import Settings
 from ingest import archive, archive_files, archived, blocks, dead_letters
 from ingest.archived import Decision
 from ingest.worker import IngestWorker
+from tests.integration.test_ingest_worker import archived_decisions
 from tests.product import wait_until
 
 _ROW: dict[str, Any] = {
@@ -86,21 +87,6 @@ def ingesting(settings: Settings, name: str = "w") -> contextlib.AbstractContext
     return running(IngestWorker(settings, name))
 
 
-def decisions(settings: Settings) -> list[tuple[str, int]]:
-    """(id, decision) of all archived events; checks that the ranges of each partition tile."""
-    found, expected = list[tuple[str, int]](), dict[int, int]()
-    for partition in range(settings.event_partitions):
-        for message in read_to_end(settings.kafka, settings.topic(topics.ARCHIVE), partition):
-            rows, header = blocks.decode(message.value(), "here")
-            (source,) = header.ranges
-            blocks.check_tiles(expected.get(partition), source, "here")
-            expected[partition] = source.to_offset
-            rows = archived.off_wire(rows)
-            taken = (rows.column(column).to_pylist() for column in ("event_id", "decision"))
-            found += zip(*taken, strict=True)
-    return found
-
-
 def counted_once(settings: Settings, sent: list[str], seconds: float = 60) -> None:
     """Wait until all of these, and nothing else, are counted, each once."""
     found = Counter[str]()
@@ -108,7 +94,7 @@ def counted_once(settings: Settings, sent: list[str], seconds: float = 60) -> No
     def there() -> bool:
         nonlocal found
         with contextlib.suppress(Unavailable):  # a topic that was just made may have no leader yet
-            found = Counter(name for name, decision in decisions(settings) if decision == Decision.COUNTED)
+            found = Counter(name for name, decision in archived_decisions(settings) if decision == Decision.COUNTED)
         return len(found) >= len(sent)
 
     wait_until(there, seconds, f"{len(sent)} events are counted")

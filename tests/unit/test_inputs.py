@@ -180,30 +180,24 @@ def test_a_file_of_one_line_without_end_is_not_held_in_memory(tmp_path: Path) ->
     assert int(grown_kib) < 70_000
 
 
-def test_a_growing_file_is_read_to_where_it_ended_and_not_into_a_line_that_is_being_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("appended", "more", "unfinished"),
+    [(EVENTS[0][10:30], [], True), (EVENTS[0][10:] + b"\n" + PLAIN, [EVENTS[0]], False)],
+    ids=["within a line", "by whole lines"],
+)
+def test_a_growing_file_is_read_to_the_line_it_ended_in_and_not_into_one_that_is_being_written(
+    tmp_path: Path, appended: bytes, more: list[bytes], unfinished: bool
+) -> None:
     path = tmp_path / "e"
     path.write_bytes(PLAIN + EVENTS[0][:10])
     source = open_input(str(path))
     reading = source.lines(threading.Event())
     lines = next(reading)
     with path.open("ab") as out:
-        out.write(EVENTS[0][10:30])
-    lines += [line for more in reading for line in more]
-    assert lines == EVENTS
-    assert source.unfinished
-
-
-def test_a_file_that_grows_by_whole_lines_ends_at_the_line_it_ended_in(tmp_path: Path) -> None:
-    path = tmp_path / "e"
-    path.write_bytes(PLAIN + EVENTS[0][:10])
-    source = open_input(str(path))
-    reading = source.lines(threading.Event())
-    lines = next(reading)
-    with path.open("ab") as out:
-        out.write(EVENTS[0][10:] + b"\n" + PLAIN)
-    lines += [line for more in reading for line in more]
-    assert lines == [*EVENTS, EVENTS[0]]
-    assert not source.unfinished
+        out.write(appended)
+    lines += [line for block in reading for line in block]
+    assert lines == [*EVENTS, *more]
+    assert source.unfinished is unfinished
 
 
 def test_lines_of_a_pipe_come_as_they_are_written(fifo: Path) -> None:
