@@ -5,7 +5,7 @@ EVENTS ?=
 # Which would have other packages found than those in .venv.
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONOPTIMIZE PYTHONPLATLIBDIR
 
-.PHONY: help setup demo test lint unit integration e2e chaos outages soak hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-batch bench-steps profile up down lock clean
+.PHONY: help setup demo test lint unit integration e2e chaos outages soak hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-batch bench-steps profile screenshots up down lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -15,13 +15,15 @@ setup: ## Make .venv, install the locked packages, fetch Kafka (and Java where t
 	@command -v "$(PYTHON)" >/dev/null || { echo "setup: failed: Python 3.11 to 3.13 is needed, and $(PYTHON) is not here; try make PYTHON=python3.11" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || \
 	  { echo "setup: failed: Python 3.11 to 3.13 is needed, and $(PYTHON) is $$("$(PYTHON)" -V 2>&1 | head -n 1); try make PYTHON=python3.11" >&2; exit 1; }
-	@"$(PYTHON)" -I infra/setup.py
+	@"$(PYTHON)" -I infra/setup.py $(filter setup,$(MAKECMDGOALS))
 
 demo: setup ## A private stack, a day of events, every answer compared with the truth
 	@$(BIN)/adclick demo $(if $(EVENTS),--events $(EVENTS))
 
+# By folder, as collected, so that chaos, e2e and integration come first and small files fill the end. By itself xdist begins with the
+# files of the most tests, and the campaign, which is one test, came last.
 test: setup lint ## Linters, types and every test
-	@$(BIN)/pytest tests -n 2 --dist loadfile
+	@$(BIN)/pytest tests -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## Linters and types
 	@$(BIN)/ruff check .
@@ -67,6 +69,9 @@ bench-growth: setup ## CPU for each event as events, campaigns, partials, duplic
 bench-query: setup ## Answers while the pipeline runs at half of full speed (after bench, or FULL=200000)
 	@$(BIN)/python -m tests.benchmarks.query
 
+bench-dashboard: setup ## What a dashboard asks for an advertiser of 200 campaigns, beside the stores alone (after bench, or FULL=200000)
+	@$(BIN)/python -m tests.benchmarks.dashboard
+
 bench-batch: setup ## The nightly recount of 10 and of 50 million rows, beside plain Spark and polars
 	@$(BIN)/python -m tests.benchmarks.batch
 
@@ -75,6 +80,9 @@ bench-steps: setup ## What each step of an event costs alone
 
 profile: setup ## Flame graphs of each worker while the pipeline runs, in .bench (EVENTS=10000000)
 	@$(BIN)/python -m tests.benchmarks.profile $(if $(EVENTS),--events $(EVENTS))
+
+screenshots: setup ## Pictures of the dashboard for the docs, of the demo's data (needs Chromium)
+	@$(BIN)/python -m tests.browser.screenshots
 
 up: setup ## Start a stack in .adclick; Ctrl-C stops it
 	@$(BIN)/adclick up

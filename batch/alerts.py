@@ -1,4 +1,4 @@
-"""Tells somebody that a run needs a person: in the log, and by a webhook where one is set."""
+"""Alerts of runs that need a person, to the webhook in the setting `alert_webhook`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 import tenacity
 
-from infra import direct
+from infra import http_client
 from infra.addresses import mask_webhook
-from infra.console import App
+from infra.cli.app import App
 
 _TIMEOUT_S = 10
 
 
-def send(app: App, told: dict[str, Any]) -> None:
-    """POST it as JSON to the setting `alert_webhook`. What cannot be delivered is said, and fails nothing: the run's record has it."""
+def send(app: App, alert: dict[str, Any]) -> None:
+    """POST an alert as JSON; nothing where no webhook is set. A failure is printed and fails nothing: the run's record has the alert."""
     url = app.settings.alert_webhook
     if not url:
         return
-    body, kind = json.dumps(told, default=str).encode(), {"Content-Type": "application/json"}
+    body, kind = json.dumps(alert, default=str).encode(), {"Content-Type": "application/json"}
     try:
         _post(urllib.request.Request(url, body, kind, method="POST"))
     except (OSError, ValueError) as error:  # the latter for what is no address
@@ -32,5 +32,5 @@ def send(app: App, told: dict[str, Any]) -> None:
     wait=tenacity.wait_exponential_jitter(0.5, 5), reraise=True,
 )  # fmt: skip
 def _post(request: urllib.request.Request) -> None:
-    with direct.open_anywhere(request, _TIMEOUT_S):
+    with http_client.open_anywhere(request, _TIMEOUT_S):
         pass

@@ -15,19 +15,22 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from batch import recount
-from batch.recount import Letters
-from infra import topics
+from batch import archived_rows
+from batch.archived_rows import RejectedIds
 from infra.clock import DAY_MS, day_start_ms
 from infra.errors import AdclickError
 from infra.file_store import FileStore
-from infra.kafka import Admin, offset_at, read_to_end
+from infra.kafka import topics
+from infra.kafka.admin import Admin
+from infra.kafka.consumers import offset_at, read_to_end
 from infra.settings import Settings
-from ingest import archive_files, dead_letters, source
-from ingest.archive import archived_to
-from ingest.archive_files import File
+from ingest import continuation
+from ingest.archive import files as archive_files
+from ingest.archive.files import File
+from ingest.archive.progress import archived_to
+from ingest.dead_letters import letters as dead_letters
+from ingest.decoding.json_fields import valid_id
 from ingest.events import Reason
-from ingest.json_fields import valid_id
 
 # By this much a message may come before its event's day begins: clocks of producers run ahead.
 _AHEAD_MS = DAY_MS
@@ -53,13 +56,13 @@ class Proof:
     files: Sequence[File]
     looked_at: list[Stretch]
     missing: list[Stretch]
-    letters: Letters
+    rejected: RejectedIds
     ends: Sequence[int]
     """Offsets of ad-events up to which the archive was complete when the run began."""
 
 
 @dataclass(frozen=True)
-class _Source:
+class _SourceLog:
     """ad-events as it is now, in the offsets of events: per partition, `bases` is by how much those exceed Kafka's."""
 
     bases: list[int]
@@ -76,14 +79,14 @@ class _Source:
         ]
 
 
-def _read_source(settings: Settings) -> _Source:
+def _read_source(settings: Settings) -> _SourceLog:
     """Raises AdclickError when the topic is not the one that was read."""
     topic, group, count = settings.topic(topics.EVENTS), settings.topic(topics.INGEST_GROUP), settings.event_partitions
     admin = Admin(settings.kafka)
     state = admin.describe([topic]).get(topic)
     mains = admin.committed(group, topic, count)
     copies = admin.committed(group, settings.topic(topics.ARCHIVE), count)
-    positions = [source.choose_position(main, copy) for main, copy in zip(mains, copies, strict=True)]
+    positions = [continuation.choose_position(main, copy) for main, copy in zip(mains, copies, strict=True)]
     if state is None or any(p is not None and p.topic_id not in ("", state.topic_id) for p in positions):
         raise AdclickError(f"topic {topic} is not the one that was read", hint="adclick status says what to do")
     bases = [0 if p is None else p.base for p in positions]
@@ -91,7 +94,7 @@ def _read_source(settings: Settings) -> _Source:
     def counted(offsets: list[int]) -> list[int]:
         return [offset + base for offset, base in zip(offsets, bases, strict=True)]
 
-    return _Source(
+    return _SourceLog(
         bases,
         counted(admin.starts(topic, count)),
         counted(admin.ends(topic, count)),
@@ -100,17 +103,18 @@ def _read_source(settings: Settings) -> _Source:
 
 
 def wait_for_archive(
-    settings: Settings, wait_s: float, tell: Callable[[str], None], *, force: bool = False
+    settings: Settings, wait_s: float, say: Callable[[str], None], *, force: bool = False
 ) -> list[int]:
     """Wait until the archive has passed the ends of ad-events as they are now; returns those ends, by partition.
 
-    Raises AdclickError when that takes longer than `wait_s`, or where nobody reads: with `force`, only for what is being read.
+    Raises AdclickError when that takes longer than `wait_s`, or where partitions are not read. With `force` these, and what open
+    transactions hold back, are left out.
     """
     unread = _unread_partitions(settings)
     if unread and not force:
         raise AdclickError(unread, hint="raise ADCLICK_EVENT_PARTITIONS, or --force leaves them out")
     now = _read_source(settings)
-    ends, deadline, told = now.ends, time.monotonic() + wait_s, False
+    ends, deadline, announced = now.ends, time.monotonic() + wait_s, False
     while True:
         missing = _not_archived(settings, ends, now.starts)
         if not missing:
@@ -118,7 +122,7 @@ def wait_for_archive(
         if time.monotonic() > deadline:
             held_back = _read_source(settings).held_back()
             if held_back and force and ends is not now.stable_ends:
-                tell(f"left out: {'; '.join(held_back)}")
+                say(f"left out: {'; '.join(held_back)}")
                 ends, deadline = now.stable_ends, time.monotonic() + wait_s
                 continue
             if held_back:
@@ -130,9 +134,9 @@ def wait_for_archive(
                 f"the archive is {missing:,} events behind ad-events after {wait_s:.0f} s",
                 hint="is an archive worker running? --wait gives it longer",
             )
-        if not told:
-            tell(f"waiting for the archive: {missing:,} events to go")
-            told = True
+        if not announced:
+            say(f"waiting for the archive: {missing:,} events to go")
+            announced = True
         time.sleep(0.3)
 
 
@@ -147,13 +151,15 @@ def _not_archived(settings: Settings, ends: Sequence[int], starts: Sequence[int]
 def _unread_partitions(settings: Settings) -> str:
     """What lies in partitions that the setting leaves out; empty when nothing does."""
     topic, admin, count = settings.topic(topics.EVENTS), Admin(settings.kafka), settings.event_partitions
-    there = admin.partitions().get(topic, 0)
-    if there <= count:
+    partition_count = admin.partitions().get(topic, 0)
+    if partition_count <= count:
         return ""
-    starts, ends = admin.starts(topic, there)[count:], admin.high_watermarks(topic, there)[count:]
+    starts, ends = admin.starts(topic, partition_count)[count:], admin.high_watermarks(topic, partition_count)[count:]
     messages = sum(ends) - sum(starts)
     return (
-        f"partitions {count} to {there - 1} of {topic} are not read, and hold {messages:,} messages" if messages else ""
+        f"partitions {count} to {partition_count - 1} of {topic} are not read, and hold {messages:,} messages"
+        if messages
+        else ""
     )
 
 
@@ -177,10 +183,10 @@ def prove(settings: Settings, files: Sequence[File], date: dt.date, ends: Sequen
             seen[partition][at[(at >= 0) & (at < len(seen[partition]))]] = True
 
     for file in [*files, *elsewhere]:
-        rows = archive_files.read(store, file.name, ("partition", "offset"))
+        rows = archive_files.read_columns(store, file.name, ("partition", "offset"))
         for (partition,), part in rows.group_by("partition"):
             mark(int(str(partition)), part["offset"].to_numpy())
-    rejected = _letters(settings, since_ms)
+    rejected = _rejections(settings, since_ms)
     for (partition,), part in rejected.drop_nulls("partition").group_by("partition"):
         mark(int(str(partition)), part["offset"].to_numpy())
     gaps = [Stretch(p, firsts[p] + low, firsts[p] + high) for p, found in seen.items() for low, high in _runs(~found)]
@@ -189,13 +195,13 @@ def prove(settings: Settings, files: Sequence[File], date: dt.date, ends: Sequen
     )
 
 
-def letters(settings: Settings, date: dt.date) -> Letters:
+def read_rejected_ids(settings: Settings, date: dt.date) -> RejectedIds:
     """The ids of dead letters that may be of a day."""
-    return _by_id(_letters(settings, _since_ms(date)))
+    return _by_id(_rejections(settings, _since_ms(date)))
 
 
-def explain(missing: Sequence[Stretch]) -> str:
-    """Holes, for a person."""
+def describe_missing(missing: Sequence[Stretch]) -> str:
+    """A sentence on missing messages: how many, and where the first ones are."""
     count = sum(s.to_offset - s.from_offset for s in missing)
     shown = ", ".join(map(str, missing[:_SHOWN])) + (", …" if len(missing) > _SHOWN else "")
     return f"{count:,} messages of ad-events are neither archived nor dead letters: {shown}"
@@ -219,15 +225,15 @@ def _stretches(settings: Settings, since_ms: int, ends: Sequence[int], bases: Se
 def _files_elsewhere(store: FileStore, files: Sequence[File], stretches: Sequence[Stretch]) -> list[File]:
     """Files of other days with messages of these stretches: an event lies under its own day, however late it was sent."""
     names, by_partition = {file.name for file in files}, {s.partition: s for s in stretches}
-    found = list[File]()
-    for day in archive_files.days(store):
-        for file in archive_files.current(archive_files.named(store.files(day))):
+    elsewhere = list[File]()
+    for day in archive_files.day_folders(store):
+        for file in archive_files.current_files(archive_files.parse_names(store.files(day))):
             stretch = by_partition.get(file.partition)
             if stretch is None or file.name in names:
                 continue
             if file.from_offset < stretch.to_offset and stretch.from_offset < file.to_offset:
-                found.append(file)
-    return found
+                elsewhere.append(file)
+    return elsewhere
 
 
 def _without_older(
@@ -236,7 +242,9 @@ def _without_older(
     """The stretches without what was certainly written before: one wrong timestamp can make a stretch begin far too early."""
     firsts = {s.partition: s.from_offset for s in stretches}
     for file in files:
-        rows = archive_files.read(store, file.name, ("offset", "log_time_ms")).filter(pl.col("log_time_ms") < since_ms)
+        rows = archive_files.read_columns(store, file.name, ("offset", "log_time_ms")).filter(
+            pl.col("log_time_ms") < since_ms
+        )
         if len(rows):
             firsts[file.partition] = max(firsts[file.partition], int(str(rows["offset"].max())) + 1)
     moved = [Stretch(s.partition, firsts[s.partition], s.to_offset) for s in stretches]
@@ -257,14 +265,14 @@ def _holds_messages(settings: Settings, gap: Stretch, bases: Sequence[int]) -> b
     return False
 
 
-def _letters(settings: Settings, since_ms: int) -> pl.DataFrame:
-    """Which message of ad-events each dead letter is about, and the event's id, null where a letter does not tell.
+def _rejections(settings: Settings, since_ms: int) -> pl.DataFrame:
+    """Which message of ad-events each dead letter is about, and the event's id, null where a letter does not have it.
 
-    Anyone may write to the topic, any bytes. What came too late is archived, and left out here.
+    Other producers may have written to the topic, any bytes. What came too late is archived, and left out here.
     """
     topic = settings.topic(topics.EVENTS)
     rows: list[tuple[int | None, int | None, int, str | None]] = []
-    for letter in dead_letters.read(settings, since_ms):
+    for letter in dead_letters.read_letters(settings, since_ms):
         if letter.headers.get("reason") == Reason.TOO_LATE:
             continue
         place = letter.source
@@ -274,8 +282,8 @@ def _letters(settings: Settings, since_ms: int) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def _by_id(letters: pl.DataFrame) -> Letters:
-    first = letters.drop_nulls("event_id").group_by("event_id").agg(pl.min("time_ms"))
-    hashed = recount.hashes(first)
+def _by_id(rejections: pl.DataFrame) -> RejectedIds:
+    first = rejections.drop_nulls("event_id").group_by("event_id").agg(pl.min("time_ms"))
+    hashed = archived_rows.id_hashes(first)
     order = np.argsort(hashed)
-    return Letters(hashed[order], first["time_ms"].to_numpy()[order])
+    return RejectedIds(hashed[order], first["time_ms"].to_numpy()[order])

@@ -1,11 +1,13 @@
 """The exceptions that every part shares. Each class names what its catcher does, not what went wrong.
 
 AdclickError                 stop: print one line, exit 1
-├── UserError                stop: somebody must change a request, a setting or a file
+├── UserError                stop: an operator must change a request, a setting or a file
 │   ├── UsageError           stop: wrong command line, exit 2
-│   └── UnreadableFile       stop: a file of the archive must be restored (ingest.archive_files)
+│   └── UnreadableFile       stop: a file of the archive must be restored (ingest.archive.files)
+├── ExpiredToken             answer 401: the token was right, and has expired (query.keyring)
 ├── BadStatement             stop: a backend cannot make sense of a statement of ours; repeating it is pointless
 ├── CorruptLog               stop: a log has a hole or an overlap; name the place, skip nothing
+│   ├── CorruptBatch         stop: a record batch is not what was written; it was fetched again before (infra.kafka.record_batches)
 │   ├── InputLost            stop: events that were not read are gone; an operator must accept that by name
 │   └── OffsetOutOfRange     stop: the log no longer holds the next offset (ingest starts over, and says what is lost)
 ├── LeaseLost                stop: another process holds the lease; publish nothing
@@ -14,14 +16,14 @@ AdclickError                 stop: print one line, exit 1
 │   ├── Aborted              retry: the transaction was rolled back, nothing of it is visible
 │   ├── Refused              slow down: the backend answers, and declines for now (out of memory, read-only, overloaded)
 │   │   └── Denied           slow down, and report it: credentials or permissions must be changed
-│   └── NothingLeft          answer 503: no tier that a question needs is available (query.router)
+│   └── NoTierAnswered       answer 503: no tier that a question needs is available (query.router)
 └── SessionLost              start over: drop the client and all state in memory, resume from what is committed
     ├── Fenced               start over: another owner has the partition; write nothing more
     ├── OutcomeUnknown       start over: read the log before writing again, the transaction may have been committed
     ├── TopicChanged         start over: the topic that was read is gone, or was made again; say what is lost
     ├── LogTruncated         start over: the log was cut off behind what was read of it; say what is lost
     ├── ClientBroken         start over: abandon the client, its calls fail or no longer return
-    └── MemoryLost           start over: rebuild the dedup ids that Redis lost (ingest.dedup.registry)
+    └── RegistryLost           start over: rebuild the dedup ids that Redis lost (ingest.dedup.registry)
 
 A message that is to become a dead letter is no exception: see `ingest.events.Rejection`.
 """
@@ -43,17 +45,17 @@ class AdclickError(Exception):
 
 
 class UserError(AdclickError):
-    """A mistake that a person can mend."""
+    """A request, a setting or a file is wrong, and an operator can correct it."""
 
 
 class UsageError(UserError):
-    """Wrong words on the command line."""
+    """The command line is wrong."""
 
     exit_code = 2
 
 
 class BadStatement(AdclickError):
-    """A backend rejects a statement as wrong in itself: a bug of ours, or a schema of another version."""
+    """A backend rejects a statement as wrong in itself: a bug here, or a schema of another version."""
 
 
 class CorruptLog(AdclickError):
@@ -73,7 +75,7 @@ class LeaseLost(AdclickError):
 
 
 class Unavailable(AdclickError):
-    """A backend did not do what it was asked to; the caller backs off and tries again.
+    """A backend did not carry out a request; the caller backs off and tries again.
 
     `backend`: `kafka`, `redis`, `clickhouse` or `archive`; empty where it is none of them.
     """
@@ -114,7 +116,7 @@ class Fenced(SessionLost):
 
 
 class OutcomeUnknown(SessionLost):
-    """Whether a transaction was committed is not known; only the log can tell."""
+    """Whether a transaction was committed is not known; only the log shows it."""
 
 
 class ClientBroken(SessionLost):
@@ -122,7 +124,7 @@ class ClientBroken(SessionLost):
 
 
 class LogTruncated(SessionLost):
-    """The log was cut off behind what was read of it: `end` is where it now parts from what was read."""
+    """The log was truncated below the position that was read to: `end` is the offset where the two diverge."""
 
     def __init__(self, message: str, *, partition: int, end: int) -> None:
         super().__init__(message)

@@ -25,7 +25,7 @@ from infra.addresses import mask
 from infra.errors import Denied, Refused, Unavailable, UserError
 
 _BUCKET = "s3://"
-# What a file system or a store declines until somebody changes something, by its own name for it.
+# What a file system or a store declines until an operator changes something, by its own name for it.
 _REFUSED = {
     "ENOSPC": "free space there",
     "EDQUOT": "raise the quota, or free space there",
@@ -67,31 +67,31 @@ class FileStore:
         self.folder = None if is_bucket(where) else Path(where).absolute()
         """The folder, where it is one: libraries read files of it by their paths."""
         self.where = where.rstrip("/") if self.folder is None else str(self.folder)
-        """By which another process opens it."""
+        """The name by which another process opens this store."""
         self.shown = _without_secrets(self.where) if self.folder is None else self.where
-        """The same for a person."""
+        """The name of the store in messages."""
         base, system = _bucket(where) if self.folder is None else (self.where, fs.LocalFileSystem())
         self._files = fs.SubTreeFileSystem(base, system)
 
     def address(self, name: str) -> str:
-        """Where a file is, for a person."""
+        """The name of a file in messages."""
         return f"{self.shown}/{name}"
 
     def folders(self) -> list[str]:
         """The folders directly below the root, in order."""
         with self._translated():
-            found = self._files.get_file_info(fs.FileSelector("", allow_not_found=True))
-        return sorted(info.path for info in found if info.type == fs.FileType.Directory)
+            infos = self._files.get_file_info(fs.FileSelector("", allow_not_found=True))
+        return sorted(info.path for info in infos if info.type == fs.FileType.Directory)
 
     def files(self, below: str = "") -> list[Stored]:
         """All files below a folder, in the order of their names."""
         with self._translated():
-            found = self._files.get_file_info(fs.FileSelector(below, recursive=True, allow_not_found=True))
-        files = (info for info in found if info.type == fs.FileType.File)
+            infos = self._files.get_file_info(fs.FileSelector(below, recursive=True, allow_not_found=True))
+        files = (info for info in infos if info.type == fs.FileType.File)
         return sorted((Stored(f.path, f.size, f.mtime_ns // 1_000_000) for f in files), key=lambda s: s.name)
 
     def open(self, name: str) -> pa.NativeFile:
-        """A file, to be read at any place."""
+        """Open a file for reading at any place."""
         with self._translated():
             return self._files.open_input_file(name)
 
@@ -111,9 +111,14 @@ class FileStore:
                 stream.write(content)
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file; one that is gone already is no error."""
         with contextlib.suppress(FileNotFoundError), self._translated():
             self._files.delete_file(name)
+
+    def check_writable(self, probe: str) -> None:
+        """Write a file of this name, and remove it. Raises Unavailable."""
+        self.write(probe, pa.py_buffer(b"probe"))
+        self.remove(probe)
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder with all that is in it."""
@@ -122,7 +127,7 @@ class FileStore:
 
     @contextlib.contextmanager
     def _translated(self, *, missing: bool = False) -> Iterator[None]:
-        """Errors as ours; `missing`: also of what is not there."""
+        """Raise errors of the file system as decisions; `missing`: also those of files that do not exist."""
         try:
             yield
         except OSError as error:

@@ -23,7 +23,7 @@ class Once(logging.Filter):
         self._said: dict[tuple[str, str], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the line is new."""
+        """Whether a line has not been logged in the last ten minutes."""
         key, now = (record.name, str(record.msg)), time.monotonic()
         if now - self._said.get(key, -_REPEAT_AFTER_S) < _REPEAT_AFTER_S:
             return False
@@ -49,7 +49,7 @@ class _Lossy:
 
 
 def configure(*, verbose: bool = False, quiet: bool = False) -> None:
-    """Set up logging once, at the start of a process. SIGUSR1 makes it tell where each of its threads is."""
+    """Set up logging once, at the start of a process. SIGUSR1 makes it log the stack of each thread."""
     faulthandler.register(signal.SIGUSR1, file=2)
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     renderer: Any = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
-from infra import topics
-from infra.clickhouse import client as clickhouse
+from infra.clickhouse import schema
 from infra.clickhouse.client import ClickHouse
 from infra.errors import AdclickError, Unavailable, UserError
-from infra.kafka import Admin
-from infra.patience import patiently
-from infra.redis import Redis
+from infra.kafka import topic_setup, topics
+from infra.kafka.admin import Admin
+from infra.redis.client import Redis
+from infra.retries import patiently
 from infra.settings import Settings
 
 _LOCK_S = 30
@@ -29,14 +29,14 @@ _TOPIC_PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True)
-class Changes:
-    """What a migration has made: names of topics, and of the SQL files it applied."""
+class MigrationReport:
+    """What a migration has made: names of topics, and of the SQL files it applied and the tables that it made again."""
 
     topics: list[str]
     tables: list[str]
 
 
-def migrate(settings: Settings, lock_wait_s: float = _LOCK_WAIT_S) -> Changes:
+def migrate(settings: Settings, lock_wait_s: float = _LOCK_WAIT_S) -> MigrationReport:
     """Make what is missing, and set what each topic keeps. Idempotent; of several that run at once, one waits for the other.
 
     Raises UserError where Kafka or ClickHouse cannot take it, Unavailable where a backend is away.
@@ -56,10 +56,10 @@ def migrate(settings: Settings, lock_wait_s: float = _LOCK_WAIT_S) -> Changes:
         return _make(settings)
 
 
-def _make(settings: Settings) -> Changes:
-    made = topics.ensure(settings)
+def _make(settings: Settings) -> MigrationReport:
+    made = topic_setup.ensure(settings)
     with contextlib.closing(ClickHouse(settings.clickhouse, settings.database)) as client:
-        return Changes(made, clickhouse.migrate(client))
+        return MigrationReport(made, schema.apply_migrations(client))
 
 
 def missing_topics(settings: Settings) -> list[str]:
@@ -68,11 +68,11 @@ def missing_topics(settings: Settings) -> list[str]:
     return [topic.name for topic in topics.wanted(settings) if topic.name not in known]
 
 
-def missing_tables(settings: Settings) -> list[str]:
-    """SQL files that ClickHouse has not been brought up to date with. Raises Unavailable."""
+def unmigrated_tables(settings: Settings) -> list[str]:
+    """Tables that ClickHouse lacks, and SQL files that it has not been brought up to date with. Raises Unavailable."""
     client = ClickHouse(settings.clickhouse, settings.database, timeout_s=_CHECK_TIMEOUT_S)
     with contextlib.closing(client):
-        return clickhouse.pending(client)
+        return [*schema.missing_tables(client), *schema.pending(client)]
 
 
 def shortcomings(settings: Settings) -> dict[str, str]:
@@ -103,10 +103,11 @@ def check_topics(settings: Settings) -> None:
 def check_tables(settings: Settings) -> None:
     """Raise UserError where ClickHouse answers and lacks tables; one that is away is left to the caller's own retries."""
     with contextlib.suppress(Unavailable):
-        missing = missing_tables(settings)
+        missing = unmigrated_tables(settings)
         if missing:
             raise UserError(
-                f"ClickHouse's database {settings.database} lacks the tables of {_listed(missing)}",
+                f"ClickHouse's database {settings.database} lacks {_described(missing[0])}"
+                + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
                 hint="adclick migrate makes them",
             )
 
@@ -126,6 +127,10 @@ def _refuse_without_topics(settings: Settings) -> None:
         raise UserError(
             f"Kafka at {settings.kafka} lacks topic {_listed(missing)}", hint="adclick migrate makes what is missing"
         )
+
+
+def _described(name: str) -> str:
+    return f"the tables of {name}" if name.endswith(".sql") else f"table {name}"
 
 
 def _listed(names: list[str]) -> str:

@@ -1,6 +1,6 @@
 """How urgent work is to the operating system: answers and the stores first, then what brings events in, then what can wait.
 
-Only where cores are short does it matter. Nobody starves: a core that two want goes to each by weight, three to one a step. What
+Only where cores are short does it matter. No process starves: two that compete for a core share it 3:1 for each level between them. What
 gives way does not push others off a core when it wakes, either (SCHED_BATCH, sched(7)). What answers does: it asks for short
 turns, and Linux lets those who do interrupt longer ones (EEVDF, 6.12 and newer).
 """
@@ -28,9 +28,9 @@ def answer_soon() -> None:
     """Let this process, called before it has other threads, get a core soon when it wakes."""
     number = _SCHED_SETATTR.get(platform.machine())
     if sys.platform == "linux" and number is not None:
-        told = (os.SCHED_OTHER, 0, os.getpriority(os.PRIO_PROCESS, 0), 0, _SHORT_NS, 0, 0)
+        attributes = (os.SCHED_OTHER, 0, os.getpriority(os.PRIO_PROCESS, 0), 0, _SHORT_NS, 0, 0)
         # An older Linux does not heed it, or refuses it; then everything is as it was.
-        ctypes.CDLL(None).syscall(number, 0, _SCHED_ATTR.pack(_SCHED_ATTR.size, *told), 0)
+        ctypes.CDLL(None).syscall(number, 0, _SCHED_ATTR.pack(_SCHED_ATTR.size, *attributes), 0)
 
 
 def give_way(niceness: int) -> None:
@@ -43,9 +43,9 @@ def give_way(niceness: int) -> None:
 
 
 def give_way_here(niceness: int) -> None:
-    """The same for this thread, and those that it starts, against others of its process."""
+    """Let this thread, and those that it starts, give way to others of its process."""
     if sys.platform == "linux":
-        # Linux counts niceness by thread. Whoever was started with less than that keeps it.
+        # Linux counts niceness by thread. A thread that was started with a lower priority keeps it.
         thread = threading.get_native_id()
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, thread, max(niceness, os.getpriority(os.PRIO_PROCESS, thread)))

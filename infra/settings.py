@@ -34,6 +34,7 @@ _SERVICE_HOST = "_SERVICE_HOST"
 # What librdkafka, ClickHouse and Kafka take for a number at most.
 _MOST = 2**31 - 1
 _SHOWN_CHARACTERS = 200
+_SECRET_CHARACTERS = 32
 
 
 def _no_flag(value: Any) -> Any:
@@ -53,15 +54,23 @@ def _sendable(value: SecretStr) -> SecretStr:
     return value
 
 
+def _long_enough(value: SecretStr) -> SecretStr:
+    # A token is enough to try secrets offline.
+    if 0 < len(value.get_secret_value()) < _SECRET_CHARACTERS:
+        raise ValueError(f"must have at least {_SECRET_CHARACTERS} characters, or none")
+    return value
+
+
 Count = Annotated[int, BeforeValidator(_no_flag), Field(le=_MOST)]
 Share = Annotated[float, BeforeValidator(_no_flag), Field(ge=0, le=1, allow_inf_nan=False)]
 Secret = Annotated[SecretStr, BeforeValidator(_line)]
+TokenSecret = Annotated[Secret, AfterValidator(_long_enough)]
 Key = Annotated[Secret, AfterValidator(_sendable)]
 WebAddress = Annotated[str, AfterValidator(addresses.check_web)]
 
 
 class Settings(BaseSettings):
-    """What a process may be told. Durations carry their unit in the name."""
+    """The settings of a process. Durations carry their unit in the name."""
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore", str_strip_whitespace=True)
 
@@ -81,6 +90,12 @@ class Settings(BaseSettings):
         "http://127.0.0.1:8080", description="address the query router listens on"
     )
     api_key: Key = Field(SecretStr(""), description="the key that /v1 asks for")
+    token_secret: TokenSecret = Field(
+        SecretStr(""), description="secret that tokens are signed with, 32 characters at least; empty: api_key"
+    )
+    former_token_secret: TokenSecret = Field(
+        SecretStr(""), description="the token_secret before, whose tokens are still accepted; or empty"
+    )
     user_secret: Secret = Field(SecretStr("adclick"), min_length=1, description="secret that user ids are hashed with")
     namespace: str = Field(
         "", description="prefix of topics, Redis keys and the database", pattern=r"^[a-z0-9_]*$", max_length=64
@@ -95,7 +110,10 @@ class Settings(BaseSettings):
     block_partitions: Count = Field(4, ge=1, le=512, description="partitions of ad-blocks and what follows it")
 
     session_timeout_ms: Count = Field(
-        6_000, ge=1_000, le=3_600_000, description="a worker unheard of for this long loses its place"
+        6_000,
+        ge=1_000,
+        le=3_600_000,
+        description="a consumer that sends no heartbeat for this long loses its partitions",
     )
     dedup_horizon_s: Count = Field(3600, ge=60, description="copies within this much log time are caught")
     dedup_segment_ids: Count = Field(
@@ -118,7 +136,7 @@ class Settings(BaseSettings):
         ge=0,
         le=_MOST,
         allow_inf_nan=False,
-        description="beyond this the archive's oldest days go, but for two; 0: never",
+        description="largest size of the archive; the oldest days are deleted, never the last two; 0: no limit",
     )
     redis_page: Count = Field(20_000, ge=1, description="writes to the hot tier in one call at most")
     hot_hours: Count = Field(24, ge=2, description="hours of minutes that questions may reach back to")
@@ -171,7 +189,7 @@ class Settings(BaseSettings):
         return f"adclick{self.namespace}"
 
     def topic(self, name: str) -> str:
-        """The real name of one of the topics in `infra.topics`."""
+        """The real name of one of the topics in `infra.kafka.topics`."""
         return f"{self.namespace}{name}"
 
 

@@ -2,7 +2,7 @@
 
 Makes `.venv` from the hashed lock, fetches a Java where the machine has none, and Kafka's jars into a per-user cache, checked by
 SHA-256. Each step is skipped when it is done already. A `.venv` without the mark of a finished set-up is made again from the
-start: nobody knows what an interrupted one, or another tool, left in it.
+start: an interrupted set-up, or another tool, may have left anything in it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import ctypes
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +32,11 @@ LOCKS = [ROOT / "requirements.lock", ROOT / "requirements-java.lock", ROOT / "py
 INTERPRETER = getattr(sys, "_base_executable", sys.executable)
 VERBOSE = bool(os.environ.get("V"))
 NEEDED_BYTES = 3 << 30
+PROGRESS_EVERY_S = 15.0
+READY = (
+    "ready: .venv/bin/adclick, with Kafka, Redis, ClickHouse and Java. Next: `make demo` checks all of it on a day of events, "
+    "`.venv/bin/adclick up` starts a stack (see README.md)"
+)
 
 # Where packages come from is the machine's affair; where they go to, and which of them, is ours.
 _PIP_SOURCES = frozenset(
@@ -46,7 +54,7 @@ class Failure(Exception):
 
 
 def say(text: str) -> None:
-    """A line for the person who waits."""
+    """Print a line of progress."""
     print(f"setup: {text}", file=sys.stderr, flush=True)
 
 
@@ -69,18 +77,43 @@ def run(what: str, *command: str) -> None:
     """Run a step. Raises Failure with the line that says what is wrong; all of its output is shown with V=1."""
     process = subprocess.Popen(
         command, cwd=ROOT, env=variables(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, errors="replace", preexec_fn=_die_with_parent,
+        preexec_fn=_die_with_parent,
     )  # fmt: skip
-    try:
-        output, _ = process.communicate()
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
+    files = [ROOT / word for option, word in pairwise(command) if option == "-r"]
+    packages = sum(len(re.findall(r"^[\w.-]+==", file.read_text(), re.M)) for file in files)
+    output = finish(what, process, packages)
     if VERBOSE:
         print(output, file=sys.stderr)
     if process.returncode:
         raise Failure(f"{what} failed: {cause(output)} (V=1 shows all; `make setup` can simply be run again)")
+
+
+def finish(what: str, process: subprocess.Popen[bytes], packages: int = 0) -> str:
+    """Wait for a step to end, and say now and then how far it is; returns what it printed. `packages`: how many pip installs."""
+    began = time.monotonic()
+    try:
+        while True:
+            try:
+                output, _ = process.communicate(timeout=PROGRESS_EVERY_S)
+                return (output or b"").decode(errors="replace")
+            except subprocess.TimeoutExpired as waiting:
+                progress = pip_progress((waiting.output or b"").decode(errors="replace"), packages)
+                say(f"{what}: {progress}{time.monotonic() - began:.0f} s so far")
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+
+
+def pip_progress(output: str, packages: int) -> str:
+    """How far pip is with so many packages, by its output; empty where that does not tell."""
+    lines = output.splitlines()
+    begun = sum(line.startswith(("Collecting ", "Requirement already satisfied: ")) for line in lines)
+    if not begun:
+        return ""
+    if any(line.startswith("Installing collected packages") for line in lines):
+        return f"unpacking {begun} packages, "
+    return f"package {begun} of {packages - sum(line.startswith('Ignoring ') for line in lines)}, "
 
 
 def _die_with_parent() -> None:
@@ -184,8 +217,8 @@ def make_venv() -> None:
     if not VENV.exists():
         say("making .venv")
         run("python -m venv", INTERPRETER, "-m", "venv", str(VENV))
-    pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--no-input"]
-    say("installing the locked packages (about 800 MB; a minute or two)")
+    pip = [str(PYTHON), "-m", "pip", "install", "--progress-bar", "off", "--no-input"]
+    say("installing the locked packages (about 800 MB; some minutes)")
     lock = (ROOT / "requirements.lock").read_text()
     tools = VENV / "build-tools.lock"
     tools.write_text(_entry(lock, "setuptools"))
@@ -193,7 +226,7 @@ def make_venv() -> None:
     # Packages that come as source are built with the locked setuptools, not with whatever is newest.
     run("installing the packages", *pip, "--require-hashes", "--no-build-isolation", "-r", "requirements.lock")
     run("installing adclick", *pip, "--no-deps", "--no-build-isolation", "--editable", ".")
-    say("compiling (a quarter of a minute)")
+    say("compiling the loops over columns (a quarter of a minute)")
     run("compiling", str(PYTHON), "-m", "ingest.warm_up")
     STAMP.write_text(fingerprint())
 
@@ -232,22 +265,24 @@ def find_java() -> None:
     run(
         "installing Java",
         # An interrupted installation may look like a finished one.
-        str(PYTHON), "-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps",
+        str(PYTHON), "-m", "pip", "install", "--progress-bar", "off", "--force-reinstall", "--no-deps",
         "--require-hashes", "-r", "requirements-java.lock",
     )  # fmt: skip
     if not starts():
         raise Failure("the Java that was installed does not start; install a Java 17 or newer, or set JAVA_HOME to one")
 
 
-def fetch_kafka() -> None:
-    """Kafka's jars, by our own module, which says itself what goes wrong."""
+def fetch_jars() -> None:
+    """The jars of Kafka and of the dashboard, by our own module, which says itself what goes wrong."""
     words = [str(PYTHON), "-m", "infra.embedded.jars", *(["-v"] if VERBOSE else [])]
-    if subprocess.run(words, cwd=ROOT, env=variables(os.environ)).returncode:
+    process = subprocess.Popen(words, cwd=ROOT, env=variables(os.environ), preexec_fn=_die_with_parent)
+    finish("fetching jars", process)
+    if process.returncode:
         sys.exit(1)
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
+def exclusive_lock() -> Iterator[None]:
     """One set-up of a checkout at a time: a second one waits for the first."""
     descriptor = os.open(ROOT, os.O_RDONLY)
     try:
@@ -262,14 +297,14 @@ def alone() -> Iterator[None]:
 
 
 def main() -> int:
-    """Everything, in order."""
+    """Run all steps of set-up, in order. With an argument, as `make setup` gives it, say at the end what is ready."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         check_machine()
-        with alone():
+        with exclusive_lock():
             make_venv()
             find_java()
-            fetch_kafka()
+            fetch_jars()
     except Failure as failure:
         say(f"failed: {failure}")
         return 1
@@ -279,6 +314,8 @@ def main() -> int:
     except KeyboardInterrupt:
         say("interrupted: `make setup` does the rest")
         return 130
+    if len(sys.argv) > 1:
+        say(READY)
     return 0
 
 

@@ -31,7 +31,7 @@ def writable_folder() -> Path:
     temporary = Path(tempfile.gettempdir()) / f"adclick-cache-{os.getuid()}"
     temporary.mkdir(mode=0o700, exist_ok=True)
     status = temporary.lstat()
-    # What is read from here is run: it must not be anybody else's.
+    # What is read from here is run: no other user may have written it.
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise PermissionError(f"{temporary} belongs to another user")
     return temporary

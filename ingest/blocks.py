@@ -46,7 +46,7 @@ class BlockHeader(msgspec.Struct, frozen=True):
     parts: int = 1
 
 
-def pack(rows: pa.RecordBatch, header: bytes) -> bytes:
+def pack_rows(rows: pa.RecordBatch, header: bytes) -> bytes:
     """Rows as one Arrow IPC stream with a header in its schema's metadata."""
     rows = rows.replace_schema_metadata({_HEADER: header})
     sink = pa.BufferOutputStream()
@@ -55,7 +55,7 @@ def pack(rows: pa.RecordBatch, header: bytes) -> bytes:
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
-def unpack(value: bytes) -> tuple[pa.Table, bytes]:
+def unpack_rows(value: bytes) -> tuple[pa.Table, bytes]:
     """The rows and the header. Raises CorruptLog when this is no block."""
     try:
         with pa.ipc.open_stream(pa.py_buffer(value)) as reader:
@@ -65,26 +65,26 @@ def unpack(value: bytes) -> tuple[pa.Table, bytes]:
         raise CorruptLog(f"not a block: {error}") from error
 
 
-def parts_of(rows: int) -> int:
+def part_count(rows: int) -> int:
     """How many messages so many rows take; at least one."""
     return max(1, -(-rows // ROWS_PER_PART))
 
 
-def split(rows: pa.RecordBatch) -> list[pa.RecordBatch]:
+def split_rows(rows: pa.RecordBatch) -> list[pa.RecordBatch]:
     """Parts that each fit a message; at least one, which may be empty."""
-    return [rows.slice(n * ROWS_PER_PART, ROWS_PER_PART) for n in range(parts_of(rows.num_rows))]
+    return [rows.slice(n * ROWS_PER_PART, ROWS_PER_PART) for n in range(part_count(rows.num_rows))]
 
 
-def encode(parts: Sequence[pa.RecordBatch], ranges: tuple[SourceRange, ...], sent_at_ms: int) -> Iterator[bytes]:
+def encode_block(parts: Sequence[pa.RecordBatch], ranges: tuple[SourceRange, ...], sent_at_ms: int) -> Iterator[bytes]:
     """A block as messages, one for each of its parts, in the order in which they must be written."""
     for number, part in enumerate(parts):
         header = BlockHeader(SCHEMA_VERSION, ranges, sent_at_ms, number, len(parts))
-        yield pack(part, msgspec.json.encode(header))
+        yield pack_rows(part, msgspec.json.encode(header))
 
 
-def decode(value: bytes, where: str) -> tuple[pa.Table, BlockHeader]:
+def decode_block(value: bytes, where: str) -> tuple[pa.Table, BlockHeader]:
     """A message as block. Raises CorruptLog, naming `where`, on an unknown version."""
-    rows, raw = unpack(value)
+    rows, raw = unpack_rows(value)
     return rows, decode_header(raw, BlockHeader, where)
 
 
@@ -99,10 +99,10 @@ def decode_header(raw: bytes, kind: type[Any], where: str) -> Any:
     return msgspec.json.decode(raw, type=kind)
 
 
-def check_tiles(expected: int | None, found: SourceRange, where: str) -> None:
-    """Raise CorruptLog unless `found` begins where the range before it ended (None: this is the first)."""
-    if expected is not None and found.from_offset != expected:
-        kind = "hole" if found.from_offset > expected else "overlap"
+def check_tiles(expected: int | None, source_range: SourceRange, where: str) -> None:
+    """Raise CorruptLog unless `source_range` begins where the range before it ended (None: this is the first)."""
+    if expected is not None and source_range.from_offset != expected:
+        kind = "hole" if source_range.from_offset > expected else "overlap"
         raise CorruptLog(
-            f"{where}: {kind} in source partition {found.partition}: expected offset {expected}, found {found.from_offset}"
+            f"{where}: {kind} in source partition {source_range.partition}: expected offset {expected}, found {source_range.from_offset}"
         )

@@ -1,17 +1,18 @@
 """The event: its fields, its limits, and the strict judgement of one message.
 
-`judge` is the definition. `ingest.decode` gives the same verdicts for whole batches, and a property test holds the
+`judge_message` is the definition. `ingest.decoding.decode_events` gives the same verdicts for whole batches, and a property test holds the
 two together.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+from infra.rfc3339 import time_ms_of
 
 EVENT_TYPES = ("impression", "click", "conversion")
 DEVICES = ("desktop", "mobile", "tablet", "ctv", "other")
@@ -61,7 +62,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Rejection:
-    """A verdict against a message."""
+    """The verdict on an invalid message; `detail` names the field or the fault."""
 
     reason: Reason
     detail: str
@@ -89,7 +90,6 @@ class _Malformed(Exception):
 
 
 _HUGE = object()  # an integer too long to be worth building
-_RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d{1,18}))?(?:([Zz])|([+-])(\d\d):(\d\d))", re.ASCII)
 
 
 def _integer(text: str) -> Any:
@@ -119,8 +119,8 @@ def _too_deep(text: str) -> bool:
     return False
 
 
-def parse(value: bytes | None) -> dict[str, Any]:
-    """The message as a JSON object. Raises _Malformed, which only `judge` sees."""
+def parse_object(value: bytes | None) -> dict[str, Any]:
+    """The message as a JSON object. Raises _Malformed, which only `judge_message` sees."""
     if not value:
         raise _Malformed("empty value" if value is not None else "null value")
     try:
@@ -130,39 +130,20 @@ def parse(value: bytes | None) -> dict[str, Any]:
     if _too_deep(text):
         raise _Malformed(f"nested deeper than {MAX_DEPTH}")
     try:
-        found = _decoder.decode(text)
+        event = _decoder.decode(text)
     except ValueError as error:
         raise _Malformed(str(error)) from None
-    if not isinstance(found, dict):
-        raise _Malformed(f"a JSON object is needed, not {type(found).__name__}")
-    return found
+    if not isinstance(event, dict):
+        raise _Malformed(f"a JSON object is needed, not {type(event).__name__}")
+    return event
 
 
 def object_of(value: bytes | None) -> dict[str, Any] | None:
-    """The message as a JSON object, as `judge` reads it; None where it is malformed."""
+    """The message as a JSON object, as `judge_message` reads it; None where it is malformed."""
     try:
-        return parse(value)
+        return parse_object(value)
     except _Malformed:
         return None
-
-
-def time_ms_of(text: str) -> int | None:
-    """Epoch milliseconds of an RFC 3339 time with an offset, rounded down; None when it is not one."""
-    found = _RFC3339.fullmatch(text)
-    if found is None:
-        return None
-    date, clock, fraction, _, sign, hours, minutes = found.groups()
-    if sign and (int(hours) > 23 or int(minutes) > 59):
-        return None
-    try:
-        moment = dt.datetime.fromisoformat(f"{date}T{clock}+00:00")
-    except ValueError:
-        return None
-    seconds = (moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) // dt.timedelta(seconds=1)
-    if sign:
-        shift = (int(hours) * 60 + int(minutes)) * 60
-        seconds -= shift if sign == "+" else -shift
-    return seconds * 1000 + (int(fraction[:3].ljust(3, "0")) if fraction else 0)
 
 
 def _is_int(value: Any, top: int) -> bool:
@@ -178,7 +159,7 @@ def _is_text(value: Any, least: int, most: int) -> bool:
         return False
 
 
-def judge(value: bytes | None, log_time_ms: int, latest_ms: int | None = None) -> Event | Rejection:
+def judge_message(value: bytes | None, log_time_ms: int, latest_ms: int | None = None) -> Event | Rejection:
     """The verdict on one message, given its Kafka timestamp. Lateness and copies are judged later.
 
     `latest_ms` is the latest event time that is accepted, ten minutes after the timestamp by default.
@@ -187,25 +168,25 @@ def judge(value: bytes | None, log_time_ms: int, latest_ms: int | None = None) -
     if value is not None and len(value) > MAX_VALUE_BYTES:
         return Rejection(Reason.TOO_LARGE, f"{len(value)} bytes, at most {MAX_VALUE_BYTES}")
     try:
-        found = parse(value)
+        event = parse_object(value)
     except _Malformed as error:
         return Rejection(Reason.MALFORMED, str(error))
     for name in REQUIRED:
-        if found.get(name) is None:
+        if event.get(name) is None:
             return Rejection(Reason.MISSING_FIELD, name)
-    time = found["event_time"]
+    time = event["event_time"]
     if isinstance(time, str):
         time = time_ms_of(time)
     elif time is _HUGE or type(time) is not int:
         time = None
     checks = {
-        "event_id": _is_text(found["event_id"], 1, MAX_EVENT_ID_BYTES),
-        "event_type": isinstance(found["event_type"], str) and found["event_type"] in TYPE_CODE,
+        "event_id": _is_text(event["event_id"], 1, MAX_EVENT_ID_BYTES),
+        "event_type": isinstance(event["event_type"], str) and event["event_type"] in TYPE_CODE,
         "event_time": time is not None and time >= log_time_ms - MAX_BEHIND_MS,
-        **{name: _is_int(found[name], MAX_INT) for name in ID_FIELDS},
+        **{name: _is_int(event[name], MAX_INT) for name in ID_FIELDS},
     }
-    country, device = found.get("country"), found.get("device")
-    user, cost = found.get("user_id"), found.get("cost_micros")
+    country, device = event.get("country"), event.get("device")
+    user, cost = event.get("user_id"), event.get("cost_micros")
     checks["country"] = country is None or (isinstance(country, str) and country in COUNTRY_CODE)
     checks["device"] = device is None or (isinstance(device, str) and device in DEVICE_CODE)
     checks["user_id"] = user is None or _is_text(user, 0, MAX_USER_ID_BYTES)
@@ -217,13 +198,13 @@ def judge(value: bytes | None, log_time_ms: int, latest_ms: int | None = None) -
     if time > latest_ms:
         return Rejection(Reason.FROM_THE_FUTURE, f"{time - latest_ms + MAX_AHEAD_MS} ms ahead")
     return Event(
-        event_id=found["event_id"],
-        event_type=TYPE_CODE[found["event_type"]],
+        event_id=event["event_id"],
+        event_type=TYPE_CODE[event["event_type"]],
         time_ms=time,
-        campaign_id=found["campaign_id"],
-        ad_id=found["ad_id"],
-        advertiser_id=found["advertiser_id"],
-        publisher_id=found["publisher_id"],
+        campaign_id=event["campaign_id"],
+        ad_id=event["ad_id"],
+        advertiser_id=event["advertiser_id"],
+        publisher_id=event["publisher_id"],
         country=COUNTRY_CODE[country] if country is not None else DEFAULT_COUNTRY,
         device=DEVICE_CODE[device] if device is not None else DEFAULT_DEVICE,
         user_id=user,

@@ -28,7 +28,7 @@ class Lateness(IntEnum):
     TOO_LATE = 3  # beyond: dead letter, and left to the nightly job
 
 
-def judge(
+def judge_lateness(
     time_ms: npt.NDArray[np.int64], first: npt.NDArray[np.bool_], watermark_ms: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], int]:
     """Lateness of each event in offset order, by how much (ms, negative when early), and the watermark after.

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.clock import MINUTE_MS
-from infra.columns import Bools, Ints
+from infra.columnar.columns import Bools, Ints
 from ingest.events import MAX_AHEAD_MS
 
 # No message was written later than now. This much is for clocks that disagree.
 AHEAD_MS = 10 * MINUTE_MS
-# A rebuild of dedup memory reads three generations: two that are searched, and the one before them.
+# A rebuild of dedup ids reads three generations: two that are searched, and the one before them.
 KEPT_TURNS = 3
 
 Turns = tuple[tuple[int, int], ...]

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from infra.clock import MINUTE_MS
-from infra.columns import Bools, Ints
-from ingest.archived import Decision
-from ingest.batch import Judged
+from infra.columnar.columns import Bools, Ints
+from infra.columnar.grouping import interleave, order_by_place, pack_keys, sum_by_key
+from ingest.archive.schema import Decision
 from ingest.events import EVENT_TYPES, TYPE_CODE
-from ingest.grouping import by_place, packed, rows_of, sum_by_key
+from ingest.judge import JudgedBatch
 from ingest.lateness import Lateness
 
 Column = npt.NDArray[Any]
@@ -27,9 +27,12 @@ Column = npt.NDArray[Any]
 WINDOW = "window_ms"
 KEYS = (WINDOW, "advertiser_id", "campaign_id", "ad_id", "publisher_id", "country", "device")
 COUNTS = tuple(f"{name}s" for name in EVENT_TYPES)
+BILLED = (*COUNTS, "spend_micros")
+"""The sums that are billed by: what the nightly job recomputes and publishes."""
+MEASURES = (*BILLED, "late_events")
+"""The sums that answers show."""
 SUMS = (
-    *COUNTS,
-    "spend_micros",
+    *BILLED,
     "late",  # events late by their own partition, however little
     "late_events",  # of these, the ones late by more than five minutes
     "sampled",  # events that stand for more than themselves
@@ -52,17 +55,17 @@ class Partials:
 
     @classmethod
     def of_arrow(cls, rows: pa.Table) -> Partials:
-        """As they came over the wire."""
+        """Partials from the columns of a block or chunk."""
         return cls.of({name: rows.column(name).to_numpy() for name in rows.column_names})
 
     @classmethod
     def joined(cls, parts: Sequence[Partials]) -> Partials:
-        """All rows of several, which have the same columns."""
+        """The rows of several parts, one after the other; all have the same columns."""
         full = [part for part in parts if len(part)] or list(parts[:1])
         if len(full) == 1:
             return full[0]
         if not full:
-            return empty()
+            return empty_partials()
         return cls({name: _concatenated([part.columns[name] for part in full]) for name in full[0].columns})
 
     def __len__(self) -> int:
@@ -72,27 +75,27 @@ class Partials:
         return self.columns[name]
 
     def take(self, rows: slice | Ints | Bools) -> Partials:
-        """Some of them."""
+        """The rows at these places, in the order of `rows`."""
         return Partials({name: _picked(column, rows) for name, column in self.columns.items()})
 
     def with_column(self, name: str, column: Column) -> Partials:
-        """With a column added or replaced."""
+        """The same rows with one column added or replaced."""
         return Partials({**self.columns, name: _narrow(column, name)})
 
     def only(self, names: Iterable[str]) -> Partials:
-        """Some columns."""
+        """The same rows with these columns alone."""
         return Partials({name: self.columns[name] for name in names})
 
     def arrow(self) -> pa.RecordBatch:
-        """As they go over the wire."""
+        """The columns of a block or chunk."""
         arrays = [pa.array(np.ascontiguousarray(column)) for column in self.columns.values()]
         return pa.RecordBatch.from_arrays(arrays, names=list(self.columns))
 
 
 def _constant(value: Any, size: int) -> Column:
     """As numpy.broadcast_to, which takes ten times as long."""
-    held = np.asarray(value)
-    return np.ndarray((size,), held.dtype, held, 0, (0,))
+    scalar = np.asarray(value)
+    return np.ndarray((size,), scalar.dtype, scalar, 0, (0,))
 
 
 def _is_constant(column: Column) -> bool:
@@ -123,12 +126,12 @@ def _concatenated(columns: list[Column]) -> Column:
     return np.concatenate(columns)
 
 
-def empty() -> Partials:
-    """No partials."""
+def empty_partials() -> Partials:
+    """Partials without a row, with all columns."""
     return Partials.of({name: np.empty(0, np.int64) for name in (*KEYS, *SUMS)})
 
 
-def fold_events(judged: Sequence[Judged]) -> Partials:
+def fold_events(judged: Sequence[JudgedBatch]) -> Partials:
     """What was counted of some judged events."""
     kept = [j.decisions == Decision.COUNTED for j in judged]
 
@@ -151,9 +154,9 @@ def fold_events(judged: Sequence[Judged]) -> Partials:
     return _grouped({WINDOW: time_ms - time_ms % MINUTE_MS, **keys}, dict(zip(SUMS, amounts, strict=True)))
 
 
-def merge(parts: Sequence[Partials]) -> Partials:
+def merge_partials(parts: Sequence[Partials]) -> Partials:
     """Sum rows that share a key. Their order does not matter; what comes out is `ordered`."""
-    whole = Partials.joined(parts) if parts else empty()
+    whole = Partials.joined(parts) if parts else empty_partials()
     _refuse_overflow(float(whole["spend_micros"].sum(dtype=np.float64)))
     sums = {name: column for name, column in whole.columns.items() if name not in KEYS}
     return _grouped({name: whole[name] for name in KEYS}, sums)
@@ -168,13 +171,13 @@ def widened(partials: Partials, grain_ms: int) -> Partials:
 def ordered(partials: Partials) -> Partials:
     """In the order of windows and campaigns."""
     place, places = _places(partials)
-    return partials if (place[1:] >= place[:-1]).all() else partials.take(by_place(place, places)[0])
+    return partials if (place[1:] >= place[:-1]).all() else partials.take(order_by_place(place, places)[0])
 
 
 def among(rows: Partials, others: Partials) -> Partials:
-    """Those of `rows`, which has each key once, whose keys `others` has, too."""
+    """The rows of `rows`, which has each key once, whose keys occur in `others`."""
     both = Partials.joined([others.only(KEYS), rows.only(KEYS)])
-    keys = packed([_since_first(both[WINDOW]), *(both[name] for name in KEYS[1:])])
+    keys = pack_keys([_since_first(both[WINDOW]), *(both[name] for name in KEYS[1:])])
     first, _ = sum_by_key(keys, np.empty((len(both), 0), np.int64))
     kept = np.ones(len(rows), np.bool_)
     kept[first[first >= len(others)] - len(others)] = False
@@ -185,14 +188,14 @@ def _grouped(keys: dict[str, Column], amounts: dict[str, Column]) -> Partials:
     narrow = Partials.of(keys)
     summed = {name: column for name, column in amounts.items() if len(column) and column.any()}
     size = len(narrow)
-    table = rows_of(list(summed.values())) if summed else np.empty((size, 0), np.int64)
-    within = packed([narrow[name] for name in KEYS if name not in _PLACE])
-    first, sums = sum_by_key(within, table, by_place(*_places(narrow)))
-    found = {name: _picked(column, first) for name, column in narrow.columns.items()}
+    table = interleave(list(summed.values())) if summed else np.empty((size, 0), np.int64)
+    within = pack_keys([narrow[name] for name in KEYS if name not in _PLACE])
+    first, sums = sum_by_key(within, table, order_by_place(*_places(narrow)))
+    columns = {name: _picked(column, first) for name, column in narrow.columns.items()}
     zero = _constant(np.uint8(0), len(first))
-    found |= dict.fromkeys(amounts, zero)
-    found |= dict(zip(summed, np.ascontiguousarray(sums.T), strict=True))
-    return Partials.of(found)
+    columns |= dict.fromkeys(amounts, zero)
+    columns |= dict(zip(summed, np.ascontiguousarray(sums.T), strict=True))
+    return Partials.of(columns)
 
 
 def _places(partials: Partials) -> tuple[Ints, int]:
@@ -203,7 +206,7 @@ def _places(partials: Partials) -> tuple[Ints, int]:
 
 
 def _numbered(column: Column) -> tuple[Ints, int]:
-    """Numbers in the same order, and how many there may be: far fewer than there are rows, or those of distinct values."""
+    """A number for each value, in the order of the values, and a bound for the numbers: at most about the count of rows."""
     count = int(column.max()) + 1 if len(column) else 1
     if _is_constant(column):
         return np.zeros(len(column), np.int64), 1

@@ -1,7 +1,7 @@
 """Where a source partition stands: stored with the committed offset, atomic with what was written, and rolled back with it.
 
 Offsets of events are counted through the life of an installation. They are Kafka's plus `base`, which is 0 unless a topic
-that was made again, or a log that was cut off, was accepted (see `ingest.source`).
+that was made again, or a log that was cut off, was accepted (see `ingest.continuation`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Position(msgspec.Struct, frozen=True):
 
     @classmethod
     def committed(cls, log_offset: int, metadata: str) -> Position | None:
-        """The position that was committed; None when `metadata` is not ours."""
+        """The position that was committed; None when the metadata is not that of an ingest worker."""
         try:
             m = msgspec.json.decode(metadata, type=_Metadata)
         except msgspec.MsgspecError:

@@ -16,7 +16,7 @@ _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 _BUCKET_BITS = 14
 
 
-def shard(partials: Partials, shards: int) -> npt.NDArray[np.uint16]:
+def assign_shards(partials: Partials, shards: int) -> npt.NDArray[np.uint16]:
     """The shard of each row. A campaign with more than 1/shards of the rows is salted by its other keys.
 
     Campaigns are counted in buckets: a small one that shares the bucket of a hot one is salted with it.

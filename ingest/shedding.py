@@ -33,8 +33,8 @@ def next_level(current: Level, lag: int, policy: Policy) -> Level:
     reached = Level(sum(lag >= begin for begin in policy.begins))
     if reached >= current:
         return reached
-    held = Level(sum(lag >= begin * policy.relief for begin in policy.begins))
-    return min(current, held)
+    sustained = Level(sum(lag >= begin * policy.relief for begin in policy.begins))
+    return min(current, sustained)
 
 
 def weigh(

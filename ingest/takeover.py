@@ -1,4 +1,4 @@
-"""What a worker asks of Kafka before it reads: whether the topic is there, and where each of its partitions goes on."""
+"""What a worker must learn from Kafka before it reads: whether the topic is there, and where each of its partitions goes on."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import threading
 import time
 from collections.abc import Mapping
 
-from infra import logs, topics
+from infra import logs
 from infra.clock import now_ms
 from infra.errors import InputLost, Unavailable, UserError
-from infra.kafka import Admin, GroupConsumer
-from infra.records import TopicState
+from infra.kafka import topics
+from infra.kafka.admin import Admin
+from infra.kafka.consumers import GroupConsumer
+from infra.kafka.topic_state import TopicState
 from infra.settings import Settings
-from ingest import source
-from ingest.dedup.takeover import Memories
+from ingest import continuation
+from ingest.continuation import Continuation, Log
+from ingest.dedup_rebuild import DedupRebuilder
 from ingest.position import Position
-from ingest.source import Continuation, Log
 
 # A broker that is just coming back may not know its topics yet.
 _TOPIC_PATIENCE_S = 30.0
@@ -42,7 +44,7 @@ def wait_for_topic(settings: Settings, stopping: threading.Event) -> TopicState:
 
 def find_continuations(
     settings: Settings,
-    memories: Memories,
+    rebuilder: DedupRebuilder,
     member: GroupConsumer,
     partitions: list[int],
     topic_id: str,
@@ -56,22 +58,22 @@ def find_continuations(
     admin = Admin(settings.kafka)
     mains, copies = member.committed(partitions), member.committed(partitions, settings.topic(topics.ARCHIVE))
     starts, ends = admin.starts(topic, count), admin.high_watermarks(topic, count)
-    found = dict[int, Continuation]()
+    continuations = dict[int, Continuation]()
     for main, copy in zip(mains, copies, strict=True):
         p = main.partition
-        position = source.choose_position(main, copy) or memories.archived_position(p)
+        position = continuation.choose_position(main, copy) or rebuilder.archived_position(p)
         if position is None:
             # Kafka's own tools may have said where a new installation begins.
             first = main.offset if main.offset >= 0 else starts[p]
-            found[p] = Continuation(Position(first, topic_id=topic_id), first)
-            memories.begin(p, first)
+            continuations[p] = Continuation(Position(first, topic_id=topic_id), first)
+            rebuilder.begin_if_new(p, first)
             continue
         if main.offset != position.log_offset and position.topic_id in ("", topic_id):
             log.error(
                 "the group's offset was moved from outside; going on where the last transaction ended",
                 partition=p, offset=main.offset, transaction=position.log_offset,
             )  # fmt: skip
-        position = memories.with_turns(p, position.at_most(now_ms()))
+        position = rebuilder.with_turns(p, position.at_most(now_ms()))
         end = min(ends[p], diverged.get(p, ends[p]))
-        found[p] = source.continue_at(p, position, Log(topic_id, starts[p], end))
-    return found
+        continuations[p] = continuation.continue_at(p, position, Log(topic_id, starts[p], end))
+    return continuations

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from infra import record_batches
-from infra.columns import PADDING, Values
-from ingest import hex_ids, partials
-from ingest.decode import decode
+from infra.columnar import hex_ids
+from infra.columnar.columns import PADDING, Values
+from infra.kafka import record_batches
+from ingest import partials
+from ingest.decoding.decode import decode_events
 from ingest.dedup import segments
-from ingest.dedup.decision import mark_copies_within
+from ingest.dedup.copies import mark_copies_within
 
 _EVENT = (
     b'{"event_id":"a","event_type":"click","event_time":1,"campaign_id":1,"ad_id":1,"advertiser_id":1,'
@@ -19,18 +20,18 @@ _EVENT = (
 
 def main() -> None:
     """One event through every compiled function."""
-    found = decode(Values.of([_EVENT, b""]), np.ones(2, np.int64)).events
-    Values.joined([found.ids, found.ids]).copied()
-    known, offsets = segments.Open(1), np.zeros(1, np.int64)
-    known.add(segments.rows_of(found.digests, offsets))
-    known.find(found.digests, offsets)
-    segments.scan(found.digests, offsets, [known.closed()[1]], offsets)
-    mark_copies_within(found.digests, offsets, offsets, offsets)
-    ids = hex_ids.packed(Values.of([b"0" * 32]))
+    events = decode_events(Values.of([_EVENT, b""]), np.ones(2, np.int64)).events
+    Values.joined([events.ids, events.ids]).copied()
+    known, offsets = segments.OpenSegment(1), np.zeros(1, np.int64)
+    known.add(segments.segment_rows(events.digests, offsets))
+    known.find(events.digests, offsets)
+    segments.scan_windows(events.digests, offsets, [known.closed()[1]], offsets)
+    mark_copies_within(events.digests, offsets, offsets, offsets)
+    ids = hex_ids.pack_hex(Values.of([b"0" * 32]))
     assert ids is not None
-    hex_ids.spelled(ids)
-    partials.merge([])
-    record_batches.read(np.zeros(PADDING, np.uint8), 0, 0, 0, [])
+    hex_ids.spell_hex(ids)
+    partials.merge_partials([])
+    record_batches.read_batches(np.zeros(PADDING, np.uint8), 0, 0, 0, [])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class BadQuestion(Exception):
-    """The question cannot be answered as put. `status` is 400, 403, or 422 when the grain is no longer held."""
+    """The question cannot be answered as put. `status` is 400, 403, or 422 when the grain is no longer retained."""
 
     def __init__(self, parameter: str, detail: str, status: int = 400, kind: str = "bad-parameter") -> None:
         super().__init__(detail)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,54 +12,72 @@ import polars as pl
 import pyarrow as pa
 
 from infra.clock import iso
-from query import answer
-from query.answer import Made
-from query.request import MEASURES
+from query.page import describe_columns
+from query.question import MEASURES
 from query.router import Answer
+from query.rows import Rows
 
 ARROW = "application/vnd.apache.arrow.stream"
 _AMOUNTS = (*MEASURES, "cpc_micros", "cpm_micros")
 
 
-def document(found: Answer, rows: bytes, currency: str) -> bytes:
-    """Everything about an answer, around its rows, as JSON."""
+def encode_document(answer: Answer, rows: bytes, currency: str) -> bytes:
+    """The JSON document of an answer around its rows, which are encoded already."""
     return msgspec.json.encode(
         {
-            "meta": answer.meta(found.question),
+            "meta": describe_columns(answer.question),
+            "answer_id": answer.id,
             "data": msgspec.Raw(rows),
-            "rows": len(found.page),
-            "next_cursor": found.next_cursor,
-            "granularity": found.question.grain,
+            "rows": len(answer.page),
+            "next_cursor": answer.next_cursor,
+            **({} if answer.total is None else {"totals": answer.total.amounts()}),
+            **({} if answer.part is None else {"comparison": describe_comparison(answer)}),
+            "granularity": answer.question.grain,
             "currency": currency,
-            "finality": found.finality,
-            "watermark": None if found.watermark_ms is None else instant(found.watermark_ms),
+            "finality": answer.finality,
+            "watermark": None if answer.watermark_ms is None else iso_with_ms(answer.watermark_ms),
             "statistics": {
-                "elapsed_ms": round(found.elapsed_ms, 2),
-                "tiers_ms": round(found.tiers_ms, 2),
-                "rows_read": found.rows_read,
-                "tiers": [{"tier": p.tier, "start": iso(p.start_ms), "end": iso(p.end_ms)} for p in found.tiers],
+                "elapsed_ms": round(answer.elapsed_ms, 2),
+                "tiers_ms": round(answer.tiers_ms, 2),
+                "rows_read": answer.rows_read,
+                "tiers": [{"tier": p.tier, "start": iso(p.start_ms), "end": iso(p.end_ms)} for p in answer.pieces],
             },
-            "warnings": found.warnings,
+            "warnings": answer.warnings,
         }
     )
+
+
+def describe_comparison(answer: Answer) -> dict[str, Any]:
+    """What an answer's range is compared with. `counted_until`: the end of that part of an unfinished range that is compared; null
+    where all of it is. `whole_end`: where the earlier range would end, were this one finished."""
+    comparison, part = answer.question.compare, answer.part
+    assert comparison is not None and part is not None
+    label = answer.question.label
+    return {
+        "kind": comparison.kind,
+        "start": label(part.start_ms),
+        "end": label(part.end_ms),
+        "whole_end": label(comparison.earlier.end_ms),
+        "counted_until": None if part.counted_ms is None else label(part.counted_ms),
+    }
 
 
 class Encoder(Protocol):
     """Writes the rows of one answer, page by page."""
 
-    def page(self, found: Answer) -> bytes:
-        """The next page's rows."""
+    def page(self, answer: Answer) -> bytes:
+        """The rows of the next page."""
 
     def end(self) -> bytes:
-        """What follows the last page."""
+        """The bytes that follow the last page."""
 
 
 class _Csv:
     def __init__(self) -> None:
         self._header = True
 
-    def page(self, found: Answer) -> bytes:
-        text = found.page.shown.write_csv(include_header=self._header)
+    def page(self, answer: Answer) -> bytes:
+        text = answer.page.shown.write_csv(include_header=self._header)
         self._header = False
         return text.encode()
 
@@ -68,8 +86,8 @@ class _Csv:
 
 
 class _Ndjson:
-    def page(self, found: Answer) -> bytes:
-        return found.page.shown.write_ndjson().encode()
+    def page(self, answer: Answer) -> bytes:
+        return answer.page.shown.write_ndjson().encode()
 
     def end(self) -> bytes:
         return b""
@@ -85,16 +103,18 @@ class _Arrow:
         self._sink, self._decimals = io.BytesIO(), False
         self._writer: Any = None
 
-    def page(self, found: Answer) -> bytes:
+    def page(self, answer: Answer) -> bytes:
         if self._writer is None:
-            self._decimals = _needs_decimals(found.page.made)
+            self._decimals = _needs_decimals(answer.page.rows)
         times = pl.from_epoch("_bucket", time_unit="ms").dt.replace_time_zone("UTC").alias("time")
-        amounts = pl.col(*_AMOUNTS).cast(pl.Decimal(38, 0) if self._decimals else pl.Int64)
-        rows = found.page.frame.with_columns(times).drop("_bucket", "_sampled")
+        settled = pl.from_epoch("_settled_ms", time_unit="ms").dt.replace_time_zone("UTC").alias("settled_until")
+        rows = answer.page.frame.with_columns(times, settled).drop("_bucket", "_settled_ms", "_sampled")
+        names = [name for name in rows.columns if name.removeprefix("previous_") in _AMOUNTS]
+        amounts = pl.col(*names).cast(pl.Decimal(38, 0) if self._decimals else pl.Int64)
         try:
             table = rows.with_columns(amounts).to_arrow(compat_level=pl.CompatLevel.oldest())
         except pl.exceptions.InvalidOperationError as error:
-            raise OverflowError("an amount does not fit into 64 bits; ask for a shorter range") from error
+            raise OverflowError("an amount does not fit into 64 bits; retry with a shorter range") from error
         if self._writer is None:
             self._writer = pa.ipc.new_stream(self._sink, table.schema)
         self._writer.write_table(table)
@@ -112,15 +132,15 @@ class _Arrow:
         return written
 
 
-def _needs_decimals(made: Made) -> bool:
-    columns = [*made.table.measures, *(made.ratios[name].values for name in ("cpc_micros", "cpm_micros"))]
+def _needs_decimals(rows: Rows) -> bool:
+    columns = [*rows.sums.measures, *(ratio.values for ratio in (rows.ratios | rows.compared).values())]
     return any(column.dtype == object and max(column, default=0) >= 2**63 for column in columns)
 
 
 @dataclass(frozen=True)
 class Format:
-    """One that `format=` names. `mark_broken`: what to write after the last page of an answer that cannot be completed, so that
-    no reader takes it for a complete one."""
+    """A format of rows alone. `mark_broken`: the bytes that end an export which cannot be completed, so that no reader takes it for
+    a complete one."""
 
     media_type: str
     encoder: Callable[[], Encoder]
@@ -136,7 +156,7 @@ def _broken_ndjson(detail: str) -> bytes:
 
 
 def _broken_arrow(_detail: str) -> bytes:
-    # The head of a message that does not follow: a reader fails where a mere end would look like the end of the stream.
+    # The header of a message that does not follow: readers fail, where a mere end would look like the end of the stream.
     return b"\xff\xff\xff\xff\x00\x01\x00\x00"
 
 
@@ -147,18 +167,23 @@ STREAMED = {
 }
 """Formats of rows alone, which may be of any length, by name."""
 MEDIA_TYPES = {"json": "application/json"} | {name: written.media_type for name, written in STREAMED.items()}
-"""By the name that `format=` knows a format by; the default first."""
+"""Media types by the name in `format=`; the default first."""
 
 
-def rows_alone(found: Answer, name: str) -> bytes:
-    """The rows of one page, in one of MEDIA_TYPES."""
+def encode_rows(answer: Answer, name: str) -> bytes:
+    """The rows of an answer's page, in the format of that name."""
     if name == "json":
-        return found.page.json()
+        return answer.page.json()
     encoder = STREAMED[name].encoder()
-    return encoder.page(found) + encoder.end()
+    return encoder.page(answer) + encoder.end()
 
 
-def instant(ms: int) -> str:
-    """RFC 3339 with milliseconds, always."""
+def encode_warnings(warnings: Sequence[str]) -> str:
+    """Warnings as a header has them, beside rows alone."""
+    return msgspec.json.encode(warnings).decode("ascii", "replace")
+
+
+def iso_with_ms(ms: int) -> str:
+    """RFC 3339 with milliseconds, also where they are zero."""
     text = iso(ms)
     return text if "." in text else text[:-1] + ".000Z"

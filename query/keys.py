@@ -1,7 +1,7 @@
 """Keys of the HTTP interface: who may see what, how often, until when.
 
-A key is shown once, as `adk_ID_SECRET`; ClickHouse holds its SHA-256 (the secret has 256 random bits, so nothing slower is
-needed). What is done to keys is written down in the audit log.
+A key is shown once, as `adk_ID_SECRET`; ClickHouse has its SHA-256 (the secret has 256 random bits, so no slower hash is
+needed). Every change of a key is in the audit log. Tokens that keys buy are stored nowhere: query/tokens.py.
 """
 
 from __future__ import annotations
@@ -11,36 +11,60 @@ import hashlib
 import hmac
 import os
 import secrets
-import threading
-import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from infra.clickhouse.client import ClickHouse
 from infra.clock import now_ms
-from infra.errors import Unavailable, UserError
+from infra.errors import UserError
+from query.row_scope import RowScope
+from query.tokens import Claims
 
 PREFIX = "adk_"
-REFRESH_S = 2.0
-"""For how long a query worker goes by what it has read; a revoked key stops after this, and the time of a request."""
-# How long a request waits for that, when keys are known.
-_PATIENCE_S = 1.0
-# Whoever makes up keys has ClickHouse asked no more often than this.
-_MADE_S = 0.2
+ROOT = "root"
+"""The id of the installation's own key, which is no row of the table."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """What the bearer of a key may do. `advertisers`: those whose rows may be seen, None for all. `rate`: requests a second,
-    and rows read in thousands, in the long run; `burst`: at once. None: without limit."""
+    """What a key, or a token of it, allows. `advertisers`, `campaigns`: those whose rows may be seen, None for all. `rate`: requests a
+    second, in the long run, where a thousand rows read count as one; `burst`: at once. None: without limit. `expires_ms`: 0 for
+    never."""
 
     key: str
     advertisers: frozenset[int] | None
     admin: bool
     rate: float | None = None
     burst: float | None = None
+    campaigns: frozenset[int] | None = None
+    name: str = ""
+    expires_ms: int = 0
+    token: str = ""
+    """The id of the token; empty where the key itself was sent."""
+    origin: str = ""
+    """The only origin whose pages may use the token; empty: any."""
+    digest: str = field(default="", repr=False)
+    """Of the secret that was sent, with which tokens can be bought; empty for a token."""
+
+    @property
+    def rows(self) -> RowScope:
+        """The rows that may be seen."""
+        return RowScope(self.advertisers, self.campaigns)
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """What may be done, as the API names it."""
+        return ("read", "admin") if self.admin else ("read",)
+
+    def narrowed(self, claims: Claims) -> Access:
+        """What a token of this key allows: never more than the key."""
+        rows = self.rows.within(RowScope(_ids(claims.advertisers), _ids(claims.campaigns)))
+        expires_ms = claims.exp * 1000
+        return replace(
+            self, advertisers=rows.advertisers, campaigns=rows.campaigns, admin=self.admin and "admin" in claims.scopes,
+            expires_ms=min(expires_ms, self.expires_ms or expires_ms), token=claims.jti, origin=claims.origin, digest="",
+        )  # fmt: skip
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -60,6 +84,17 @@ class Key(msgspec.Struct, frozen=True):
     expires_ms: int
     revoked_ms: int
     version: int
+    every_campaign: bool
+    campaigns: list[int]
+    share: bool
+
+    @property
+    def rows(self) -> RowScope:
+        """The rows that the key may see."""
+        return RowScope(
+            None if self.everybody else frozenset(self.advertisers),
+            None if self.every_campaign else frozenset(self.campaigns),
+        )
 
     def state(self, now_ms: int) -> str:
         """active, expired or revoked."""
@@ -68,33 +103,38 @@ class Key(msgspec.Struct, frozen=True):
         return "expired" if self.expires_ms and self.expires_ms <= now_ms else "active"
 
     def opens(self, digest: str, now_ms: int) -> bool:
-        """Whether a token of that digest is this key's. Takes the same time for every wrong one."""
+        """Whether this key is active and a secret of that digest is its own, the present or the former one. Constant time."""
         new = hmac.compare_digest(digest, self.digest)
         former = hmac.compare_digest(digest, self.former_digest or "-" * len(digest)) and now_ms < self.former_until_ms
         return (new or former) and self.state(now_ms) == "active"
 
-    def access(self) -> Access:
-        """What it allows."""
+    def digests(self, now_ms: int) -> list[str]:
+        """The digests of the secrets that open this key now."""
+        return [digest for digest in (self.digest, self.former_digest) if digest and self.opens(digest, now_ms)]
+
+    def access(self, digest: str = "") -> Access:
+        """What the key allows; `digest`: of the secret that was sent."""
+        rows = self.rows
         return Access(
-            self.id, None if self.everybody else frozenset(self.advertisers), self.admin, self.rate, self.burst
-        )
+            self.id, rows.advertisers, self.admin, self.rate, self.burst, rows.campaigns, self.name, self.expires_ms, digest=digest
+        )  # fmt: skip
 
 
 _COLUMNS = Key.__struct_fields__
 
 
 class Keys:
-    """The keys of an installation. Every method may raise Unavailable."""
+    """The keys of an installation, in ClickHouse. Every method may raise Unavailable."""
 
     def __init__(self, client: ClickHouse) -> None:
-        self._client = client
+        self.client = client
 
     def all(self) -> list[Key]:
-        """Newest first."""
-        found = self._client.rows(
-            f"SELECT {', '.join(_COLUMNS)} FROM {self._client.database}.api_keys FINAL ORDER BY created_ms DESC"
+        """All keys, newest first."""
+        rows = self.client.rows(
+            f"SELECT {', '.join(_COLUMNS)} FROM {self.client.database}.api_keys FINAL ORDER BY created_ms DESC"
         )
-        return [msgspec.convert(dict(zip(_COLUMNS, row, strict=True)), Key, strict=False) for row in found]
+        return [msgspec.convert(dict(zip(_COLUMNS, row, strict=True)), Key, strict=False) for row in rows]
 
     def create(
         self,
@@ -105,66 +145,78 @@ class Keys:
         rate: float,
         burst: float,
         lasts_ms: int | None,
+        campaigns: frozenset[int] | None = None,
+        share: bool = False,
+        actor: str | None = None,
     ) -> tuple[Key, str]:
-        """A new key, and its token, which is told nowhere else. `advertisers` None: all."""
+        """A new key, and its secret, which is stored nowhere. `advertisers`, `campaigns` None: all. `share`: it stands in a link.
+        `actor`: who does it, for the audit log; None: the user of this process."""
         id_, now = secrets.token_hex(5), now_ms()
-        token = _new_token(id_)
+        secret = _new_secret(id_)
         key = Key(
-            id_, name, digest_of(token), "", 0, advertisers is None, sorted(advertisers or ()), admin, rate, burst,
-            now, now + lasts_ms if lasts_ms else 0, 0, 1,
+            id_, name, digest_of(secret), "", 0, advertisers is None, sorted(advertisers or ()), admin, rate, burst,
+            now, now + lasts_ms if lasts_ms else 0, 0, 1, campaigns is None, sorted(campaigns or ()), share,
         )  # fmt: skip
-        self._write(key, "create", f"{name}: {'all advertisers' if advertisers is None else key.advertisers}")
-        return key, token
+        visible = "all advertisers" if advertisers is None else str(key.advertisers)
+        visible += "" if campaigns is None else f", campaigns {key.campaigns}"
+        self._write(key, "share" if share else "create", f"{name}: {visible}", actor)
+        return key, secret
 
-    def rotate(self, id_: str, grace_ms: int) -> tuple[Key, str]:
-        """A new token for a key; the former one works for `grace_ms` more. Raises UserError for one that is not active."""
-        held = self._active(id_)
-        token, now = _new_token(id_), now_ms()
+    def rotate(self, id_: str, grace_ms: int, actor: str | None = None) -> tuple[Key, str]:
+        """A new secret for a key; the former one works for `grace_ms` more. Raises UserError for one that is not active."""
+        former = self._active(id_)
+        secret, now = _new_secret(id_), now_ms()
         key = msgspec.structs.replace(
-            held, digest=digest_of(token), former_digest=held.digest, former_until_ms=now + grace_ms,
-            version=held.version + 1,
+            former, digest=digest_of(secret), former_digest=former.digest, former_until_ms=now + grace_ms,
+            version=former.version + 1,
         )  # fmt: skip
-        self._write(key, "rotate", f"the former one works for {grace_ms // 1000} s more")
-        return key, token
+        self._write(key, "rotate", f"the former one works for {grace_ms // 1000} s more", actor)
+        return key, secret
 
-    def revoke(self, id_: str) -> Key:
-        """Raises UserError for a key that is not there; one that is revoked stays so."""
-        held = self._known(id_)
-        if held.revoked_ms:
-            return held
-        key = msgspec.structs.replace(held, revoked_ms=now_ms(), version=held.version + 1)
-        self._write(key, "revoke", "")
+    def revoke(self, id_: str, actor: str | None = None) -> Key:
+        """Revoke a key; repeating it changes nothing. Raises UserError for an unknown one."""
+        key = self._find(id_)
+        if key.revoked_ms:
+            return key
+        key = msgspec.structs.replace(key, revoked_ms=now_ms(), version=key.version + 1)
+        self._write(key, "revoke", "", actor)
         return key
 
-    def audit(self, limit: int) -> list[tuple[str, str, str, str, str]]:
-        """(at, actor, action, key id, detail), newest first."""
+    def installation(self) -> str:
+        """The id of this installation: of its table of keys, which no other has. Another one with the same secrets has its own."""
+        sql = "SELECT toString(uuid) FROM system.tables WHERE database = {database:String} AND name = 'api_keys'"
+        return str(self.client.rows(sql, {"database": self.client.database})[0][0])
+
+    def audit(self, limit: int, *, only_keys: bool = True) -> list[tuple[str, str, str, str, str]]:
+        """(at, actor, action, subject, detail), newest first. A subject is the id of a key; of the directory, it is kind/id."""
+        which = "WHERE position(subject, '/') = 0" if only_keys else ""
         return [
             (row[0], row[1], row[2], row[3], row[4])
-            for row in self._client.rows(
+            for row in self.client.rows(
                 "SELECT formatDateTime(at, '%Y-%m-%dT%H:%i:%SZ'), actor, action, subject, detail"
-                f" FROM {self._client.database}.audit ORDER BY at DESC LIMIT {{limit:UInt32}}",
+                f" FROM {self.client.database}.audit {which} ORDER BY at DESC LIMIT {{limit:UInt32}}",
                 {"limit": limit},
             )
         ]
 
-    def _known(self, id_: str) -> Key:
+    def _find(self, id_: str) -> Key:
         for key in self.all():
             if key.id == id_:
                 return key
-        raise UserError(f"there is no key {id_}", hint="adclick keys list shows them")
+        raise UserError(f"no such key: {id_}", hint="adclick keys list shows them")
 
     def _active(self, id_: str) -> Key:
-        key = self._known(id_)
+        key = self._find(id_)
         if (state := key.state(now_ms())) != "active":
             raise UserError(f"key {id_} is {state}", hint="adclick keys create makes another")
         return key
 
-    def _write(self, key: Key, action: str, detail: str) -> None:
-        # What is not written down did not happen: the audit log first.
-        self._client.command(
-            f"INSERT INTO {self._client.database}.audit SELECT"
+    def _write(self, key: Key, action: str, detail: str, actor: str | None) -> None:
+        # The audit log first: no change without an entry.
+        self.client.command(
+            f"INSERT INTO {self.client.database}.audit SELECT"
             " fromUnixTimestamp64Milli({at:Int64}), {actor:String}, {action:String}, {subject:String}, {detail:String}",
-            {"at": now_ms(), "actor": _actor(), "action": action, "subject": key.id, "detail": detail},
+            {"at": now_ms(), "actor": actor or current_user(), "action": action, "subject": key.id, "detail": detail},
         )
         types = {
             str: "String", bool: "UInt8", int: "UInt64", float: "Float64", list: "Array(UInt64)",
@@ -172,72 +224,27 @@ class Keys:
         values = msgspec.structs.asdict(key)
         shown = ", ".join(f"{{{name}:{types[type(values[name])]}}}" for name in _COLUMNS)
         bound = {name: int(value) if isinstance(value, bool) else value for name, value in values.items()}
-        self._client.command(
-            f"INSERT INTO {self._client.database}.api_keys ({', '.join(_COLUMNS)}) SELECT {shown}", bound
+        self.client.command(
+            f"INSERT INTO {self.client.database}.api_keys ({', '.join(_COLUMNS)}) SELECT {shown}", bound
         )
 
 
-class Keyring:
-    """The keys as a query worker knows them: read again after REFRESH_S, and kept while ClickHouse is away. Thread-safe."""
-
-    def __init__(self, keys: Keys, root: str) -> None:
-        """`root`: the installation's own key, which sees everything."""
-        self._keys, self._root = keys, digest_of(root) if root else ""
-        self._known: dict[str, Key] | None = None
-        self._read_at = 0.0
-        self._starting = threading.Lock()
-        self._reading: Future[dict[str, Key]] | None = None
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="keys")
-        self._answers = True
-
-    def access(self, token: str) -> Access | None:
-        """What a token allows; None for one that is not a key, or no longer. Raises Unavailable when that cannot be known."""
-        digest = digest_of(token)
-        if self._root and hmac.compare_digest(digest, self._root):
-            return Access("root", None, admin=True)
-        if not token.startswith(PREFIX):
-            return None
-        id_ = token.removeprefix(PREFIX).partition("_")[0]
-        # One that was made a moment ago works at once.
-        key = self._current().get(id_) or self._current(_MADE_S).get(id_)
-        return key.access() if key is not None and key.opens(digest, now_ms()) else None
-
-    def _current(self, max_age_s: float = REFRESH_S) -> dict[str, Key]:
-        known = self._known
-        if known is not None and time.monotonic() - self._read_at < max_age_s:
-            return known
-        with self._starting:
-            if self._reading is None or self._reading.done():
-                self._reading = self._reader.submit(self._read)
-            reading = self._reading
-        try:
-            # Where ClickHouse did not answer before, what is known is right until it does.
-            return reading.result(None if known is None else _PATIENCE_S if self._answers else 0.0)
-        except (TimeoutError, Unavailable):
-            self._answers = False
-            if known is None:
-                raise
-            return known
-
-    def _read(self) -> dict[str, Key]:
-        began = time.monotonic()
-        known = {key.id: key for key in self._keys.all()}
-        self._known, self._read_at, self._answers = known, began, True
-        return known
-
-
-def _actor() -> str:
-    """Who changes a key, for the audit: a container's uid may have no name."""
+def current_user() -> str:
+    """The user who makes a change, for the audit log; in a container a uid may have no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
         return f"uid {os.getuid()}"
 
 
-def _new_token(id_: str) -> str:
+def _ids(numbers: list[int] | None) -> frozenset[int] | None:
+    return None if numbers is None else frozenset(numbers)
+
+
+def _new_secret(id_: str) -> str:
     return f"{PREFIX}{id_}_{secrets.token_urlsafe(32)}"
 
 
-def digest_of(token: str) -> str:
-    """What is stored of a token."""
-    return hashlib.sha256(token.encode()).hexdigest()
+def digest_of(secret: str) -> str:
+    """The digest that is stored of a key's secret."""
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""How often a key may ask: a token bucket in Redis, the same for all query workers; one in this process while Redis does not count.
+"""The rate limit of each key: a token bucket in Redis, shared by all query workers; one in this process while Redis does not count.
 
 A request costs a token, and one more for each thousand rows that it read, which is taken afterwards and may leave the
-bucket in debt.
+bucket in debt, by one burst at most.
 """
 
 from __future__ import annotations
@@ -9,37 +9,24 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import resources
 
 from infra.errors import BadStatement, Unavailable
-from infra.redis import Redis
+from infra.redis.client import Redis
+from query.circuit import Guard
 from query.keys import Access
-from query.tiers.guard import Guard
 
 ROWS_A_TOKEN = 1000
 
-# KEYS[1] the bucket; ARGV: tokens a second, tokens at most, tokens to take, tokens that must be there. Returns whether they were
-# taken, and how many are left, in thousandths. The clock is Redis' own.
-_TAKE = """
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1e6
-local rate, most, cost, needed = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local held = redis.call('HMGET', KEYS[1], 'tokens', 'at')
-local tokens = math.min(most, (tonumber(held[1]) or most) + math.max(0, now - (tonumber(held[2]) or now)) * rate)
-local taken = 0
-if tokens >= needed then
-  tokens, taken = math.max(tokens - cost, -most), 1
-end
-redis.call('HSET', KEYS[1], 'tokens', string.format('%.6f', tokens), 'at', string.format('%.6f', now))
-redis.call('PEXPIRE', KEYS[1], math.ceil(2000 * most / rate) + 1000)
-return {taken, math.floor(tokens * 1000)}
-"""
-_ANY_DEBT = -1e18
+ANY_DEBT = -1e18
+"""Tokens that must be there for a charge: it is taken whatever is left."""
 
 
 @dataclass(frozen=True)
-class Taken:
-    """Whether a request may go on, and what its headers say. `left`: tokens; `wait_s`: until there is one again."""
+class Allowance:
+    """Whether a request may go on, and the headers that say so. `left`: tokens in the bucket; negative in debt."""
 
     allowed: bool
     access: Access
@@ -63,43 +50,52 @@ class Taken:
         } | ({} if self.allowed else {"Retry-After": str(self.wait_s)})
 
 
-class Limits:
-    """Of all keys. Thread-safe."""
+class ProcessBuckets:
+    """The buckets of this process; `token_bucket.lua` does the same in Redis. Thread-safe."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._buckets: dict[str, tuple[float, float]] = {}
+
+    def take(self, key: str, rate: float, burst: float, cost: float, needed: float) -> tuple[bool, float]:
+        """Take `cost` tokens where `needed` are there; returns whether they were taken, and how many are left."""
+        with self._lock:
+            now = self._clock()
+            before, at = self._buckets.get(key, (burst, now))
+            tokens = min(burst, before + max(0.0, now - at) * rate)
+            taken = tokens >= needed
+            if taken:
+                tokens = max(tokens - cost, -burst)
+            self._buckets[key] = (tokens, now)
+            return taken, tokens
+
+
+class RateLimits:
+    """The buckets of all keys, in Redis, and in this process while Redis does not count. Thread-safe."""
 
     def __init__(self, redis: Redis, guard: Guard, prefix: str) -> None:
         self._guard, self._prefix = guard, f"{prefix}limit:"
-        self._script = redis.script(_TAKE)
-        self._local: dict[str, tuple[float, float]] = {}
-        self._lock = threading.Lock()
+        self._script = redis.script((resources.files(__package__) / "token_bucket.lua").read_text())
+        self._buckets = ProcessBuckets()
 
-    def take(self, access: Access) -> Taken:
-        """One token, before a request is answered."""
+    def take(self, access: Access) -> Allowance:
+        """Take the token that a request costs, before it is answered."""
         return self._take(access, 1.0, 1.0)
 
     def charge(self, access: Access, rows_read: int) -> None:
-        """What an answer has cost beyond that."""
+        """Take what an answer costs beyond that: a token for each thousand rows that were read."""
         if access.rate is not None and rows_read >= ROWS_A_TOKEN:
-            self._take(access, rows_read / ROWS_A_TOKEN, _ANY_DEBT)
+            self._take(access, rows_read / ROWS_A_TOKEN, ANY_DEBT)
 
-    def _take(self, access: Access, cost: float, needed: float) -> Taken:
+    def _take(self, access: Access, cost: float, needed: float) -> Allowance:
         rate, burst = access.rate, access.burst
         if rate is None or burst is None:
-            return Taken(True, access, 0)
+            return Allowance(True, access, 0)
         try:
             taken, left = self._guard.call(
                 lambda: self._script([self._prefix + access.key], [rate, burst, cost, needed])
             )
-            return Taken(bool(taken), access, left / 1000)
+            return Allowance(bool(taken), access, left / 1000)
         except (Unavailable, BadStatement):
-            return self._take_here(access, rate, burst, cost, needed)
-
-    def _take_here(self, access: Access, rate: float, burst: float, cost: float, needed: float) -> Taken:
-        with self._lock:
-            now = time.monotonic()
-            tokens, at = self._local.get(access.key, (burst, now))
-            tokens = min(burst, tokens + (now - at) * rate)
-            allowed = tokens >= needed
-            if allowed:
-                tokens = max(tokens - cost, -burst)
-            self._local[access.key] = (tokens, now)
-            return Taken(allowed, access, tokens)
+            allowed, left = self._buckets.take(access.key, rate, burst, cost, needed)
+            return Allowance(allowed, access, left)

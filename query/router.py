@@ -1,377 +1,344 @@
-"""The router: a question is planned once, every piece is read once and concurrently, and merged."""
+"""The router: a question is planned once, its pieces are read concurrently, and their sums are merged.
+
+    Question → pieces (plan) → Reading of TierReplies → Sums → Rows → Page → Answer
+
+`query/__init__.py` says what each of them is.
+"""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from infra.clickhouse.client import ClickHouse
-from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
-from infra.errors import Unavailable
-from infra.redis import Redis
+from infra.clock import DAY_MS, HOUR_MS, now_ms
+from infra.errors import AdclickError, Unavailable
+from infra.redis.client import Redis
 from infra.settings import Settings
-from query import answer, sums
-from query.answer import Page
-from query.cache import KEPT_S, Cache, Found
-from query.plan import EXACT, HOT, WARM, Borders, Piece, plan
-from query.request import Held, Question, parse
+from query import sums, warnings
+from query.answer_id import identify_answer
+from query.cached_borders import EXPIRED_S, CachedBorders
+from query.circuit import Guard
+from query.compared import EarlierSums
+from query.comparison import CountedPart
+from query.directory.reader import DirectoryLookup, DirectoryReader
+from query.directory.snapshot import Names, Snapshot
+from query.directory.store import DirectoryStore
+from query.finality import weakest_finality
+from query.page import Page, cut_page
+from query.plan import HOT, Borders, Piece
+from query.question import Question, Retention, parse_question
+from query.reading import DegradedRange, Reading, TierReply, is_settled, move_to_minutes
+from query.row_scope import ALL_ROWS
+from query.rows import build_rows, build_total
 from query.signing import Signer
 from query.sums import Sums
-from query.tiers.guard import Guard
-from query.tiers.hot import HotTier, Span
-from query.tiers.stored import StoredTiers, borders_of
+from query.tier_cache import KEPT_S, Lookup, TierCache
+from query.tiers.clickhouse import StoredTiers, decode_borders
+from query.tiers.redis import HotTier
 
 # For Redis, and for what ClickHouse answers at once; what it has to read may take longer.
 _REDIS_TIMEOUT_S, BRIEF_TIMEOUT_S = 1, 2
 _THREADS = 32
-# Of hours and days that nothing can change any more; of those that may still be corrected.
+# For how long replies of stored tiers are fresh: those that nothing can change any more, and those that may still be corrected.
 _SETTLED_FRESH_S, _OPEN_FRESH_S = 3600.0, 1.0
-# Tier borders and current runs. Older ones are as right, only not the newest: for a second more nobody waits for them.
-_BORDERS, _BORDERS_FRESH_S, _BORDERS_LATE_S = "borders", 1.0, 1.0
 # How often a question is planned again because the tiers' borders moved while it was read.
 _REPLANS = 2
 
-
 Observe = Callable[[str, str, float], None]
+_ReadPieces = Callable[[], list[TierReply]]
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What a tier answered for one piece. A value: threads of the pool return it, and write nothing that is shared.
-
-    `outcome`: answered, cached or stale. `span`: of the hot tier, the span that the sums are true of. `warning`: empty when there is none.
-    """
-
-    table: Sums
-    rows_read: int
-    outcome: str
-    span: Span | None = None
-    warning: str = ""
-
-
-_Read = Callable[[], Reply]
-
-
-class NothingLeft(Unavailable):
-    """No tier that this question needs can be asked at the moment."""
+class NoTierAnswered(Unavailable):
+    """None of the tiers that a question needs is available."""
 
 
 @dataclass
 class Answer:
-    """What was found. `tiers_ms`: from the first question to a tier to the last answer."""
+    """The answer to a question. `tiers_ms`: from the first request to a tier to the last reply."""
 
     question: Question
     page: Page
     next_cursor: str | None
     finality: str
     watermark_ms: int | None
-    tiers: list[Piece]
+    pieces: list[Piece]
     rows_read: int
     warnings: list[str]
     settled: bool
     """Whether nothing of it can change any more, unless a nightly run replaces it."""
     elapsed_ms: float
     tiers_ms: float
+    degraded: list[DegradedRange] = field(default_factory=list)
+    """What of it is missing, or may be, or is old: each with one of the warnings."""
+    notes: list[str] = field(default_factory=list)
+    """The warnings that do not make any row incomplete or old."""
+    total: Page | None = None
+    """The one row of all rows; None where the question does not want it."""
+    part: CountedPart | None = None
+    """What its range is compared with."""
 
-
-@dataclass
-class _Reading:
-    """What is known during one attempt at a question. Only the thread that answers it writes here."""
-
-    question: Question
-    span: Span | None = None
-    borders: Borders = field(default_factory=Borders)
-    pieces: list[Piece] = field(default_factory=list)
-    answered: list[Piece] = field(default_factory=list)
-    tables: list[Sums] = field(default_factory=list)
-    rows: int = 0
-    warnings: list[str] = field(default_factory=list)
-    hot_was_read: bool = False
-
-    def add(self, piece: Piece, reply: Reply) -> None:
-        """Merge a tier's reply for a piece."""
-        self.answered.append(piece)
-        self.tables.append(reply.table)
-        self.rows += reply.rows_read
-        if reply.warning:
-            self.warnings.append(reply.warning)
-        if reply.span is not None:
-            # Of several reads of the hot tier, the weakest statement is true of all.
-            self.span = reply.span.as_of(self.span) if self.span is not None and self.hot_was_read else reply.span
-            self.hot_was_read = True
-
-    @property
-    def outdated(self) -> bool:
-        """Whether the hot tier turned out to hold less than the plan took it to, so that another plan may do better."""
-        if self.question.only_minutes or not self.hot_was_read or self.span is None:
-            return False
-        planned_ms, held_ms = self.borders.hot_from_ms, self.span.held_from_ms
-        lacking = held_ms is None or any(p.tier == HOT and p.start_ms < held_ms for p in self.answered)
-        return lacking and held_ms != planned_ms
+    @cached_property
+    def id(self) -> str:
+        """The same for the same question over the same data."""
+        return identify_answer(self.question, self.page.rows, self.finality)
 
 
 class Router:
     """Answers questions. Thread-safe; connects on first use."""
 
-    def __init__(self, settings: Settings, observe: Observe = lambda *_: None) -> None:
-        """`observe(tier, outcome, seconds)` is told of each part of an answer."""
+    def __init__(
+        self,
+        settings: Settings,
+        observe: Observe = lambda *_: None,
+        *,
+        hot: HotTier | None = None,
+        stored: StoredTiers | None = None,
+        cache: TierCache | None = None,
+        directory: DirectoryReader | None = None,
+    ) -> None:
+        """`observe(tier, outcome, seconds)` is called for each piece of a reading. Tiers, cache and directory that are not given
+        are those of `settings`."""
         self._observe = observe
-        self.held = Held(settings.hot_hours * HOUR_MS, settings.warm_days * DAY_MS)
+        self.retention = Retention(settings.hot_hours * HOUR_MS, settings.warm_days * DAY_MS)
         redis = Redis(settings.redis, timeout_s=_REDIS_TIMEOUT_S)
         clickhouse = ClickHouse(
             settings.clickhouse, settings.database, timeout_s=settings.query_timeout_s, connections=_THREADS
         )
         self.guards = {name: Guard(name) for name in ("redis", "clickhouse")}
-        self.cache = Cache(redis, self.guards["redis"], settings.key_prefix)
-        self._hot = HotTier(redis, settings.key_prefix, settings.block_partitions)
+        self._cache = cache or TierCache(redis, self.guards["redis"], settings.key_prefix)
+        self._hot = hot or HotTier(redis, settings.key_prefix, settings.block_partitions)
         brief = ClickHouse(settings.clickhouse, settings.database, timeout_s=BRIEF_TIMEOUT_S)
-        self._stored = StoredTiers(clickhouse, brief, settings.block_partitions)
+        self._stored = stored or StoredTiers(clickhouse, brief, settings.block_partitions)
+        self.directory = directory or DirectoryReader(DirectoryStore(clickhouse))
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tier")
+        self._borders = CachedBorders(self._cache, self._read_stored_borders, self._pool)
         self._caches = settings.query_cache == "on"
-        self._renewing = threading.Lock()
         self.signer = Signer(settings.user_secret.get_secret_value() + settings.api_key.get_secret_value())
 
     def answer(self, question: Question) -> Answer:
-        """Raises BadQuestion, NothingLeft."""
+        """Raises BadQuestion, NoTierAnswered."""
         started = time.perf_counter()
-        reading = self._attempt(question, again=False)
+        # Begun first, so that it is brought up to date while the tiers are read.
+        directory = self.directory.begin() if question.names else None
+        reading = self._read(question)
         for _ in range(_REPLANS):
             if not reading.outdated:
                 break
-            reading = self._attempt(question, again=True)
-        self._note(reading)
+            reading = self._read(question, newest_borders=True)
+        reading.add_span_to_borders()
+        if reading.earlier is not None:
+            reading.earlier.add_span_to_borders()
         tiers_ms = (time.perf_counter() - started) * 1000
-        table = sums.merged(question, reading.tables)
-        made = answer.rows(question, table, reading.borders, reading.answered)
-        page, cursor = answer.page(question, made, self.signer)
-        _warn(reading, sampled=bool(made.table.sampled.any()))
-        settled = not reading.warnings and all(_settled(p, reading.borders) for p in reading.answered)
+        table = sums.merge_pieces(question, reading.tables)
+        earlier = _merge_earlier(reading)
+        rows = build_rows(question, table, reading.borders, reading.answered, earlier)
+        names = None if directory is None else _names(question, directory, reading)
+        page, next_cursor = cut_page(question, rows, self.signer, names)
+        total = None
+        if question.totals:
+            total_question, total_rows = build_total(question, table, reading.borders, reading.answered, earlier)
+            total = Page(total_question, total_rows, total_rows.order)
+        reading.warn_of_answered(sampled=bool(rows.sums.sampled.any()))
+        if earlier is not None:
+            reading.warn_of_earlier(earlier.comparison, sampled=bool(earlier.sums.sampled.any()))
+        finality = weakest_finality(rows.finality, question, reading.borders, reading.answered)
         return Answer(
-            question, page, cursor, answer.weakest(made, question, reading.borders, reading.answered),
-            _watermark_ms(reading), reading.answered, reading.rows, reading.warnings, settled,
-            (time.perf_counter() - started) * 1000, tiers_ms,
+            question, page, next_cursor, finality, reading.watermark_ms, reading.answered, reading.rows_read, reading.warnings,
+            reading.settled, (time.perf_counter() - started) * 1000, tiers_ms, reading.degraded, reading.notes,
+            total, reading.part,
         )  # fmt: skip
-
-    def _attempt(self, question: Question, *, again: bool) -> _Reading:
-        """Plan by the tiers' borders, and read. `again`: the borders that are cached proved too old."""
-        reading = _Reading(question)
-        self._learn(reading, again=again)
-        reading.pieces = plan(
-            question.start_ms, question.end_ms, reading.borders,
-            whole_days=question.grain == "total" or (question.grain == "day" and question.utc_days),
-            only_minutes=question.only_minutes,
-        )  # fmt: skip
-        self._read(reading)
-        return reading
 
     def warm_up(self) -> None:
-        """Load what is compiled, before the first question would wait for it."""
-        asked = {"campaign_id": "1", "start": "-1h", "end": "now", "granularity": "minute", "group_by": "country"}
-        self._hot.warm_up(parse(list(asked.items()), now_ms(), self.held))
+        """Load the compiled loops, so that the first question need not wait for them."""
+        parameters = {"campaign_id": "1", "start": "-1h", "end": "now", "granularity": "minute", "group_by": "country"}
+        self._hot.warm_up(parse_question(list(parameters.items()), now_ms(), self.retention))
 
-    # -- what the tiers hold --------------------------------------------------------------------------------
+    def _read(self, question: Question, *, newest_borders: bool = False) -> Reading:
+        """Read the borders, plan by them, and read the pieces. `newest_borders`: the cached ones proved too old."""
+        reading = Reading(question)
+        self._read_borders(reading, newest=newest_borders)
+        readings = [reading]
+        if question.compare is not None:
+            readings.append(reading.begin_earlier(question.compare))
+        for each in readings:
+            each.plan()
+        unanswered = self._read_pieces([(each, piece) for each in readings for piece in each.pieces])
+        for each in readings:
+            pieces = [piece for owner, piece in unanswered if owner is each]
+            if pieces:
+                retained_ms = None if each.span is None else each.span.held_from_ms
+                minutes, missing = move_to_minutes(pieces, retained_ms)
+                again = self._read_pieces([(each, piece) for piece in minutes])
+                each.warn_of_unanswered([*missing, *(piece for _, piece in again)])
+            each.answered.sort(key=lambda p: p.start_ms)
+        if reading.pieces and not reading.answered:
+            raise NoTierAnswered("no tier answered")
+        return reading
 
-    def _learn(self, reading: _Reading, *, again: bool) -> None:
-        """Borders and current runs: once for a question, and the same for all of its parts. What Redis holds is learned by who
-        asks for minutes alone when these are read."""
-        alone, failures = reading.question.only_minutes, list[Unavailable]()
-        # Of minutes only finality follows from them, and that from what Redis says, too: nobody waits for ClickHouse.
-        borders = self._newest_borders if again else self._borders(KEPT_S if alone else _BORDERS_LATE_S)
-        if not alone:
-            try:
-                reading.span = self._hot.seen() or self.guards["redis"].call(self._hot.span)
-            except Unavailable as error:
-                failures.append(error)
-                reading.warnings.append("tier hot is not available: minutes and the newest hours are missing")
+    # -- borders --------------------------------------------------------------------------------------------
+
+    def _read_borders(self, reading: Reading, *, newest: bool) -> None:
+        """Read the borders once for a reading, the same for all of its pieces. A question about minutes waits for none: the span of
+        its minutes comes with their rows, and of the other tiers it needs the runs alone, for finality."""
+        if reading.question.only_minutes:
+            if reading.question.compare is not None:
+                # What it is compared with depends on the watermark.
+                self._read_span(reading)
+            failure = self._take_borders(reading, self._borders.begin(KEPT_S), needed=False)
+        else:
+            # Asked for first, so that ClickHouse answers while Redis is read.
+            wait = self._borders.read_newest if newest else self._borders.begin(EXPIRED_S)
+            hot_failure = self._read_span(reading)
+            failure = self._take_borders(reading, wait, needed=True)
+            if hot_failure is not None and failure is not None:
+                raise NoTierAnswered(str(hot_failure))
+        reading.add_span_to_borders()
+
+    def _read_span(self, reading: Reading) -> Unavailable | None:
         try:
-            found = borders()
-            reading.borders = borders_of(found.value)
-            if found.stale and not alone:
-                reading.warnings.append(
-                    f"tiers warm and cold are not available: what they hold is as of {_age_of(found)}"
-                )
+            reading.span = self._hot.seen() or self.guards["redis"].call(self._hot.span)
         except Unavailable as error:
-            failures.append(error)
-            if not alone:
-                reading.warnings.append("tiers warm and cold are not available: what is in Redis is shown")
-        if len(failures) == 2:
-            raise NothingLeft(str(failures[0]))
-        self._note(reading)
+            # Each range that it leaves without rows, or without late events, gets a warning of its own.
+            reading.note(warnings.HOT_AWAY)
+            return error
+        return None
 
-    def _note(self, reading: _Reading) -> None:
-        """Put what Redis says beside what ClickHouse says."""
-        span = reading.span
-        from_ms, watermark_ms = (None, None) if span is None else (span.held_from_ms, span.watermark_ms)
-        reading.borders = replace(reading.borders, hot_watermark_ms=watermark_ms, hot_from_ms=from_ms)
+    def _take_borders(self, reading: Reading, wait: Callable[[], Lookup], *, needed: bool) -> Unavailable | None:
+        try:
+            lookup = wait()
+        except Unavailable as error:
+            if needed:
+                reading.warnings.append(warnings.STORED_AWAY)
+            return error
+        reading.borders = decode_borders(lookup.value)
+        if needed:
+            reading.warnings += map(warnings.table_being_filled, reading.borders.void)
+            if lookup.stale:
+                question, as_of_ms = reading.question, _read_ms(lookup)
+                warning = warnings.old_borders(as_of_ms)
+                reading.warn_of_range(question.start_ms, question.end_ms, warning, as_of_ms)
+        return None
 
-    def _ask_borders(self) -> bytes:
+    def _read_stored_borders(self) -> bytes:
         return self.guards["clickhouse"].call(self._stored.borders)
 
-    def _newest_borders(self) -> Found:
-        return self.cache.replaced(_BORDERS, _BORDERS_FRESH_S, self._ask_borders)
+    # -- pieces ---------------------------------------------------------------------------------------------
 
-    def _borders(self, late_s: float) -> Callable[[], Found]:
-        """Ask for the tiers' borders, unless they are known, and have not been fresh for `late_s` at most; returns what waits
-        for them."""
+    def _read_pieces(self, tasks: Sequence[tuple[Reading, Piece]]) -> list[tuple[Reading, Piece]]:
+        """Read pieces concurrently, and add the replies in the order of the pieces, whichever comes first; returns those that were
+        not answered."""
+        reads, replies = dict[tuple[int, ...], _ReadPieces](), dict[int, TierReply]()
 
-        def ask() -> Found:
-            return self.cache.get(_BORDERS, _BORDERS_FRESH_S, self._ask_borders)
+        def take(numbers: Sequence[int], of_pieces: Sequence[TierReply], seconds: float) -> None:
+            for number, reply in zip(numbers, of_pieces, strict=True):
+                self._observe(tasks[number][1].tier, reply.outcome, seconds)
+                replies[number] = reply
 
-        def renew() -> None:
-            try:
-                ask()
-            except Unavailable:
-                pass  # whoever needs them next asks again, and says so
-            finally:
-                self._renewing.release()
-
-        found, due = self.cache.held(_BORDERS, late_s)
-        if found is None:
-            return self._pool.submit(ask).result
-        if due and self._renewing.acquire(blocking=False):
-            self._pool.submit(renew)
-        return lambda: found
-
-    # -- reading --------------------------------------------------------------------------------------------
-
-    def _read(self, reading: _Reading) -> None:
-        """All pieces at once; what a tier does not answer, from another where one holds it."""
-        failed = self._ask(reading, reading.pieces)
-        missing: list[Piece] = []
-        instead: list[Piece] = []
-        for piece in failed:
-            held_from = None if reading.span is None else reading.span.held_from_ms
-            if piece.tier == HOT or held_from is None:
-                missing.append(piece)
-                continue
-            border = min(max(piece.start_ms, -(-held_from // HOUR_MS) * HOUR_MS), piece.end_ms)
-            missing += [replace(piece, end_ms=border)] if border > piece.start_ms else []
-            instead += [Piece(HOT, border, piece.end_ms)] if border < piece.end_ms else []
-        missing += self._ask(reading, instead)
-        for piece in missing:
-            reading.warnings.append(
-                f"tier {piece.tier} is not available: {iso(piece.start_ms)} to {iso(piece.end_ms)} is missing"
-            )
-        reading.answered.sort(key=lambda p: p.start_ms)
-        if reading.pieces and not reading.answered:
-            raise NothingLeft("no tier answered")
-
-    def _ask(self, reading: _Reading, pieces: Sequence[Piece]) -> list[Piece]:
-        """Read pieces concurrently, and merge the replies in the order of the pieces, whichever comes first; returns the
-        pieces that were not answered."""
-        reads, replies = dict[int, _Read](), dict[int, Reply]()
-        for number, piece in enumerate(pieces):
-            if piece.tier == HOT:
+        for numbers in _numbers_of_reads(tasks):
+            reading, pieces = tasks[numbers[0]][0], [tasks[number][1] for number in numbers]
+            if pieces[0].tier == HOT:
                 if reading.span is not None or reading.question.only_minutes:
-                    reads[number] = self._hot_reader(reading.question, piece)
-            elif (cached := self._cached(reading.question, piece)) is not None:
-                self._observe(piece.tier, cached.outcome, 0.0)
-                replies[number] = cached
+                    reads[numbers] = self._hot_reader(reading.question, pieces[0])
+            elif (cached := self._cached_replies(reading.question, pieces, reading.borders)) is not None:
+                take(numbers, cached, 0.0)
             else:
-                reads[number] = self._stored_reader(reading.question, reading.borders, piece)
+                reads[numbers] = self._stored_reader(reading.question, reading.borders, pieces)
         # The last one in this thread: most questions have one.
         began = time.perf_counter()
-        futures: dict[int, Future[Reply]] = {n: self._pool.submit(reads[n]) for n in list(reads)[:-1]}
-        for number, read in reversed(reads.items()):
-            tier = pieces[number].tier
+        futures = {numbers: self._pool.submit(reads[numbers]) for numbers in list(reads)[:-1]}
+        for numbers, read in reversed(reads.items()):
             try:
-                reply = futures[number].result() if number in futures else read()
+                of_pieces = futures[numbers].result() if numbers in futures else read()
             except Unavailable:
-                self._observe(tier, "failed", time.perf_counter() - began)
+                for number in numbers:
+                    self._observe(tasks[number][1].tier, "failed", time.perf_counter() - began)
                 continue
-            self._observe(tier, reply.outcome, time.perf_counter() - began)
-            replies[number] = reply
+            take(numbers, of_pieces, time.perf_counter() - began)
         for number in sorted(replies):
-            reading.add(pieces[number], replies[number])
-        return [piece for number, piece in enumerate(pieces) if number not in replies]
+            reading, piece = tasks[number]
+            reading.add(piece, replies[number])
+        return [task for number, task in enumerate(tasks) if number not in replies]
 
-    def _cached(self, question: Question, piece: Piece) -> Reply | None:
-        """The reply for a piece that is cached and fresh."""
-        entry = self.cache.fresh(_asked(question, piece)) if self._caches else None
-        return None if entry is None else Reply(*sums.of_bytes(entry.value), "cached")
+    def _cached_replies(
+        self, question: Question, pieces: Sequence[Piece], borders: Borders
+    ) -> Sequence[TierReply] | None:
+        lookup = self._cache.get_fresh(_cache_key(question, pieces, borders)) if self._caches else None
+        return None if lookup is None else _decode_replies(lookup)
 
-    def _hot_reader(self, question: Question, piece: Piece) -> _Read:
-        def read() -> Reply:
+    def _hot_reader(self, question: Question, piece: Piece) -> _ReadPieces:
+        def read() -> list[TierReply]:
             tier = self._hot
-            table, rows, span = self.guards["redis"].call(lambda: tier.read(question, piece.start_ms, piece.end_ms))
-            return Reply(table, rows, "answered", span)
+            table, rows_read, span = self.guards["redis"].call(
+                lambda: tier.read(question, piece.start_ms, piece.end_ms)
+            )
+            return [TierReply(table, rows_read, "answered", span)]
 
         return read
 
-    def _stored_reader(self, question: Question, borders: Borders, piece: Piece) -> _Read:
-        def ask() -> tuple[Sums, int]:
-            return self.guards["clickhouse"].call(lambda: self._stored.read(question, piece))
+    def _stored_reader(self, question: Question, borders: Borders, pieces: Sequence[Piece]) -> _ReadPieces:
+        def read() -> list[tuple[Sums, int]]:
+            return self.guards["clickhouse"].call(lambda: self._stored.read(question, pieces))
 
-        def packed() -> bytes:
-            return sums.as_bytes(*ask())
+        def read_encoded() -> bytes:
+            return sums.encode_tables(read())
 
-        def cached() -> Reply:
-            fresh_s = _SETTLED_FRESH_S if _settled(piece, borders) else _OPEN_FRESH_S
-            entry = self.cache.renewed(_asked(question, piece), fresh_s, packed)
-            stretch = f"{iso(piece.start_ms)} to {iso(piece.end_ms)}"
-            warning = f"tier {piece.tier} is not available: {stretch} is as of {_age_of(entry)}" if entry.stale else ""
-            return Reply(*sums.of_bytes(entry.value), entry.outcome, warning=warning)
+        def read_cached() -> list[TierReply]:
+            settled = all(is_settled(piece, borders) for piece in pieces)
+            key, fresh_s = _cache_key(question, pieces, borders), _SETTLED_FRESH_S if settled else _OPEN_FRESH_S
+            return _decode_replies(self._cache.renew(key, fresh_s, read_encoded))
 
-        return cached if self._caches else lambda: Reply(*ask(), "answered")
+        return read_cached if self._caches else lambda: [TierReply(*table, "answered") for table in read()]
 
 
-def _age_of(entry: Found) -> str:
-    """When an entry was read, as a time: the same in each answer that it stands in for."""
-    return iso(int(time.time() - entry.age_s) * 1000)
+def _numbers_of_reads(tasks: Sequence[tuple[Reading, Piece]]) -> list[tuple[int, ...]]:
+    """The numbers of the pieces that are read together: of one stored tier and one reading, and each piece of minutes by itself."""
+    together = dict[tuple[int, str, int], list[int]]()
+    for number, (reading, piece) in enumerate(tasks):
+        alone = number if piece.tier == HOT else -1
+        together.setdefault((id(reading), piece.tier, alone), []).append(number)
+    return [*map(tuple, together.values())]
 
 
-def _asked(question: Question, piece: Piece) -> str:
-    """All that the sums of a piece depend on."""
+def _decode_replies(lookup: Lookup) -> list[TierReply]:
+    as_of_ms = _read_ms(lookup) if lookup.stale else None
+    return [TierReply(*table, lookup.outcome, stale_as_of_ms=as_of_ms) for table in sums.decode_tables(lookup.value)]
+
+
+def _names(question: Question, directory: Callable[[], DirectoryLookup], reading: Reading) -> Names:
+    """What the rows are labelled with; without a directory, ids alone, and a warning."""
+    try:
+        lookup = directory()
+    except AdclickError:
+        reading.note(warnings.NAMES_AWAY)
+        return Names(Snapshot.empty(), ALL_ROWS)
+    if lookup.stale_s:
+        reading.note(warnings.old_directory(lookup.stale_s))
+    return Names(lookup.snapshot, question.scope)
+
+
+def _merge_earlier(reading: Reading) -> EarlierSums | None:
+    """The sums of what a question is compared with; None for one that does not compare."""
+    comparison, earlier, part = reading.question.compare, reading.earlier, reading.part
+    if comparison is None or earlier is None or part is None:
+        return None
+    known = bool(earlier.answered) or not earlier.pieces
+    return EarlierSums(comparison, part, sums.merge_pieces(earlier.question, earlier.tables), known)
+
+
+def _read_ms(lookup: Lookup) -> int:
+    """When a cached value was read: the same in each answer that it stands in for."""
+    return int(lookup.read_at) * 1000
+
+
+def _cache_key(question: Question, pieces: Sequence[Piece], borders: Borders) -> str:
+    """All that the encoded sums of pieces of a tier depend on, of one table: one that was made again has other rows."""
     grain = (question.grain, question.start_ms) if question.grain == "total" else question.grain
-    scope = None if question.scope is None else sorted(question.scope)
-    return repr((piece, question.campaigns, question.advertiser, scope, grain, question.group_by, question.filters,
-                 question.zone.key if question.grain == "day" else ""))  # fmt: skip
-
-
-def _settled(piece: Piece, borders: Borders) -> bool:
-    """Whether nothing can change what a tier says of a piece."""
-    border = {"warm": borders.warm_ms, "cold": borders.cold_ms}.get(piece.tier)
-    return piece.tier in EXACT or (border is not None and piece.end_ms <= border)
-
-
-def _watermark_ms(reading: _Reading) -> int | None:
-    """The closing watermark of what was read: that of Redis where it was read, else the newest known."""
-    borders = reading.borders
-    if reading.hot_was_read:
-        return borders.hot_watermark_ms
-    return max((m for m in (borders.watermark_ms, borders.hot_watermark_ms) if m is not None), default=None)
-
-
-def _warn(reading: _Reading, *, sampled: bool) -> None:
-    question, span, warnings = reading.question, reading.span, reading.warnings
-    hot = [p for p in reading.answered if p.tier == HOT]
-    if hot and span is not None:
-        if span.unknown:
-            shards = ", ".join(map(str, span.unknown))
-            warnings.append(f"tier hot: shard {shards} does not say what it holds; its numbers may be missing")
-        since = max((f for f in span.from_ms if f is not None), default=0)
-        warnings += [
-            f"tier hot: {iso(piece.start_ms)} to {iso(min(since, piece.end_ms))} may be missing"
-            for piece in hot
-            if piece.start_ms < since
-        ]
-    settled_ms = reading.borders.warm_ms or 0
-    warnings += [
-        f"tier warm: {iso(max(p.start_ms, settled_ms))} to {iso(p.end_ms)} may lack late events: its minutes are no longer in Redis"
-        for p in reading.answered
-        if p.tier == WARM and p.end_ms > settled_ms
-    ]
-    if question.cuts_hours:
-        warnings.append(
-            f"days of {question.zone.key} are cut at whole hours of UTC: the hour in which a day begins counts for the day before, "
-            "since its minutes are no longer held"
-        )
-    if sampled:
-        warnings.append("some counts are estimates: traffic was sampled under overload")
-    if question.only_minutes and any(
-        question.start_ms < d + DAY_MS and d < question.end_ms for d in reading.borders.runs
-    ):
-        warnings.append("minutes of a reconciled day are the stream's; hours and days are reconciled")
+    table_id = borders.table_ids.get(pieces[0].tier, "")
+    zone = question.zone.key if question.grain == "day" else ""
+    return repr(
+        (sums.ENCODING, tuple(pieces), table_id, question.campaigns, question.advertiser, question.scope.parts, grain, question.group_by, question.filters, zone)
+    )  # fmt: skip

@@ -1,31 +1,44 @@
-"""`adclick serve`: one query router, until a signal."""
+"""`adclick serve`: one query router, until a signal. (`adclick query` is a client of it: query/query_command.py.)"""
 
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
-from infra import console, logs, migration
-from infra.console import App
+from infra import logs, migration
+from infra.cli import declare
+from infra.cli.app import App
 from infra.errors import UserError
 from infra.priority import answer_soon
 from infra.settings import Settings
 
 
-def run(settings: Settings) -> None:
-    """Answer requests on the configured address until SIGTERM or Ctrl-C."""
-    _check_certificate(settings)
-    answer_soon()
-    from query.api import server
-    from query.api.app import create
+@declare.command("serve", "ADCLICK_HTTP=http://0.0.0.0:8080 ADCLICK_CLICKHOUSE=http://… adclick serve")
+def serve(app: App) -> None:
+    """Run one query router: it answers over HTTP from Redis and ClickHouse, at the address in the setting `http`."""
+    logs.configure(verbose=app.verbose, quiet=app.quiet)
+    migration.check_tables(app.settings)
+    run_router(app.settings, app.folder)
 
-    app = create(settings)
+
+def run_router(settings: Settings, folder: Path | None = None) -> None:
+    """Answer requests at the configured address until SIGTERM or Ctrl-C. `folder`: of the embedded stack that it may be a process of.
+
+    Raises UserError when that cannot be started.
+    """
+    check_certificate(settings)
+    answer_soon()
+    from query.api.app import create_app
+    from query.api.server import serve_http
+
+    app = create_app(settings, folder=folder)
     gc.collect()
     gc.freeze()
-    server.run(app, settings)
+    serve_http(app, settings)
 
 
-def _check_certificate(settings: Settings) -> None:
-    """Raise UserError where the address promises TLS and there is no certificate, or the other way round."""
+def check_certificate(settings: Settings) -> None:
+    """Raise UserError where the address promises TLS without a certificate and its key, or a certificate is set without TLS."""
     encrypted = settings.http.startswith("https://")
     if encrypted and not (settings.tls_certificate and settings.tls_key):
         raise UserError(
@@ -34,11 +47,3 @@ def _check_certificate(settings: Settings) -> None:
         )
     if settings.tls_certificate and not encrypted:
         raise UserError(f"a certificate is set, and {settings.http} does not use it", hint="use https://")
-
-
-@console.command("serve", "ADCLICK_HTTP=http://0.0.0.0:8080 ADCLICK_CLICKHOUSE=http://… adclick serve")
-def serve(app: App) -> None:
-    """Run one query router: it answers over HTTP from Redis and ClickHouse, at the address in the setting `http`."""
-    logs.configure(verbose=app.verbose, quiet=app.quiet)
-    migration.check_tables(app.settings)
-    run(app.settings)

@@ -1,11 +1,12 @@
-"""Tables of sums, by column: what tiers give, and what is left of several of them. Pure.
+"""Tables of sums, by column: one for each piece, merged into one for the question. Pure.
 
-In numpy, and in the thread that asked: a question has few rows, and handing each step to a pool of threads would take longer than the
+In numpy, and in the calling thread: a question has few rows, and handing each step to a pool of threads would take longer than the
 step. Amounts are 64-bit integers, and Python's own where a sum might not fit: the same expressions, slower, and as exact.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,25 +15,28 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from infra.columns import Bools, Ints
+from infra.columnar.columns import Bools, Ints
 from ingest.events import COUNTRIES, DEVICES
 from query.bad_question import BadQuestion
-from query.request import MEASURES, Question
+from query.question import MEASURES, Question
 
 Exact = npt.NDArray[Any]
 """Integers: of 64 bits, or of any size (dtype object)."""
 NAMES = {"country": COUNTRIES, "device": DEVICES}
-"""Dimensions of strings, and the values that they may have; columns hold their numbers."""
-MOST_FILLED = 500_000
-"""Rows with those of zeros, at most: a few hundred megabytes while they are sorted."""
-_MOST = 2**63 - 1
+"""The dimensions of strings, and the values of each; columns hold the position of a value."""
+MAX_FILLED_ROWS = 500_000
+"""With `fill=zero`: a few hundred megabytes while they are sorted."""
+_MAX_INT64 = 2**63 - 1
+ENCODING = hashlib.sha256(repr((MEASURES, NAMES)).encode()).hexdigest()[:16]
+"""What encoded sums mean: which measures they have, and which values their positions stand for. Part of the key of cached ones."""
+# The type of an encoded column whose integers may have more than 64 bits.
 _WIDE = "wide"
 
 
 @dataclass(frozen=True)
 class Sums:
-    """A row for each bucket and group: start of the bucket (epoch ms), the values of `group_by`, the sums of MEASURES, and whether
-    any of it was corrected, or sampled."""
+    """A row for each bucket and group: the start of the bucket (epoch ms), the values of `group_by`, the sums of MEASURES, and
+    whether any event in it corrected a closed window, or was sampled."""
 
     buckets: Ints
     groups: tuple[Ints, ...]
@@ -45,75 +49,104 @@ class Sums:
 
     @property
     def keys(self) -> tuple[Ints, ...]:
-        """What tells rows apart."""
+        """The columns that tell rows apart."""
         return (self.buckets, *self.groups)
 
 
-def none(question: Question) -> Sums:
-    """No rows."""
+def empty_sums(question: Question) -> Sums:
+    """A table without rows, with the columns of the question."""
     numbers, flags = np.zeros(0, np.int64), np.zeros(0, bool)
     return Sums(numbers, (numbers,) * len(question.group_by), (numbers,) * len(MEASURES), flags, flags)
 
 
-def merged(question: Question, tables: Sequence[Sums]) -> Sums:
-    """One row for each bucket and group."""
+def merge_pieces(question: Question, tables: Sequence[Sums]) -> Sums:
+    """The tables of all pieces as one: a row for each bucket and group."""
     tables = [table for table in tables if len(table)]
     if len(tables) <= 1:
-        return tables[0] if tables else none(question)
-    joined = _joined(tables)
-    # Pieces meet at hours: no bucket of theirs is in two of them.
-    return joined if question.grain in ("minute", "hour") else summed(joined)
+        return tables[0] if tables else empty_sums(question)
+    rows = concatenate(tables)
+    # Pieces meet at whole hours: no minute or hour is in two of them.
+    return rows if question.grain in ("minute", "hour") else sum_equal_keys(rows)
 
 
-def summed(table: Sums) -> Sums:
-    """Sums of a table whose keys may repeat, in the order of its keys."""
+def sort_by_keys(keys: Sequence[Ints]) -> tuple[Ints, list[Ints], Bools]:
+    """The order of some keys, which are of one row or more, the keys in it, and in which rows of it another key begins."""
+    order: Ints = np.lexsort(keys[::-1])
+    ordered = [key[order] for key in keys]
+    is_new = np.ones(len(order), bool)
+    is_new[1:] = np.any([key[1:] != key[:-1] for key in ordered], axis=0)
+    return order, ordered, is_new
+
+
+def sum_equal_keys(table: Sums) -> Sums:
+    """A table whose keys may repeat as one whose keys do not, in the order of its keys."""
     if not len(table):
         return table
-    order = np.lexsort(table.keys[::-1])
-    keys = [key[order] for key in table.keys]
-    fresh = np.ones(len(table), bool)
-    fresh[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
-    at = np.flatnonzero(fresh)
+    order, keys, is_new = sort_by_keys(table.keys)
+    starts = np.flatnonzero(is_new)
     return Sums(
-        keys[0][at],
-        tuple(key[at] for key in keys[1:]),
-        tuple(np.add.reduceat(roomy(m, len(table))[order], at) for m in table.measures),
-        np.logical_or.reduceat(table.corrected[order], at),
-        np.logical_or.reduceat(table.sampled[order], at),
+        keys[0][starts],
+        tuple(key[starts] for key in keys[1:]),
+        tuple(np.add.reduceat(widen(m, len(table))[order], starts) for m in table.measures),
+        np.logical_or.reduceat(table.corrected[order], starts),
+        np.logical_or.reduceat(table.sampled[order], starts),
     )
 
 
-def filled(question: Question, table: Sums) -> Sums:
-    """With a row of zeros for each bucket in which a group that is there has none. Raises BadQuestion where these are too many."""
+def fill_buckets(question: Question, table: Sums) -> Sums:
+    """The table with a row of zeros for each bucket in which one of its groups has none. Raises BadQuestion where these are more
+    than MAX_FILLED_ROWS."""
     buckets = np.array(question.buckets(), np.int64)
-    groups, number = _groups(question, table)
-    rows = len(buckets) * (len(groups[0]) if groups else 1)
-    if rows > MOST_FILLED:
-        detail = f"fill=zero would make {rows:,} rows, and {MOST_FILLED:,} are possible"
-        raise BadQuestion("fill", f"{detail}: ask for a coarser granularity, a shorter range or fewer groups")
-    missing = np.ones((len(buckets), len(groups[0]) if groups else 1), bool)
-    missing[np.searchsorted(buckets, table.buckets), number] = False
+    groups, group_numbers = _distinct_groups(question, table)
+    group_count = len(groups[0]) if groups else 1
+    rows = len(buckets) * group_count
+    if rows > MAX_FILLED_ROWS:
+        raise BadQuestion(
+            "fill",
+            f"fill=zero would make {rows:,} rows, and the limit is {MAX_FILLED_ROWS:,}; "
+            "retry with a coarser granularity, a shorter range or fewer groups",
+        )
+    missing = np.ones((len(buckets), group_count), bool)
+    missing[np.searchsorted(buckets, table.buckets), group_numbers] = False
     bucket, group = np.nonzero(missing)
     zeros, flags = np.zeros(len(bucket), np.int64), np.zeros(len(bucket), bool)
-    absent = Sums(buckets[bucket], tuple(g[group] for g in groups), (zeros,) * len(MEASURES), flags, flags)
-    return _joined([table, absent])
+    empty_buckets = Sums(buckets[bucket], tuple(g[group] for g in groups), (zeros,) * len(table.measures), flags, flags)
+    return concatenate([table, empty_buckets])
 
 
-def roomy(column: Exact, times: int) -> Exact:
-    """A column whose values may be multiplied or added up so many times."""
-    fits = column.dtype == object or int(column.max(initial=0)) <= _MOST // max(1, times)
+def widen(column: Exact, factor: int) -> Exact:
+    """The column, of Python's integers where `factor` times its largest value would not fit into 64 bits."""
+    fits = column.dtype == object or int(column.max(initial=0)) <= _MAX_INT64 // max(1, factor)
     return column if fits else column.astype(object)
 
 
 def of_halves(low: npt.NDArray[Any], high: npt.NDArray[Any], bits: int) -> Exact:
-    """high · 2^bits + low, of halves that are not negative."""
-    # A half may itself be a sum, and reach into the other.
+    """high · 2^bits + low; neither half is negative."""
+    # A half may itself be a sum, and have more than `bits` bits.
     if bits < 63 and int(high.max(initial=0)) < 1 << (62 - bits) and int(low.max(initial=0)) < 1 << 62:
         return np.asarray((high.astype(np.int64) << bits) + low.astype(np.int64))
     return np.asarray(high.astype(object) * (1 << bits) + low.astype(object))
 
 
-def _joined(tables: Sequence[Sums]) -> Sums:
+def sum_all(table: Sums, bucket_ms: int) -> Sums:
+    """One row, of zeros where there is none: the sums of all rows, in a bucket that begins at `bucket_ms`."""
+    totals = [widen(measure, len(table)).sum() for measure in table.measures]
+    return Sums(
+        np.array([bucket_ms], np.int64), (), tuple(np.array([total]) for total in totals),
+        np.array([table.corrected.any()]), np.array([table.sampled.any()]),
+    )  # fmt: skip
+
+
+def take(table: Sums, numbers: Ints) -> Sums:
+    """Rows of a table, by their numbers."""
+    return Sums(
+        table.buckets[numbers], tuple(group[numbers] for group in table.groups), tuple(m[numbers] for m in table.measures),
+        table.corrected[numbers], table.sampled[numbers],
+    )  # fmt: skip
+
+
+def concatenate(tables: Sequence[Sums]) -> Sums:
+    """The rows of several tables with the same columns, one table after the other."""
     return Sums(
         np.concatenate([t.buckets for t in tables]),
         tuple(np.concatenate(columns) for columns in zip(*(t.groups for t in tables), strict=True)),
@@ -123,28 +156,39 @@ def _joined(tables: Sequence[Sums]) -> Sums:
     )
 
 
-def _groups(question: Question, table: Sums) -> tuple[list[Ints], Ints]:
-    """The distinct groups, by column, and which of them each row has."""
+def _distinct_groups(question: Question, table: Sums) -> tuple[list[Ints], Ints]:
+    """The distinct groups, by column, and the number of each row's group."""
     if not question.group_by:
         return [], np.zeros(len(table), np.int64)
-    distinct, number = np.unique(np.stack(table.groups), axis=1, return_inverse=True)
-    return list(distinct), number.reshape(-1)
+    distinct, numbers = np.unique(np.stack(table.groups), axis=1, return_inverse=True)
+    return list(distinct), numbers.reshape(-1)
 
 
-def as_bytes(table: Sums, rows_read: int) -> bytes:
-    """A table, and how many rows were read for it, as they are kept."""
+def encode_tables(tables: Sequence[tuple[Sums, int]]) -> bytes:
+    """Tables, each with how many rows were read for it, as the cache holds them; `decode_tables` reads them, with the same
+    ENCODING."""
+    return msgspec.msgpack.encode([encode_sums(*table) for table in tables])
+
+
+def decode_tables(raw: bytes) -> list[tuple[Sums, int]]:
+    """Tables, each with how many rows were read for it."""
+    return [decode_sums(table) for table in msgspec.msgpack.decode(raw, type=list[bytes])]
+
+
+def encode_sums(table: Sums, rows_read: int) -> bytes:
+    """A table, and how many rows were read for it, encoded; `decode_sums` reads them, with the same ENCODING."""
     columns = [*table.keys, *table.measures, table.corrected, table.sampled]
-    told = [(c.dtype.str, c.tobytes()) if c.dtype != object else (_WIDE, list(map(str, c))) for c in columns]
-    return msgspec.msgpack.encode((rows_read, len(table.groups), told))
+    encoded = [(c.dtype.str, c.tobytes()) if c.dtype != object else (_WIDE, list(map(str, c))) for c in columns]
+    return msgspec.msgpack.encode((rows_read, len(table.groups), encoded))
 
 
-def of_bytes(raw: bytes) -> tuple[Sums, int]:
-    """What `as_bytes` made."""
-    rows_read, groups, told = msgspec.msgpack.decode(raw, type=tuple[int, int, list[tuple[str, bytes | list[str]]]])
+def decode_sums(raw: bytes) -> tuple[Sums, int]:
+    """A table, and how many rows were read for it."""
+    rows_read, groups, encoded = msgspec.msgpack.decode(raw, type=tuple[int, int, list[tuple[str, bytes | list[str]]]])
     columns = [
-        np.array([int(text) for text in held], object) if isinstance(held, list) else np.frombuffer(held, kind)
-        for kind, held in told
+        np.array([int(text) for text in values], object) if isinstance(values, list) else np.frombuffer(values, kind)
+        for kind, values in encoded
     ]
-    buckets, *more = columns
-    *measures, corrected, sampled = more[groups:]
-    return Sums(buckets, tuple(more[:groups]), tuple(measures), corrected, sampled), rows_read
+    buckets, *rest = columns
+    *measures, corrected, sampled = rest[groups:]
+    return Sums(buckets, tuple(rest[:groups]), tuple(measures), corrected, sampled), rows_read

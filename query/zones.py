@@ -1,4 +1,4 @@
-"""Local days and hours of a time zone, as half-open stretches of epoch milliseconds. Pure.
+"""Local days and hours of a time zone, as half-open ranges of epoch milliseconds. Pure.
 
 Days have 23 to 27 hours, hours may be cut short where a clock is set by less than one, a midnight may be missing or come twice,
 and a date may be skipped. A day begins at the first moment whose local date is that day's, so that days always tile time.
@@ -35,7 +35,7 @@ def names() -> frozenset[str]:
 @lru_cache(maxsize=1024)
 def zone_named(name: str) -> zoneinfo.ZoneInfo:
     """The zone; UTC itself for all names of it, such as GMT, Etc/GMT and Zulu. Raises UnknownZone."""
-    # Not whatever ZoneInfo opens: "right/…" counts leap seconds.
+    # ZoneInfo opens more names than these: "right/…" counts leap seconds.
     if name not in names():
         folded = {known.casefold(): known for known in names()}
         near = difflib.get_close_matches(name[:40].casefold(), folded, 1)
@@ -57,6 +57,11 @@ def day_start(time_ms: int, zone: zoneinfo.ZoneInfo) -> int:
 def day_end(start_ms: int, zone: zoneinfo.ZoneInfo) -> int:
     """The end of the local day that begins at `start_ms`."""
     return start_ms + DAY_MS if zone is UTC else _first_moment(_local_date(start_ms, zone) + 1, zone)
+
+
+def day_of(ordinal: int, zone: zoneinfo.ZoneInfo) -> int:
+    """The start of the local day of a date (a proleptic ordinal); of the next one where the date is skipped."""
+    return _first_moment(ordinal, zone)
 
 
 def last_month_start(now_ms: int, zone: zoneinfo.ZoneInfo) -> int:
@@ -85,7 +90,7 @@ def hour_end(start_ms: int, zone: zoneinfo.ZoneInfo) -> int:
 
 
 def beyond_hours(time_ms: int, zone: zoneinfo.ZoneInfo) -> int:
-    """By how much a zone is more than whole hours ahead of UTC, in ms."""
+    """What a zone's offset from UTC has beyond whole hours, in ms."""
     if zone is UTC:
         return 0
     offset = dt.datetime.fromtimestamp(time_ms // _SECOND_MS, zone).utcoffset() or dt.timedelta()
@@ -105,7 +110,7 @@ def _local_date(time_ms: int, zone: zoneinfo.ZoneInfo) -> int:
 def _first_moment(day: int, zone: zoneinfo.ZoneInfo) -> int:
     """The first moment whose local date is this day (a proleptic ordinal), or a later one."""
     midnight = dt.datetime.fromordinal(day)
-    # Equal but where the clock is set around midnight: twice there, or skipped.
+    # They differ where the clock is set around midnight, which then comes twice or is skipped.
     early, late = sorted(int(midnight.replace(tzinfo=zone, fold=fold).timestamp()) * _SECOND_MS for fold in (0, 1))
     if early == late or _local_date(early, zone) >= day:
         return early

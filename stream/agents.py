@@ -1,4 +1,4 @@
-"""Faust lives here: three agents over blocks, assignment, timers. What they do is in `state` and `stage`.
+"""The only module that imports Faust: three agents, assignment, timers. What they do is in `intake`, `state` and `stage_partition`.
 
 Faust's own offsets and tables are not used: a new owner recovers a partition from its state log while the rebalance
 completes, and the input starts at the fence found there.
@@ -16,16 +16,20 @@ import faust
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from infra import faults, logs, topics
+from infra import faults, logs
 from infra.clock import now_ms
 from infra.errors import AdclickError, CorruptLog
-from infra.kafka import METADATA_REFRESH_MS, Admin
+from infra.kafka import topics
+from infra.kafka.admin import Admin
+from infra.kafka.client import METADATA_REFRESH_MS
 from infra.priority import BACKGROUND, give_way_here
 from infra.settings import Settings
 from ingest import blocks
 from ingest.partials import Partials
 from stream import chunks
-from stream.stage import MAX_PENDING_ROWS, STAGES, Sink, Stage, StagePartition
+from stream.flush_policy import MAX_WAITING_ROWS
+from stream.stage_partition import Sink, StagePartition
+from stream.topology import MINUTE, STAGES, Stage
 
 _DEAD_LIMIT_S = 5.0
 _SETTLE_S = 4.0
@@ -52,7 +56,7 @@ class _Consumer(driver.Consumer):  # type: ignore[misc]
         """
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
-        """Our fences instead of the group's offsets. From memory only: a slow answer here hangs the worker."""
+        """Seek to our fences instead of the group's offsets. From memory only: a slow answer would hang the worker."""
         fences: dict[TP, int] = self.app.fences()
         await self._thread.seek_wait(fences)
         return fences
@@ -84,7 +88,7 @@ class Agents:
         self._log = logs.get("stream")
         self._owned: dict[TP, StagePartition] = {}
         self._by_topic = {settings.topic(stage.source): stage for stage in STAGES.values()}
-        self._taking: list[StagePartition] = []
+        self._recovering: list[StagePartition] = []
         self._recoveries: list[Future[None]] = []
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="partition")
         self._patient_pool = ThreadPoolExecutor(_THREADS, "patient", give_way_here, (BACKGROUND,))
@@ -94,7 +98,7 @@ class Agents:
         self.failure: BaseException | None = None
         self._topic_ids = dict[str, str]()
         self._watched: Any = None
-        self._heard_at = 0.0
+        self._confirmed_at = 0.0
         self.app = StreamApp(
             settings.topic(topics.STREAM_GROUP),
             fences=self._fences,
@@ -145,87 +149,87 @@ class Agents:
     async def _apply(self, message: Any, stage: Stage) -> None:
         tp = TP(message.topic, message.partition)
         owned = self._owned.get(tp)
-        while owned is not None and not owned.dead.is_set() and owned.state.pending_rows > MAX_PENDING_ROWS:
+        while owned is not None and not owned.dead.is_set() and owned.intake.waiting_rows > MAX_WAITING_ROWS:
             await asyncio.sleep(0.05)
         owned = self._owned.get(tp)
         # No await from here on: check and apply are one step.
-        if owned is None or owned.dead.is_set() or message.offset < owned.state.next_message:
+        if owned is None or owned.dead.is_set() or message.offset < owned.intake.next_message:
             return
         where = f"{message.topic}/{message.partition}/{message.offset}"
-        if stage.name == "minute":
-            block, block_header = blocks.decode(message.value, where)
-            owned.state.apply_block(message.offset, Partials.of_arrow(block), block_header, where)
+        if stage is MINUTE:
+            block, block_header = blocks.decode_block(message.value, where)
+            owned.intake.apply_block(message.offset, Partials.of_arrow(block), block_header, where)
         else:
             chunk, chunk_header = chunks.decode(message.value, where)
-            owned.state.apply_chunk(message.offset, chunk, chunk_header, where)
+            owned.intake.apply_chunk(message.offset, chunk, chunk_header, where)
 
     # -- ownership ------------------------------------------------------------------------------------------
 
     async def _revoked(self, _app: Any, revoked: set[TP], **_: Any) -> None:
         if revoked:
             faults.point("stream.revoked")
-        for owned in [*self._owned.values(), *self._taking]:
+        for owned in [*self._owned.values(), *self._recovering]:
             owned.die()
         for tp in revoked:
             self._owned.pop(tp, None)
-        await self._settle()
+        await self._wait_for_recoveries()
 
-    async def _settle(self) -> None:
-        """Wait for recoveries that were overtaken: one that registers its id late would fence the partition's next owner."""
+    async def _wait_for_recoveries(self) -> None:
+        """Wait for recoveries of an earlier assignment: one that registers its id late would fence the partition's next owner."""
         running = [asyncio.wrap_future(f) for f in self._recoveries if not f.done()]
         if running:
             await asyncio.wait(running, timeout=_SETTLE_S)
 
     async def _recover(self, _app: Any, **_: Any) -> None:
-        """Take over what was assigned. Runs inside the rebalance: the input flows when this returns."""
-        for owned in [*self._owned.values(), *self._taking]:
+        """Recover the assigned partitions. Runs inside the rebalance: the input flows when this returns."""
+        for owned in [*self._owned.values(), *self._recovering]:
             owned.die()
         self._owned.clear()
-        await self._settle()
+        await self._wait_for_recoveries()
         generation = self.app.consumer_generation_id
         # Nothing of ours is in partitions beyond the setting: others have added them.
         count = self._settings.block_partitions
-        wanted = [tp for tp in self.app.consumer.assignment() if tp.topic in self._by_topic and tp.partition < count]
-        taken = {
+        assigned = [tp for tp in self.app.consumer.assignment() if tp.topic in self._by_topic and tp.partition < count]
+        partitions = {
             tp: StagePartition(
                 self._settings, self._by_topic[tp.topic], tp.partition, self._make_sink, self._member_since
             )
-            for tp in wanted
+            for tp in assigned
         }
-        self._taking = list(taken.values())
-        self._recoveries = [self._pool.submit(p.recover) for p in taken.values()]
+        self._recovering = list(partitions.values())
+        self._recoveries = [self._pool.submit(p.recover) for p in partitions.values()]
         started = time.monotonic()
         try:
-            # Faust may cancel this: the threads go on, and `_settle` waits for them.
+            # Faust may cancel this: the threads go on, and `_wait_for_recoveries` waits for them.
             await asyncio.gather(*(asyncio.shield(asyncio.wrap_future(f)) for f in self._recoveries))
         except Exception as error:
-            if not all(p.dead.is_set() for p in taken.values()):
+            if not all(p.dead.is_set() for p in partitions.values()):
                 self._fail(error)
             return
-        if self.app.consumer_generation_id != generation or any(p.dead.is_set() for p in taken.values()):
+        if self.app.consumer_generation_id != generation or any(p.dead.is_set() for p in partitions.values()):
             self._log.info("assignment changed while recovering")
             return
-        self._owned = taken
-        self._log.info("partitions recovered", count=len(taken), seconds=round(time.monotonic() - started, 2))
+        self._owned = partitions
+        self._log.info("partitions recovered", count=len(partitions), seconds=round(time.monotonic() - started, 2))
 
     def _member_since(self, moment: float) -> bool:
-        """Whether the group's coordinator has taken a heartbeat of this member after a moment of `time.monotonic`."""
+        """Whether the group's coordinator has accepted a heartbeat of this member after a moment of `time.monotonic`."""
         coordinator = self.app.consumer._thread._ensure_consumer()._coordinator
         if coordinator is not self._watched:
-            beat = coordinator._do_heartbeat
+            send_heartbeat = coordinator._do_heartbeat
 
-            async def watched() -> bool:
-                taken = bool(await beat())
-                # A heartbeat is taken during a rebalance, too: then somebody else may own our partitions soon.
-                if taken and not coordinator._rejoin_needed_fut.done():
-                    self._heard_at = time.monotonic()
-                return taken
+            async def send_and_note() -> bool:
+                accepted = bool(await send_heartbeat())
+                # A heartbeat is accepted during a rebalance, too: then another worker may own our partitions soon.
+                if accepted and not coordinator._rejoin_needed_fut.done():
+                    self._confirmed_at = time.monotonic()
+                return accepted
 
-            coordinator._do_heartbeat, self._watched = watched, coordinator
-        return self._heard_at > moment
+            coordinator._do_heartbeat, self._watched = send_and_note, coordinator
+        return self._confirmed_at > moment
 
     def _fences(self) -> dict[TP, int]:
-        return {tp: owned.state.next_message for tp, owned in self._owned.items()}
+        return {tp: owned.intake.next_message for tp, owned in self._owned.items()}
 
     async def _watch_topics(self, *_: Any) -> None:
         """Stop when an input was deleted and made again: by offsets alone, what is new in it would look old."""
@@ -266,11 +270,11 @@ class Agents:
             if owned.dead.is_set():
                 return
             loop = asyncio.get_running_loop()
-            if owned.flush_due(now_ms()):
-                owned.state.begin_flush()
-                await loop.run_in_executor(self._pool if owned.is_fresh else self._patient_pool, owned.flush)
+            if owned.begin_flush(now_ms()):
+                pool = self._pool if owned.stage.is_fresh else self._patient_pool
+                owned.settle(await loop.run_in_executor(pool, owned.flush))
             elif owned.refresh_due():
-                await loop.run_in_executor(self._pool, owned.refresh)
+                await loop.run_in_executor(self._pool, owned.refresh, owned.intake.shown_sent_ms)
 
     def _flushed(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -282,6 +286,11 @@ class Agents:
             self.failure = error
 
     # -- life -----------------------------------------------------------------------------------------------
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether an agent has failed, or Faust stops by itself."""
+        return self.failure is not None or bool(self.app.should_stop)
 
     async def start(self) -> None:
         """Join the group and begin."""

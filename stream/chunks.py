@@ -13,7 +13,7 @@ import numpy as np
 
 from ingest import blocks, partials
 from ingest.partials import Partials
-from stream.windows import Closing
+from stream.closing import Closing
 
 SCHEMA_VERSION = blocks.SCHEMA_VERSION
 # Beside the sums of a partial: rows that came when their window (of this stage's grain) was closed.
@@ -41,7 +41,7 @@ class ChunkHeader(msgspec.Struct, frozen=True):
 
 def empty() -> Partials:
     """No rows."""
-    return partials.empty().with_column(CHANGED, np.empty(0, np.int64))
+    return partials.empty_partials().with_column(CHANGED, np.empty(0, np.int64))
 
 
 def key(header: ChunkHeader, part: int) -> bytes:
@@ -56,13 +56,13 @@ def sequence_of(key: bytes) -> int:
 
 def encode(rows: Partials, header: ChunkHeader) -> Iterator[tuple[bytes, bytes]]:
     """(key, value) of each message of a chunk, in order."""
-    parts = blocks.split(rows.arrow())
+    parts = blocks.split_rows(rows.arrow())
     for number, part in enumerate(parts):
-        told = msgspec.structs.replace(header, part=number, parts=len(parts))
-        yield key(header, number), blocks.pack(part, msgspec.json.encode(told))
+        part_header = msgspec.structs.replace(header, part=number, parts=len(parts))
+        yield key(header, number), blocks.pack_rows(part, msgspec.json.encode(part_header))
 
 
 def decode(value: bytes, where: str) -> tuple[Partials, ChunkHeader]:
     """A message as chunk. Raises CorruptLog."""
-    rows, raw = blocks.unpack(value)
+    rows, raw = blocks.unpack_rows(value)
     return Partials.of_arrow(rows), blocks.decode_header(raw, ChunkHeader, where)

@@ -3,130 +3,156 @@
 from __future__ import annotations
 
 import asyncio
-import gc
+import contextlib
 import os
-import signal
-import threading
 from typing import Any
 
-from infra import console, logs, migration
+from infra import logs, migration
+from infra.cli import declare
+from infra.cli.app import App
 from infra.clickhouse.client import ClickHouse
 from infra.clock import now_ms
-from infra.console import App
 from infra.errors import AdclickError, BadStatement, Refused, Unavailable, UserError
-from infra.kafka import Admin
-from infra.patience import WAITS, patiently
-from infra.pipeline_state import reporting
-from infra.priority import PIPELINE, give_way
-from infra.redis import NEVER_EVICT, Memory, Redis
+from infra.kafka.admin import Admin
+from infra.priority import PIPELINE
+from infra.redis.client import Redis
+from infra.redis.eviction import NEVER_EVICT, EvictionWatch
+from infra.retries import WAITS, patiently
 from infra.settings import Settings
-from ingest.worker import worker_name
+from infra.wait_reports import reporting
+from infra.worker_process import Every, StopSignal, freeze_heap, start_worker
 from stream.agents import Agents
-from stream.sinks.hot import HotSink
-from stream.sinks.warm import WarmSink, lowest_border
-from stream.stage import Sink, Stage
+from stream.hot.writer import HotSink
+from stream.stage_partition import Sink
+from stream.topology import HOUR, MINUTE, Stage
+from stream.warm.writer import WarmSink, lowest_border
 
 _TIERS = {"hour": "hours", "day": "days"}
-_EXPIRE_EVERY_S, _CHECK_EVERY_S = 60, 2
+_LOOK_EVERY_S, _CHECK_EVICTION_EVERY_S, _EXPIRE_EVERY_S = 0.2, 2.0, 60.0
 _STOP_S = 4.0
 
 
 async def run(settings: Settings) -> None:
     """Run until SIGTERM or Ctrl-C. Raises what made an agent stop."""
-    log = logs.get("stream")
-    redis = Redis(settings.redis)
-    hot: dict[int, HotSink] = {}
-    tiers = ClickHouse(settings.clickhouse, settings.database)
-
-    def make_sink(stage: Stage, partition: int) -> Sink:
-        if stage.name == "minute":
-            hot[partition] = HotSink(redis, settings.key_prefix, partition, settings.hot_hours, settings.redis_page)
-            return hot[partition]
-        client = ClickHouse(settings.clickhouse, settings.database)
-        return WarmSink(client, _TIERS[stage.name], stage.grain_ms, partition)
-
-    def tidy() -> None:
-        try:
-            border_ms = lowest_border(tiers, _TIERS["hour"], settings.block_partitions)
-            for sink in list(hot.values()):
-                sink.expire(now_ms(), border_ms)
-        except Unavailable as error:
-            log.warning("the hot tier was not tidied", why=str(error))
-
-    stopping, waiting = asyncio.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        stopping.set()
-        waiting.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    admin, watch = Admin(settings.kafka), _EvictionWatch(redis, log)
-    try:
-        await loop.run_in_executor(None, patiently, watch.refuse, waiting, log)
-        await loop.run_in_executor(None, patiently, lambda: admin.partitions(5.0), waiting, log)
-    except Unavailable:
+    stop, redis = StopSignal(), Redis(settings.redis)
+    sinks, guard = _Sinks(settings, redis), _EvictionGuard(redis, logs.get("stream"))
+    if not await _wait_for_backends(settings, guard, stop):
         return
-    agents = Agents(settings, make_sink)
+    agents = Agents(settings, sinks.make)
     await agents.start()
-    gc.collect()
-    gc.freeze()
-    # A flush makes thousands of objects, none of them part of a cycle: do not walk them over and over.
-    gc.set_threshold(500_000, 20, 100)
-    expired_at = checked_at = loop.time()
-    while not stopping.is_set() and agents.failure is None and not agents.app.should_stop:
-        try:
-            await asyncio.wait_for(stopping.wait(), 0.2)
-        except TimeoutError:
-            pass
-        if loop.time() - expired_at > _EXPIRE_EVERY_S:
-            expired_at = loop.time()
-            await loop.run_in_executor(None, tidy)
-        if loop.time() - checked_at > _CHECK_EVERY_S:
-            checked_at = loop.time()
-            await loop.run_in_executor(None, watch.look, list(hot.values()))
+    freeze_heap()
+    await _do_upkeep(agents, sinks, guard, stop)
+    await _leave_group(agents)
+    _raise_failure(agents, stop)
+
+
+async def _wait_for_backends(settings: Settings, guard: _EvictionGuard, stop: StopSignal) -> bool:
+    """Wait until Redis and Kafka answer; False when told to stop before that. Raises UserError when Redis may evict keys."""
+    admin, log = Admin(settings.kafka), logs.get("stream")
+    try:
+        for call in (guard.refuse, lambda: admin.partitions(5.0)):
+            await _in_thread(patiently, call, stop.for_threads, log)
+    except Unavailable:
+        return False
+    return True
+
+
+async def _do_upkeep(agents: Agents, sinks: _Sinks, guard: _EvictionGuard, stop: StopSignal) -> None:
+    """Look after the hot tier until told to stop, or until the agents stop by themselves."""
+    expiry, eviction = Every(_EXPIRE_EVERY_S), Every(_CHECK_EVICTION_EVERY_S)
+    while not (stop.came or agents.has_stopped):
+        await stop.wait(_LOOK_EVERY_S)
+        if expiry.is_due():
+            await _in_thread(sinks.expire_minutes)
+        if eviction.is_due():
+            await _in_thread(guard.look, sinks.hot)
+
+
+async def _leave_group(agents: Agents) -> None:
+    """Flush what is due and leave the consumer group; end the process where that hangs."""
     try:
         await asyncio.wait_for(agents.stop(), _STOP_S)
     except TimeoutError:
         # Threads of the clients wait for a broker that is away. What they hold is in the log, or will be read again.
-        log.warning("left without saying good-bye", why=str(agents.failure or "a backend is away"))
+        reason = str(agents.failure or "a backend is away")
+        logs.get("stream").warning("stopped without leaving the consumer group", why=reason)
         os._exit(0 if agents.failure is None else 1)
+
+
+def _raise_failure(agents: Agents, stop: StopSignal) -> None:
     if agents.failure is not None:
         raise AdclickError(f"stream: {agents.failure}", hint="the supervisor starts it again") from agents.failure
-    if agents.app.should_stop and not stopping.is_set():
+    if agents.has_stopped and not stop.came:
         raise AdclickError("stream: the app stopped by itself", hint="see the lines above")
 
 
-class _EvictionWatch:
-    """Notices a Redis that may evict minutes, or has: what is left of a shard is then no longer all of it."""
+async def _in_thread(call: Any, *arguments: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(None, call, *arguments)
+
+
+class _Sinks:
+    """Makes the sinks of this worker's partitions, and drops old hours of the hot tier."""
+
+    def __init__(self, settings: Settings, redis: Redis) -> None:
+        self._settings, self._redis = settings, redis
+        self._by_partition: dict[int, HotSink] = {}
+        self._tiers = ClickHouse(settings.clickhouse, settings.database)
+
+    @property
+    def hot(self) -> list[HotSink]:
+        """The newest sink of each partition of minutes."""
+        return list(self._by_partition.values())
+
+    def make(self, stage: Stage, partition: int) -> Sink:
+        """A sink with connections of its own to ClickHouse; those to Redis are shared."""
+        settings = self._settings
+        if stage is MINUTE:
+            sink = HotSink(self._redis, settings.key_prefix, partition, settings.hot_hours, settings.redis_page)
+            self._by_partition[partition] = sink
+            return sink
+        client = ClickHouse(settings.clickhouse, settings.database)
+        return WarmSink(client, _TIERS[stage.name], stage.grain_ms, partition)
+
+    def expire_minutes(self) -> None:
+        """Drop hours from Redis that are old and in ClickHouse. Blocks."""
+        try:
+            border_ms = lowest_border(self._tiers, _TIERS[HOUR.name], self._settings.block_partitions)
+            for sink in self.hot:
+                sink.expire(now_ms(), border_ms)
+        except Unavailable as error:
+            logs.get("stream").warning("old minutes were not dropped from Redis", why=str(error))
+
+
+class _EvictionGuard:
+    """What a stream worker does about a Redis that may evict minutes, or has: what is left of a shard is then not all of it."""
 
     def __init__(self, redis: Redis, log: Any) -> None:
-        self._redis, self._log = redis, log
-        self._before: Memory | None = None
-        self._reason = ""
+        self._watch, self._log, self._reason = EvictionWatch(redis), log, ""
+        self._evicted = False
+        """Whether keys were evicted since all shards forgot what they retain."""
 
     def refuse(self) -> None:
         """Raises UserError when Redis may evict keys."""
-        if eviction := self._redis.eviction():
-            raise UserError(eviction, hint=NEVER_EVICT)
+        if reason := self._watch.look().reason:
+            raise UserError(reason, hint=NEVER_EVICT)
 
     def look(self, sinks: list[HotSink]) -> None:
         """Report that Redis may evict; where it has, have these shards forget which minutes they retain, so that they are written
         anew and readers see the others as missing; where it has not, note that. Blocks, briefly."""
-        try:
-            reason = self._redis.eviction()
-            memory, before = self._redis.memory(), self._before
-            if before and memory.run_id == before.run_id and memory.evicted_keys > before.evicted_keys:
-                self._log.warning("redis evicted keys: minutes are written anew", keys=memory.evicted_keys)
+        with contextlib.suppress(Unavailable, BadStatement):
+            eviction = self._watch.look()
+            self._report(eviction.reason)
+            self._evicted |= eviction.evicted > 0
+            if self._evicted:
+                self._log.warning("redis evicted keys: minutes are written anew", keys=eviction.evicted)
                 for sink in sinks:
                     sink.forget()
-            else:
+                self._evicted = False
+            elif eviction.memory is not None:
                 for sink in sinks:
-                    sink.mark_whole(memory)
-        except (Unavailable, BadStatement):
-            return
-        self._before = memory
+                    sink.mark_whole(eviction.memory)
+
+    def _report(self, reason: str) -> None:
         if reason and reason != self._reason:
             self._log.warning("redis may evict", why=reason, hint=NEVER_EVICT)
         self._reason = reason
@@ -136,12 +162,10 @@ class _EvictionWatch:
             WAITS.end(self)
 
 
-@console.command("stream", "ADCLICK_KAFKA=broker:9092 ADCLICK_CLICKHOUSE=http://… adclick stream")
+@declare.command("stream", "ADCLICK_KAFKA=broker:9092 ADCLICK_CLICKHOUSE=http://… adclick stream")
 def stream(app: App) -> None:
     """Run one stream worker: fold blocks into minutes, hours and days, and show them in Redis and ClickHouse."""
-    logs.configure(verbose=app.verbose, quiet=app.quiet)
-    give_way(PIPELINE)
-    migration.wait_for_topics(app.settings, logs.get("stream"))
+    name = start_worker(app, "stream", PIPELINE)
     migration.check_tables(app.settings)
-    with reporting(app.settings, worker_name("stream")):
+    with reporting(app.settings, name):
         asyncio.run(run(app.settings))

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from infra import topics
-from infra.clickhouse.client import ClickHouse, migrate
+from infra.clickhouse.client import ClickHouse
+from infra.clickhouse.schema import apply_migrations
+from infra.kafka import topic_setup
 from infra.settings import Settings, resolve
 
 ADCLICK = [sys.executable, "-P", "-m", "infra"]
@@ -30,13 +31,13 @@ FOREIGN = {
 
 
 def product_environment() -> dict[str, str]:
-    """This process's variables without its settings, for a process of the product, and others that must not be heeded."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("ADCLICK_") and k.lower() not in _PROXY_NAMES}
-    return kept | DEAD_PROXY | FOREIGN
+    """Variables for a process of the product: those of this process without settings, and others that it must ignore."""
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("ADCLICK_") and k.lower() not in _PROXY_NAMES}
+    return variables | DEAD_PROXY | FOREIGN
 
 
 def adclick(*words: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user does, with no setting but those given."""
+    """Run the command as a user does, with no settings but these."""
     clean = product_environment() | {"ADCLICK_RECONCILE_AT": "off"}
     return subprocess.run([*ADCLICK, *words], capture_output=True, text=True, env=clean | env, cwd=cwd, timeout=1200)
 
@@ -51,22 +52,22 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield Path(running)
         return
     folder = tmp_path_factory.mktemp("backends") / "stack"
-    done = adclick("up", "--detach", "--dir", str(folder), "--ingest-workers", "0", "--stream-workers", "0")
-    assert done.returncode == 0, done.stderr
+    result = adclick("up", "--detach", "--dir", str(folder), "--ingest-workers", "0", "--stream-workers", "0")
+    assert result.returncode == 0, result.stderr
     yield folder
     adclick("down", "--dir", str(folder))
 
 
 @pytest.fixture
 def new_settings(backends: Path, tmp_path: Path) -> Callable[[], Settings]:
-    """Makes settings with topics, keys, a database and an archive of their own."""
-    found = resolve(str(backends)).settings
+    """A function that makes settings with topics, keys, a database and an archive of their own."""
+    stack_settings = resolve(str(backends)).settings
 
     def make() -> Settings:
         name = f"t{uuid.uuid4().hex[:8]}_"
-        own = found.model_copy(update={"namespace": name, "archive": str(tmp_path / f"{name}archive")})
-        topics.ensure(own)
-        migrate(ClickHouse(own.clickhouse, own.database))
+        own = stack_settings.model_copy(update={"namespace": name, "archive": str(tmp_path / f"{name}archive")})
+        topic_setup.ensure(own)
+        apply_migrations(ClickHouse(own.clickhouse, own.database))
         return own
 
     return make

@@ -1,13 +1,13 @@
-"""Messages that anyone may have written to the dead-letter topic: what no reader of letters may fail on."""
+"""Messages that any program may have written to the dead-letter topic. No reader of letters may fail on them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from infra import topics
 from infra.clock import now_ms
-from infra.kafka import TransactionalProducer
-from infra.records import Record
+from infra.kafka import topics
+from infra.kafka.records import Record
+from infra.kafka.transactions import TransactionalProducer
 from infra.settings import Settings
 
 DEEP = 1_000

@@ -1,4 +1,4 @@
-"""A server that takes what is POSTed to it: alerts, spans."""
+"""A server that collects the bodies of POST requests: alerts, spans."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Posts(ThreadingHTTPServer):
-    """Listens on loopback until `shutdown`; `bodies` come as they arrived."""
+    """Listens on loopback until `shutdown`; `bodies` are in the order of arrival."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Ways in which a Redis answers and refuses, as users of real ones reported them."""
+"""Ways in which a Redis answers and refuses, as reported by users of real ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Command = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Refusal:
-    """How a Redis is made to refuse, and to stop refusing; its word for it; whether it still answers reads."""
+    """Commands that make a Redis refuse and stop refusing; `code`: its own for that; `reads`: whether it still answers reads."""
 
     code: str
     begin: list[Command]

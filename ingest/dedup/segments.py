@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from infra.columns import Ints
-from infra.compiled import Number, compiled, put_word, word_at
+from infra.columnar.columns import Ints
+from infra.columnar.jit import Number, compiled, put_word, word_at
 from ingest.dedup.bloom import Filter
 from ingest.dedup.digest import DIGEST, DIGEST_BYTES, Digests, first_words
 
@@ -48,14 +48,14 @@ def _side_by_side(digests: int, offsets: Offsets, rows: int) -> None:
 @compiled
 def _copy_in_order(rows: int, order: Ints, ordered: int) -> None:
     for row in range(len(order)):
-        found, at = rows + ROW_BYTES * order[row], ordered + ROW_BYTES * row
-        put_word(at, 0, word_at(found, 0))
-        put_word(at, 8, word_at(found, 8))
-        put_word(at, DIGEST_BYTES, word_at(found, DIGEST_BYTES))
+        row_at, copy_at = rows + ROW_BYTES * order[row], ordered + ROW_BYTES * row
+        put_word(copy_at, 0, word_at(row_at, 0))
+        put_word(copy_at, 8, word_at(row_at, 8))
+        put_word(copy_at, DIGEST_BYTES, word_at(row_at, DIGEST_BYTES))
 
 
-def rows_of(digests: Digests, offsets: Offsets) -> Rows:
-    """Side by side."""
+def segment_rows(digests: Digests, offsets: Offsets) -> Rows:
+    """Digests and offsets as rows of a segment."""
     rows, digests = np.empty(len(digests), ROW), np.ascontiguousarray(digests)
     _side_by_side(digests.ctypes.data, offsets.astype(np.int64, copy=False), rows.ctypes.data)
     return rows
@@ -79,32 +79,32 @@ def _index(rows: int, start: int, stop: int, slots: npt.NDArray[np.int32]) -> No
 
 
 @compiled
-def _find(digests: int, asked: Ints, rows: int, slots: npt.NDArray[np.int32], found: Offsets) -> None:
-    """The offsets of those of `asked` that are indexed."""
+def _find(digests: int, rows_asked: Ints, rows: int, slots: npt.NDArray[np.int32], offsets: Offsets) -> None:
+    """Fill in the offsets of the digests at `rows_asked` that the index has."""
     mask = len(slots) - 1
-    for at in asked:
+    for at in rows_asked:
         digest = digests + DIGEST_BYTES * at
         slot = np.int64(word_at(digest, 0) & np.uint64(mask))
         while slots[slot] != 0:
             row = rows + ROW_BYTES * np.int64(slots[slot] - 1)
             if _same(digest, row):
-                found[at] = np.int64(word_at(row, DIGEST_BYTES))
+                offsets[at] = np.int64(word_at(row, DIGEST_BYTES))
                 break
             slot = (slot + 1) & mask
 
 
 @compiled
-def _scan(digests: int, asked: Ints, windows: int, edges: Ints, found: Offsets) -> None:
-    """The offsets of those of `asked` that are in their window of rows, which begins at edges[i] and ends at edges[i + 1]."""
-    for i in range(len(asked)):
-        digest = digests + DIGEST_BYTES * asked[i]
+def _scan(digests: int, wanted: Ints, windows: int, edges: Ints, offsets: Offsets) -> None:
+    """Fill in the offsets of the digests at `wanted` that lie in their windows: windows[edges[i] : edges[i + 1]] for the i-th."""
+    for i in range(len(wanted)):
+        digest = digests + DIGEST_BYTES * wanted[i]
         for at in range(edges[i], edges[i + 1], ROW_BYTES):
             if _same(digest, windows + at):
-                found[asked[i]] = np.int64(word_at(windows + at, DIGEST_BYTES))
+                offsets[wanted[i]] = np.int64(word_at(windows + at, DIGEST_BYTES))
                 break
 
 
-class Open:
+class OpenSegment:
     """The segment that ids are recorded in."""
 
     def __init__(self, capacity: int) -> None:
@@ -115,7 +115,7 @@ class Open:
         self._slots = np.zeros(2 * len(self._rows), np.int32)
 
     def add(self, rows: Rows) -> None:
-        """Hold these, too."""
+        """Append rows and index them."""
         start, stop = self.count, self.count + len(rows)
         if stop > len(self._rows):
             larger = np.empty(1 << (stop - 1).bit_length(), ROW)
@@ -127,21 +127,21 @@ class Open:
         self.filter.add(rows["digest"])
         self.count = stop
 
-    def find(self, digests: Digests, found: Offsets) -> None:
-        """Fill in the offsets of those that are here."""
+    def find(self, digests: Digests, offsets: Offsets) -> None:
+        """Fill in the offsets of the digests that this segment has."""
         if not self.count:
             return
-        asked = np.flatnonzero(self.filter.contains(digests))
-        if asked.size:
-            _find(digests.ctypes.data, asked, self._rows.ctypes.data, self._slots, found)
+        positives = np.flatnonzero(self.filter.contains(digests))
+        if positives.size:
+            _find(digests.ctypes.data, positives, self._rows.ctypes.data, self._slots, offsets)
 
     @property
     def full(self) -> bool:
-        """Whether it is to be closed."""
+        """Whether it has as many ids as it is made for, and must be closed."""
         return self.count >= self.capacity
 
-    def closed(self) -> tuple[Closed, bytes]:
-        """The same ids in order, and how they are stored: head, sparse index, filter, rows."""
+    def closed(self) -> tuple[ClosedSegment, bytes]:
+        """The closed segment of the same ids in order, and its bytes in Redis: head, sparse index, filter, rows."""
         rows = self._rows[: self.count]
         words = first_words(rows["digest"])
         order, ordered = np.argsort(words), np.empty(self.count, ROW)
@@ -149,12 +149,12 @@ class Open:
         sparse = words[order[::_SPARSE]]
         head = _HEAD.pack(_MAGIC, self.capacity, self.count)
         stored = b"".join((head, sparse.tobytes(), self.filter.snapshot(), ordered.tobytes()))
-        return Closed(self.count, self.filter, sparse), stored
+        return ClosedSegment(self.count, self.filter, sparse), stored
 
 
 @dataclass(frozen=True)
-class Closed:
-    """What a worker holds of a closed segment; `sparse` has the first word of every 32nd row."""
+class ClosedSegment:
+    """A closed segment without its rows; `sparse` has the first word of every 32nd row."""
 
     count: int
     filter: Filter
@@ -162,7 +162,7 @@ class Closed:
 
     @staticmethod
     def sizes(head: bytes) -> tuple[int, int, int]:
-        """Capacity and rows, as the head tells, and the bytes before the rows. Raises Damaged."""
+        """Capacity, count of rows, and the bytes before the rows, from a segment's head. Raises Damaged."""
         if len(head) != HEAD_BYTES:
             raise Damaged("no head")
         magic, capacity, count = _HEAD.unpack(head)
@@ -171,17 +171,17 @@ class Closed:
         return capacity, count, HEAD_BYTES + 8 * -(-count // _SPARSE) + Filter(capacity).size
 
     @classmethod
-    def loaded(cls, start: bytes) -> Closed:
-        """From all that comes before the rows. Raises Damaged."""
+    def loaded(cls, start: bytes) -> ClosedSegment:
+        """A closed segment from its bytes before the rows. Raises Damaged."""
         capacity, count, size = cls.sizes(start[:HEAD_BYTES])
         if len(start) != size:
             raise Damaged("cut short")
-        held, sparse = Filter(capacity), -(-count // _SPARSE)
-        held.restore(start[HEAD_BYTES + 8 * sparse :])
-        return cls(count, held, np.frombuffer(start, "<u8", sparse, HEAD_BYTES))
+        bloom, sparse = Filter(capacity), -(-count // _SPARSE)
+        bloom.restore(start[HEAD_BYTES + 8 * sparse :])
+        return cls(count, bloom, np.frombuffer(start, "<u8", sparse, HEAD_BYTES))
 
     def windows(self, digests: Digests) -> tuple[Ints, Ints]:
-        """Where the rows lie among which each must be: first and last byte of the stored segment."""
+        """The window of rows in which each digest must lie: first and last byte of the stored segment."""
         words = first_words(digests)
         first = np.maximum(np.searchsorted(self.sparse, words, "left") - 1, 0) * _SPARSE
         last = np.minimum(np.searchsorted(self.sparse, words, "right") * _SPARSE, self.count)
@@ -190,28 +190,28 @@ class Closed:
         return rows_at + ROW_BYTES * first, rows_at + ROW_BYTES * np.maximum(last, 1) - 1
 
 
-def scan(digests: Digests, asked: Ints, windows: list[bytes], found: Offsets) -> None:
-    """Look for the digests `asked` in their windows, and fill in their offsets."""
+def scan_windows(digests: Digests, wanted: Ints, windows: list[bytes], offsets: Offsets) -> None:
+    """Look for the digests at `wanted` in their windows of rows, and fill in their offsets."""
     joined = np.frombuffer(b"".join(windows), np.uint8)
     edges = np.zeros(len(windows) + 1, np.int64)
     np.cumsum([len(window) for window in windows], out=edges[1:])
-    _scan(digests.ctypes.data, asked, joined.ctypes.data, edges, found)
+    _scan(digests.ctypes.data, wanted, joined.ctypes.data, edges, offsets)
 
 
 @dataclass
 class Generation:
-    """All ids of one generation."""
+    """The segments of one generation."""
 
     limit: int
-    """Ids of a segment at most."""
+    """At most so many ids in a segment."""
     first: int = FIRST_CAPACITY
-    """Ids of the first one."""
-    closed: list[Closed] = field(default_factory=list)
-    open: Open | None = None
+    """Ids of the first segment; each further one takes twice as many."""
+    closed: list[ClosedSegment] = field(default_factory=list)
+    open: OpenSegment | None = None
 
-    def opened(self) -> Open:
+    def opened(self) -> OpenSegment:
         """The open segment; a new one is twice as large as the one before."""
-        self.open = self.open or Open(min(self.limit, self.first << len(self.closed)))
+        self.open = self.open or OpenSegment(min(self.limit, self.first << len(self.closed)))
         return self.open
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import itertools
 import re
 import sys
 import time
@@ -14,26 +15,26 @@ import click
 import polars as pl
 import psutil
 
-from infra import console
+from infra.cli import declare
+from infra.cli.app import App
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, now_ms
-from infra.console import App
 from infra.errors import UsageError, UserError
-from ingest.events import time_ms_of
-from ingest.synthetic import truth_file
-from ingest.synthetic.generator import Made, Spec, make
+from infra.rfc3339 import time_ms_of
+from ingest.synthetic import directory_file, truth_file
+from ingest.synthetic.generator import Spec, SyntheticEvents, generate_events
 
 _UNITS = {"s": 1_000, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}
 _SLICE = 100_000
-# What `make` holds of an event at its peak.
+# What `generate_events` holds of an event at its peak.
 _PEAK_BYTES = 600
 
 
 def duration_ms(text: str) -> int:
     """`90s`, `30m`, `26h`, `2d` in milliseconds. Raises UsageError."""
-    found = re.fullmatch(r"(\d{1,9})([smhd])", text)
-    if found is None or int(found[1]) == 0:
+    parts = re.fullmatch(r"(\d{1,9})([smhd])", text)
+    if parts is None or int(parts[1]) == 0:
         raise UsageError(f"not a duration: {text}", hint="like 90s, 30m, 26h or 2d")
-    return int(found[1]) * _UNITS[found[2]]
+    return int(parts[1]) * _UNITS[parts[2]]
 
 
 def start_time_ms(text: str | None) -> int:
@@ -45,18 +46,18 @@ def start_time_ms(text: str | None) -> int:
         return now_ms()
     if text.startswith("-"):
         return now_ms() - duration_ms(text[1:])
-    found = time_ms_of(text)
-    if found is None:
+    time_ms = time_ms_of(text)
+    if time_ms is None:
         raise UsageError(f"not a time: {text}", hint="RFC 3339 with an offset, like 2026-11-20T00:00:00Z, or -26h")
-    return found
+    return time_ms
 
 
-def write_lines(made: Made, out: Path) -> None:
+def write_lines(traffic: SyntheticEvents, out: Path) -> None:
     """Write NDJSON; `-` is standard output."""
     stream = sys.stdout.buffer if str(out) == "-" else out.open("wb")
     try:
-        for start in range(0, len(made.lines), _SLICE):
-            stream.write(b"\n".join(made.lines.slice(start, _SLICE).to_list()) + b"\n")
+        for start in range(0, len(traffic.lines), _SLICE):
+            stream.write(b"\n".join(traffic.lines.slice(start, _SLICE).to_list()) + b"\n")
         stream.flush()
     finally:
         if stream is not sys.stdout.buffer:
@@ -77,13 +78,19 @@ def _complete(path: Path) -> Iterator[None]:
 _FRACTION = click.FloatRange(0, 0.5)
 
 
-@console.command(
+@declare.command(
     "generate",
     "adclick generate --events 1000000 --start -26h --span 26h --out events.ndjson --truth truth.ndjson",
 )
 @click.option("--events", type=click.IntRange(1), required=True, help="Lines to write.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="NDJSON file, or - for standard output.")
 @click.option("--truth", type=click.Path(path_type=Path), help="Write what must come out of it, as NDJSON.")
+@click.option(
+    "--directory",
+    "entries",
+    type=click.Path(path_type=Path),
+    help="Write names, budgets and time zones for `adclick directory import`, as NDJSON.",
+)
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--start", help="RFC 3339, or like -26h.  [default: 1 December of last year]")
 @click.option("--span", default="1h", show_default=True, help="How much time the events cover.")
@@ -116,7 +123,14 @@ _FRACTION = click.FloatRange(0, 0.5)
     help="Times as RFC 3339 text.",
 )
 def generate(
-    app: App, events: int, out: Path, truth: Path | None, start: str | None, span: str, **options: float
+    app: App,
+    events: int,
+    out: Path,
+    truth: Path | None,
+    entries: Path | None,
+    start: str | None,
+    span: str,
+    **options: float,
 ) -> None:
     """Write synthetic events as NDJSON, the same for the same seed, and the truth about them.
 
@@ -125,31 +139,36 @@ def generate(
     spec = Spec(events=events, start_ms=start_time_ms(start), span_ms=duration_ms(span), **options)  # type: ignore[arg-type]
     if spec.duplicates + spec.malformed + spec.future > 0.9:
         raise UsageError("duplicates, malformed and future leave no room for events")
-    if truth is not None and truth.absolute() == out.absolute():
-        raise UsageError("--truth and --out name the same file")
+    files = {"--out": out} | ({"--truth": truth} if truth else {}) | ({"--directory": entries} if entries else {})
+    for (one, path), (other, same) in itertools.combinations(files.items(), 2):
+        if path.absolute() == same.absolute():
+            raise UsageError(f"{other} and {one} name the same file")
     began = time.monotonic()
     if events * _PEAK_BYTES > psutil.virtual_memory().available:
         raise UserError(
             f"{events:,} events do not fit in memory", hint="make fewer at a time, each time with another --seed"
         )
-    made = make(spec)
+    traffic = generate_events(spec)
     with _complete(out):
-        write_lines(made, out)
+        write_lines(traffic, out)
     if truth is not None:
         with _complete(truth):
-            truth_file.save(made.truth, truth)
+            truth_file.save(traffic.truth, truth)
+    if entries is not None:
+        with _complete(entries):
+            directory_file.write_directory(spec, entries)
     seconds = time.monotonic() - began
-    reasons = dict(made.truth.dead.group_by("reason").len().sort("reason").iter_rows())
+    reasons = dict(traffic.truth.dead.group_by("reason").len().sort("reason").iter_rows())
     summary = {
-        "events": len(made.lines),
+        "events": len(traffic.lines),
         "distinct": int(
-            made.truth.counts.select(pl.sum("batch_impressions", "batch_clicks", "batch_conversions"))
+            traffic.truth.counts.select(pl.sum("batch_impressions", "batch_clicks", "batch_conversions"))
             .sum_horizontal()
             .item()
         ),
         "dead_letters": reasons,
         "seconds": round(seconds, 2),
-        "events_per_s": round(len(made.lines) / seconds),
+        "events_per_s": round(len(traffic.lines) / seconds),
     }
     if app.json and str(out) != "-":
         app.data(summary)

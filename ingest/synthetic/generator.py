@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,7 @@ class Spec:
     start_ms: int = 0
     span_ms: int = HOUR_MS
     campaigns: int = 1_000
+    campaigns_per_advertiser: int = 5
     ads_per_campaign: int = 10
     publishers: int = 500
     publishers_per_campaign: int = 50
@@ -88,7 +90,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Made:
+class SyntheticEvents:
     """`lines` (Binary) in order of arrival, with `arrival_ms` and the message `keys` (null where there is none)."""
 
     lines: pl.Series
@@ -97,7 +99,7 @@ class Made:
     truth: Truth = field(repr=False)
 
 
-def make(spec: Spec) -> Made:
+def generate_events(spec: Spec) -> SyntheticEvents:
     """Make everything in memory: about 600 bytes an event at the peak."""
     rng = np.random.default_rng(spec.seed)
     counts = {name: round(spec.events * getattr(spec, name)) for name in ("duplicates", "malformed", "future")}
@@ -153,7 +155,7 @@ def make(spec: Spec) -> Made:
         _counts(frame),
         dead.select(pl.col("line_number").cast(pl.Int64).alias("line"), "reason"),
     )
-    return Made(everything["line"], everything["arrival"].to_numpy(), everything["key"], truth)
+    return SyntheticEvents(everything["line"], everything["arrival"].to_numpy(), everything["key"], truth)
 
 
 def zipf(count: int, exponent: float, size: int, rng: np.random.Generator) -> Ints:
@@ -195,11 +197,7 @@ def _base(spec: Spec, size: int, rng: np.random.Generator) -> pl.DataFrame:
     campaign = zipf(spec.campaigns, spec.zipf, size, rng) + 1
     if spec.hot_campaign:
         campaign[rng.random(size) < spec.hot_campaign] = 1
-    traits = np.random.default_rng(spec.seed + 1)
-    ctr = traits.uniform(0.005, 0.05, spec.campaigns + 1)[campaign]
-    cvr = traits.uniform(0.01, 0.10, spec.campaigns + 1)[campaign]
-    cpm = traits.integers(500, 8_000, spec.campaigns + 1)[campaign]
-    cpc = traits.integers(50_000, 2_000_000, spec.campaigns + 1)[campaign]
+    ctr, cvr, cpm, cpc = (trait[campaign] for trait in _traits(spec))
     dice = rng.random(size)
     kind = np.where(dice < ctr * cvr, 2, np.where(dice < ctr * (1 + cvr), 1, 0)).astype(np.int64)
     publisher = zipf(spec.publishers_per_campaign, 1.0, size, rng)
@@ -211,7 +209,7 @@ def _base(spec: Spec, size: int, rng: np.random.Generator) -> pl.DataFrame:
             "time_ms": arrival - rng.integers(0, DISORDER_MS, size),
             "campaign_id": campaign,
             "ad_id": campaign * 1_000 + zipf(spec.ads_per_campaign, 0.8, size, rng) + 1,
-            "advertiser_id": (campaign - 1) // 5 + 1,
+            "advertiser_id": (campaign - 1) // spec.campaigns_per_advertiser + 1,
             "publisher_id": (campaign * 37 + publisher) % spec.publishers + 1,
             "country": pl.Series(COUNTRIES).gather(zipf(len(COUNTRIES), 1.0, size, rng)),
             "device": pl.Series(DEVICES).gather(zipf(len(DEVICES), 1.2, size, rng)),
@@ -220,6 +218,24 @@ def _base(spec: Spec, size: int, rng: np.random.Generator) -> pl.DataFrame:
             "iso": rng.random(size) < spec.iso_times,
         }
     )
+
+
+def _traits(spec: Spec) -> tuple[npt.NDArray[Any], ...]:
+    """By campaign (the first one is none): ctr, cvr, and what an impression and a click cost, in micros."""
+    traits, size = np.random.default_rng(spec.seed + 1), spec.campaigns + 1
+    return (
+        traits.uniform(0.005, 0.05, size), traits.uniform(0.01, 0.10, size), traits.integers(500, 8_000, size),
+        traits.integers(50_000, 2_000_000, size),
+    )  # fmt: skip
+
+
+def expected_spend_micros(spec: Spec) -> npt.NDArray[np.float64]:
+    """About what each campaign spends over the span, from the first campaign on."""
+    ctr, cvr, cpm, cpc = (trait[1:] for trait in _traits(spec))
+    shares = 1.0 / np.arange(1, spec.campaigns + 1) ** spec.zipf
+    share = shares / shares.sum() * (1 - spec.hot_campaign)
+    share[0] += spec.hot_campaign
+    return np.asarray(spec.events * share * ((1 - ctr * (1 + cvr)) * cpm + ctr * cpc))
 
 
 def _with_late(spec: Spec, frame: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
@@ -278,15 +294,15 @@ def _json(frame: pl.DataFrame) -> pl.Series:
 
 def _counts(frame: pl.DataFrame) -> pl.DataFrame:
     """Exact sums by minute and all dimensions, as the stream must show them and as the batch must."""
-    taken = pl.col("late_class") < 3
+    accepted = pl.col("late_class") < 3
     sums = []
-    for view, seen in (("stream", taken), ("batch", pl.lit(True))):
+    for view, seen in (("stream", accepted), ("batch", pl.lit(True))):
         sums += [
             (seen & (pl.col("kind") == k)).sum().cast(pl.Int64).alias(f"{view}_{name}s") for k, name in enumerate(TYPES)
         ]
         sums.append(pl.when(seen).then(pl.col("cost_micros")).otherwise(0).sum().alias(f"{view}_spend_micros"))
         sums.append((seen & (pl.col("late_class") == 2)).sum().cast(pl.Int64).alias(f"{view}_late_events"))
-    sums.append((taken & (pl.col("late_class") > 0)).sum().cast(pl.Int64).alias("stream_late"))
+    sums.append((accepted & (pl.col("late_class") > 0)).sum().cast(pl.Int64).alias("stream_late"))
     return frame.group_by((pl.col("time_ms") // MINUTE_MS * MINUTE_MS).alias("minute_ms"), *DIMENSIONS).agg(sums)
 
 

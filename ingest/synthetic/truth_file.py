@@ -14,7 +14,7 @@ from ingest.synthetic.generator import Truth
 
 
 def save(truth: Truth, path: Path) -> None:
-    """Write it."""
+    """Write the truth as NDJSON: counts first, then dead letters."""
     minute = pl.from_epoch("minute_ms", time_unit="ms").dt.strftime("%Y-%m-%dT%H:%M:%SZ").alias("minute")
     counts = truth.counts.sort("minute_ms", "campaign_id", "ad_id", "publisher_id", "country", "device")
     with path.open("wb") as out:
@@ -23,7 +23,7 @@ def save(truth: Truth, path: Path) -> None:
 
 
 def load(path: Path) -> Truth:
-    """Read it."""
+    """Read what `save` wrote."""
     raw = pl.read_ndjson(path, infer_schema_length=None)
     counts = raw.filter(pl.col("kind") == "count")
     minute = pl.col("minute").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_unit="ms").dt.epoch("ms").alias("minute_ms")

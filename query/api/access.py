@@ -1,4 +1,4 @@
-"""Who asks: the one place where a request's key is checked, its rate is counted, and what it may see is settled."""
+"""The gate: every request under /v1 is authenticated, limited and charged here."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from infra.clock import iso
 from query.api.problems import Problem
-from query.export import Export
-from query.keys import Access, Keyring
-from query.limits import Limits, Taken
+from query.export_stretches import Export
+from query.key_use import KeyUse
+from query.keyring import ExpiredToken, Keyring
+from query.keys import Access
+from query.limits import Allowance, RateLimits
+from query.row_scope import ALL_ROWS
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What a handler made of a request. `rows_read` is what it costs. `export`: the rows of one that are more than a page, and
+class HttpReply:
+    """A handler's reply to a request. `rows_read`: what it is charged for. `export`: an export of more rows than a page, which are
     not in `body`; `stream` makes the response that sends them, with the headers that it is called with."""
 
     body: bytes
@@ -28,58 +32,88 @@ class Reply:
     stream: Callable[[dict[str, str]], Response] | None = None
 
 
-Handler = Callable[[Request, Access], Reply]
+Handler = Callable[[Request, Access], HttpReply]
 
 
 class Gate:
-    """Every request under /v1 passes it. Thread-safe; blocks while Redis or ClickHouse is asked."""
+    """Checks keys and their rate limits. Thread-safe; blocks while Redis or ClickHouse is read."""
 
-    def __init__(self, keyring: Keyring, limits: Limits) -> None:
-        self._keyring, self._limits = keyring, limits
+    def __init__(self, keyring: Keyring, limits: RateLimits, uses: KeyUse) -> None:
+        self._keyring, self._limits, self._uses = keyring, limits, uses
 
-    def serve(self, request: Request, handler: Handler, *, admin: bool = False) -> Response:
-        """The handler's reply to a request that may be made. Raises Problem, Unavailable, and what the handler raises."""
-        access, taken = self.enter(request, admin=admin)
+    def serve(self, request: Request, handler: Handler, *, admin: bool = False, whole: bool = False) -> Response:
+        """The handler's reply as a response. Raises Problem where the request may not be made, Unavailable, and what the handler
+        raises."""
+        access, allowance = self.enter(request, admin=admin, whole=whole)
         reply = handler(request, access)
         self.charge(access, reply.rows_read)
-        headers = {**reply.headers, **taken.headers()}
+        headers = {**reply.headers, **allowance.headers()}
         if reply.stream is not None:
             return reply.stream(headers)
         return Response(reply.body, reply.status, headers, None if reply.status == 304 else reply.media_type)
 
-    def enter(self, request: Request, *, admin: bool = False) -> tuple[Access, Taken]:
-        """What the request's key allows, once it has paid. Raises Problem: 401, 403 or 429."""
-        access = self.known(request)
+    def enter(self, request: Request, *, admin: bool = False, whole: bool = False) -> tuple[Access, Allowance]:
+        """Authenticate a request and take its token. `whole`: the operation is about all advertisers. Raises Problem: 401, 403 or
+        429."""
+        access = self.authenticate(request)
         if admin and not access.admin:
-            raise Problem(403, "forbidden", "this key may read numbers, and this needs an admin key")
-        taken = self._limits.take(access)
-        if not taken.allowed:
             raise Problem(
-                429, "too-many-requests", f"this key may ask again in {taken.wait_s} s", headers=taken.headers()
+                403,
+                "forbidden",
+                "this needs a key with --admin (adclick keys create --admin makes one), or a token of it with the scope admin",
             )
-        return access, taken
+        if whole and access.rows != ALL_ROWS:
+            raise Problem(
+                403,
+                "forbidden",
+                "this is about all advertisers, and this key or token may see only some; use an admin key without such a limit",
+            )
+        allowance = self._limits.take(access)
+        if not allowance.allowed:
+            raise Problem(
+                429, "too-many-requests", f"the rate limit of this key is exceeded; retry in {allowance.wait_s} s",
+                headers=allowance.headers(),
+            )  # fmt: skip
+        self._uses.count(access.key)
+        return access, allowance
 
-    def known(self, request: Request) -> Access:
-        """The bearer's rights, as they are now. Raises Problem (401)."""
-        sent = request.headers.getlist("authorization")
-        scheme, _, token = sent[0].partition(" ") if len(sent) == 1 else ("", "", "")
-        access = self._keyring.access(token.strip()) if scheme.lower() == "bearer" else None
+    def authenticate(self, request: Request) -> Access:
+        """What the request's key or token allows at this moment. Raises Problem (401; 403 for a page of another origin than the
+        token's)."""
+        headers = request.headers.getlist("authorization")
+        scheme, _, text = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
+        try:
+            access = self._keyring.access(text.strip()) if scheme.lower() == "bearer" else None
+        except ExpiredToken as error:
+            request.state.key, request.state.origin = error.key, error.origin
+            expired = iso(error.expired_ms)
+            raise Problem(
+                401, "token-expired", f"the token expired at {expired}; buy another with POST /v1/tokens",
+                headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
+            ) from None  # fmt: skip
         if access is None:
             raise Problem(
-                401, "unauthorized", "send the header Authorization: Bearer KEY, with a key that is valid",
+                401, "unauthorized", "the request has no valid key; send the header Authorization: Bearer KEY",
                 headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
-        request.state.key = access.key
+        request.state.key, request.state.token, request.state.origin = access.key, access.token, access.origin
+        origin = request.headers.get("origin")
+        if access.origin and origin is not None and origin != access.origin:
+            raise Problem(
+                403,
+                "foreign-origin",
+                f"this token is for pages of {access.origin}, not of {origin[:100]}; buy one for these",
+            )
         return access
 
     def wait_s(self, request: Request) -> float:
-        """Take a token for the next part of an answer that was begun; returns the seconds to wait for one, 0 when it was taken.
+        """Take a token for the next stretch of an export; returns the seconds to wait for one, 0 when it was taken.
 
         Raises Problem (401) once the key is not valid any more.
         """
-        taken = self._limits.take(self.known(request))
-        return 0.0 if taken.allowed else float(taken.wait_s)
+        allowance = self._limits.take(self.authenticate(request))
+        return 0.0 if allowance.allowed else float(allowance.wait_s)
 
     def charge(self, access: Access, rows_read: int) -> None:
-        """Take what an answer has cost."""
+        """Take what an answer costs beyond its first token."""
         self._limits.charge(access, rows_read)

@@ -1,8 +1,8 @@
-"""What every request passes first and every answer last: limits of size, methods, origins, request ids, security headers, counts,
+"""The outermost layer of a query process: size limits, secrets in addresses, methods, origins, request ids, security headers, counts,
 the access log.
 
-Plain ASGI, and outside of FastAPI: an endpoint that only needs the request is called from here. FastAPI, which describes it and
-serves everything else, takes longer for finding and calling it than most answers do.
+Plain ASGI around FastAPI. Endpoints that need only the request are called from here: FastAPI, which documents them and serves all
+other routes, takes longer to find and call one than most answers take.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from infra import logs
-from query.api import tracing
+from query.api import pages, secrets_in_urls, tracing
 from query.api.origins import Origins
 from query.api.problems import EXPECTED, Problem, problem_of
 from query.api.tracing import Tracing
 
 MAX_QUERY_BYTES, MAX_BODY_BYTES = 32 << 10, 64 << 10
-ALLOWED = "GET, HEAD, OPTIONS"
+_READS = ("GET", "HEAD", "OPTIONS")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _UNLOGGED = ("/healthz", "/readyz", "/metrics")
 _SECURITY = {
@@ -36,32 +36,30 @@ _SECURITY = {
     b"referrer-policy": b"no-referrer",
     b"cross-origin-resource-policy": b"same-origin",
 }
-# The dashboard is one page with its script in it.
-_PAGE = b"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _DOCS = b"default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 _NUMBERS = b"default-src 'none'; frame-ancestors 'none'"
 _TLS = (b"strict-transport-security", b"max-age=31536000")
 _UNKEPT = (b"cache-control", b"no-store")
-Answered = Callable[[str, int, float], None]
+CountResponse = Callable[[str, int, float], None]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Broken(Exception):
-    """A response ended before its end, and its client can see that: close the connection, and do nothing else."""
+    """A response ended early, in a way that its client notices: close the connection, and do nothing else."""
 
 
 class Edge:
     """Wraps the application."""
 
     def __init__(
-        self, app: Starlette, direct: Mapping[str, Endpoint], *, answered: Answered, traced: Tracing, log: bool, tls: bool,
+        self, app: Starlette, direct: Mapping[str, Endpoint], *, answered: CountResponse, traced: Tracing, log: bool, tls: bool,
         origins: Sequence[str] = (),
     ) -> None:  # fmt: skip
         """`direct`: by path, what answers a GET without `app`. `answered(route, status, seconds)` counts; `log`: a line for
         each request; `tls`: browsers must insist on it; `origins`: whose pages may read answers."""
         self._app, self._direct, self._answered, self._tracing, self._tls = app, direct, answered, traced, tls
         self._log = logs.get("http") if log else None
-        self._serve: ASGIApp = Origins(self._by_method, origins) if origins else self._by_method
+        self._serve: ASGIApp = Origins(self._by_method, origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,9 +67,12 @@ class Edge:
             return
         started, status, size = time.perf_counter(), 500, 0
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
-        path = scope["path"]
+        client_id = headers.get("x-request-id", "")
+        request_id = client_id if _ID.fullmatch(client_id) else uuid.uuid4().hex
+        path, query = scope["path"], scope["query_string"]
+        secret = secrets_in_urls.find_secret(path, query)
+        # In it, the access log finds the key of the request.
+        scope.setdefault("state", {})
 
         async def finish(message: Message) -> None:
             nonlocal status, size
@@ -83,11 +84,12 @@ class Edge:
                 size += len(message.get("body", b""))
             await send(message)
 
-        with self._tracing.request(scope["method"], path, headers) as span:
+        shown_path = secrets_in_urls.HIDDEN if secret else path
+        with self._tracing.request(scope["method"], shown_path, headers) as span:
             try:
-                refused = _too_large(scope, headers)
-                if refused is not None:
-                    await refused.response()(scope, receive, finish)
+                problem = secret or _check_size(scope, headers)
+                if problem is not None:
+                    await problem.response()(scope, receive, finish)
                 else:
                     await self._serve(scope, receive, finish)
             except Broken:
@@ -100,30 +102,39 @@ class Edge:
                 if self._log is not None and path not in _UNLOGGED:
                     trace_id, client = tracing.trace_id(span), scope.get("client")
                     self._log.info(
-                        "request", method=scope["method"], path=path, query=scope["query_string"][:512].decode("latin-1"),
+                        "request", method=scope["method"], path=shown_path,
+                        query=secrets_in_urls.HIDDEN if secret else query[:512].decode("latin-1"),
                         status=status, ms=round(seconds * 1000, 2), bytes=size, request_id=request_id,
-                        key=scope.get("state", {}).get("key"), client=client[0] if client else None,
+                        key=scope["state"].get("key"), client=client[0] if client else None,
+                        **({"token": scope["state"]["token"]} if scope["state"].get("token") else {}),
                         **({"trace_id": trace_id} if trace_id else {}),
                     )  # fmt: skip
 
     async def _by_method(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """GET as it is, HEAD as GET without its body, OPTIONS for every path that there is; nothing else."""
+        """GET; HEAD as GET without its body; OPTIONS of every known path; other methods where the path has them."""
         method, path = scope["method"], scope["path"]
         if method == "GET" and path in self._direct:
             await self._get(scope, receive, send)
-        elif not self._exists(scope, path):
+            return
+        methods = self._methods(scope, path)
+        allowed = ", ".join(methods)
+        if not methods:
             near = path.rstrip("/")
-            hint = f"did you mean {near}?" if self._exists(scope, near) else "/docs lists what there is"
-            await Problem(404, "not-found", f"there is no {path[:200]}; {hint}").response()(scope, receive, send)
+            hint = f"did you mean {near}?" if self._methods(scope, near) else "/docs lists the paths"
+            await Problem(404, "not-found", f"no such path: {path[:200]}; {hint}").response()(scope, receive, send)
+        elif method not in methods:
+            problem = Problem(
+                405, "method-not-allowed", f"{method} is not allowed; use {allowed}", headers={"Allow": allowed}
+            )
+            await problem.response()(scope, receive, send)
         elif method == "GET":
             await self._get(scope, receive, send)
         elif method == "HEAD":
             await _without_body(self._get, scope, receive, send)
         elif method == "OPTIONS":
-            await Response(status_code=204, headers={"Allow": ALLOWED})(scope, receive, send)
+            await Response(status_code=204, headers={"Allow": allowed})(scope, receive, send)
         else:
-            problem = Problem(405, "method-not-allowed", f"only {ALLOWED}, not {method}", headers={"Allow": ALLOWED})
-            await problem.response()(scope, receive, send)
+            await self._app(scope, receive, send)
 
     async def _get(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self._direct.get(scope["path"])
@@ -132,20 +143,23 @@ class Edge:
         else:
             await self._app(scope, receive, send)
 
-    def _exists(self, scope: Scope, path: str) -> bool:
-        """Whether a GET of the path has a route; `*` stands for the whole server."""
-        if path in self._direct or path == "*":
-            return True
+    def _methods(self, scope: Scope, path: str) -> tuple[str, ...]:
+        """The methods of a path; none where there is no such path. `*` stands for the whole server."""
+        if path == "*":
+            return _READS
         get = {**scope, "method": "GET", "path": path}
-        return any(route.matches(get)[0] is Match.FULL for route in self._app.routes)
+        matching = [(route, match) for route in self._app.routes if (match := route.matches(get)[0]) is not Match.NONE]
+        reads = _READS if path in self._direct or any(match is Match.FULL for _, match in matching) else _READS[-1:]
+        others = {method for route, _ in matching for method in getattr(route, "methods", None) or ()}
+        return (*reads, *sorted(others - set(_READS))) if matching or path in self._direct else ()
 
     def _add_headers(self, path: str, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Those that an answer has not set itself."""
-        given = {name for name, _ in headers}
+        """Add the headers that a response has not set itself."""
+        present = {name for name, _ in headers}
         added = [*_SECURITY.items(), (b"content-security-policy", _policy(path))]
         added += [_UNKEPT] if path.startswith("/v1") else []
         added += [_TLS] if self._tls else []
-        headers += [header for header in added if header[0] not in given]
+        headers += [header for header in added if header[0] not in present]
 
 
 async def _answer(endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
@@ -160,7 +174,7 @@ async def _answer(endpoint: Endpoint, scope: Scope, receive: Receive, send: Send
 
 
 async def _without_body(get: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a HEAD: with the head of the answer to a GET. A body of unknown length is not produced."""
+    """Answer a HEAD with the headers of a GET. A body of unknown length is not produced."""
     streams = asyncio.Event()
 
     async def send_head(message: Message) -> None:
@@ -171,7 +185,7 @@ async def _without_body(get: ASGIApp, scope: Scope, receive: Receive, send: Send
         if not any(name == b"content-length" for name, _ in message["headers"]):
             streams.set()
 
-    # The scope is the same but for the method: what is learned of the request, such as its key and route, goes into both.
+    # Both scopes share the state: the access log reads the key and the route of the request from it.
     as_get = {**scope, "method": "GET", "state": scope.setdefault("state", {})}
     answering = asyncio.ensure_future(get(as_get, receive, send_head))
     streaming = asyncio.ensure_future(streams.wait())
@@ -185,18 +199,18 @@ async def _without_body(get: ASGIApp, scope: Scope, receive: Receive, send: Send
             answering.cancel()
             await asyncio.wait({answering})
             if not answering.cancelled():
-                answering.exception()  # of a body that nobody gets
+                answering.exception()  # its body is not sent
         scope.setdefault("route", as_get.get("route"))
 
 
 def _policy(path: str) -> bytes:
-    return _PAGE if path == "/" else _DOCS if path.startswith("/docs") else _NUMBERS
+    return pages.POLICY if path == "/" else _DOCS if path.startswith("/docs") else _NUMBERS
 
 
-def _too_large(scope: Scope, headers: Headers) -> Problem | None:
+def _check_size(scope: Scope, headers: Headers) -> Problem | None:
     if len(scope["query_string"]) > MAX_QUERY_BYTES or len(scope["path"]) > MAX_QUERY_BYTES:
-        return Problem(414, "too-long", f"an address may have {MAX_QUERY_BYTES} bytes")
+        return Problem(414, "too-long", f"the address has more than {MAX_QUERY_BYTES} bytes; shorten it")
     length = headers.get("content-length", "0")
     if not length.isdigit() or int(length) > MAX_BODY_BYTES:
-        return Problem(413, "too-large", "requests need no body")
+        return Problem(413, "too-large", f"the request has a body of more than {MAX_BODY_BYTES} bytes")
     return None

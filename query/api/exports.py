@@ -1,21 +1,17 @@
-"""Answers of more rows than a page, sent while they are read.
+"""Exports over HTTP: answers of more rows than a page, sent while they are read.
 
-An export that cannot be completed says so: its last line is an error, and its connection ends without the end of the body, which
-every HTTP/1.1 client takes for a failure. Reading stops when the client is gone, and when its key is no longer valid.
+An export that cannot be completed ends with a line that is an error, and its connection is closed without the end of the body,
+which every HTTP/1.1 client takes for a failure. Reading stops when the client disconnects, and when its key is no longer valid.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import threading
-import zlib
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import cramjam
 from starlette.requests import Request
@@ -24,47 +20,24 @@ from starlette.types import Receive, Scope, Send
 
 from infra import logs
 from infra.errors import AdclickError
-from query import export
 from query.api.access import Gate
 from query.api.edge import Broken
+from query.api.negotiation import IDENTITY
 from query.api.problems import Problem
-from query.export import Ask, Export
+from query.api.slots import Slot, Slots
+from query.export_stretches import AnswerQuestion, Export
 from query.formats import Format
 from query.keys import Access
 from query.router import Answer
 
 EXPORTS_A_KEY = 4
 """At once, in one process: each keeps a stretch of rows in memory."""
-# Apart from the threads that answer: an export must not hold up short answers.
+# Threads of their own: an export must not delay short answers.
 _THREADS = 2
-# How long a client may take to read a page, and how often a wait for the rate limit looks whether it is still there.
+# How long a client may take to read a page; how often its key and its limit are checked while an export waits for the rate limit.
 _SEND_S, _POLL_S = 60.0, 1.0
-_GZIP_LEVEL, _ZSTD_LEVEL = 1, 1
+_LEVEL = 1
 T = TypeVar("T")
-
-
-class Compressor(Protocol):
-    """One stream of a content coding. `flush` returns what was compressed so far, `finish` the rest with the end mark."""
-
-    def compress(self, data: bytes, /) -> Any: ...
-    def flush(self) -> Any: ...
-    def finish(self) -> Any: ...
-
-
-class _Gzip:
-    def __init__(self) -> None:
-        self._stream = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
-        self._pending = b""
-
-    def compress(self, data: bytes, /) -> None:
-        self._pending += self._stream.compress(data)
-
-    def flush(self) -> bytes:
-        pending, self._pending = self._pending + self._stream.flush(zlib.Z_SYNC_FLUSH), b""
-        return pending
-
-    def finish(self) -> bytes:
-        return self._pending + self._stream.flush(zlib.Z_FINISH)
 
 
 class Exports:
@@ -72,60 +45,52 @@ class Exports:
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._open: Counter[str] = Counter()
-        self._lock = threading.Lock()
+        self._slots = Slots(
+            EXPORTS_A_KEY,
+            "too-many-exports",
+            f"this key has {EXPORTS_A_KEY} exports open, which is the limit; retry when one has ended",
+        )
         self._pool = ThreadPoolExecutor(_THREADS, "exports")
 
+    def take(self, access: Access) -> Slot:
+        """A slot for an export, to be taken before any of it is read. Raises Problem (429)."""
+        return self._slots.take(access.key)
+
     def respond(
-        self, request: Request, access: Access, begun: Export, form: Format, coding: str, ask: Ask, headers: dict[str, str]
+        self, request: Request, access: Access, started: Export, form: Format, coding: str, answer: AnswerQuestion, slot: Slot,
+        headers: dict[str, str],
     ) -> Response:  # fmt: skip
-        """The response: all rows of an export that was begun; a problem (429) when the key has too many open."""
+        """The response with all rows of an export whose first stretch is read. It releases the slot when it ends."""
         compressor = _compressor(coding)
-        pieces = self._pieces(request, access, begun, form, ask)
-        body = pieces if compressor is None else _compressed(pieces, compressor)
-        return _Response(body, headers=headers, media_type=form.media_type, slot=self._slot(access.key))
+        chunks = self._encode_pages(request, access, started, form, answer)
+        body = chunks if compressor is None else _compress_chunks(chunks, compressor)
+        return _Response(body, headers=headers, media_type=form.media_type, slot=slot)
 
-    @contextmanager
-    def _slot(self, key: str) -> Iterator[None]:
-        """One of EXPORTS_A_KEY. Raises Problem (429) when all are taken."""
-        with self._lock:
-            if self._open[key] >= EXPORTS_A_KEY:
-                raise Problem(
-                    429, "too-many-exports", f"at most {EXPORTS_A_KEY} exports at once with a key: wait for one to end",
-                    headers={"Retry-After": "5"},
-                )  # fmt: skip
-            self._open[key] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._open[key] -= 1
-
-    async def _pieces(
-        self, request: Request, access: Access, begun: Export, form: Format, ask: Ask
+    async def _encode_pages(
+        self, request: Request, access: Access, started: Export, form: Format, answer: AnswerQuestion
     ) -> AsyncIterator[bytes]:
         encoder = form.encoder()
 
         def encode(page: Answer) -> bytes:
-            self._gate.known(request)
+            self._gate.authenticate(request)
             return encoder.page(page)
 
         try:
-            for page in export.pages(begun.first):
+            for page in started.split_pages(started.first):
                 yield await self._run(encode, page)
-            for question in begun.rest:
+            for question in started.rest:
                 while wait_s := await self._run(self._gate.wait_s, request):
                     await asyncio.sleep(min(wait_s, _POLL_S))
-                stretch = await self._run(ask, question)
+                stretch = await self._run(answer, question)
                 self._gate.charge(access, stretch.rows_read)
-                if missing := begun.misses(stretch):
-                    raise Problem(503, "unavailable", missing)
-                for page in export.pages(stretch):
+                if warning := started.unannounced(stretch):
+                    raise Problem(503, "unavailable", warning)
+                for page in started.split_pages(stretch):
                     yield await self._run(encode, page)
             yield encoder.end()
         except (Problem, AdclickError, OverflowError) as error:
             detail = error.detail if isinstance(error, Problem) else str(error)
-            logs.get("http").warning("export broken off", key=access.key, reason=detail)
+            logs.get("http").warning("export aborted", key=access.key, reason=detail)
             yield form.mark_broken(f"this export is not complete: {detail}")
             raise Broken from error
 
@@ -135,9 +100,9 @@ class Exports:
 
 
 class _Response(StreamingResponse):
-    """Takes a slot while it lasts, and gives up on a client that does not read."""
+    """Holds a slot until it has been sent; closes the connection of a client that does not read."""
 
-    def __init__(self, *arguments: Any, slot: AbstractContextManager[None], **more: Any) -> None:
+    def __init__(self, *arguments: Any, slot: Slot, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._slot = slot
 
@@ -146,28 +111,21 @@ class _Response(StreamingResponse):
             async with asyncio.timeout(_SEND_S):
                 await send(message)
 
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(self._slot)
-            except Problem as problem:
-                await problem.response()(scope, receive, send)
-                return
+        with self._slot:
             try:
                 await super().__call__(scope, receive, send_in_time)
             except TimeoutError as error:
                 raise Broken from error
 
 
-def _compressor(coding: str) -> Compressor | None:
-    if coding == "zstd":
-        compressor: Compressor = cramjam.zstd.Compressor(level=_ZSTD_LEVEL)
-        return compressor
-    return _Gzip() if coding == "gzip" else None
+def _compressor(coding: str) -> Any:
+    """A cramjam compressor for one stream; None for identity."""
+    return None if coding == IDENTITY else getattr(cramjam, coding).Compressor(level=_LEVEL)
 
 
-async def _compressed(pieces: AsyncIterator[bytes], compressor: Compressor) -> AsyncIterator[bytes]:
-    """Compressed piece by piece; without its end mark when the pieces break off."""
-    async for piece in pieces:
-        compressor.compress(piece)
+async def _compress_chunks(chunks: AsyncIterator[bytes], compressor: Any) -> AsyncIterator[bytes]:
+    """Compress chunk by chunk; without the end mark where the chunks end in an error."""
+    async for chunk in chunks:
+        compressor.compress(chunk)
         yield bytes(compressor.flush())
     yield bytes(compressor.finish())

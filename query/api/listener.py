@@ -1,6 +1,6 @@
-"""The port that routers listen on: shared by the workers of one installation (SO_REUSEPORT), and refused to everybody else.
+"""The port that routers listen on: shared by the routers of one installation (SO_REUSEPORT), and refused to all other programs.
 
-The kernel lets any process of the same user join a shared port, and would then hand questions to whichever installation it likes.
+The kernel lets any process of the same user join a shared port, and would then hand requests to any of them.
 So each router registers under a name in Linux's abstract namespace, which has the same scope as ports, needs no file and is gone
 with the process, however it ends. A router that finds the port in use joins it only where the registered routers are of its own
 installation.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import socket
 import time
 from dataclasses import dataclass
@@ -22,8 +23,11 @@ from infra.settings import Settings
 
 _NAME = "adclick-router"
 _UNIX_SOCKETS = Path("/proc/net/unix")
-# For how long another router that is starting on the same port is waited for.
+# For how long a router waits for another one that is starting on the same port.
 _STARTING_S, _POLL_S = 10.0, 0.02
+_LOOPBACK, _LOOPBACK_NAMES = "127.0.0.1", {"localhost", "127.0.0.1", "[::1]"}
+# Address, installation, process: as `listen` registers them.
+_ROUTER = re.compile(rb"([0-9a-f.:]+)/([0-9a-f]{16})/\d+-[0-9a-f]{8}")
 _WILDCARDS = {"0.0.0.0", "::"}
 _HINT = "set ADCLICK_HTTP to another address"
 
@@ -84,11 +88,17 @@ def _resolve(url: str) -> tuple[socket.AddressFamily, Any, int]:
 
 def _installation(settings: Settings) -> str:
     """The same for all routers that answer from the same stores, and for no others."""
-    stores = [settings.kafka, settings.namespace]
+    stores = [",".join(sorted(map(_address, settings.kafka.split(",")))), settings.namespace]
     for url in (settings.redis, settings.clickhouse):
         parts = urlsplit(url)
-        stores.append(f"{parts.netloc.rpartition('@')[2]}{parts.path}")
+        stores.append(f"{_address(parts.netloc.rpartition('@')[2])}{parts.path}")
     return hashlib.sha256("\n".join(stores).encode()).hexdigest()[:16]
+
+
+def _address(text: str) -> str:
+    """An address, with one name for this machine."""
+    host, colon, port = text.strip().lower().rpartition(":")
+    return f"{_LOOPBACK if host in _LOOPBACK_NAMES else host}{colon}{port}"
 
 
 def _claim_start(url: str, port: int) -> socket.socket:
@@ -122,9 +132,11 @@ def _bind(family: socket.AddressFamily, address: Any, url: str, *, shared: bool)
 def _registered(host: str, port: int) -> set[str]:
     """The installations whose routers are registered for an address, or for one that overlaps with it."""
     try:
-        names = [line.rpartition(" ")[2] for line in _UNIX_SOCKETS.read_text().splitlines()]
+        names = [line.rpartition(b" ")[2] for line in _UNIX_SOCKETS.read_bytes().split(b"\n")]
     except OSError:
         return set()
-    prefix = f"@{_NAME}/{port}/"
-    routers = [name.removeprefix(prefix).split("/") for name in names if name.startswith(prefix)]
-    return {installation for other, installation, _ in routers if other == host or {host, other} & _WILDCARDS}
+    # Any user of the machine may bind any name, in any bytes: only names that routers bind count.
+    prefix = f"@{_NAME}/{port}/".encode()
+    routers = [_ROUTER.fullmatch(name.removeprefix(prefix)) for name in names if name.startswith(prefix)]
+    registered = {(router[1].decode(), router[2].decode()) for router in routers if router is not None}
+    return {installation for other, installation in registered if other == host or {host, other} & _WILDCARDS}

@@ -1,17 +1,14 @@
 """Live rows of a question, as server-sent events through sse-starlette.
 
-An event's id tells which rows its reader has, so that one that reconnects with it gets what has changed since, or all of it,
-and misses nothing. A reader that does not read is dropped; one whose server stops is told to come back.
+An event's id is the id of the answer that its client then has, so a client that reconnects with it, and with the same parameters,
+gets what has changed since, or all rows, and misses nothing. A client that does not read is disconnected; when the server stops, clients are told to reconnect.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import threading
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -20,78 +17,93 @@ from starlette.requests import Request
 
 from infra.errors import AdclickError
 from query.api.problems import Problem
+from query.api.slots import Slot, Slots
 from query.keys import Access
+from query.question import Question
+from query.reply_cache import ReplyCache
 from query.router import Answer
 
-STREAMS_A_KEY = 32
+STREAMS_A_KEY = 128
 """In one process."""
 _EVERY_S, _HEARTBEAT_S = 1.0, 15
 _SEND_S = 10.0
-# Less than what uvicorn waits for.
-_FAREWELL_S = 1.0
+# Less than uvicorn's own grace period.
+_GRACE_S = 1.0
 
-Ask = Callable[[], Answer]
+# Streams of the same question share what was read within this time: many dashboards cost as much as one.
+_SHARED_S = 0.5
+
+
+@dataclass(frozen=True)
+class LiveRows:
+    """The rows of an answer. `rows`: (bucket, group values…) → the row as JSON."""
+
+    answer_id: str
+    rows: dict[tuple[Any, ...], str]
+
+    @property
+    def bytes(self) -> int:
+        """Memory, roughly."""
+        return sum(map(len, self.rows.values()))
+
+
+ReadRows = Callable[[], LiveRows]
 
 
 class Live:
     """The streams of one process."""
 
     def __init__(self) -> None:
-        self._open: Counter[str] = Counter()
-        self._lock = threading.Lock()
+        self._slots = Slots(
+            STREAMS_A_KEY,
+            "too-many-streams",
+            f"this key has {STREAMS_A_KEY} streams open, which is the limit; close one",
+        )
+        self._shared: ReplyCache[LiveRows] = ReplyCache(lambda rows: rows.bytes, _SHARED_S)
 
-    def respond(self, request: Request, access: Access, ask: Ask, headers: dict[str, str]) -> EventSourceResponse:
-        """The stream; `ask` raises Problem once the key may no longer ask. Raises Problem (429)."""
-        if self._open[access.key] >= STREAMS_A_KEY:
-            raise Problem(
-                429, "too-many-streams", f"at most {STREAMS_A_KEY} streams at once with a key: close one",
-                headers={"Retry-After": "5"},
-            )  # fmt: skip
+    def take(self, access: Access) -> Slot:
+        """A slot for a stream. Raises Problem (429)."""
+        return self._slots.take(access.key)
+
+    def read(self, question: Question, answer: Callable[[], Answer]) -> LiveRows:
+        """The rows of a question, as `answer` gives them, or as another stream has just read them."""
+        return self._shared.get(question, lambda: _live_rows(answer()))
+
+    def respond(
+        self, request: Request, slot: Slot, read_rows: ReadRows, headers: dict[str, str]
+    ) -> EventSourceResponse:
+        """The stream of events; it releases the slot when it ends. `read_rows` raises Problem once the key is no longer valid."""
         stopping = anyio.Event()
         seen = request.headers.get("last-event-id", "")
         return EventSourceResponse(
-            self._events(access.key, ask, seen, stopping), headers=headers, ping=_HEARTBEAT_S, send_timeout=_SEND_S, sep="\n",
-            shutdown_event=stopping, shutdown_grace_period=_FAREWELL_S,
+            self._events(slot, read_rows, seen, stopping), headers=headers, ping=_HEARTBEAT_S, send_timeout=_SEND_S, sep="\n",
+            shutdown_event=stopping, shutdown_grace_period=_GRACE_S,
         )  # fmt: skip
 
-    async def _events(self, key: str, ask: Ask, seen: str, stopping: anyio.Event) -> AsyncIterator[ServerSentEvent]:
+    async def _events(
+        self, slot: Slot, read_rows: ReadRows, seen: str, stopping: anyio.Event
+    ) -> AsyncIterator[ServerSentEvent]:
         shown: dict[tuple[Any, ...], str] = {}
-        with self._counted(key):
+        with slot:
             while not stopping.is_set():
                 try:
-                    rows = _rows(await asyncio.to_thread(ask))
+                    read = await asyncio.to_thread(read_rows)
                 except (Problem, AdclickError) as error:
                     detail = error.detail if isinstance(error, Problem) else str(error)
                     yield ServerSentEvent(detail, event="problem")
                     if isinstance(error, Problem):
                         return
                 else:
-                    name = _digest(rows)
-                    fresh = [row for where, row in rows.items() if shown.get(where) != row]
-                    if name != seen and (fresh or not seen):
-                        yield ServerSentEvent(f"[{','.join(fresh)}]", id=name)
-                    shown, seen = rows, name
+                    changed = [row for key, row in read.rows.items() if shown.get(key) != row]
+                    if not seen or (changed and (shown or read.answer_id != seen)):
+                        yield ServerSentEvent(f"[{','.join(changed)}]", id=read.answer_id)
+                    shown, seen = read.rows, read.answer_id
                 with anyio.move_on_after(_EVERY_S):
                     await stopping.wait()
-            yield ServerSentEvent("the server stops: connect again", event="reconnect", retry=1000)
-
-    @contextmanager
-    def _counted(self, key: str) -> Any:
-        with self._lock:
-            self._open[key] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._open[key] -= 1
+            yield ServerSentEvent("the server stops; reconnect", event="reconnect", retry=1000)
 
 
-def _rows(found: Answer) -> dict[tuple[Any, ...], str]:
-    """(bucket, group values…) → the row as JSON."""
-    keys = found.page.frame.select("_bucket", *found.question.group_by).rows()
-    lines = found.page.shown.write_ndjson().splitlines()
-    return dict(zip(keys, lines, strict=True))
-
-
-def _digest(rows: dict[tuple[Any, ...], str]) -> str:
-    return hashlib.sha256("\n".join(rows.values()).encode()).hexdigest()[:24]
+def _live_rows(answer: Answer) -> LiveRows:
+    keys = answer.page.frame.select("_bucket", *answer.question.group_by).rows()
+    lines = answer.page.shown.write_ndjson().splitlines()
+    return LiveRows(answer.id, dict(zip(keys, lines, strict=True)))

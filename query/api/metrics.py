@@ -1,4 +1,4 @@
-"""Prometheus metrics, through prometheus_client: of this process's answers, and of the pipeline, asked at each scrape."""
+"""Prometheus metrics, through prometheus_client: of this process's answers, and of the pipeline's state at each scrape."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from infra import pipeline_state
-from infra.pipeline_state import BACKENDS, LEVELS
 from infra.settings import Settings
+from ingest.published_status import LEVELS
+from query.status import BACKENDS, read_status
 
 
 class Metrics:
@@ -22,84 +22,107 @@ class Metrics:
 
     def __init__(self, settings: Settings) -> None:
         self._registry = CollectorRegistry()
-        self._asked = Counter(
-            "adclick_http_requests_total", "Answers by route and status.", ["route", "status"], registry=self._registry
+        self._requests = Counter(
+            "adclick_http_requests_total",
+            "HTTP requests that were answered.",
+            ["route", "status"],
+            registry=self._registry,
         )
         self._seconds = Histogram(
-            "adclick_http_seconds", "Seconds to answer, by route.", ["route"], registry=self._registry
-        )
+            "adclick_http_seconds", "Time from a request to the end of its response. Exports and live streams count until they end.",
+            ["route"], registry=self._registry,
+        )  # fmt: skip
         self._reads = Counter(
-            "adclick_tier_reads_total", "Parts of answers by tier and outcome.", ["tier", "outcome"],
-            registry=self._registry,
+            "adclick_tier_reads_total", "Pieces of questions that were read from a tier or its cache.",
+            ["tier", "outcome"], registry=self._registry,
         )  # fmt: skip
         self._read_seconds = Histogram(
-            "adclick_tier_seconds", "Seconds to read a part of an answer, by tier.", ["tier"], registry=self._registry
+            "adclick_tier_seconds", "Time to read a piece, 0 if it was cached.", ["tier"], registry=self._registry
         )
         self._registry.register(_Pipeline(settings))
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count an answer."""
-        self._asked.labels(route, str(status)).inc()
+        self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def tier_read(self, tier: str, outcome: str, seconds: float) -> None:
-        """Count a part of an answer: answered, cached, stale or failed."""
+        """Count a piece; outcomes are answered, cached, stale and failed."""
         self._reads.labels(tier, outcome).inc()
         self._read_seconds.labels(tier).observe(seconds)
 
     def render(self) -> bytes:
-        """All of them, in `content_type`. Blocks while the backends are asked."""
+        """All metrics, in `content_type`. Blocks while the backends are read."""
         return bytes(generate_latest(self._registry))
 
 
 class _Pipeline(Collector):
-    """What `status` shows. Metrics of a backend that is away are left out; `adclick_backend_up` says so."""
+    """The metrics of the pipeline's state. Those of a backend that is away are left out, and its `adclick_backend_up` is 0."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     def describe(self) -> list[Metric]:
-        """Nothing: registering must not ask the backends."""
+        """No metrics: registering must not read the backends."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Ask, and translate."""
-        found = pipeline_state.collect(self._settings)
-        up = GaugeMetricFamily("adclick_backend_up", "Whether a backend answers.", labels=["backend"])
+        """Read the state, and translate it."""
+        state = read_status(self._settings)
+        up = GaugeMetricFamily(
+            "adclick_backend_up", "1 if the backend answers and accepts requests, else 0.", labels=["backend"]
+        )
         for name in BACKENDS:
-            up.add_metric([name], float(name not in found["problems"]))
+            up.add_metric([name], float(name not in state["problems"]))
         yield up
-        lag = GaugeMetricFamily("adclick_lag_messages", "Messages that are still to be read.", labels=["topic"])
-        for topic, count in found["topics"].items():
+        lag = GaugeMetricFamily(
+            "adclick_lag_messages", "Messages that ingest, or the archive worker, has yet to read.", labels=["topic"]
+        )
+        for topic, count in state["topics"].items():
             lag.add_metric([topic], count)
         yield lag
-        if found["stream_lag_s"] is not None:
+        if state["stream_lag_s"] is not None:
             yield GaugeMetricFamily(
-                "adclick_stream_lag_seconds", "By how much answers are older than what ingest has handed over.",
-                value=found["stream_lag_s"],
+                "adclick_stream_lag_seconds", "How much older answers are than the output of ingest.",
+                value=state["stream_lag_s"],
             )  # fmt: skip
-        if found["watermark"] is not None:
-            mark = dt.datetime.fromisoformat(found["watermark"]).timestamp()
-            yield GaugeMetricFamily("adclick_watermark_timestamp_seconds", "The closing watermark.", value=mark)
-        if found["level"] in LEVELS:
-            level = LEVELS.index(found["level"])
-            yield GaugeMetricFamily("adclick_overload_level", "0 normal to 3 critical.", value=level)
-        if "clickhouse" not in found["problems"]:
-            yield from _of_runs(found)
+        if state["watermark"] is not None:
+            mark = dt.datetime.fromisoformat(state["watermark"]).timestamp()
+            yield GaugeMetricFamily(
+                "adclick_watermark_timestamp_seconds",
+                "Closing watermark of the slowest shard, as Unix time.",
+                value=mark,
+            )
+        if state["level"] in LEVELS:
+            level = LEVELS.index(state["level"])
+            yield GaugeMetricFamily(
+                "adclick_overload_level", "Highest level of all ingest workers: 0 normal, 1 elevated, 2 sampling, 3 critical.",
+                value=level,
+            )  # fmt: skip
+        if "clickhouse" not in state["problems"]:
+            yield from _run_metrics(state)
         doubt = CounterMetricFamily(
-            "adclick_doubted_events", "Events dropped because their ids may be among lost ones.", labels=["worker"]
+            "adclick_doubted_events",
+            "Events not counted because they may be copies of ids that Redis lost, since the start of the worker.",
+            labels=["worker"],
         )
-        for worker in found["ingest_workers"]:
+        for worker in state["ingest_workers"]:
             doubt.add_metric([worker["worker"]], worker["doubt"])
         yield doubt
 
 
-def _of_runs(found: Mapping[str, Any]) -> Iterator[Metric]:
-    alerts, unbilled = len(found["reconciliation_alerts"]), found["unbilled_events"]
-    yield GaugeMetricFamily("adclick_reconciliation_alert_days", "Days whose bill needs a person.", value=alerts)
-    yield GaugeMetricFamily("adclick_unbilled_events", "Events that came after their day was billed.", value=unbilled)
-    if (last := found["last_reconciliation"]) is not None:
+def _run_metrics(state: Mapping[str, Any]) -> Iterator[Metric]:
+    alerts, unbilled = len(state["reconciliation_alerts"]), state["unbilled_events"]
+    yield GaugeMetricFamily(
+        "adclick_reconciliation_alert_days", "Days whose latest reconciliation raised an alert.", value=alerts
+    )
+    yield GaugeMetricFamily(
+        "adclick_unbilled_events", "Events that were archived after their day was reconciled.", value=unbilled
+    )
+    if (last := state["last_reconciliation"]) is not None:
         at = dt.datetime.fromisoformat(last["published_at"]).timestamp()
         yield GaugeMetricFamily(
-            "adclick_last_reconciliation_timestamp_seconds", "When a bill was last published.", value=at
+            "adclick_last_reconciliation_timestamp_seconds",
+            "When a reconciliation was last published, as Unix time.",
+            value=at,
         )

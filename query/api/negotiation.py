@@ -1,4 +1,4 @@
-"""What a request's headers ask for: Accept, Accept-Encoding, If-None-Match, as RFC 9110 has them. Parsed by werkzeug. Pure."""
+"""Content negotiation by Accept, Accept-Encoding and If-None-Match (RFC 9110), which werkzeug parses. Pure."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def preferred_format(accept: str, offers: tuple[tuple[str, str], ...]) -> str | 
 def preferred_coding(accept_encoding: str | None, *, small: bool) -> str | None:
     """One of CODINGS or IDENTITY; None when none is acceptable. `accept_encoding` None: the request has no such header.
 
-    `small`: the answer is not worth compressing, and is only compressed for a client that refuses it otherwise.
+    `small`: the answer is not worth compressing, and is compressed only for a client that does not accept identity.
     """
     if accept_encoding is None:
         return IDENTITY
     listed = parse_accept_header(accept_encoding)
     codings = Accept([(_ALIASES.get(value.lower(), value), q) for value, q in listed])
-    # Identity is acceptable unless it is excluded, but what the client names comes first.
+    # Identity is acceptable unless it is excluded, but a coding that the client lists comes first.
     identity = codings.quality(IDENTITY) if codings.find(IDENTITY) >= 0 else 0.0005
     weights = {coding: codings.quality(coding) for coding in CODINGS} | {IDENTITY: identity}
     if small and identity > 0:

@@ -15,16 +15,16 @@ from query.api.edge import MAX_QUERY_BYTES
 from query.api.listener import listen
 from query.api.problems import MEDIA_TYPE, TITLES, Problem
 
-# How long a client may take to send a request's head; how long a connection may lie idle; how long requests may go on once
-# the server stops; how long a client may go on sending after it was refused.
+# Time for a client to send a request's head; for an idle connection; for open requests once the server stops; for a client to go on
+# sending after it was refused.
 _HEAD_S, _IDLE_S, _GRACE_S, _LINGER_S = 10.0, 30, 3, 2.0
 _BACKLOG = 2048
-# Of an address, beside its query; of a request's head as a whole.
+# Beside the query of an address; of a request's whole head.
 _HEAD_BYTES, _MAX_HEAD_BYTES = 4096, 128 << 10
 
 
-class _Impatient(HttpToolsProtocol):
-    """Uvicorn waits for ever for a request that never ends, and takes a head of any size."""
+class _BoundedProtocol(HttpToolsProtocol):
+    """Limits the time and the size of a request's head, which uvicorn does not."""
 
     _deadline: asyncio.TimerHandle | None = None
     _head_bytes = 0
@@ -32,7 +32,7 @@ class _Impatient(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._expect_head()
+        self._start_deadline()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -42,20 +42,26 @@ class _Impatient(HttpToolsProtocol):
         if self._deadline is None:
             self._head_bytes = 0  # the head is complete: what follows is a body, or another head that begins in `data`
         elif self._head_bytes > _MAX_HEAD_BYTES:
-            self._refuse(Problem(431, "headers-too-large", f"a request's head may have {_MAX_HEAD_BYTES} bytes"))
+            self._refuse(
+                Problem(
+                    431,
+                    "headers-too-large",
+                    f"the request's head has more than {_MAX_HEAD_BYTES} bytes; send fewer headers",
+                )
+            )
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._expect_head()
+        self._start_deadline()
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
         if len(self.url) > MAX_QUERY_BYTES + _HEAD_BYTES:
-            self._refuse(Problem(414, "too-long", f"an address may have {MAX_QUERY_BYTES} bytes"))
+            self._refuse(Problem(414, "too-long", f"the address has more than {MAX_QUERY_BYTES} bytes; shorten it"))
 
     def on_headers_complete(self) -> None:
         if not self._refused:
-            self._settle()
+            self._cancel_deadline()
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -67,50 +73,45 @@ class _Impatient(HttpToolsProtocol):
             super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP gets a problem document, too."""
+        """Answer data that is not HTTP with a problem document, too."""
         self._refuse(Problem(400, "malformed", msg))
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer, and read on without looking until the client has read the answer: data that is left unread when a connection
-        is closed resets it, and the answer is lost."""
+        """Answer, and discard what the client goes on sending until it has read the answer: closing a connection with unread data
+        resets it, and the answer is lost."""
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
-        answer = problem.response()
+        response = problem.response()
         head = f"HTTP/1.1 {problem.status} {TITLES[problem.status]}\r\ncontent-type: {MEDIA_TYPE}\r\n"
-        more = f"content-length: {len(answer.body)}\r\nconnection: close\r\n\r\n"
-        self.transport.write((head + more).encode() + bytes(answer.body))
-        self._settle()
-        self._deadline = self.loop.call_later(_LINGER_S, self._give_up)
+        more = f"content-length: {len(response.body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write((head + more).encode() + bytes(response.body))
+        self._cancel_deadline()
+        self._deadline = self.loop.call_later(_LINGER_S, self._close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._settle()
+        self._cancel_deadline()
         super().connection_lost(exc)
 
-    def _expect_head(self) -> None:
-        self._settle()
-        self._deadline = self.loop.call_later(_HEAD_S, self._give_up)
+    def _start_deadline(self) -> None:
+        self._cancel_deadline()
+        self._deadline = self.loop.call_later(_HEAD_S, self._close)
 
-    def _settle(self) -> None:
+    def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def _give_up(self) -> None:
+    def _close(self) -> None:
         if self.transport is not None and not self.transport.is_closing():
             self.transport.close()
 
 
-def run(app: Any, settings: Settings) -> None:
-    """Serve until a signal. Raises UserError when the address cannot be had, or the certificate cannot be read."""
-    if settings.http.startswith("https") != bool(settings.tls_certificate):
-        raise UserError(
-            f"setting http is {settings.http}, and tls_certificate is {settings.tls_certificate or 'not set'}",
-            hint="TLS needs an https address and a certificate",
-        )
+def serve_http(app: Any, settings: Settings) -> None:
+    """Serve until a signal. Raises UserError when the address cannot be bound, or the certificate cannot be read."""
     listener = listen(settings)
     config = uvicorn.Config(
-        app, loop="uvloop", http=_Impatient, ws="none", log_level="warning", access_log=False, server_header=False,
+        app, loop="uvloop", http=_BoundedProtocol, ws="none", log_level="warning", access_log=False, server_header=False,
         timeout_keep_alive=_IDLE_S, timeout_graceful_shutdown=_GRACE_S, backlog=_BACKLOG,
         ssl_certfile=settings.tls_certificate or None, ssl_keyfile=settings.tls_key or None,
     )  # fmt: skip

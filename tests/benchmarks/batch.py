@@ -25,8 +25,11 @@ import pyarrow as pa
 
 from infra.clock import DAY_MS, HOUR_MS, day_start_ms
 from infra.file_store import FileStore
-from ingest import archive, archive_files, archived, events
-from ingest.archived import Decision
+from ingest import events
+from ingest.archive import files as archive_files
+from ingest.archive import schema as archive_schema
+from ingest.archive import worker as archive_worker
+from ingest.archive.schema import Decision
 from ingest.synthetic.generator import zipf
 from tests.benchmarks.stack import save
 
@@ -46,7 +49,7 @@ def make_archive(root: Path, rows: int, seed: int = 1) -> None:
             n = min(left, _PER_FILE)
             partition = number % _PARTITIONS
             first = offsets[partition]
-            archive.write_files(
+            archive_worker.write_files(
                 FileStore(str(root)), partition, first, first + n, _rows(rng, n, DAY_MS_OF + hour * HOUR_MS, first)
             )
             offsets[partition] += n
@@ -89,7 +92,7 @@ def _rows(rng: np.random.Generator, n: int, start_ms: int, first: int) -> pa.Tab
     )
     for name in same:
         columns[name][copies] = columns[name][copied]
-    return pa.table({name: columns[name] for name in archived.SCHEMA.names}, schema=archived.SCHEMA)
+    return pa.table({name: columns[name] for name in archive_schema.SCHEMA.names}, schema=archive_schema.SCHEMA)
 
 
 # -- the jobs, each in a process of its own ---------------------------------------------------------------------
@@ -97,11 +100,13 @@ def _rows(rng: np.random.Generator, n: int, start_ms: int, first: int) -> pa.Tab
 
 def ours(root: Path, folder: Path, memory: str) -> list[int]:
     """The product's recount."""
-    from batch import exact
-    from batch.recount import NO_LETTERS
+    from batch import spark_job
+    from batch.archived_rows import NO_REJECTED_IDS
 
     spark = _session(folder, memory)
-    _, found = exact.count(spark, str(root), archive_files.around(FileStore(str(root)), DAY), DAY, NO_LETTERS, {})
+    _, found = spark_job.recount_day(
+        spark, str(root), archive_files.files_around(FileStore(str(root)), DAY), DAY, NO_REJECTED_IDS, {}
+    )
     spark.stop()
     return [found.hours, *(found.sums[name] for name in ("clicks", "impressions", "spend_micros")), found.rows]
 
@@ -148,11 +153,11 @@ def nothing(root: Path, folder: Path, memory: str) -> list[int]:
 
 
 def _session(folder: Path, memory: str, java_options: str | None = None) -> Any:
-    from batch import exact
+    from batch import spark_job
     from infra.settings import Settings
 
     settings = Settings.model_validate({"spark_memory": memory})
-    return exact.session(settings, "local[*]", folder, java_options or exact.JAVA_OPTIONS)
+    return spark_job.start_session(settings, "local[*]", folder, java_options or spark_job.JAVA_OPTIONS)
 
 
 JOBS = {job.__name__: job for job in (nothing, ours, naive, alone)}

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from infra.redis import Redis
+from infra.redis.client import Redis
 from ingest.dedup.digest import DIGEST, DIGEST_BYTES
 from ingest.dedup.registry import Registry
 from tests.benchmarks.stack import Bench, cpu_s

@@ -16,11 +16,11 @@ import threading
 import time
 from typing import Any
 
-from infra import topics
 from infra.clock import iso, now_ms
-from infra.kafka import EventProducer
+from infra.kafka import topics
+from infra.kafka.event_producer import EventProducer
 from ingest.synthetic.command import write_lines
-from ingest.synthetic.generator import Spec, make
+from ingest.synthetic.generator import Spec, generate_events
 from query.client import Client
 from tests.benchmarks.stack import ADCLICK, RESULTS, Bench, bench, save
 
@@ -116,7 +116,7 @@ def under_load(stack: Bench, rate: int, probes: int, seed: int) -> list[float]:
         future=0.0, bursts=0.0,
     )  # fmt: skip
     file = stack.work / f"load-{rate}.ndjson"
-    write_lines(make(spec), file)
+    write_lines(generate_events(spec), file)
     time.sleep(max(0.0, (start_ms - now_ms()) / 1000))
     words = ["replay", str(file), "--rate", str(rate), "--dir", str(stack.stack), "-q"]
     with subprocess.Popen([*ADCLICK, *words], stdout=subprocess.DEVNULL) as load:

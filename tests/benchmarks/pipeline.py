@@ -17,13 +17,13 @@ from typing import Any
 
 import polars as pl
 
-from infra import topics
+from infra.cli.app import App
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso
-from infra.console import App
+from infra.kafka import topics
 from ingest.synthetic.generator import Spec
 from query.client import Client
-from query.questions import Truths
+from query.demo.oracle import Oracle
 from tests.benchmarks.dedup import dedup_cost
 from tests.benchmarks.stack import Bench, Filled, across_midnight, bench, cpu_s, peak_mb, save
 
@@ -83,12 +83,12 @@ def measure(stack: Bench, filled: Filled, bare: dict[str, float]) -> dict[str, A
     while stack.consumed() < filled.total:
         time.sleep(0.5)
     ingested = time.monotonic() - began
-    truths, client = Truths(filled.truth), Client(stack.settings)
-    campaigns = truths.busiest(20)
+    oracle, client = Oracle(filled.truth), Client(stack.settings)
+    campaigns = oracle.busiest(20)
     end_ms = filled.start_ms + filled.span_ms
 
     def is_true(campaign: int) -> bool:
-        return truths.total_is(client, campaign, filled.start_ms - HOUR_MS, end_ms)
+        return oracle.total_is_exact(client, campaign, filled.start_ms - HOUR_MS, end_ms)
 
     # The lesser ones tell when all is there; asking for the big ones over and over would be the greater load.
     open_questions = campaigns[_WATCHED:]

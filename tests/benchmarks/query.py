@@ -28,10 +28,11 @@ import psutil
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, now_ms
 from infra.priority import PIPELINE, give_way
-from infra.redis import Redis
+from infra.redis.client import Redis
 from ingest.synthetic.command import write_lines
-from ingest.synthetic.generator import Spec, make
-from stream.sinks.hot import base_key
+from ingest.synthetic.generator import Spec, generate_events
+from stream.hot.layout import ROLLED, ShardKeys, cell_field
+from tests import borders
 from tests.benchmarks.latency import full_speed
 from tests.benchmarks.stack import ADCLICK, Bench, bench, save, slices
 from tests.flow import worker_environment
@@ -110,7 +111,7 @@ class Asker:
         self.ask(self.rng.choices(KINDS, [kind.share for kind in KINDS])[0])
 
 
-def plant(stack: Bench) -> int:
+def plant(stack: Bench, campaigns_per_advertiser: int = 5, days_of_hours: int = _DAYS) -> int:
     """Thirty days of hours and a year of days, all settled; returns how many rows."""
     client = ClickHouse(stack.settings.clickhouse, stack.settings.database)
     db, last = client.database, now_ms() // HOUR_MS * HOUR_MS
@@ -121,7 +122,7 @@ def plant(stack: Bench) -> int:
         client.command(
             f"""INSERT INTO {db}.{table}
                 SELECT toDateTime({start_ms // 1000} + {size_ms // 1000} * intDiv(number % {windows * rows}, {rows}), 'UTC'),
-                    1 + intDiv(number, {windows * rows}) AS campaign, intDiv(campaign, 10), campaign * 1000 + number % 10,
+                    1 + intDiv(number, {windows * rows}) AS campaign, 1 + intDiv(campaign - 1, {campaigns_per_advertiser}), campaign * 1000 + number % 10,
                     100 + number % 50, ['AT','BE','BR','DE','FR','GB','IN','US'][1 + cityHash64(number) % 8],
                     ['ctv','desktop','mobile','other','tablet'][1 + number % 5], number % 4,
                     cityHash64(number, 1) % 1000, cityHash64(number, 2) % 30, number % 3, cityHash64(number, 3) % 1000000,
@@ -131,32 +132,31 @@ def plant(stack: Bench) -> int:
         return total
 
     total = 0
-    for day in range(_DAYS + 1):
-        start_ms = today - (_DAYS - day) * DAY_MS
+    for day in range(days_of_hours + 1):
+        start_ms = today - (days_of_hours - day) * DAY_MS
         hours = min(24, (last - start_ms) // HOUR_MS)
         total += insert("stream_hours", start_ms, hours, HOUR_MS, _ROWS_AN_HOUR) if hours else 0
     total += insert("stream_days", today - _YEAR * DAY_MS, _YEAR, DAY_MS, _ROWS_A_DAY)
     for tier, border in (("hours", last), ("days", today)):
-        for shard in range(stack.settings.block_partitions):
-            client.command(f"INSERT INTO {db}.tier_borders VALUES ('{tier}', {shard}, {border}, {border})")
+        borders.publish(client, tier, range(stack.settings.block_partitions), border)
     for table in ("stream_hours", "stream_days"):
         client.command(f"OPTIMIZE TABLE {db}.{table} FINAL")
     return total
 
 
 @contextmanager
-def load(stack: Bench, rate: int) -> Iterator[None]:
+def load(stack: Bench, rate: int, campaigns_per_advertiser: int = 5) -> Iterator[None]:
     """Events that happen now, at a rate, for as long as the block lasts; it begins with them."""
     events = int(rate * _LOAD_S)
     start_ms = now_ms() + int(events / _GENERATED_PER_S * 1000) + _STARTS_MS
     spec = Spec(
         events=events, start_ms=start_ms, span_ms=int(_LOAD_S * 1000), campaigns=_CAMPAIGNS,
-        late=0.001, malformed=0.0, future=0.0, bursts=0.0,
+        campaigns_per_advertiser=campaigns_per_advertiser, late=0.001, malformed=0.0, future=0.0, bursts=0.0,
     )  # fmt: skip
     files = list[Path]()
     for part in slices(spec):
         files.append(stack.work / f"load-{len(files)}.ndjson")
-        write_lines(make(part), files[-1])
+        write_lines(generate_events(part), files[-1])
     time.sleep(max(0.0, (start_ms - _STARTS_MS - now_ms()) / 1000))
     words = ["replay", *map(str, files), "--rate", str(rate), "--dir", str(stack.stack), "-q"]
     with subprocess.Popen(
@@ -209,9 +209,9 @@ def straight(stack: Bench, seconds: float) -> dict[str, float]:
 
     def hmget() -> None:
         campaign, hour = min(_CAMPAIGNS, int(rng.paretovariate(0.7))), now_ms() // HOUR_MS * HOUR_MS
-        fields = [f"{campaign}:{m}:d" for m in range(60)]
-        shards = range(stack.settings.block_partitions)
-        redis.pipeline([("HMGET", f"{base_key(stack.settings.key_prefix, s)}:h:{hour}", *fields) for s in shards])
+        fields = [cell_field(campaign, minute) + ROLLED["device"] for minute in range(60)]
+        shards = (ShardKeys.of(stack.settings.key_prefix, s) for s in range(stack.settings.block_partitions))
+        redis.pipeline([("HMGET", keys.hour(hour), *fields) for keys in shards])
 
     asks: list[tuple[str, Callable[[], None]]] = [("clickhouse_7d", select), ("redis_hmget", hmget)]
     deadline = time.monotonic() + seconds

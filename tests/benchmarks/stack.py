@@ -18,15 +18,16 @@ from typing import Any
 import polars as pl
 import psutil
 
-from infra import topics
+from infra.cli.app import App
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, now_ms
-from infra.console import App
-from infra.embedded.state import Folder
-from infra.kafka import Admin
+from infra.embedded.stack_folder import Folder
+from infra.kafka import topics
+from infra.kafka.admin import Admin
 from infra.settings import Settings
-from ingest.replay import Pace, replay_files
+from ingest.replay.command import replay_files
+from ingest.replay.sender import Pace
 from ingest.synthetic.command import write_lines
-from ingest.synthetic.generator import Spec, Truth, make
+from ingest.synthetic.generator import Spec, Truth, generate_events
 from tests.flow import worker_environment
 
 ADCLICK = [sys.executable, "-m", "infra"]
@@ -69,7 +70,7 @@ class Bench:
         generating, replaying, total, truths = 0.0, 0.0, 0, list[Truth]()
         for part in slices(spec):
             began = time.monotonic()
-            made = make(part)
+            made = generate_events(part)
             write_lines(made, self.work / "events.ndjson")
             # Its sums by minute and campaign are all that is asked for here, and far fewer than by all dimensions.
             truths.append(Truth(_narrowed(made.truth.counts), made.truth.dead))

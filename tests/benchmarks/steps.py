@@ -15,23 +15,27 @@ from contextlib import contextmanager
 import numpy as np
 from pyarrow import parquet
 
+from infra.cli.app import App
 from infra.clock import HOUR_MS, MINUTE_MS
-from infra.columns import Values
-from infra.console import App
-from infra.redis import pack
-from ingest import archive_files, archived, batch, blocks, partials, salting
-from ingest.batch import Judged
+from infra.columnar.columns import Values
+from infra.redis.commands import pack_command
+from ingest import blocks, judge, partials, salting
+from ingest.archive import files as archive_files
+from ingest.archive import schema as archive_schema
 from ingest.blocks import SourceRange
-from ingest.decode import decode
-from ingest.dedup import decision, segments
-from ingest.dedup.digest import digest
+from ingest.decoding.decode import decode_events
+from ingest.dedup import copies, segments
+from ingest.dedup.digest import digest_ids
+from ingest.dedup.registry import Lookups
+from ingest.judge import JudgedBatch
 from ingest.partials import Partials
 from ingest.position import Position
-from ingest.synthetic.generator import Spec, make
+from ingest.synthetic.generator import Spec, generate_events
 from stream import chunks
-from stream.sinks import rows, warm
-from stream.state import StageState
+from stream.hot import cell_format
+from stream.warm import writer
 from tests.benchmarks.stack import save
+from tests.stages import Stage
 
 EVENTS = int(os.environ.get("EVENTS") or 1_000_000)
 _BATCH, _SHARDS = 100_000, 4
@@ -51,7 +55,9 @@ def step(name: str) -> Iterator[None]:
 def main() -> None:
     """A million events through every step, once to warm up and once to measure."""
     span_ms = max(1, EVENTS * 3 // 1_000_000) * MINUTE_MS
-    made = make(Spec(events=EVENTS, start_ms=_START_MS, span_ms=span_ms, late=0.001, malformed=0.0, future=0.0))
+    made = generate_events(
+        Spec(events=EVENTS, start_ms=_START_MS, span_ms=span_ms, late=0.001, malformed=0.0, future=0.0)
+    )
     lines = made.lines.to_list()
     once(lines[:_BATCH])
     _spent.clear()
@@ -70,60 +76,60 @@ def once(lines: list[bytes | None]) -> None:
         with step("ingest: sum by key"):
             folded = partials.fold_events([judged])
         with step("ingest: encode blocks"):
-            of = salting.shard(folded, _SHARDS)
+            of = salting.assign_shards(folded, _SHARDS)
             laid = folded.take(np.argsort(of, kind="stable")).arrow()
             edges = [0, *np.cumsum(np.bincount(of, minlength=_SHARDS)).tolist()]
             ranges = (SourceRange(0, start, start + len(judged.offsets), None, False),)
             for shard in range(_SHARDS):
                 part = laid.slice(edges[shard], edges[shard + 1] - edges[shard])
-                blocks_of[shard] += blocks.encode(blocks.split(part), ranges, 0)
+                blocks_of[shard] += blocks.encode_block(blocks.split_rows(part), ranges, 0)
         with step("ingest: encode for the archive"):
-            messages = list(blocks.encode(batch.wire(judged), ranges, 0))
+            messages = list(blocks.encode_block(judge.archive_parts(judged), ranges, 0))
         with step("archive: decode"):
-            tables = [archived.off_wire(blocks.unpack(message)[0]) for message in messages]
+            tables = [archive_schema.decode_archived(blocks.unpack_rows(message)[0]) for message in messages]
         with step("archive: Parquet"):
             for table in tables:
-                parquet.write_table(archived.readable(table, 0), io.BytesIO(), **archive_files.LAYOUT)
+                parquet.write_table(archive_schema.stored_rows(table, 0), io.BytesIO(), **archive_files.LAYOUT)
     stream(blocks_of)
 
 
-def ingest(values: Values, known: segments.Generation, start: int) -> Judged:
+def ingest(values: Values, known: segments.Generation, start: int) -> JudgedBatch:
     """A batch, decoded and deduplicated."""
     with step("ingest: decode JSON"):
-        events = decode(values, np.full(len(values), _START_MS + HOUR_MS)).events
+        events = decode_events(values, np.full(len(values), _START_MS + HOUR_MS)).events
     size, offsets = len(events), np.arange(start, start + len(events))
     with step("ingest: digest ids (within decode)"):
-        digest(events.ids)
+        digest_ids(events.ids)
     with step("ingest: ask filters and index"):
         found = np.full(size, segments.UNKNOWN, np.int64)
         known.opened().find(events.digests, found)
         for segment in known.closed:
             segment.filter.contains(events.digests)
     with step("ingest: remember ids"):
-        added = segments.rows_of(events.digests, offsets)
-        pack("RPUSH", "key", added.tobytes())
+        added = segments.segment_rows(events.digests, offsets)
+        pack_command("RPUSH", "key", added.tobytes())
         known.opened().add(added)
     with step("ingest: order a full segment"):
         if known.opened().full:
             known.closed.append(known.opened().closed()[0])
             known.open = None
     flags, zeros = np.zeros(size, np.uint8), np.zeros(size, np.int64)
-    first = decision.Decision(zeros - 1, np.zeros(size, np.bool_), {}, 0)
+    first = copies.CopyDecisions(zeros - 1, np.zeros(size, np.bool_), {}, Lookups())
     at = Position(0)
-    return Judged(events, offsets, zeros + _START_MS, flags, np.ones(size, np.uint32), flags, zeros, first, at, at)
+    return JudgedBatch(events, offsets, zeros + _START_MS, flags, np.ones(size, np.uint32), flags, zeros, first, at, at)
 
 
 def stream(blocks_of: list[list[bytes]]) -> None:
     """Minutes, hours and days of each shard."""
     for messages in blocks_of:
-        stages = {name: StageState(grain, 1) for name, grain in (("minute", MINUTE_MS), ("hour", HOUR_MS))}
+        stages = {name: Stage(grain, 1) for name, grain in (("minute", MINUTE_MS), ("hour", HOUR_MS))}
         for offset, message in enumerate(messages):
             with step("stream: decode blocks"):
-                found, header = blocks.decode(message, "here")
+                found, header = blocks.decode_block(message, "here")
                 taken = Partials.of_arrow(found)
             with step("stream: sum by key"):
                 stages["minute"].apply_block(offset, taken, header, "here")
-            if offset % 5 == 4 or offset == len(messages) - 1:
+            if stages["minute"].intake.may_flush and (offset % 5 == 4 or offset == len(messages) - 1):
                 delta = flush(stages["minute"], "minute")
                 for _, value in delta:
                     with step("stream: decode chunks"):
@@ -132,22 +138,21 @@ def stream(blocks_of: list[list[bytes]]) -> None:
         flush(stages["hour"], "hour")
 
 
-def flush(state: StageState, name: str) -> list[tuple[bytes, bytes]]:
+def flush(stage: Stage, name: str) -> list[tuple[bytes, bytes]]:
     """What a stage does at a flush."""
     with step("stream: sum by key"):
-        state.begin_flush()
-        begun = state.flushing
+        begun = stage.begin_flush()
     with step("stream: encode chunks"):
         written = list(chunks.encode(begun.delta, begun.header))
     with step("stream: hold rows"):
-        changes = state.commit()
+        published = stage.commit()
     if name == "minute":
         with step("stream: pack rows for Redis"):
-            rows.pack(changes.delta)
+            cell_format.pack(published.delta)
     else:
         with step("stream: rows for ClickHouse"):
-            for window in state.windows.values():
-                warm.to_clickhouse(warm.in_key_order(window.whole()))
+            for window in stage.windows.values():
+                writer.to_clickhouse(writer.in_key_order(window.whole()))
     return written
 
 

@@ -20,13 +20,15 @@ from typing import Any
 import polars as pl
 
 from batch import coverage
-from infra import topics
-from infra.clickhouse.client import ClickHouse, migrate
+from infra.clickhouse.client import ClickHouse
+from infra.clickhouse.schema import apply_migrations
 from infra.clock import HOUR_MS, now_ms
-from infra.kafka import EventProducer, read_to_end
+from infra.kafka import topic_setup, topics
+from infra.kafka.consumers import read_to_end
+from infra.kafka.event_producer import EventProducer
 from infra.settings import Settings, resolve
-from ingest import dead_letters
-from ingest.events import Rejection, judge
+from ingest.dead_letters import letters as dead_letters
+from ingest.events import Rejection, judge_message
 from tests.conftest import adclick
 from tests.flow import Flow, flow
 from tests.product import wait_until
@@ -121,13 +123,13 @@ def messages(count: int, seed: int) -> Iterator[tuple[bytes | None, Value]]:
     """(key, value) of each; about one in twelve is sent a second time."""
     rng, now = random.Random(seed), now_ms()
     kinds, weights = [k for k, _ in _KINDS], [w for _, w in _KINDS]
-    made = 0
-    while made < count:
+    produced = 0
+    while produced < count:
         event = _event(rng, now)
         value = rng.choices(kinds, weights)[0](event, rng)
         key = rng.choice([event["event_id"].encode()] * 9 + [None])
-        for _ in range(min(2 if key and rng.random() < 0.08 else 1, count - made)):
-            made += 1
+        for _ in range(min(2 if key and rng.random() < 0.08 else 1, count - produced)):
+            produced += 1
             yield key, value
 
 
@@ -148,16 +150,16 @@ def send(settings: Settings, count: int, seed: int) -> None:
 
 
 def account(running: Flow, count: int) -> dict[str, int]:
-    """Where every message went; raises AssertionError when one went nowhere, twice, or where it should not."""
+    """Count where the messages went; raises AssertionError when one went nowhere, twice, or where it should not."""
     settings = running.settings
     sent: dict[tuple[int, int], str] = {}
     for p in range(settings.event_partitions):
         for m in read_to_end(settings.kafka, settings.topic(topics.EVENTS), p):
-            verdict = judge(m.value(), m.timestamp()[1])
-            sent[p, m.offset()] = verdict.reason.value if isinstance(verdict, Rejection) else "valid"
+            judged = judge_message(m.value(), m.timestamp()[1])
+            sent[p, m.offset()] = judged.reason.value if isinstance(judged, Rejection) else "valid"
     assert len(sent) == count, f"{count} were sent, {len(sent)} are in the topic"
     dead: dict[tuple[int, int], str] = {}
-    for letter in dead_letters.read(settings):
+    for letter in dead_letters.read_letters(settings):
         _, partition, offset = letter.headers["source"].rsplit("/", 2)
         place = int(partition), int(offset)
         assert place not in dead, f"{place} was dead-lettered twice"
@@ -170,30 +172,27 @@ def account(running: Flow, count: int) -> dict[str, int]:
     ).with_columns(pl.col("decision").cast(pl.String))
     rows = rows.unique(["partition", "offset"])
     archived = dict(zip(rows.select("partition", "offset").rows(), rows["decision"].to_list(), strict=True))
-    for place, wanted in sent.items():
+    for place, verdict in sent.items():
         # What came too late is dead-lettered, and archived for the nightly run.
-        went = [fate[place] for fate in (dead, archived) if place in fate]
-        ok = went == [wanted] if wanted != "valid" else went in (["counted"], ["copy"], ["too-late"] * 2)
-        assert ok, f"{place} is {wanted}, and went to {went}"
+        outcomes = [outcome[place] for outcome in (dead, archived) if place in outcome]
+        ok = outcomes == [verdict] if verdict != "valid" else outcomes in (["counted"], ["copy"], ["too-late"] * 2)
+        assert ok, f"{place} is {verdict}, and became {outcomes}"
     counted = rows.filter(pl.col("decision") == "counted")
     # Mutated ids come under other keys, too: copies are copies within a partition.
     assert counted.select("partition", "event_id").n_unique() == counted.height
-    _counted_is_shown(running, counted.filter(pl.col("campaign_id") < CAMPAIGNS)["time_ms"])
+    _wait_until_counted_is_shown(running, counted.filter(pl.col("campaign_id") < CAMPAIGNS)["time_ms"])
     return {"sent": count} | dict(Counter(archived.values()) | Counter(dead.values()))
 
 
-def _counted_is_shown(running: Flow, times_ms: pl.Series) -> None:
-    """Whether the answers add up to what was counted. A mutated time may be years ago, and first in its partition."""
+def _wait_until_counted_is_shown(running: Flow, times_ms: pl.Series) -> None:
+    """Wait until the answers add up to what was counted. A mutated time may be years ago, and first in its partition."""
     start_ms = now_ms() - 20 * HOUR_MS
-    wanted = int((times_ms >= start_ms).sum())
+    expected = int((times_ms >= start_ms).sum())
 
     def shown() -> int:
-        return running.total(tuple(range(CAMPAIGNS)), start_ms)
+        return running.shown_events(tuple(range(CAMPAIGNS)), start_ms)
 
-    try:
-        wait_until(lambda: shown() == wanted, 60, f"{wanted} are shown")
-    except AssertionError as error:
-        raise AssertionError(f"{wanted} must be shown, {shown()} are") from error
+    wait_until(lambda: shown() == expected, 60, lambda: f"{expected} events must be shown, {shown()} are")
 
 
 def run(settings: Settings, folder: Path, count: int, seed: int) -> dict[str, int]:
@@ -203,9 +202,9 @@ def run(settings: Settings, folder: Path, count: int, seed: int) -> dict[str, in
             running.start(name)
         send(settings, count, seed)
         coverage.wait_for_archive(settings, 60 + count / 2_000, lambda _: None)
-        found = account(running, count)
+        counts = account(running, count)
         assert all(worker.poll() is None for worker in running.workers.values()), "a worker died"
-        return found
+        return counts
 
 
 def main() -> None:
@@ -215,17 +214,17 @@ def main() -> None:
     print(f"seed {seed}: {count:,} hostile messages", flush=True)
     with tempfile.TemporaryDirectory(prefix="adclick-hostile-") as folder:
         stack = Path(folder) / "stack"
-        done = adclick("up", "--detach", "--dir", str(stack), "--ingest-workers", "0", "--stream-workers", "0")
-        assert done.returncode == 0, done.stderr
+        result = adclick("up", "--detach", "--dir", str(stack), "--ingest-workers", "0", "--stream-workers", "0")
+        assert result.returncode == 0, result.stderr
         try:
             # The stack has an archive worker of its own, for the topics without a namespace.
             own = {"archive": str(Path(folder) / "archive"), "namespace": "hostile_"}
             settings = resolve(str(stack)).settings.model_copy(update=own)
-            topics.ensure(settings)
-            migrate(ClickHouse(settings.clickhouse, settings.database))
+            topic_setup.ensure(settings)
+            apply_migrations(ClickHouse(settings.clickhouse, settings.database))
             began = time.monotonic()
-            found = run(settings, Path(folder), count, seed)
-            print(f"{time.monotonic() - began:.0f} s; " + ", ".join(f"{k} {n:,}" for k, n in sorted(found.items())))
+            counts = run(settings, Path(folder), count, seed)
+            print(f"{time.monotonic() - began:.0f} s; " + ", ".join(f"{k} {n:,}" for k, n in sorted(counts.items())))
         except AssertionError as error:
             print(f"failed: {error}\nrepeat it with: make hostile MESSAGES={count} SEED={seed}")
             sys.exit(1)

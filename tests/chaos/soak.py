@@ -23,12 +23,16 @@ import polars as pl
 import psutil
 
 from infra.clock import HOUR_MS, iso, now_ms
-from infra.embedded.state import Folder
-from infra.kafka import Admin, EventProducer
-from infra.redis import Redis
-from infra.topics import ARCHIVE, BLOCKS, EVENTS, HOURS, MINUTES
-from ingest.synthetic.generator import Made, Spec, make
+from infra.embedded.stack_folder import Folder
+from infra.kafka.admin import Admin
+from infra.kafka.event_producer import EventProducer
+from infra.kafka.topics import ARCHIVE, BLOCKS, EVENTS, HOURS, MINUTES
+from infra.redis.client import Redis
+from ingest.dedup import registry
+from ingest.partials import BILLED
+from ingest.synthetic.generator import Spec, SyntheticEvents, generate_events
 from query.client import Client
+from stream.hot.layout import ShardKeys
 from tests.conftest import adclick
 from tests.product import Product, wait_until
 
@@ -41,7 +45,6 @@ _KEPT = {
     "ADCLICK_BLOCKS_RETENTION_S": "240",
     "ADCLICK_HOT_HOURS": "2",
 }
-_MEASURES = ("impressions", "clicks", "conversions", "spend_micros")
 _KEYS = ("time", "campaign_id")
 _GROWING = ("archive", "clickhouse")
 # Growth that is noise: a process of an interpreter or a JVM moves by that much.
@@ -50,7 +53,7 @@ _NOISE_MB, _NOISE_SHARE, _NOISE_FILES = 40, 0.15, 20
 
 @dataclass
 class Readings:
-    """Minute by minute: memory and open files by process, and bytes by store."""
+    """Readings of each minute: memory and open files by process, bytes by store."""
 
     rss_mb: dict[str, list[int]] = field(default_factory=dict)
     files: dict[str, list[int]] = field(default_factory=dict)
@@ -69,7 +72,7 @@ class Readings:
         used = Redis(product.settings.redis).call("INFO", "memory")["used_memory"]
         self.stored_mb.setdefault("redis memory", []).append(int(used) / (1 << 20))
 
-    def tell(self) -> None:
+    def print(self) -> None:
         """Print what was read."""
         print(f"{'process':12} {'MB first':>9} {'middle':>7} {'last':>6} {'files':>6} {'CPU s/min':>9}")
         for name, values in self.rss_mb.items():
@@ -84,27 +87,27 @@ class Readings:
 
     def grew(self) -> list[str]:
         """What still grows after the first third, beyond noise."""
-        found = []
-        kept = {f"stored in {name}": sizes for name, sizes in self.stored_mb.items() if name not in _GROWING}
+        faults = []
+        bounded = {f"stored in {name}": sizes for name, sizes in self.stored_mb.items() if name not in _GROWING}
         for kind, series, noise in (
-            ("MB", self.rss_mb | kept, _NOISE_MB),
+            ("MB", self.rss_mb | bounded, _NOISE_MB),
             ("open files", self.files, _NOISE_FILES),
         ):
             for name, values in series.items():
                 third = max(1, len(values) // 3)
                 middle, last = statistics.median(values[third : 2 * third]), statistics.median(values[-third:])
                 if last > middle + max(noise, middle * _NOISE_SHARE):
-                    found.append(f"{name}: {middle:.0f} {kind}, and then {last:.0f}")
-        return found
+                    faults.append(f"{name}: {middle:.0f} {kind}, and then {last:.0f}")
+        return faults
 
 
-def _chunk(start_ms: int, rate: int, seed: int) -> Made:
+def _chunk(start_ms: int, rate: int, seed: int) -> SyntheticEvents:
     span_ms = _CHUNK_S * 1000 * _SPEED
-    return make(Spec(events=rate * _CHUNK_S, seed=seed, start_ms=start_ms, span_ms=span_ms, **_SHAPE))
+    return generate_events(Spec(events=rate * _CHUNK_S, seed=seed, start_ms=start_ms, span_ms=span_ms, **_SHAPE))
 
 
 def _send(product: Product, rate: int, minutes: float, readings: Readings) -> pl.DataFrame:
-    """Chunks of ten seconds, the last of them about now; returns what must be counted, by hour and campaign."""
+    """Send chunks of ten seconds, the last of them about now; returns what must be counted, by hour and campaign."""
     producer, counted = EventProducer(product.settings.kafka), []
     begin_ms = now_ms() // 1000 * 1000
     chunks = int(minutes * 60 / _CHUNK_S)
@@ -112,51 +115,52 @@ def _send(product: Product, rate: int, minutes: float, readings: Readings) -> pl
     with ThreadPoolExecutor(1) as maker:
         following = maker.submit(_chunk, first_ms, rate, 0)
         for number in range(chunks):
-            made = following.result()
+            events = following.result()
             following = maker.submit(_chunk, first_ms + (number + 1) * _CHUNK_S * 1000 * _SPEED, rate, number + 1)
-            sums = [pl.col(f"stream_{m}").sum().alias(m) for m in _MEASURES]
+            sums = [pl.col(f"stream_{m}").sum().alias(m) for m in BILLED]
             hour = (pl.col("minute_ms") // HOUR_MS * HOUR_MS).alias("time")
-            counted.append(made.truth.counts.group_by(hour, "campaign_id").agg(sums))
+            counted.append(events.truth.counts.group_by(hour, "campaign_id").agg(sums))
             step = max(1, rate // 10)
-            for at in range(0, len(made.lines), step):
+            for at in range(0, len(events.lines), step):
                 due_ms = begin_ms + number * _CHUNK_S * 1000 + at * 1000 // rate
                 time.sleep(max(0, due_ms - now_ms()) / 1000)
-                keys = [None if k is None else k.encode() for k in made.keys[at : at + step]]
-                producer.send(EVENTS, keys, made.lines[at : at + step].to_list())
+                keys = [None if k is None else k.encode() for k in events.keys[at : at + step]]
+                producer.send(EVENTS, keys, events.lines[at : at + step].to_list())
             if number % 6 == 5:
                 readings.take(product)
-                told = {n: v[-1] for n, v in readings.rss_mb.items()}
+                rss_mb = {name: values[-1] for name, values in readings.rss_mb.items()}
                 passed_s = (number + 1) * _CHUNK_S
                 late_s = (now_ms() - begin_ms) / 1000 - passed_s
-                seen = dt.datetime.fromisoformat(Client(product.settings).get("/v1/pipeline", [])["watermark"])
-                behind_s = (first_ms / 1000 - seen.timestamp()) / _SPEED + passed_s
+                watermark = dt.datetime.fromisoformat(Client(product.settings).get("/v1/pipeline", [])["watermark"])
+                behind_s = (first_ms / 1000 - watermark.timestamp()) / _SPEED + passed_s
                 print(
-                    f"{passed_s // 60:3} min, sent {late_s:.0f} s late, shown {behind_s:.0f} s after  MB {told}",
+                    f"{passed_s // 60:3} min, sent {late_s:.0f} s late, shown {behind_s:.0f} s after  MB {rss_mb}",
                     flush=True,
                 )
     assert producer.flush(60) == 0
-    whole = pl.concat(counted).group_by(_KEYS).agg(pl.col(_MEASURES).sum())
-    whole = whole.filter(pl.sum_horizontal(_MEASURES) > 0)
+    whole = pl.concat(counted).group_by(_KEYS).agg(pl.col(BILLED).sum())
+    whole = whole.filter(pl.sum_horizontal(BILLED) > 0)
     return whole.with_columns(pl.col("time").map_elements(iso, pl.String)).sort(_KEYS)
 
 
 def _shown(product: Product, start_ms: int, campaigns: list[int]) -> pl.DataFrame:
-    asked = [("campaign_id", ",".join(map(str, campaigns))), ("group_by", "campaign_id"), ("limit", "10000")]
-    asked += [("start", iso(start_ms)), ("end", "now"), ("granularity", "hour")]
-    rows = Client(product.settings).get("/v1/metrics", asked)["data"]
-    shown = pl.DataFrame([{k: row[k] for k in (*_KEYS, *_MEASURES)} for row in rows])
-    return shown.filter(pl.sum_horizontal(_MEASURES) > 0).sort(_KEYS)
+    parameters = [("campaign_id", ",".join(map(str, campaigns))), ("group_by", "campaign_id"), ("limit", "10000")]
+    parameters += [("start", iso(start_ms)), ("end", "now"), ("granularity", "hour")]
+    rows = Client(product.settings).get("/v1/metrics", parameters)["data"]
+    shown = pl.DataFrame([{k: row[k] for k in (*_KEYS, *BILLED)} for row in rows])
+    return shown.filter(pl.sum_horizontal(BILLED) > 0).sort(_KEYS)
 
 
-def _differ(wanted: pl.DataFrame, found: pl.DataFrame) -> str:
-    sums = [pl.col(m).sum() for m in _MEASURES]
-    both = wanted.group_by("time").agg(sums).join(found.group_by("time").agg(sums), on="time", how="full")
-    told = [f"{row[0] or row[5]}: {row[1:5]} must be counted, {row[6:]} are" for row in both.sort("time").rows()]
-    return "\n".join(told)
+def _differences(expected: pl.DataFrame, shown: pl.DataFrame) -> str:
+    """Hour by hour, what must be counted and what is."""
+    sums = [pl.col(m).sum() for m in BILLED]
+    both = expected.group_by("time").agg(sums).join(shown.group_by("time").agg(sums), on="time", how="full")
+    lines = [f"{row[0] or row[5]}: {row[1:5]} must be counted, {row[6:]} are" for row in both.sort("time").rows()]
+    return "\n".join(lines)
 
 
 def run(rate: int, minutes: float, work: Path) -> list[str]:
-    """Returns what was wrong."""
+    """Run it; returns what was wrong."""
     product = Product(Folder(work / "stack"), _chunk(now_ms(), 10, 0), now_ms(), [])
     readings = Readings()
     print(f"{minutes:.0f} minutes of {rate:,} events/s, {_SPEED} times as fast as time", flush=True)
@@ -169,29 +173,30 @@ def run(rate: int, minutes: float, work: Path) -> list[str]:
         try:
             wait_until(lambda: _shown(product, start_ms, campaigns).equals(counted), 120, "all is shown")
         except AssertionError:
-            faults.append(_differ(counted, _shown(product, start_ms, campaigns)))
-        readings.tell()
-        print(f"{counted.select(_MEASURES[:3]).sum_horizontal().sum():,} events counted; cores {psutil.cpu_count()}")
+            faults.append(_differences(counted, _shown(product, start_ms, campaigns)))
+        readings.print()
+        print(f"{counted.select(BILLED[:3]).sum_horizontal().sum():,} events counted; cores {psutil.cpu_count()}")
         return faults + readings.grew() + _kept_too_long(product)
     finally:
         adclick("down", "--dir", str(work / "stack"))
 
 
 def _kept_too_long(product: Product) -> list[str]:
-    """What is there that the settings say is gone."""
-    settings, found = product.settings, []
+    """What is still stored that the settings say is deleted."""
+    settings, faults = product.settings, []
     for topic in (EVENTS, BLOCKS, ARCHIVE, MINUTES, HOURS):
         if not any(Admin(settings.kafka).starts(topic, settings.event_partitions)):
-            found.append(f"{topic}: nothing was ever deleted")
+            faults.append(f"{topic}: nothing was ever deleted")
     redis = Redis(settings.redis)
-    keys = [k.decode().split("}:") for k in redis.scan_keys(f"{settings.key_prefix}dedup:*")]
+    keys = [k.decode().split("}:") for k in redis.scan_keys(registry.all_keys(settings.key_prefix))]
     generations = {(partition, rest.split(":")[0]) for partition, rest in keys if rest != "head"}
-    many = Counter(partition for partition, _ in generations)
-    found += [f"{partition}}}: {count} generations" for partition, count in many.items() if count > 3]
-    ends = [int(k.rsplit(b":", 1)[1]) + HOUR_MS for k in redis.scan_keys(f"{settings.key_prefix}hot:*:h:*")]
+    counts = Counter(partition for partition, _ in generations)
+    faults += [f"{partition}}}: {count} generations" for partition, count in counts.items() if count > 3]
+    shards = [ShardKeys.of(settings.key_prefix, shard) for shard in range(settings.block_partitions)]
+    ends = [shard.hour_of(key) + HOUR_MS for shard in shards for key in redis.scan_keys(shard.hours())]
     if min(ends) < now_ms() - (settings.hot_hours + 3) * HOUR_MS:
-        found.append(f"Redis still has minutes before {iso(min(ends))}")
-    return found
+        faults.append(f"Redis still has minutes before {iso(min(ends))}")
+    return faults
 
 
 def main() -> None:

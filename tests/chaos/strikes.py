@@ -1,4 +1,4 @@
-"""What chaos does to a running stack: strikes that end by themselves, at moments drawn from a seed."""
+"""Faults that are injected into a running stack: each ends by itself, at moments drawn from a seed."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ _STOP_S, _EXTRA_S = (9.0, 15.0), (10.0, 20.0)
 # As a process on a machine with too much to do: shorter than a session, longer than anything that two looks lie apart.
 _PAUSE_S = (0.1, 3.0)
 # Sooner than any backend can start.
-_LOOK_S = 0.1
+_KILL_EVERY_S = 0.1
+_SUPERVISOR_AWAY_S = 1.0
 
 
 @dataclass(frozen=True)
 class Strike:
-    """One strike: `at_s` after the start, and for how long where it lasts."""
+    """One fault, `at_s` after the start; `seconds`: how long it lasts, 0 for one of a moment."""
 
     at_s: float
     kind: str
@@ -50,11 +51,11 @@ class Strike:
 
 
 def plan(count: int, over_s: float, rng: random.Random, outage_s: tuple[float, float]) -> list[Strike]:
-    """`count` strikes over `over_s` seconds, each kind at least once where there is room."""
+    """Draw `count` strikes over `over_s` seconds, each kind at least once if there are enough."""
     kinds = [k for k, *_ in _KINDS][:count]
     kinds += rng.choices([k for k, *_ in _KINDS], [weight for _, weight, _ in _KINDS], k=count - len(kinds))
     rng.shuffle(kinds)
-    targets = {kind: found for kind, _, found in _KINDS}
+    targets = {kind: names for kind, _, names in _KINDS}
     lasting = {"stop": _STOP_S, "pause": _PAUSE_S, "outage": outage_s, "extra worker": _EXTRA_S}
     moments = sorted(rng.uniform(3.0, over_s) for _ in kinds)
     return [
@@ -70,13 +71,13 @@ class Striker:
         self._product, self._words = product, words
         self._lasting: list[threading.Thread] = []
         self._stop = threading.Event()
-        self.done: list[tuple[float, float, Strike]] = []
+        self.carried_out: list[tuple[float, float, Strike]] = []
         """(began, ended, strike), in clock time of `time.monotonic`."""
         self.failures: list[str] = []
         """Strikes that could not be carried out."""
 
     def run(self, strikes: list[Strike]) -> None:
-        """Blocks until all have ended."""
+        """Carry out all strikes; blocks until the last one has ended."""
         start = time.monotonic()
         for strike in strikes:
             if self._stop.wait(max(0.0, start + strike.at_s - time.monotonic())):
@@ -95,7 +96,7 @@ class Striker:
             thread.join()
 
     def stop(self) -> None:
-        """End early; what lasts is undone."""
+        """Skip the strikes to come, and end those under way."""
         self._stop.set()
 
     def _carry_out(self, strike: Strike) -> None:
@@ -104,14 +105,14 @@ class Striker:
             self._strike(strike)
         except Exception as error:
             self.failures.append(f"{strike}: {error!r}")
-        self.done.append((began, time.monotonic(), strike))
+        self.carried_out.append((began, time.monotonic(), strike))
 
     def _strike(self, strike: Strike) -> None:
         {"kill": self._kill, "stop": self._halt, "pause": self._halt, "outage": self._outage, "extra worker": self._extra,
          "supervisor": self._supervisor}[strike.kind](strike)  # fmt: skip
 
     def _send(self, name: str, number: signal.Signals) -> psutil.Process | None:
-        """Signal the process of that name, if it runs. Never by its pid file alone: a pid is soon somebody else's."""
+        """Signal the process of that name, if it runs. Never by its pid file alone: a pid is soon that of another process."""
         process = self._product.folder.processes().get(name)
         if process is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -122,26 +123,25 @@ class Striker:
         self._send(strike.target, signal.SIGKILL)
 
     def _halt(self, strike: Strike) -> None:
-        stopped = self._send(strike.target, signal.SIGSTOP)
+        process = self._send(strike.target, signal.SIGSTOP)
         self._stop.wait(strike.seconds)
-        if stopped is not None:
+        if process is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
-                stopped.send_signal(signal.SIGCONT)
+                process.send_signal(signal.SIGCONT)
 
     def _outage(self, strike: Strike) -> None:
-        """Nobody answers at the backend's port for long: it is killed as often as its supervisor starts it."""
+        """Nothing answers at the backend's port for long: it is killed as often as its supervisor starts it."""
         end = time.monotonic() + strike.seconds
-        while time.monotonic() < end and not self._stop.is_set():
+        while time.monotonic() < end and not self._stop.wait(_KILL_EVERY_S):
             self._send(strike.target, signal.SIGKILL)
-            time.sleep(_LOOK_S)
 
     def _extra(self, strike: Strike) -> None:
-        """A worker more, for a while; it leaves in order."""
+        """One more worker, for a while; it leaves its group before it ends."""
         secret = str(self._product.folder.state()["user_secret"])
         name = f"{strike.target}-extra-{int(strike.at_s)}"
-        env = worker_environment(self._product.settings, name, ADCLICK_USER_SECRET=secret) | self._product.env
+        variables = worker_environment(self._product.settings, name, ADCLICK_USER_SECRET=secret) | self._product.env
         log = self._product.folder.log(f"{strike.target}-extra").open("ab")
-        with log, subprocess.Popen([sys.executable, "-m", "infra", strike.target], env=env, stderr=log) as worker:
+        with log, subprocess.Popen([sys.executable, "-m", "infra", strike.target], env=variables, stderr=log) as worker:
             self._stop.wait(strike.seconds)
             worker.send_signal(signal.SIGTERM)
             try:
@@ -151,5 +151,5 @@ class Striker:
 
     def _supervisor(self, _strike: Strike) -> None:
         self._send("supervisor", signal.SIGKILL)
-        time.sleep(1)
+        self._stop.wait(_SUPERVISOR_AWAY_S)
         self._product.up(*self._words)

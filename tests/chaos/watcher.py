@@ -1,4 +1,4 @@
-"""A client that reads all along: how fresh the answers are, and whether closed numbers ever go back."""
+"""A client that reads all the time: how fresh the answers are, and whether counts of closed hours ever decrease."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ import polars as pl
 
 from infra.clock import iso
 from infra.errors import AdclickError
-from ingest.synthetic.generator import Made
+from ingest.synthetic.generator import SyntheticEvents
 from query.client import Client
-from tests.product import SPAN_MS, Product
+from tests.product import COUNTS, SPAN_MS, Product, wait_until
 
 _EVERY_S = 0.5
 _FRESH_S = 3.0
 # What a strike does to answers shows within this time: where half of the partitions stand still, newer events of the
 # other half make up for what they lack, for as long again.
 _NOTICED_S = 2 * _FRESH_S + 3.0
-_COUNTS = ("impressions", "clicks", "conversions")
+# After all is read: enough answers to see whether one still changes for the worse.
+_LAST_ANSWERS = 10
 
 
-def countable(made: Made) -> npt.NDArray[np.bool_]:
+def countable(events: SyntheticEvents) -> npt.NDArray[np.bool_]:
     """Which lines count in the stream: first occurrences that are not dead-lettered."""
-    keys, dead = made.keys, made.truth.dead
+    keys, dead = events.keys, events.truth.dead
     # Copies of an event that came too late are copies, too; what was invalid is not remembered.
     valid = np.ones(len(keys), bool)
     valid[dead.filter(pl.col("reason") != "too-late")["line"].to_numpy()] = False
@@ -45,23 +46,24 @@ class Watcher:
     product: Product
     sent: list[tuple[float, int]]
     """(moment, lines acknowledged so far), growing."""
-    looked: list[tuple[float, bool]] = field(default_factory=list)
-    """Moments of asking, and whether the answer held all that was acknowledged _FRESH_S before."""
-    went_back: list[str] = field(default_factory=list)
-    asked: int = 0
+    freshness: list[tuple[float, bool]] = field(default_factory=list)
+    """Moments of asking, and whether the answer had all that was acknowledged _FRESH_S before."""
+    decreases: list[str] = field(default_factory=list)
+    """Counts of closed hours that were lower in a later answer."""
+    answers: int = 0
     missing: int = 0
     """Events that the last answer ought to have had, and had not."""
-    said: Counter[str] = field(default_factory=Counter)
+    messages: Counter[str] = field(default_factory=Counter)
     """Refusals and warnings, and how often."""
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
-        self._countable = np.concatenate(([0], np.cumsum(countable(self.product.made))))
-        self._campaigns = self.product.truths.campaigns()
+        self._countable = np.concatenate(([0], np.cumsum(countable(self.product.events))))
+        self._campaigns = self.product.oracle.campaigns()
         self._closed: dict[tuple[str, int], tuple[int, ...]] = {}
 
     def run(self) -> None:
-        """Until `stop`."""
+        """Ask until `stop` is called."""
         parameters = [
             ("campaign_id", ",".join(map(str, self._campaigns))),
             ("start", iso(self.product.start_ms)),
@@ -75,35 +77,44 @@ class Watcher:
             try:
                 body = Client(self.product.settings).get("/v1/metrics", parameters)
             except AdclickError as error:
-                self.said[str(error)[:90]] += 1
-                self.looked.append((now, False))
+                self.messages[str(error)[:90]] += 1
+                self.freshness.append((now, False))
                 continue
-            self.asked += 1
-            self.said.update(str(w)[:90] for w in body["warnings"])
+            self.answers += 1
+            self.messages.update(str(w)[:90] for w in body["warnings"])
             # An answer that says that something is missing is honest, and no base for a comparison.
             if body["warnings"]:
-                self.looked.append((now, False))
+                self.freshness.append((now, False))
             else:
-                self._look(body, now)
+                self._check(body["data"], now)
 
     def stop(self) -> None:
-        """End after the answer in hand."""
+        """Let `run` return after the present answer."""
         self._stop.set()
 
-    def _look(self, body: dict[str, Any], now: float) -> None:
-        rows = body["data"]
+    def wait_for_last_answers(self) -> None:
+        """Wait until some more answers are read."""
+        enough = self.answers + _LAST_ANSWERS
+        wait_until(lambda: self.answers >= enough, _LAST_ANSWERS, f"{_LAST_ANSWERS} more answers")
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the last answer was fresh."""
+        return bool(self.freshness) and self.freshness[-1][1]
+
+    def _check(self, rows: list[dict[str, Any]], now: float) -> None:
         acknowledged = max((n for moment, n in self.sent if moment <= now - _FRESH_S), default=0)
-        shown = sum(row[name] for row in rows for name in _COUNTS)
+        shown = sum(row[name] for row in rows for name in COUNTS)
         self.missing = int(self._countable[acknowledged]) - shown
-        self.looked.append((now, self.missing <= 0))
-        found = {(row["time"], row["campaign_id"]): row for row in rows}
+        self.freshness.append((now, self.missing <= 0))
+        by_key = {(row["time"], row["campaign_id"]): row for row in rows}
         for key, before in self._closed.items():
-            after = tuple(found[key][name] for name in _COUNTS) if key in found else (0, 0, 0)
+            after = tuple(by_key[key][name] for name in COUNTS) if key in by_key else (0, 0, 0)
             if any(a < b for a, b in zip(after, before, strict=True)):
-                self.went_back.append(f"{key}: {before}, and then {after}")
-        for key, row in found.items():
+                self.decreases.append(f"{key}: {before}, and then {after}")
+        for key, row in by_key.items():
             if row["finality"] != "provisional":
-                self._closed[key] = tuple(row[name] for name in _COUNTS)
+                self._closed[key] = tuple(row[name] for name in COUNTS)
 
     def sent_between(self, began: float, ended: float) -> tuple[int, int]:
         """The lines [first, last) that were acknowledged between two moments."""
@@ -112,7 +123,7 @@ class Watcher:
 
     def recovery_s(self, moment: float) -> float:
         """How long after a moment answers were fresh again: 0 when they never ceased to be, infinite when never again."""
-        after = [(at - moment, fresh) for at, fresh in self.looked if at >= moment]
+        after = [(at - moment, fresh) for at, fresh in self.freshness if at >= moment]
         stale = next((at for at, fresh in after if not fresh and at <= _NOTICED_S), None)
         if stale is None:
             return 0.0
@@ -125,8 +136,8 @@ class Fates:
 
     lost: npt.NDArray[np.intp]
     doubled: npt.NDArray[np.intp]
-    unlike: str
-    """What of the archive is not what was sent; empty when nothing is."""
+    archive_difference: str
+    """How the archive differs from what was sent; empty when it does not."""
 
     def within(self, first: int, last: int) -> tuple[int, int]:
         """How many of the lines [first, last) were lost, and doubled."""
@@ -139,17 +150,17 @@ def fates(product: Product) -> Fates:
     files = list((product.folder.path / "archive").rglob("*.parquet"))
     rows = pl.concat([pl.read_parquet(f, columns=["partition", "offset", "event_id", "decision"]) for f in files])
     rows = rows.unique(["partition", "offset"]).with_columns(pl.col("decision").cast(pl.String))
-    keys, made = product.made.keys, product.made
-    invalid = made.truth.dead.filter(pl.col("reason") != "too-late")["line"]
+    keys, events = product.events.keys, product.events
+    invalid = events.truth.dead.filter(pl.col("reason") != "too-late")["line"]
     sent = pl.DataFrame({"event_id": keys}).with_row_index("line").filter(~pl.col("line").is_in(invalid.implode()))
     counted = rows.filter(pl.col("decision") == "counted").group_by("event_id").agg(pl.len().alias("counted"))
-    firsts = pl.DataFrame({"event_id": keys}).with_row_index("line").filter(pl.Series(countable(made)))
+    firsts = pl.DataFrame({"event_id": keys}).with_row_index("line").filter(pl.Series(countable(events)))
     judged = firsts.join(counted, on="event_id", how="left")
-    found = rows.group_by("event_id").len().sort("event_id")
-    true = sent.group_by("event_id").len().sort("event_id")
-    unlike = "" if found.equals(true) else f"{sent.height} valid messages were sent, {rows.height} are archived"
+    archived = rows.group_by("event_id").len().sort("event_id")
+    valid = sent.group_by("event_id").len().sort("event_id")
+    difference = "" if archived.equals(valid) else f"{sent.height} valid messages were sent, {rows.height} are archived"
     return Fates(
         judged.filter(pl.col("counted").is_null())["line"].to_numpy(),
         judged.filter(pl.col("counted") > 1)["line"].to_numpy(),
-        unlike,
+        difference,
     )

@@ -1,4 +1,4 @@
-"""Commands against backends that somebody else started: fresh ones, ones that are away, ones of a stack that has stopped."""
+"""Commands against backends that are not of an embedded stack: empty ones, ones that are away, ones of a stack that has stopped."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from infra import migration, topics
-from infra.clickhouse import client as clickhouse
+from infra import migration
+from infra.clickhouse import schema
 from infra.clickhouse.client import ClickHouse
-from infra.kafka import Admin
+from infra.kafka import topics
+from infra.kafka.admin import Admin
 from infra.settings import Settings, resolve
 from tests.conftest import ADCLICK, adclick
 from tests.flow import environment
@@ -45,24 +46,24 @@ def start(settings: Settings, folder: Path, *words: str, **env: str) -> subproce
 
 def test_migrate_makes_each_topic_and_table_once_also_when_three_run_at_once(fresh: Settings, tmp_path: Path) -> None:
     running = [start(fresh, tmp_path, "migrate", "--json") for _ in range(3)]
-    made = []
+    reports = []
     for process in running:
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
-        made.append(json.loads(out))
-    wanted = [topic.name for topic in topics.wanted(fresh)]
-    assert Counter(name for changes in made for name in changes["topics"]) == Counter(wanted)
-    files = Counter(name for changes in made for name in changes["tables"])
+        reports.append(json.loads(out))
+    topic_names = [topic.name for topic in topics.wanted(fresh)]
+    assert Counter(name for changes in reports for name in changes["topics"]) == Counter(topic_names)
+    files = Counter(name for changes in reports for name in changes["tables"])
     assert set(files.values()) == {1}
     assert "001_tiers.sql" in files
-    assert (migration.missing_topics(fresh), migration.missing_tables(fresh)) == ([], [])
-    assert {name: Admin(fresh.kafka).partitions()[name] for name in wanted} == {
+    assert (migration.missing_topics(fresh), migration.unmigrated_tables(fresh)) == ([], [])
+    assert {name: Admin(fresh.kafka).partitions()[name] for name in topic_names} == {
         topic.name: topic.partitions for topic in topics.wanted(fresh)
     }
-    assert migration.migrate(fresh) == migration.Changes([], [])
+    assert migration.migrate(fresh) == migration.MigrationReport([], [])
 
 
-def test_what_lacks_topics_or_tables_says_so_in_one_line(fresh: Settings, tmp_path: Path) -> None:
+def test_missing_topics_or_tables_are_reported_in_one_line(fresh: Settings, tmp_path: Path) -> None:
     events = tmp_path / "events.ndjson"
     events.write_text('{"event_id": "1"}\n')
     lacking = {
@@ -70,25 +71,27 @@ def test_what_lacks_topics_or_tables_says_so_in_one_line(fresh: Settings, tmp_pa
         "ClickHouse's database": (["serve"], ["reconcile", "--date", "2026-11-20"], ["audit", "--date", "2026-11-20"]),
     }
     running = [
-        (what, words, start(fresh, tmp_path, *words)) for what, all_words in lacking.items() for words in all_words
+        (missing, words, start(fresh, tmp_path, *words))
+        for missing, all_words in lacking.items()
+        for words in all_words
     ]
-    for what, words, process in running:
+    for missing, words, process in running:
         out, err = process.communicate(timeout=120)
         assert (process.returncode, out) == (1, ""), (words, err)
         assert err.count("\n") == 1, (words, err)
-        assert err.startswith(f"adclick: {what}"), (words, err)
+        assert err.startswith(f"adclick: {missing}"), (words, err)
         assert "adclick migrate makes" in err, words
     assert fresh.topic(topics.EVENTS) not in Admin(fresh.kafka).partitions()
 
 
-def test_status_names_what_a_cluster_lacks(fresh: Settings, tmp_path: Path) -> None:
+def test_status_names_the_topics_and_tables_that_a_cluster_lacks(fresh: Settings, tmp_path: Path) -> None:
     process = start(fresh, tmp_path, "status", "--json")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, bool(out)) == (1, True), err
     assert set(json.loads(out)["problems"]) == {"kafka", "clickhouse"}
     assert err.count("adclick migrate makes") == 2
     assert err.count("\n") == 1
-    clickhouse.migrate(ClickHouse(fresh.clickhouse, fresh.database))
+    schema.apply_migrations(ClickHouse(fresh.clickhouse, fresh.database))
     process = start(fresh, tmp_path, "status", "--json")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -110,7 +113,7 @@ def test_status_of_a_cluster_needs_no_folder_and_names_the_backend_that_is_away(
     wait_until(healthy, 60, "status is healthy")
     report = reports[-1]
     assert (report["processes"], report["dead"], report["problems"]) == ({}, [], {})
-    assert report["level"] == "unknown"  # no ingest worker has said anything
+    assert report["level"] == "unknown"  # no ingest worker has reported
     assert report["topics"] == {settings.topic(topics.EVENTS): 0, settings.topic(topics.ARCHIVE): 0}
 
     out, err = away.communicate(timeout=60)
@@ -127,7 +130,7 @@ def test_status_of_a_cluster_needs_no_folder_and_names_the_backend_that_is_away(
         assert secret not in out + err
 
 
-def test_status_of_a_running_stack_is_0_and_names_a_process_that_is_not_running(backends: Path) -> None:
+def test_status_of_a_running_stack_exits_with_0_and_names_a_process_that_is_not_running(backends: Path) -> None:
     reports: list[subprocess.CompletedProcess[str]] = []
 
     def healthy() -> bool:

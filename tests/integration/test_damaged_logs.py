@@ -1,13 +1,13 @@
-"""A log that is not what it must be stops its reader, which says what and where; nothing is skipped."""
+"""A damaged log stops its reader, which reports what is wrong and where; nothing is skipped."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from infra import topics
 from infra.clock import now_ms
-from infra.kafka import TransactionalProducer
-from infra.records import Record
+from infra.kafka import topics
+from infra.kafka.records import Record
+from infra.kafka.transactions import TransactionalProducer
 from infra.settings import Settings
 from ingest import blocks, partials
 from ingest.blocks import SourceRange
@@ -17,7 +17,7 @@ from tests.product import PATIENCE
 
 def _hole() -> bytes:
     ranges = (SourceRange(0, 10**9, 10**9 + 1, None, False),)
-    return next(iter(blocks.encode([partials.empty().arrow()], ranges, now_ms())))
+    return next(iter(blocks.encode_block([partials.empty_partials().arrow()], ranges, now_ms())))
 
 
 def test_a_hole_stops_the_stream_and_is_not_skipped(settings: Settings, tmp_path: Path) -> None:
@@ -25,14 +25,14 @@ def test_a_hole_stops_the_stream_and_is_not_skipped(settings: Settings, tmp_path
         running.start("ingest-0")
         running.start("stream-0")
         running.send(STEP // 2)
-        running.true_in_part()
+        running.wait_until_something_is_shown()
         writer = TransactionalProducer(settings.kafka, f"{settings.namespace}damage")
         writer.open()
         writer.write([Record(settings.topic(topics.BLOCKS), _hole(), partition=0)])
         assert running.workers["stream-0"].wait(40 * PATIENCE) == 1
-        told = (tmp_path / "log").read_text()
-        assert "hole in source partition 0" in told
-        assert f"{settings.topic(topics.BLOCKS)}/0/" in told
+        log = (tmp_path / "log").read_text()
+        assert "hole in source partition 0" in log
+        assert f"{settings.topic(topics.BLOCKS)}/0/" in log
         # What comes after the hole is not counted: the next worker stops at the same place.
         running.send()
         running.start("stream-0")

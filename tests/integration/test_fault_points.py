@@ -1,4 +1,4 @@
-"""A process ends exactly in each gap between two writes; the numbers stay the truth."""
+"""A process ends exactly in each gap between two writes; answers stay exact."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tests.flow import STEP, Flow, flow
 HALF = STEP // 2
 
 
-def struck(running: Flow, name: str, fault: str) -> None:
-    """All workers run, one with a fault; it dies, comes back without, and the truth is told."""
+def check_after_death(running: Flow, name: str, fault: str) -> None:
+    """Run all workers, one with a fault; it dies and comes back without, and answers are exact."""
     for worker in ("ingest-0", "stream-0"):
         running.start(worker, fault if worker == name else "")
     running.send(HALF)
-    running.died(name)
+    running.wait_until_killed(name)
     running.start(name)
     running.send()
-    running.true_within(120)
+    running.wait_until_exact(120)
 
 
 @pytest.mark.parametrize(
@@ -32,11 +32,11 @@ def struck(running: Flow, name: str, fault: str) -> None:
         "ingest.committed:2",  # committed, and nothing in memory has moved
     ],
 )
-def test_ingest_dies_between_two_writes(settings: Settings, tmp_path: Path, fault: str) -> None:
+def test_answers_are_exact_after_ingest_dies_between_two_writes(settings: Settings, tmp_path: Path, fault: str) -> None:
     with flow(settings, tmp_path) as running:
         small = {"ingest_batch": 1_000, "dedup_segment_ids": 400}
         running.settings = running.settings.model_copy(update=small)
-        struck(running, "ingest-0", f"kill@{fault}")
+        check_after_death(running, "ingest-0", f"kill@{fault}")
 
 
 @pytest.mark.parametrize(
@@ -52,16 +52,20 @@ def test_ingest_dies_between_two_writes(settings: Settings, tmp_path: Path, faul
         "warm.half",  # rows in ClickHouse, the border not moved
     ],
 )
-def test_a_stream_worker_dies_between_two_writes(settings: Settings, tmp_path: Path, fault: str) -> None:
+def test_answers_are_exact_after_a_stream_worker_dies_between_two_writes(
+    settings: Settings, tmp_path: Path, fault: str
+) -> None:
     with flow(settings, tmp_path) as running:
         running.settings = running.settings.model_copy(update={"ingest_batch": 1_000})
-        struck(running, "stream-0", f"kill@{fault}")
+        check_after_death(running, "stream-0", f"kill@{fault}")
 
 
-def test_a_stream_worker_dies_halfway_through_a_large_flush_to_redis(settings: Settings, tmp_path: Path) -> None:
+def test_answers_are_exact_after_a_stream_worker_dies_halfway_through_a_large_flush_to_redis(
+    settings: Settings, tmp_path: Path
+) -> None:
     with flow(settings, tmp_path) as running:
         running.settings = running.settings.model_copy(update={"redis_page": 20})
-        struck(running, "stream-0", "kill@hot.half:5")
+        check_after_death(running, "stream-0", "kill@hot.half:5")
 
 
 @pytest.mark.parametrize(
@@ -72,70 +76,74 @@ def test_a_stream_worker_dies_halfway_through_a_large_flush_to_redis(settings: S
         "minute.committed:3",  # committed: never to be written again
     ],
 )
-def test_the_answer_of_a_transaction_is_lost(settings: Settings, tmp_path: Path, fault: str) -> None:
+def test_answers_are_exact_after_the_reply_to_a_commit_is_lost(settings: Settings, tmp_path: Path, fault: str) -> None:
     name = "ingest-0" if fault.startswith("ingest") else "stream-0"
     with flow(settings, tmp_path) as running:
         running.settings = running.settings.model_copy(update={"ingest_batch": 1_000})
         for worker in ("ingest-0", "stream-0"):
             running.start(worker, f"lose@{fault}" if worker == name else "")
         running.send(HALF)
-        running.true_in_part()
+        running.wait_until_something_is_shown()
         running.send()
-        running.true_within(120)
+        running.wait_until_exact(120)
         assert "the answer was lost" in (tmp_path / "log").read_text()
         assert running.workers[name].poll() is None
 
 
 @pytest.mark.parametrize("fault", ["store.written:2", "archive.renamed:2"])
-def test_the_archive_worker_dies_around_the_rename_of_a_file(settings: Settings, tmp_path: Path, fault: str) -> None:
+def test_the_archive_is_complete_after_its_worker_dies_around_a_rename(
+    settings: Settings, tmp_path: Path, fault: str
+) -> None:
     with flow(settings, tmp_path) as running:
         running.settings = running.settings.model_copy(update={"ingest_batch": 1_000, "archive_flush_ms": 500})
         running.start("ingest-0")
         running.start("archive-0", f"kill@{fault}")
         running.send(HALF)
-        running.died("archive-0")
+        running.wait_until_killed("archive-0")
         running.start("archive-0")
         running.send()
-        running.archived_within(40)
+        running.wait_until_archived(40)
 
 
 @pytest.mark.parametrize("name", ["ingest-0", "stream-0"])
-def test_a_worker_dies_while_it_takes_over(settings: Settings, tmp_path: Path, name: str) -> None:
+def test_answers_are_exact_after_a_worker_dies_during_a_takeover(settings: Settings, tmp_path: Path, name: str) -> None:
     with flow(settings, tmp_path) as running:
         running.start("ingest-0")
         running.start("stream-0")
         running.send(HALF)
         running.start(name.replace("0", "1"), "kill@ingest.assigned" if name == "ingest-0" else "kill@hour.recovering")
-        running.died(name.replace("0", "1"))
+        running.wait_until_killed(name.replace("0", "1"))
         running.send()
-        running.true_within(120)
+        running.wait_until_exact(120)
 
 
 @pytest.mark.parametrize("name", ["ingest-0", "stream-0"])
-def test_a_worker_dies_while_it_hands_over(settings: Settings, tmp_path: Path, name: str) -> None:
+def test_answers_are_exact_after_a_worker_dies_during_a_handover(settings: Settings, tmp_path: Path, name: str) -> None:
     kind = name.split("-")[0]
     with flow(settings, tmp_path) as running:
         for worker in ("ingest-0", "stream-0"):
             running.start(worker, f"kill@{kind}.revoked" if worker == name else "")
         running.send(HALF)
-        running.true_in_part()
+        running.wait_until_something_is_shown()
         running.start(f"{kind}-1")
-        running.died(name)
+        running.wait_until_killed(name)
         running.send()
-        running.true_within(120)
+        running.wait_until_exact(120)
 
 
-def test_a_stream_worker_dies_while_it_packs_a_closed_minute(settings: Settings, tmp_path: Path) -> None:
+def test_answers_are_exact_after_a_stream_worker_dies_packing_a_closed_minute(
+    settings: Settings, tmp_path: Path
+) -> None:
     with flow(settings, tmp_path) as running:
         running.settings = running.settings.model_copy(update={"ingest_batch": 1_000, "redis_page": 5})
         running.start("ingest-0")
         stream = running.start("stream-0")
         running.send(HALF)
-        running.true_in_part()
+        running.wait_until_something_is_shown()
         stream.kill()
         # What was open when it took over may have been open for long: that is packed after it has closed.
         running.start("stream-0", "kill@hot.packed:2")
         running.send()
-        running.died("stream-0")
+        running.wait_until_killed("stream-0")
         running.start("stream-0")
-        running.true_within(120)
+        running.wait_until_exact(120)

@@ -9,7 +9,7 @@ from tests.chaos import hostile
 
 
 def test_every_hostile_message_is_accounted_for(settings: Settings, tmp_path: Path) -> None:
-    found = hostile.run(settings, tmp_path, 40_000, seed=1)
-    assert sum(n for name, n in found.items() if name != "sent") == 40_000
-    assert {"counted", "copy", "malformed", "missing-field", "bad-value", "too-large", "from-the-future"} <= set(found)
-    print(found)
+    counts = hostile.run(settings, tmp_path, 40_000, seed=1)
+    assert sum(n for name, n in counts.items() if name != "sent") == 40_000
+    assert {"counted", "copy", "malformed", "missing-field", "bad-value", "too-large", "from-the-future"} <= set(counts)
+    print(counts)

@@ -1,4 +1,4 @@
-"""A stack on a machine that is not as ours: where it lies, what the environment says, what becomes of its terminal and its clock."""
+"""A stack on an unusual machine: odd folder names, foreign variables, a terminal that closes, a clock that is set."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from infra.embedded.state import Folder
+from infra.embedded.stack_folder import Folder
 from tests.conftest import ADCLICK, adclick, product_environment
+from tests.ports import unused_port
 from tests.product import wait_until
 
 NO_WORKERS = ("--ingest-workers", "0", "--stream-workers", "0")
@@ -24,12 +25,12 @@ ODD = {"ADCLICK_KAFKA": "nowhere:1", "JAVA_HOME": "/nowhere", "LC_ALL": "C", "TZ
 # In a process of its own: Spark's Java stays until that ends.
 SPARK_OF_A_USER_WITHOUT_A_NAME = """
 import os, pwd
-from batch import exact
+from batch import spark_job
 from infra.settings import Settings
 def no_name(uid):
     raise KeyError(f"getpwuid(): uid not found: {uid}")
 pwd.getpwuid = no_name
-with exact.running(Settings(spark_memory="512m"), "local[1]") as spark:
+with spark_job.open_session(Settings(spark_memory="512m"), "local[1]") as spark:
     login = spark._jvm.org.apache.hadoop.security.UserGroupInformation.getLoginUser().getShortUserName()
     print(spark.range(3).count(), login, f"uid-{os.getuid()}")
 """
@@ -43,11 +44,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (place / package).mkdir(parents=True)
         (place / package / "__init__.py").write_text("raise AssertionError('not this one')")
     return place
-
-
-def unused_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @contextmanager
@@ -70,10 +66,11 @@ def up(place: Path, *, ignore_hangup: bool, **variables: str) -> Iterator[subpro
         process.wait(300)
 
 
-def test_a_stack_lives_where_it_was_started_and_as_it_was_told(place: Path) -> None:
+def test_a_stack_stays_in_its_folder_and_survives_a_hangup_and_changed_clocks(place: Path) -> None:
     port = unused_port()
     with up(place, ignore_hangup=True, ADCLICK_HTTP=f"http://0.0.0.0:{port}") as process:
         endpoints = json.loads((place / "s" / "endpoints.json").read_text())
+        assert endpoints["user_secret"] == json.loads((place / "s" / "state.json").read_text())["user_secret"]
         assert endpoints["http"] == f"http://127.0.0.1:{port}"
         assert httpx.get(f"{endpoints['http']}/healthz").status_code == 200
         assert "ADCLICK_KAFKA is not used" in (place / "output").read_text()
@@ -94,7 +91,7 @@ def test_a_stack_lives_where_it_was_started_and_as_it_was_told(place: Path) -> N
     assert {entry.name for entry in place.iterdir()} == {"s", "output", "infra", "redis"}, "nothing beside its folder"
 
 
-def test_a_stack_whose_terminal_ends_stops_in_order(place: Path) -> None:
+def test_a_stack_stops_cleanly_when_its_terminal_closes(place: Path) -> None:
     with up(place, ignore_hangup=False) as process:
         process.send_signal(signal.SIGHUP)
         assert process.wait(300) == 0
@@ -117,15 +114,15 @@ def no_status_file(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "name", "says"),
+    ("damage", "name", "reason"),
     [
         (no_node, "kafka", "node ID not found"),
         (no_status_file, "clickhouse", "Is a directory"),
         (no_append_only_file, "redis", "Bad file format"),
     ],
 )
-def test_a_server_that_does_not_start_says_why(
-    place: Path, damage: Callable[[Path], None], name: str, says: str
+def test_the_reason_why_a_server_does_not_start_is_reported(
+    place: Path, damage: Callable[[Path], None], name: str, reason: str
 ) -> None:
     if not (place / "s" / "kafka").exists():
         with up(place, ignore_hangup=False):
@@ -135,11 +132,11 @@ def test_a_server_that_does_not_start_says_why(
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1, result.stderr
     assert f"{name} did not start" in result.stderr
-    assert says in result.stderr
+    assert reason in result.stderr
     assert str(place / "s" / "logs" / f"{name}.log") in result.stderr
 
 
-def test_an_address_that_is_taken_is_not_replaced(place: Path) -> None:
+def test_an_explicit_address_that_is_taken_is_refused(place: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         result = adclick("up", "--dir", "t", cwd=place, ADCLICK_HTTP=f"http://127.0.0.1:{port}")
@@ -148,14 +145,14 @@ def test_an_address_that_is_taken_is_not_replaced(place: Path) -> None:
     assert f"cannot listen at http://127.0.0.1:{port}" in result.stderr
 
 
-def test_spark_gives_a_user_without_a_name_one() -> None:
+def test_spark_starts_for_a_user_without_a_name() -> None:
     program = [sys.executable, "-P", "-c", SPARK_OF_A_USER_WITHOUT_A_NAME]
     result = subprocess.run(program, env=product_environment(), capture_output=True, text=True, timeout=600)
     count, login, uid = result.stdout.split()
     assert (count, login) == ("3", uid), result.stderr
 
 
-def test_spark_that_does_not_start_says_why() -> None:
+def test_the_reason_why_spark_does_not_start_is_reported() -> None:
     program = [sys.executable, "-P", "-c", SPARK_OF_A_USER_WITHOUT_A_NAME.replace("512m", "999999g")]
     result = subprocess.run(program, env=product_environment(), capture_output=True, text=True, timeout=600)
     line = next(line for line in result.stderr.splitlines() if "AdclickError: Spark did not start: " in line)

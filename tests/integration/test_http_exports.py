@@ -1,4 +1,4 @@
-"""Exports of more rows than a page, by a router's process and by `adclick query`; and what that process makes of odd requests."""
+"""Exports of more rows than a page, by a router's process and by `adclick query`; and how that process answers unusual requests."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ import httpx
 import polars as pl
 import pytest
 
-from infra.clickhouse.client import ClickHouse, migrate
+from infra.clickhouse.client import ClickHouse
+from infra.clickhouse.schema import apply_migrations
 from infra.clock import HOUR_MS, iso, now_ms
 from infra.settings import Settings, resolve
 from query.api.exports import EXPORTS_A_KEY
-from query.export import PAGE_ROWS, STRETCH_ROWS
+from query.export_stretches import DEFAULT_LIMITS
 from query.keys import Keys
+from tests import borders
 from tests.conftest import adclick
 from tests.flow import environment, worker_environment
 from tests.integration.test_http_server import Server
@@ -42,23 +44,22 @@ _WHOLE = {
 
 @pytest.fixture(scope="module")
 def server(backends: Path) -> Iterator[Server]:
-    """Over closed hours of one campaign with many ads."""
-    assert ADS > PAGE_ROWS
-    assert len(CLICKS) > STRETCH_ROWS
+    """A router over closed hours of one campaign with many ads."""
+    assert DEFAULT_LIMITS.page_rows < ADS
+    assert len(CLICKS) > DEFAULT_LIMITS.stretch_rows
     settings = resolve(str(backends)).settings.model_copy(update={"namespace": f"t{uuid.uuid4().hex[:8]}_"})
     clickhouse = ClickHouse(settings.clickhouse, settings.database)
-    migrate(clickhouse)
+    apply_migrations(clickhouse)
     clickhouse.command(
         f"INSERT INTO {settings.database}.stream_hours SELECT {START // 1000} + intDiv(number, {ADS}) * 3600, 7, 1, number % {ADS}, 5,"
         f" 'DE', 'mobile', 0, 1000, number % {ADS} + intDiv(number, {ADS}), 1, 2500000, 0, 0, 0, 0, 1, 0 FROM numbers({HOURS * ADS})"
     )
     border = START + HOURS * HOUR_MS
-    shards = ", ".join(f"('hours', {shard}, {border}, {border})" for shard in range(settings.block_partitions))
-    clickhouse.command(f"INSERT INTO {settings.database}.tier_borders VALUES {shards}")
-    made = Server(settings)
-    yield made
-    made.process.kill()
-    made.process.wait()
+    borders.publish(clickhouse, "hours", range(settings.block_partitions), border)
+    running_server = Server(settings)
+    yield running_server
+    running_server.process.kill()
+    running_server.process.wait()
 
 
 def new_key(settings: Settings, rate: float, burst: float) -> tuple[str, str]:
@@ -69,7 +70,7 @@ def new_key(settings: Settings, rate: float, burst: float) -> tuple[str, str]:
 
 
 class Download:
-    """A GET over a socket that reads only when it is told to."""
+    """A GET over a socket that reads the body only on request."""
 
     def __init__(self, server: Server, token: str, **more: str) -> None:
         query = httpx.QueryParams(_WHOLE | {"format": "csv"} | more)
@@ -99,14 +100,17 @@ def test_exports_are_complete_in_every_format_and_cost_what_they_read(server: Se
     for name, coding, read in readers:
         response = httpx.get(
             url,
-            params=_WHOLE | {"format": name},
+            params=_WHOLE | {"format": name, "names": "true"},
             headers=server.headers(token) | {"Accept-Encoding": coding},
             timeout=120,
         )
         assert response.headers.get("content-encoding", "identity") == coding
         assert response.headers["x-adclick-finality"] in ("provisional", "closed")
         assert f".{name}" in response.headers["content-disposition"]
-        assert read(io.BytesIO(response.content))["clicks"].to_list() == CLICKS
+        rows = read(io.BytesIO(response.content))
+        assert rows["clicks"].to_list() == CLICKS
+        # There is no directory: ids without an entry show as their digits.
+        assert rows["ad_name"].cast(str).to_list() == rows["ad_id"].cast(str).to_list()
     # Each cost a token, and one for each thousand rows that were read.
     left = httpx.head(url, params=_WHOLE | {"format": "csv"}, headers=server.headers(token), timeout=120)
     assert left.headers["content-type"].startswith("text/csv")
@@ -136,13 +140,15 @@ def test_the_command_prints_and_writes_all_rows(server: Server, tmp_path: Path) 
     ]
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        done = adclick(*words, *more, cwd=tmp_path, **environment(server.settings))
-        assert done.returncode == 0, done.stderr
-        return done
+        result = adclick(*words, *more, cwd=tmp_path, **environment(server.settings))
+        assert result.returncode == 0, result.stderr
+        return result
 
     for name, read in (("a.csv", pl.read_csv), ("a.ndjson", pl.read_ndjson), ("a.parquet", pl.read_parquet)):
-        assert f"{name}: {len(CLICKS):,} rows" in run("--out", name).stderr
-        assert read(tmp_path / name)["clicks"].to_list() == CLICKS
+        assert f"{name}: {len(CLICKS):,} rows" in run("--names", "--out", name).stderr
+        rows = read(tmp_path / name)
+        assert rows["clicks"].to_list() == CLICKS
+        assert rows["ad_name"].cast(str).to_list() == rows["ad_id"].cast(str).to_list()
     assert sorted(path.name for path in tmp_path.glob("a.*")) == ["a.csv", "a.ndjson", "a.parquet"]
     table = run("--limit", "25000")
     lines = table.stdout.splitlines()
@@ -153,7 +159,7 @@ def test_the_command_prints_and_writes_all_rows(server: Server, tmp_path: Path) 
     assert (document["rows"], document["next_cursor"]) == (3 * HOURS, None)
 
 
-def test_an_export_stops_with_its_key_and_with_its_client_and_a_key_has_so_many(server: Server) -> None:
+def test_an_export_ends_with_its_key_or_client_and_a_key_has_a_limit_of_exports(server: Server) -> None:
     id_, token = new_key(server.settings, rate=1e6, burst=1e6)
     downloads = [Download(server, token) for _ in range(EXPORTS_A_KEY)]
     assert [download.status for download in downloads] == [200] * EXPORTS_A_KEY
@@ -169,8 +175,8 @@ def test_an_export_stops_with_its_key_and_with_its_client_and_a_key_has_so_many(
         assert not body.endswith(b"0\r\n\r\n"), "the body has no end"
 
 
-def sent(server: Server, *requests: str) -> list[tuple[int, dict[str, str], bytes]]:
-    """Answers to requests that are written as they are, at once and over one connection: status, headers, body."""
+def answers_to(server: Server, *requests: str) -> list[tuple[int, dict[str, str], bytes]]:
+    """Answers to raw requests that are sent at once over one connection: status, headers, body."""
     key = server.headers()["Authorization"]
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         for number, request in enumerate(requests, 1):
@@ -230,9 +236,9 @@ _OK = "HTTP/1.1\nHost: x\nAuthorization: KEY"
     ],
     ids=lambda value: str(value)[:50],
 )
-def test_a_request_is_answered_as_http_says(server: Server, request_: str, status: int) -> None:
+def test_requests_are_answered_as_http_requires(server: Server, request_: str, status: int) -> None:
     token = server.settings.api_key.get_secret_value()
-    ((answered, headers, body),) = sent(server, request_.replace("{token}", token))
+    ((answered, headers, body),) = answers_to(server, request_.replace("{token}", token))
     assert answered == status
     assert "location" not in headers
     if status >= 400:
@@ -244,7 +250,7 @@ def test_a_request_is_answered_as_http_says(server: Server, request_: str, statu
 
 
 def test_pipelined_requests_are_answered_in_their_order(server: Server) -> None:
-    answers = sent(
+    answers = answers_to(
         server, f"GET {_ASK} {_OK}", "GET /healthz HTTP/1.1\nHost: x", f"HEAD {_ASK} {_OK}", "GET /v2 HTTP/1.1\nHost: x"
     )
     assert [status for status, _, _ in answers] == [200, 200, 200, 404]
@@ -253,10 +259,11 @@ def test_pipelined_requests_are_answered_in_their_order(server: Server) -> None:
 
 def test_a_router_of_another_installation_does_not_join_the_port(server: Server) -> None:
     other = server.settings.model_copy(update={"kafka": "127.0.0.1:1"})
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "infra", "serve"], env=worker_environment(other, "query-0"), capture_output=True, text=True, timeout=120
     )  # fmt: skip
-    assert done.returncode == 1
+    assert result.returncode == 1
     assert (
-        f"cannot listen at {other.http}: a router of another installation listens there" in done.stderr.splitlines()[-1]
+        f"cannot listen at {other.http}: a router of another installation listens there"
+        in result.stderr.splitlines()[-1]
     )

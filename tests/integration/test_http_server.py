@@ -1,4 +1,4 @@
-"""A router as a process: live streams, a stop in the middle of them, and clients that do not behave."""
+"""A router as a process: live streams, a stop in the middle of them, and slow and broken clients."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ from infra.clickhouse.client import ClickHouse
 from infra.clock import HOUR_MS, MINUTE_MS, now_ms
 from infra.settings import Settings
 from query.api.live import STREAMS_A_KEY
-from query.keys import REFRESH_S, Keys
+from query.keyring import REFRESH_S as KEYS_REFRESH_S
+from query.keys import Keys
+from tests import borders
 from tests.flow import worker_environment
 from tests.integration.test_hot_tier import Shard
+from tests.ports import unused_port
 from tests.posts import Posts
-from tests.product import wait_until
+from tests.product import PATIENCE, assert_stays, wait_until
 from tests.relay import Relay
-from tests.unit.test_partials_and_rows import partial
+from tests.unit.test_partials_and_cells import partial
 
 _LIVE = [("campaign_id", "1"), ("start", "-10m"), ("end", "now"), ("granularity", "minute")]
 
@@ -37,11 +40,8 @@ class Server:
     """A router's process."""
 
     def __init__(self, settings: Settings, **more: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.settings = settings.model_copy(update={"http": f"http://127.0.0.1:{port}", **more})
-        self.port = port
+        self.port = unused_port()
+        self.settings = settings.model_copy(update={"http": f"http://127.0.0.1:{self.port}", **more})
         environment = worker_environment(self.settings, "query-0")
         self.process = subprocess.Popen([sys.executable, "-m", "infra", "serve", "-q"], env=environment)
         wait_until(self._answers, 30, "the router answers")
@@ -60,10 +60,10 @@ class Events:
     """Reads a stream of events in a thread."""
 
     def __init__(self, server: Server, headers: dict[str, str]) -> None:
-        self.found: list[dict[str, str]] = []
+        self.events: list[dict[str, str]] = []
         self.status = 0
         self.ended = threading.Event()
-        self._client = httpx.Client(timeout=20)
+        self._client = httpx.Client(timeout=20 * PATIENCE)
         self._arguments = (f"{server.settings.http}/v1/stream", headers)
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -77,7 +77,7 @@ class Events:
                     if line and name:
                         event[name] = value
                     elif not line and event:
-                        self.found.append(event)
+                        self.events.append(event)
                         event = {}
         except (httpx.HTTPError, httpx.StreamError, RuntimeError):
             pass
@@ -85,8 +85,8 @@ class Events:
             self.ended.set()
 
     def rows(self, number: int) -> list[int]:
-        wait_until(lambda: len(self.found) > number, 5, f"event {number}")
-        return [row["impressions"] for row in json.loads(self.found[number]["data"])]
+        wait_until(lambda: len(self.events) > number, 5, f"event {number}")
+        return [row["impressions"] for row in json.loads(self.events[number]["data"])]
 
     def close(self) -> None:
         self._client.close()
@@ -99,51 +99,58 @@ def shard(settings: Settings) -> Shard:
 
 @pytest.fixture
 def server(settings: Settings, shard: Shard) -> Iterator[Server]:
-    made = Server(settings)
-    yield made
-    made.process.kill()
-    made.process.wait()
+    running_server = Server(settings)
+    yield running_server
+    running_server.process.kill()
+    running_server.process.wait()
 
 
-def show(shard: Shard, minutes_ago: int, impressions: int) -> None:
-    minute = now_ms() // MINUTE_MS * MINUTE_MS - minutes_ago * MINUTE_MS
+def minutes_ago(count: int) -> list[int]:
+    """The starts of the last minutes, the newest first: of one moment, so that none may begin between two uses."""
+    newest = now_ms() // MINUTE_MS * MINUTE_MS
+    return [newest - n * MINUTE_MS for n in range(count)]
+
+
+def show(shard: Shard, minute: int, impressions: int) -> None:
     row: dict[str, Any] = partial(window_ms=minute, impressions=impressions, late=0)
     shard.show([row], minute - 5 * MINUTE_MS)
 
 
-def test_a_stream_tells_what_changed_and_one_who_comes_back_misses_nothing(server: Server, shard: Shard) -> None:
-    show(shard, 3, 10)
-    show(shard, 2, 20)
+def test_a_stream_sends_changes_and_a_client_that_reconnects_misses_none(server: Server, shard: Shard) -> None:
+    _, one_ago, two_ago, three_ago = minutes_ago(4)
+    show(shard, three_ago, 10)
+    show(shard, two_ago, 20)
     first = Events(server, server.headers())
     assert first.rows(0) == [10, 20]
-    show(shard, 2, 5)
-    told = time.monotonic()
+    show(shard, two_ago, 5)
+    shown_at = time.monotonic()
     assert first.rows(1) == [25]
-    assert time.monotonic() - told < 2
-    seen = first.found[1]["id"]
+    assert time.monotonic() - shown_at < 2 * PATIENCE
+    last_id = first.events[1]["id"]
     first.close()
-    show(shard, 1, 7)
-    again = Events(server, server.headers() | {"Last-Event-ID": seen})
-    assert 7 in again.rows(0)
-    current = Events(server, server.headers() | {"Last-Event-ID": again.found[0]["id"]})
-    time.sleep(2.5)
-    assert current.found == []
-    for stream in (again, current):
+    show(shard, one_ago, 7)
+    reconnected = Events(server, server.headers() | {"Last-Event-ID": last_id})
+    assert 7 in reconnected.rows(0)
+    current = Events(server, server.headers() | {"Last-Event-ID": reconnected.events[0]["id"]})
+    assert_stays(lambda: current.events == [], 2.5, "a client that has all rows is sent none")
+    for stream in (reconnected, current):
         stream.close()
 
 
-def test_a_server_that_stops_tells_its_streams_to_come_back(server: Server, shard: Shard) -> None:
-    show(shard, 2, 20)
+def test_a_stopping_server_tells_its_streams_to_reconnect(server: Server, shard: Shard) -> None:
+    show(shard, minutes_ago(3)[2], 20)
     stream = Events(server, server.headers())
     stream.rows(0)
     server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(6) in (0, -signal.SIGTERM)
-    assert stream.ended.wait(2)
-    assert stream.found[-1]["event"] == "reconnect"
+    assert server.process.wait(6 * PATIENCE) in (0, -signal.SIGTERM)
+    assert stream.ended.wait(2 * PATIENCE)
+    assert stream.events[-1]["event"] == "reconnect"
 
 
-def test_a_stream_ends_with_its_key_and_a_key_has_so_many(server: Server, shard: Shard, settings: Settings) -> None:
-    show(shard, 2, 20)
+def test_a_stream_ends_with_its_key_and_a_key_has_a_limit_of_streams(
+    server: Server, shard: Shard, settings: Settings
+) -> None:
+    show(shard, minutes_ago(3)[2], 20)
     keys = Keys(ClickHouse(settings.clickhouse, settings.database))
     key, token = keys.create("test", None, admin=False, rate=1e6, burst=1e6, lasts_ms=None)
     streams = [Events(server, server.headers(token)) for _ in range(STREAMS_A_KEY)]
@@ -155,27 +162,33 @@ def test_a_stream_ends_with_its_key_and_a_key_has_so_many(server: Server, shard:
     assert refused.json()["type"] == "/problems/too-many-streams"
     keys.revoke(key.id)
     for stream in streams:
-        assert stream.ended.wait(5)
-        assert stream.found[-1]["event"] == "problem"
+        assert stream.ended.wait(5 * PATIENCE)
+        assert stream.events[-1]["event"] == "problem"
 
 
 def spans_of(posts: Posts) -> list[Any]:
-    """What was sent to a collector, as OpenTelemetry sends it."""
-    told = [ExportTraceServiceRequest.FromString(body) for body in posts.bodies]
-    return [s for one in told for r in one.resource_spans for scope in r.scope_spans for s in scope.spans]
+    """The spans that a collector has received."""
+    requests = [ExportTraceServiceRequest.FromString(body) for body in posts.bodies]
+    return [
+        span
+        for request in requests
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
 
 
-def test_a_trace_goes_on_from_the_request_to_the_parts_of_its_answer(settings: Settings, shard: Shard) -> None:
+def test_a_trace_continues_from_the_request_to_each_read_of_a_tier(settings: Settings, shard: Shard) -> None:
     collector = Posts()
     server = Server(settings, trace_collector=f"http://127.0.0.1:{collector.server_port}/v1/traces")
     try:
-        show(shard, 2, 20)
+        show(shard, minutes_ago(3)[2], 20)
         trace, caller = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
         headers = server.headers() | {"traceparent": f"00-{trace}-{caller}-01"}
         url = f"{server.settings.http}/v1/metrics"
         assert httpx.get(url, params=httpx.QueryParams(tuple(_LIVE)), headers=headers).status_code == 200
         server.process.terminate()
-        server.process.wait(10)
+        server.process.wait(10 * PATIENCE)
         spans = {span.name: span for span in spans_of(collector) if span.trace_id.hex() == trace}
         assert set(spans) == {"GET /v1/metrics", "read hot"}
         assert spans["GET /v1/metrics"].parent_span_id.hex() == caller
@@ -187,18 +200,15 @@ def test_a_trace_goes_on_from_the_request_to_the_parts_of_its_answer(settings: S
 
 
 def close_hours(settings: Settings) -> None:
-    """Let ClickHouse say that it has all hours but the last two."""
+    """Publish that ClickHouse has all hours but the last two."""
     clickhouse = ClickHouse(settings.clickhouse, settings.database)
     border = now_ms() // HOUR_MS * HOUR_MS - 2 * HOUR_MS
-    shards = ", ".join(f"('hours', {shard}, {border}, {border})" for shard in range(settings.block_partitions))
-    clickhouse.command(f"INSERT INTO {settings.database}.tier_borders VALUES {shards}")
+    borders.publish(clickhouse, "hours", range(settings.block_partitions), border)
 
 
 @pytest.mark.parametrize("backend", ["redis", "clickhouse"])
-def test_a_store_that_takes_questions_and_never_answers_holds_nobody_up(
-    settings: Settings, shard: Shard, backend: str
-) -> None:
-    show(shard, 2, 20)
+def test_a_store_that_hangs_delays_no_other_question(settings: Settings, shard: Shard, backend: str) -> None:
+    show(shard, minutes_ago(3)[2], 20)
     _, token = Keys(ClickHouse(settings.clickhouse, settings.database)).create(
         "test", None, admin=False, rate=1e6, burst=1e6, lasts_ms=None
     )
@@ -208,27 +218,29 @@ def test_a_store_that_takes_questions_and_never_answers_holds_nobody_up(
     def ask(start: str, grain: str) -> tuple[float, int, Any]:
         query = f"campaign_id=1&start={start}&end=now&granularity={grain}"
         began = time.monotonic()
-        found = httpx.get(f"{server.settings.http}/v1/metrics?{query}", headers=server.headers(token), timeout=30)
-        return time.monotonic() - began, found.status_code, found.json()
+        response = httpx.get(
+            f"{server.settings.http}/v1/metrics?{query}", headers=server.headers(token), timeout=30 * PATIENCE
+        )
+        return time.monotonic() - began, response.status_code, response.json()
 
-    asked = [("-10m", "minute"), ("-2d", "hour")]
+    questions = [("-10m", "minute"), ("-2d", "hour")]
     close_hours(settings)
     try:
-        usual = [ask(*question)[2]["warnings"] for question in asked]
+        usual = [ask(*question)[2]["warnings"] for question in questions]
         relay.open.clear()
-        time.sleep(REFRESH_S)
-        first = [ask(*question) for question in asked]
-        again = [ask(*question) for _ in range(4) for question in asked]
-        for number, (_, status, body) in enumerate(first + again):
-            _, grain = asked[number % len(asked)]
+        time.sleep(KEYS_REFRESH_S)
+        first = [ask(*question) for question in questions]
+        later = [ask(*question) for _ in range(4) for question in questions]
+        for number, (_, status, body) in enumerate(first + later):
+            _, grain = questions[number % len(questions)]
             # Minutes are in Redis alone: without it, nothing is left that could answer. Hours are in both.
             assert status == (503 if (backend, grain) == ("redis", "minute") else 200), body
             assert status == 503 or body["warnings"] or grain == "minute"
         # Once it is known that the store does not answer, answers no longer wait for it.
-        for question in range(len(asked)):
-            assert min(seconds for seconds, _, _ in again[2 + question :: len(asked)]) < 1
+        for question in range(len(questions)):
+            assert min(seconds for seconds, _, _ in later[2 + question :: len(questions)]) < 1
         relay.open.set()
-        wait_until(lambda: [ask(*q)[2].get("warnings") for q in asked] == usual, 60, "all is there again")
+        wait_until(lambda: [ask(*q)[2].get("warnings") for q in questions] == usual, 60, "all is there again")
     finally:
         relay.open.set()
         server.process.kill()
@@ -236,24 +248,27 @@ def test_a_store_that_takes_questions_and_never_answers_holds_nobody_up(
         relay.shutdown()
 
 
-def test_clients_that_do_not_behave_hold_nobody_up(server: Server) -> None:
-    def connected(sent: bytes) -> socket.socket:
-        made = socket.create_connection(("127.0.0.1", server.port))
-        made.sendall(sent)
-        return made
+def test_slow_and_broken_clients_delay_no_other_client(server: Server) -> None:
+    def connected(head: bytes) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", server.port))
+        connection.sendall(head)
+        return connection
 
     idle = [connected(b"") for _ in range(500)]
     slow = [connected(b"GET /v1/metrics HTTP/1.1\r\nHost: x\r\nX-") for _ in range(500)]
-    asked = [("campaign_id", "1"), ("start", "-10m"), ("end", "now")]
+    parameters = [("campaign_id", "1"), ("start", "-10m"), ("end", "now")]
     with ThreadPoolExecutor(8) as pool:
 
-        def one(_: int) -> int:
+        def status_of_answer(_: int) -> int:
             return httpx.get(
-                f"{server.settings.http}/v1/metrics", params=httpx.QueryParams(tuple(asked)), headers=server.headers()
+                f"{server.settings.http}/v1/metrics",
+                params=httpx.QueryParams(tuple(parameters)),
+                headers=server.headers(),
+                timeout=5 * PATIENCE,
             ).status_code
 
-        assert set(pool.map(one, range(50))) == {200}
-    long = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        assert set(pool.map(status_of_answer, range(50))) == {200}
+    long = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10 * PATIENCE)
     long.request("GET", f"/v1/metrics?campaign_id={'1' * (1 << 20)}", headers=server.headers())
     refusal = long.getresponse()
     assert refusal.status == 414
@@ -262,7 +277,7 @@ def test_clients_that_do_not_behave_hold_nobody_up(server: Server) -> None:
         "GET", f"{server.settings.http}/v1/metrics", headers=server.headers(), content=b"x" * 100_000
     )
     assert refused.status_code == 413
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 15 * PATIENCE
     for client in (*idle, *slow):
         client.settimeout(max(0.1, deadline - time.monotonic()))
         assert client.recv(1) == b"", "given up after a while"

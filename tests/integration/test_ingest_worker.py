@@ -1,26 +1,30 @@
-"""The ingest worker on the real Kafka and Redis: copies, restarts, and a Redis that loses its memory."""
+"""The ingest worker on the real Kafka and Redis: copies, restarts, and a Redis that loses its keys."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from infra import topics
 from infra.clock import now_ms
-from infra.kafka import Admin, EventProducer, read_to_end
-from infra.redis import Redis
+from infra.kafka import topics
+from infra.kafka.admin import Admin
+from infra.kafka.consumers import read_to_end
+from infra.kafka.event_producer import EventProducer
+from infra.redis.client import Redis
 from infra.settings import Settings
-from ingest import archived, blocks
-from ingest.archived import Decision
+from ingest import blocks
+from ingest.archive import schema as archive_schema
+from ingest.archive.schema import Decision
+from ingest.dedup import registry
 from ingest.worker import IngestWorker
-from tests.product import PATIENCE
+from tests.product import PATIENCE, wait_until
+from tests.redis_loss import dump_keys, go_back, lose_keys
 
 
 @contextlib.contextmanager
@@ -32,7 +36,7 @@ def running(settings: Settings, name: str = "w") -> Iterator[IngestWorker]:
         yield worker
     finally:
         worker.stop()
-        thread.join(30)
+        thread.join(30 * PATIENCE)
         assert not thread.is_alive()
 
 
@@ -56,51 +60,45 @@ def archived_decisions(settings: Settings) -> list[tuple[str, int]]:
     decisions, expected = list[tuple[str, int]](), dict[int, int]()
     for partition in range(settings.event_partitions):
         for message in read_to_end(settings.kafka, settings.topic(topics.ARCHIVE), partition):
-            rows, header = blocks.decode(message.value(), "here")
+            rows, header = blocks.decode_block(message.value(), "here")
             (source,) = header.ranges
             blocks.check_tiles(expected.get(partition), source, "here")
             expected[partition] = source.to_offset
-            rows = archived.off_wire(rows)
+            rows = archive_schema.decode_archived(rows)
             columns = (rows.column(name).to_pylist() for name in ("event_id", "decision"))
             decisions += zip(*columns, strict=True)
     return decisions
 
 
 def decisions(settings: Settings, count: int) -> list[tuple[str, int]]:
-    """The same in order, once there are `count` of them."""
-    deadline = time.monotonic() + 40 * PATIENCE
-    while True:
-        archived_so_far = archived_decisions(settings)
-        if len(archived_so_far) >= count or time.monotonic() > deadline:
-            return sorted(archived_so_far)
-        time.sleep(0.3)
+    """Wait until there are `count` archived events; returns them in order."""
+    wait_until(lambda: len(archived_decisions(settings)) >= count, 40, f"{count} events are archived")
+    return sorted(archived_decisions(settings))
 
 
-def counted(found: list[tuple[str, int]]) -> list[str]:
-    return [name for name, decision in found if decision == Decision.COUNTED]
+def counted(decided: list[tuple[str, int]]) -> list[str]:
+    return [name for name, decision in decided if decision == Decision.COUNTED]
 
 
 NAMES = [f"id{n}" for n in range(200)]
 
 
-def test_a_copy_is_a_copy_for_another_worker_too(settings: Settings) -> None:
+def test_another_worker_recognizes_copies(settings: Settings) -> None:
     with running(settings, "a"):
         send(settings, *NAMES, *NAMES[:50])
         assert counted(decisions(settings, 250)) == sorted(NAMES)
     with running(settings, "b"):
         send(settings, *NAMES, "new")
-        found = decisions(settings, 451)
-    assert len(found) == 451
-    assert counted(found) == sorted([*NAMES, "new"])
+        decided = decisions(settings, 451)
+    assert len(decided) == 451
+    assert counted(decided) == sorted([*NAMES, "new"])
 
 
 @pytest.mark.parametrize("alive", [True, False])
 def test_ids_that_redis_lost_are_rebuilt_from_the_log(settings: Settings, alive: bool) -> None:
-    redis = Redis(settings.redis)
 
     def lose() -> None:
-        for key in redis.scan_keys(f"{settings.key_prefix}dedup:*"):
-            redis.call("DEL", key)
+        lose_keys(Redis(settings.redis), registry.all_keys(settings.key_prefix))
 
     with running(settings, "a"):
         send(settings, *NAMES)
@@ -108,58 +106,54 @@ def test_ids_that_redis_lost_are_rebuilt_from_the_log(settings: Settings, alive:
         if alive:
             lose()
             send(settings, *NAMES, "new")
-            found = decisions(settings, 401)
+            decided = decisions(settings, 401)
     if not alive:
         lose()
         with running(settings, "a"):
             send(settings, *NAMES, "new")
-            found = decisions(settings, 401)
-    assert len(found) == 401
-    assert counted(found) == sorted([*NAMES, "new"])
+            decided = decisions(settings, 401)
+    assert len(decided) == 401
+    assert counted(decided) == sorted([*NAMES, "new"])
 
 
-def test_what_the_topic_no_longer_holds_is_in_doubt_and_dropped(settings: Settings) -> None:
+def test_possible_copies_of_deleted_messages_are_dropped_in_doubt(settings: Settings) -> None:
     redis, kafka = Redis(settings.redis), AdminClient({"bootstrap.servers": settings.kafka})
     topic = settings.topic(topics.EVENTS)
     with running(settings, "a"):
         send(settings, *NAMES)
         assert len(decisions(settings, 200)) == 200
         ends = Admin(settings.kafka).ends(topic, settings.event_partitions)
-        gone = [TopicPartition(topic, p, end) for p, end in enumerate(ends)]
-        for future in kafka.delete_records(gone).values():
+        all_messages = [TopicPartition(topic, p, end) for p, end in enumerate(ends)]
+        for future in kafka.delete_records(all_messages).values():
             future.result()
-        for key in redis.scan_keys(f"{settings.key_prefix}dedup:*"):
-            redis.call("DEL", key)
+        lose_keys(redis, registry.all_keys(settings.key_prefix))
         # The filters are still there: what they have not seen is certainly new.
         send(settings, *NAMES, *(f"new{n}" for n in range(100)))
-        found = decisions(settings, 500)
-    assert len(found) == 500
-    assert set(NAMES) & set(counted(found)) == set(NAMES)
-    assert len(counted(found)) == len(set(counted(found)))
-    doubted = [name for name, decision in found if decision == Decision.DOUBT]
+        decided = decisions(settings, 500)
+    assert len(decided) == 500
+    assert set(NAMES) & set(counted(decided)) == set(NAMES)
+    assert len(counted(decided)) == len(set(counted(decided)))
+    doubted = [name for name, decision in decided if decision == Decision.DOUBT]
     assert set(NAMES) <= set(doubted)
-    assert sum(name.startswith("new") for name in counted(found)) > 90
+    assert sum(name.startswith("new") for name in counted(decided)) > 90
     # Another worker has no filters: all is in doubt, and nothing is counted twice.
     with running(settings, "b"):
         send(settings, *NAMES, "newest")
-        found = decisions(settings, 701)
-    assert counted(found) == sorted(set(counted(found)))
-    assert ("newest", Decision.DOUBT) in found
+        decided = decisions(settings, 701)
+    assert counted(decided) == sorted(set(counted(decided)))
+    assert ("newest", Decision.DOUBT) in decided
 
 
-def test_a_redis_that_went_back_in_time_is_noticed(settings: Settings) -> None:
-    redis = Redis(settings.redis)
+def test_a_redis_restored_from_an_older_file_is_detected(settings: Settings) -> None:
+    redis, keys = Redis(settings.redis), registry.all_keys(settings.key_prefix)
     with running(settings, "a"):
         send(settings, *NAMES[:100])
         assert len(decisions(settings, 100)) == 100
-        kept = {k: redis.call("DUMP", k) for k in redis.scan_keys(f"{settings.key_prefix}dedup:*")}
+        old = dump_keys(redis, keys)
         send(settings, *NAMES[100:])
         assert len(decisions(settings, 200)) == 200
-        for key in redis.scan_keys(f"{settings.key_prefix}dedup:*"):
-            redis.call("DEL", key)
-        for key, value in kept.items():
-            redis.call("RESTORE", key, 0, value)
+        go_back(redis, keys, old)
         send(settings, *NAMES, "new")
-        found = decisions(settings, 401)
-    assert len(found) == 401
-    assert counted(found) == sorted([*NAMES, "new"])
+        decided = decisions(settings, 401)
+    assert len(decided) == 401
+    assert counted(decided) == sorted([*NAMES, "new"])

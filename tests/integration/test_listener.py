@@ -1,4 +1,4 @@
-"""Who may share a port: routers of one installation, and nobody else. Real sockets, no backends."""
+"""Routers of one installation share a port, and no other program does. Real sockets, no backends."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from infra.errors import UserError
 from infra.settings import Settings
 from query.api.listener import Listener, listen
+from tests.ports import unused_port
 
 
 def router_of(installation: str, host: str, port: int) -> Settings:
@@ -21,9 +22,7 @@ def router_of(installation: str, host: str, port: int) -> Settings:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return unused_port()
 
 
 @contextlib.contextmanager
@@ -47,6 +46,41 @@ def test_a_router_of_another_installation_is_refused_and_one_of_the_same_is_not(
         with listening(router_of("a", second, port)):
             pass
     with listening(router_of("b", second, port)):
+        pass
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x",
+        "",
+        "a/b/c/d",
+        "127.0.0.1//1-00000000",
+        "127.0.0.1/no-digest/1-00000000",
+        "\udcff\udcfe/ \u2028/\n",
+        "127.0.0.1/x",
+    ],
+)
+def test_sockets_of_other_programs_beside_those_of_routers_are_ignored(port: int, name: str) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(f"\0adclick-router/{port}/{name}".encode("utf-8", "surrogateescape"))
+        with listening(router_of("a", "127.0.0.1", port)), listening(router_of("a", "127.0.0.1", port)):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("one", "another"),
+    [
+        ({"redis": "redis://localhost:6379/0"}, {"redis": "redis://127.0.0.1:6379/0"}),
+        ({"clickhouse": "http://a:b@LOCALHOST:8123"}, {"clickhouse": "http://c:d@127.0.0.1:8123"}),
+        ({"kafka": "localhost:9092,b.test:9092"}, {"kafka": "b.test:9092, 127.0.0.1:9092"}),
+    ],
+)
+def test_this_machine_by_another_name_is_the_same_installation(
+    port: int, one: dict[str, str], another: dict[str, str]
+) -> None:
+    http = {"http": f"http://127.0.0.1:{port}"}
+    with listening(Settings.model_validate(http | one)), listening(Settings.model_validate(http | another)):
         pass
 
 
@@ -74,7 +108,7 @@ def test_a_port_of_another_program_is_refused_even_if_that_program_shares_it(por
                 listen(router_of("a", host, port))
 
 
-def test_of_two_installations_that_start_at_once_one_gets_the_port(port: int) -> None:
+def test_of_two_installations_that_start_concurrently_one_gets_the_port(port: int) -> None:
     def start(installation: str) -> Listener | None:
         with contextlib.suppress(UserError):
             return listen(router_of(installation, "127.0.0.1", port))
@@ -89,7 +123,7 @@ def test_of_two_installations_that_start_at_once_one_gets_the_port(port: int) ->
 
 
 @pytest.mark.parametrize("http", ["http://127.0.0.1", "http://no-such-host.invalid:8080"])
-def test_an_address_that_cannot_be_is_told_in_one_line(http: str) -> None:
+def test_an_impossible_address_is_refused_in_one_line(http: str) -> None:
     with pytest.raises(UserError) as raised:
         listen(Settings.model_validate({"http": http}))
     assert http in str(raised.value)

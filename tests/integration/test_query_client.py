@@ -1,11 +1,10 @@
-"""What `adclick query` says when something else than a router answers: one true line. Real sockets, no backends."""
+"""`adclick query` reports in one line when something else than a router answers. Real sockets, no backends."""
 
 from __future__ import annotations
 
 import contextlib
 import gzip
 import json
-import socket
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import pytest
 from infra.errors import AdclickError
 from infra.settings import Settings
 from query.client import Client
+from tests.ports import unused_port
 
 KEY = "adk_1_secret"
 
@@ -30,7 +30,7 @@ def problem(status: str, detail: str) -> bytes:
 
 @contextlib.contextmanager
 def answering(reply: bytes | None) -> Iterator[str]:
-    """The address of a server that answers every connection with `reply`; None: hangs up at once."""
+    """The address of a server that answers every connection with `reply`; None: closes the connection at once."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -50,8 +50,8 @@ def answering(reply: bytes | None) -> Iterator[str]:
             server.shutdown()
 
 
-def complaint(url: str, key: str = KEY, ask: Callable[[Client], object] | None = None) -> str:
-    """The line that a person gets to see."""
+def error_line(url: str, key: str = KEY, ask: Callable[[Client], object] | None = None) -> str:
+    """The line that the user sees."""
     with pytest.raises(AdclickError) as raised:
         client = Client(Settings.model_validate({"http": url, "api_key": key}))
         (ask or (lambda c: c.get("/v1/metrics", [])))(client)
@@ -63,7 +63,7 @@ def complaint(url: str, key: str = KEY, ask: Callable[[Client], object] | None =
 
 
 @pytest.mark.parametrize(
-    ("reply", "said"),
+    ("reply", "expected"),
     [
         (http("200 OK", "text/html", b"<html>Jenkins</html>"), "is not a router: it answers with 200 and text/html"),
         (http("404 Not Found", "text/html", b"<html>nginx</html>"), "is not a router: it answers with 404 and text/html"),
@@ -78,14 +78,14 @@ def complaint(url: str, key: str = KEY, ask: Callable[[Client], object] | None =
         (None, "is not a router: it closes the connection without an answer"),
         (problem("401 Unauthorized", "send the header"), "does not know this API key"),
         (problem("422 Unprocessable", "no such time zone: 'Mars'"), "no such time zone: 'Mars'"),
-        (problem("503 Service Unavailable", "nothing that can answer this"), "nothing that can answer this"),
+        (problem("503 Service Unavailable", "no store is available"), "no store is available"),
     ],
     ids=lambda value: repr(value)[:60],
 )  # fmt: skip
-def test_what_answers_instead_of_a_router_is_named(reply: bytes | None, said: str) -> None:
+def test_a_server_that_is_no_router_is_named(reply: bytes | None, expected: str) -> None:
     with answering(reply) as address:
-        assert said in complaint(f"http://{address}")
-        assert said in complaint(f"http://{address}", ask=export)
+        assert expected in error_line(f"http://{address}")
+        assert expected in error_line(f"http://{address}", ask=export)
 
 
 def export(client: Client) -> None:
@@ -93,28 +93,26 @@ def export(client: Client) -> None:
         response.read()
 
 
-def test_an_answer_that_cannot_be_unpacked_is_named() -> None:
+def test_an_answer_that_cannot_be_decompressed_is_named() -> None:
     with answering(http("200 OK", "application/json", b"no gzip", "Content-Encoding: gzip")) as address:
-        assert f"no answer from http://{address}" in complaint(f"http://{address}")
+        assert f"no answer from http://{address}" in error_line(f"http://{address}")
 
 
-def test_an_address_where_nobody_listens_is_named() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    assert f"no router answers at http://127.0.0.1:{port}" in complaint(f"http://127.0.0.1:{port}")
+def test_an_address_without_a_listener_is_named() -> None:
+    address = f"http://127.0.0.1:{unused_port()}"
+    assert f"no router answers at {address}" in error_line(address)
 
 
 def test_a_server_without_tls_at_an_address_with_https_is_named() -> None:
     with answering(http("400 Bad Request", "text/plain", b"")) as address:
-        assert "does not speak TLS" in complaint(f"https://{address}")
+        assert "does not speak TLS" in error_line(f"https://{address}")
 
 
-def test_a_missing_key_is_named_before_anybody_is_asked() -> None:
-    assert "no API key is set" in complaint("http://127.0.0.1:1", "")
+def test_a_missing_key_is_named_before_a_request_is_sent() -> None:
+    assert "no API key is set" in error_line("http://127.0.0.1:1", "")
 
 
-def test_blanks_around_a_key_do_not_matter_and_no_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blanks_around_a_key_are_ignored_and_no_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     body = gzip.compress(b'{"level": "normal"}')
@@ -123,7 +121,7 @@ def test_blanks_around_a_key_do_not_matter_and_no_proxy_is_asked(monkeypatch: py
         assert Client(settings).get("/v1/pipeline", []) == {"level": "normal"}
 
 
-def test_rows_that_break_off_are_not_taken_for_all_rows() -> None:
+def test_a_truncated_answer_is_an_error() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/csv; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
     with answering(head + b"5\r\na,b\n1\r\n") as address:
-        assert "the answer broke off before its end" in complaint(f"http://{address}", ask=export)
+        assert "the answer ended early" in error_line(f"http://{address}", ask=export)

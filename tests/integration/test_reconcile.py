@@ -1,4 +1,4 @@
-"""The nightly job over archived rows with every planted cause, ended in each gap between its writes."""
+"""The nightly job over archived rows with every cause of a difference, killed in each gap between its writes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import datetime as dt
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,25 +16,34 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pytest
+from starlette.testclient import TestClient
 
-from batch import coverage, exact, publish, recount
-from infra import pipeline_state, topics
+from batch import archived_rows, coverage, publish, spark_job
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
 from infra.errors import UserError
 from infra.file_store import FileStore
-from infra.kafka import Admin, TransactionalProducer
-from infra.records import Record
-from infra.redis import Redis
+from infra.kafka import topics
+from infra.kafka.admin import Admin
+from infra.kafka.records import Record
+from infra.kafka.transactions import TransactionalProducer
+from infra.redis.client import Redis
 from infra.settings import Settings
-from ingest import archive, archive_files, archived, events
-from ingest.archived import Decision
-from query import ledger
+from ingest import events
+from ingest.archive import files as archive_files
+from ingest.archive import schema as archive_schema
+from ingest.archive import worker as archive_worker
+from ingest.archive.schema import Decision
+from query.api.app import create_app
 from query.api.metrics import Metrics
-from query.ledger import Ledger
-from query.request import parse
+from query.keys import Keys
+from query.ledger import LedgerReader, parse_ledger_question
+from query.question import parse_question
 from query.router import Router
+from query.row_scope import ALL_ROWS, RowScope
+from query.runs import read_runs
 from query.signing import Signer
+from tests import borders
 from tests.conftest import ADCLICK, adclick
 from tests.flow import environment
 from tests.hostile_letters import send_hostile_letters
@@ -77,18 +87,18 @@ def planted(settings: Settings) -> Settings:
 
 
 def plant(settings: Settings) -> None:
-    """Put them there."""
+    """Write them."""
     rows: dict[int, list[dict[str, Any]]] = {0: [], 1: []}
     for number, special in enumerate(x for many in _PLANTED.values() for x in many):
-        one = (
+        row = (
             _ROW
             | {"event_id": f"e{number}", "log_time_ms": DAY + HOUR_MS + number, "offset": number, "user": number % 5}
             | special
         )
-        rows[one.pop("partition", 0)].append(one)
-    for partition, found in rows.items():
-        wire = pa.Table.from_pylist(found, schema=archived.SCHEMA)
-        archive.write_files(FileStore(settings.archive), partition, 0, 100, wire)
+        rows[row.pop("partition", 0)].append(row)
+    for partition, partition_rows in rows.items():
+        wire = pa.Table.from_pylist(partition_rows, schema=archive_schema.SCHEMA)
+        archive_worker.write_files(FileStore(settings.archive), partition, 0, 100, wire)
     _reject(settings, "again")
     send_hostile_letters(settings)
     client = ClickHouse(settings.clickhouse, settings.database)
@@ -103,11 +113,7 @@ def plant(settings: Settings) -> None:
             },
         )  # fmt: skip
     for tier in ("hours", "days"):
-        for shard in range(settings.block_partitions):
-            client.command(
-                f"INSERT INTO {settings.database}.tier_borders VALUES ({{tier:String}}, {shard}, {DAY + DAY_MS}, {DAY + DAY_MS})",
-                {"tier": tier},
-            )
+        borders.publish(client, tier, range(settings.block_partitions), DAY + DAY_MS)
 
 
 def _reject(settings: Settings, event_id: str, source: str = "x/0/1000") -> None:
@@ -118,27 +124,27 @@ def _reject(settings: Settings, event_id: str, source: str = "x/0/1000") -> None
     producer.write([Record(settings.topic(topics.DEAD_LETTERS), value, None, 0, headers)])
 
 
-def causes_of(told: str, measure: str = "clicks") -> dict[str, int]:
-    """Cause → what it moved, of what a command says in JSON."""
-    return {cause: moved[measure] for cause, moved in json.loads(told)["causes"].items()}
+def causes_of(report: str, measure: str = "clicks") -> dict[str, int]:
+    """Cause → by how much it changes a measure, of a command's JSON."""
+    return {cause: measures[measure] for cause, measures in json.loads(report)["causes"].items()}
 
 
 def _clicks(settings: Settings, grain: str) -> tuple[int, str]:
-    asked = [("campaign_id", "1"), ("start", iso(DAY)), ("end", iso(DAY + DAY_MS)), ("granularity", grain)]
+    parameters = [("campaign_id", "1"), ("start", iso(DAY)), ("end", iso(DAY + DAY_MS)), ("granularity", grain)]
     router = Router(settings)
-    (row,) = router.answer(parse(asked, now_ms(), router.held)).page.frame.rows(named=True)
+    (row,) = router.answer(parse_question(parameters, now_ms(), router.retention)).page.frame.rows(named=True)
     return row["clicks"], row["finality"]
 
 
-def test_a_run_that_dies_anywhere_shows_nothing_before_it_is_published_and_the_next_one_finishes(
+def test_a_run_that_dies_shows_nothing_before_it_is_published_and_the_next_one_completes(
     planted: Settings,
 ) -> None:
     redis, env = Redis(planted.redis), environment(planted)
     words = ["reconcile", "--date", DAY_SHOWN, "--json"]
 
     def dies_at(point: str) -> None:
-        died = adclick(*words, cwd=None, **env, ADCLICK_FAULT=f"kill@reconcile.{point}")
-        assert died.returncode == -signal.SIGKILL, died.stderr
+        result = adclick(*words, cwd=None, **env, ADCLICK_FAULT=f"kill@reconcile.{point}")
+        assert result.returncode == -signal.SIGKILL, result.stderr
         redis.call("DEL", f"{planted.key_prefix}reconcile")  # its lease would last half a minute
 
     # From before anything is read, to where exact hours, days and the ledger are written, and only the row that makes them
@@ -151,16 +157,16 @@ def test_a_run_that_dies_anywhere_shows_nothing_before_it_is_published_and_the_n
     assert _clicks(planted, "day") == (_EXACT, "reconciled")
     again = adclick(*words, cwd=None, **env)
     assert (again.returncode, "nothing to do" in again.stdout + again.stderr) == (0, True), again.stderr
-    said = adclick("reconcile", "--explain", "1", "--date", DAY_SHOWN, "--json", cwd=None, **env)
-    assert causes_of(said.stdout) == MOVED
-    assert causes_of(said.stdout, "spend_micros") == {cause: 7 * clicks for cause, clicks in MOVED.items()}
+    explained = adclick("reconcile", "--explain", "1", "--date", DAY_SHOWN, "--json", cwd=None, **env)
+    assert causes_of(explained.stdout) == MOVED
+    assert causes_of(explained.stdout, "spend_micros") == {cause: 7 * clicks for cause, clicks in MOVED.items()}
 
 
-def test_a_run_that_loses_its_disk_or_its_database_says_so_and_shows_nothing(planted: Settings) -> None:
+def test_a_run_that_loses_its_disk_or_its_database_reports_it_and_shows_nothing(planted: Settings) -> None:
     words, env = ["reconcile", "--date", DAY_SHOWN], environment(planted)
 
-    def fails_with(said: str, run: subprocess.CompletedProcess[str]) -> None:
-        assert (run.returncode, said in run.stderr, "Traceback" in run.stderr) == (1, True, False), run.stderr
+    def fails_with(reason: str, run: subprocess.CompletedProcess[str]) -> None:
+        assert (run.returncode, reason in run.stderr, "Traceback" in run.stderr) == (1, True, False), run.stderr
         assert _clicks(planted, "hour") == (_STREAM + _STREAM_UNLIKE, "closed")
 
     # As on a full disk, only that each file is refused more than so many bytes.
@@ -168,18 +174,18 @@ def test_a_run_that_loses_its_disk_or_its_database_says_so_and_shows_nothing(pla
     full = ["bash", "-c", limit]
     fails_with("is full", subprocess.run(full, env=os.environ | env, capture_output=True, text=True, timeout=1200))
     relay = Relay(planted.clickhouse)
-    gone = env | {"ADCLICK_CLICKHOUSE": relay.url, "ADCLICK_FAULT": "stop@reconcile.counted"}
+    variables = env | {"ADCLICK_CLICKHOUSE": relay.url, "ADCLICK_FAULT": "stop@reconcile.counted"}
     with subprocess.Popen(
-        [*ADCLICK, *words], env=os.environ | gone, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*ADCLICK, *words], env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
         wait_until(lambda: psutil.Process(run.pid).status() == psutil.STATUS_STOPPED, 60, "the day is counted")
         relay.away.set()
         run.send_signal(signal.SIGCONT)
-        told = run.communicate(timeout=600)
-    fails_with("ClickHouse", subprocess.CompletedProcess(words, run.returncode, *told))
+        output = run.communicate(timeout=600)
+    fails_with("ClickHouse", subprocess.CompletedProcess(words, run.returncode, *output))
 
 
-def test_what_arrives_after_a_day_was_billed_raises_an_alert(planted: Settings) -> None:
+def test_events_that_arrive_after_a_day_was_billed_raise_an_alert(planted: Settings) -> None:
     hook = Posts()
     env = environment(planted) | {"ADCLICK_ALERT_WEBHOOK": f"http://127.0.0.1:{hook.server_port}/"}
     try:
@@ -189,14 +195,14 @@ def test_what_arrives_after_a_day_was_billed_raises_an_alert(planted: Settings) 
         assert b"adclick_reconciliation_alert_days 1.0\n" in Metrics(planted).render()
         # Nothing was read from Kafka in that run, so all that is archived of the day came later, but for what was taken for a copy.
         today = [_ROW | {"event_id": "new", "offset": 200, "log_time_ms": now_ms(), "time_ms": DAY + DAY_MS}]
-        wire = pa.Table.from_pylist(today, schema=archived.SCHEMA)
-        archive.write_files(FileStore(planted.archive), 0, 200, 201, wire)
+        wire = pa.Table.from_pylist(today, schema=archive_schema.SCHEMA)
+        archive_worker.write_files(FileStore(planted.archive), 0, 200, 201, wire)
         later = adclick("reconcile", "--date", iso(DAY + DAY_MS)[:10], "--force", cwd=None, **env)
         assert later.returncode == 3, later.stderr
         assert "without a cause" not in later.stderr  # its hour has not closed yet
         assert f"is still open: from {iso(DAY + DAY_MS)} on, the stream answers" in later.stderr
         assert {"date": DAY_SHOWN, "unbilled": PLANTED_ROWS - 1}.items() <= json.loads(hook.bodies[1]).items()
-        shown = {run["date"]: run["unbilled"] for run in pipeline_state.runs(planted)}
+        shown = {run["date"]: run["unbilled"] for run in read_runs(ClickHouse(planted.clickhouse, planted.database))}
         assert shown[DAY_SHOWN] == PLANTED_ROWS - 1
         assert b"adclick_unbilled_events %d.0\n" % (PLANTED_ROWS - 1) in Metrics(planted).render()
     finally:
@@ -206,35 +212,80 @@ def test_what_arrives_after_a_day_was_billed_raises_an_alert(planted: Settings) 
 def test_the_ledger_explains_every_difference(planted: Settings) -> None:
     env, date = environment(planted), DAY_SHOWN
     assert adclick("reconcile", "--date", date, "-q", cwd=None, **env).returncode == 3
-    said = adclick("reconcile", "--explain", "1", "--date", date, "--json", cwd=None, **env)
-    told = json.loads(said.stdout)
-    assert (told["stream"]["clicks"], told["billed"]["clicks"]) == (_STREAM + _STREAM_UNLIKE, _EXACT)
-    assert causes_of(said.stdout) == MOVED
-    assert told["users"] == 5
+    explained = adclick("reconcile", "--explain", "1", "--date", date, "--json", cwd=None, **env)
+    report = json.loads(explained.stdout)
+    assert (report["stream"]["clicks"], report["billed"]["clicks"]) == (_STREAM + _STREAM_UNLIKE, _EXACT)
+    assert causes_of(explained.stdout) == MOVED
+    assert report["users"] == 5
     shown = adclick("reconcile", "--explain", "1", "--date", date, cwd=None, **env).stdout
     assert "were copies sent under another key" in shown
     client, signer = ClickHouse(planted.clickhouse, planted.database), Signer("test")
-    kept = client.rows(f"SELECT path, bytes, sha256 FROM {planted.database}.run_files")
+    run_files = client.rows(f"SELECT path, bytes, sha256 FROM {planted.database}.run_files")
     files = Path(planted.archive).rglob("*.parquet")
-    assert set(kept) == {(str(f), f.stat().st_size, hashlib.sha256(f.read_bytes()).hexdigest()) for f in files}
-    rows, given = [], list[tuple[str, str]]()
+    assert set(run_files) == {(str(f), f.stat().st_size, hashlib.sha256(f.read_bytes()).hexdigest()) for f in files}
+    rows, cursor = [], list[tuple[str, str]]()
     while True:
-        asked = ledger.parse(date, [("campaign_id", "1"), ("limit", "2"), *given], frozenset({3}), signer)
-        found = Ledger(client).answer(asked, signer)
-        assert found is not None
-        rows += found["data"]
-        if found["next_cursor"] is None:
+        question = parse_ledger_question(
+            date, [("campaign_id", "1"), ("limit", "2"), *cursor], RowScope(frozenset({3})), signer
+        )
+        document = LedgerReader(client).answer(question, signer)
+        assert document is not None
+        rows += document["data"]
+        if document["next_cursor"] is None:
             break
-        given = [("cursor", found["next_cursor"])]
+        cursor = [("cursor", document["next_cursor"])]
     assert {row["cause"]: row["share"]["clicks"] for row in rows} == MOVED
     assert {(r["publisher_id"], r["stream"]["clicks"], r["exact"]["clicks"]) for r in rows} == {
         (4, _STREAM, _EXACT), (9, _STREAM_UNLIKE, 0),
     }  # fmt: skip
-    assert Ledger(client).answer(ledger.parse(date, [("cause", "doubt")], frozenset({4}), signer), signer)["rows"] == 0  # type: ignore[index]
-    assert Ledger(client).answer(ledger.parse("2020-01-01", [], None, signer), signer) is None
+    foreign = parse_ledger_question(date, [("cause", "doubt")], RowScope(frozenset({4})), signer)
+    of_another = LedgerReader(client).answer(foreign, signer)
+    assert of_another is not None
+    assert of_another["rows"] == 0
+    assert LedgerReader(client).answer(parse_ledger_question("2020-01-01", [], ALL_ROWS, signer), signer) is None
+    _check_bill(planted)
 
 
-def test_only_what_had_closed_before_the_run_and_stayed_the_same_can_be_without_a_cause(settings: Settings) -> None:
+def _check_bill(settings: Settings) -> None:
+    """The causes of the reconciled day over HTTP: all of it for admins, nothing of it for another tenant."""
+    keys = Keys(ClickHouse(settings.clickhouse, settings.database))
+    tokens = {
+        advertiser: keys.create("t", frozenset({advertiser}), admin=False, rate=1e6, burst=1e6, lasts_ms=None)[1]
+        for advertiser in (3, 4)
+    }
+    with TestClient(create_app(settings)) as http:
+
+        def get(path: str, token: str) -> Any:
+            response = http.get(f"/v1/reconciliations{path}", headers={"Authorization": f"Bearer {token}"})
+            assert response.status_code == 200, response.text
+            return response.json()
+
+        clicks = {"shown": _STREAM + _STREAM_UNLIKE, "billed": _EXACT}
+        admin = get(f"/{DAY_SHOWN}/causes", settings.api_key.get_secret_value())
+        for document in (admin, get(f"/{DAY_SHOWN}/causes?campaign_id=1", tokens[3])):
+            assert {c["cause"]: c["clicks"] for c in document["causes"]} == MOVED
+            for measure, factor in {"impressions": 0, "clicks": 1, "conversions": 0, "spend_micros": 7}.items():
+                assert {name: document[name][measure] for name in clicks} == {n: factor * c for n, c in clicks.items()}
+                moved = sum(cause[measure] for cause in document["causes"])
+                assert document["shown"][measure] + moved == document["billed"][measure]
+        files = {str(f) for f in Path(settings.archive).rglob("*.parquet")}
+        assert ({f["path"] for f in admin["files"]}, admin["file_count"]) == (files, len(files))
+        assert re.fullmatch("[0-9a-f]{64}", admin["digest"])
+        (run,) = get(f"?from={DAY_SHOWN}&to={DAY_SHOWN}", tokens[3])["data"]
+        assert {name: run[name]["clicks"] for name in clicks} == clicks
+        assert run["drift"] == round((_EXACT - _STREAM - _STREAM_UNLIKE) / _EXACT, 6)
+        assert "rows" not in run
+        # Of a tenant without rows, nothing but that there was a run.
+        nothing = dict.fromkeys(("impressions", "clicks", "conversions", "spend_micros"), 0)
+        others = get(f"/{DAY_SHOWN}/causes", tokens[4])
+        assert (others["shown"], others["billed"], others["causes"]) == (nothing, nothing, [])
+        (run,) = get("", tokens[4])["data"]
+        assert (run["shown"], run["billed"], run["drift"], run["current"]) == (nothing, nothing, 0, True)
+        for outside in ("?to=0001-01-01", "?from=9999-01-01&to=9999-12-31"):
+            assert get(outside, tokens[3])["data"] == []
+
+
+def test_only_differences_of_closed_and_unchanged_hours_are_unexplained(settings: Settings) -> None:
     client, began_s, closed_hours = ClickHouse(settings.clickhouse, settings.database), DAY // 1000 + 100, 3
     # Publisher → the hour, clicks by the exact count and by the stream, when the stream changed the row; and the cause expected.
     rows: dict[int, tuple[tuple[int, int, int, int], str]] = {
@@ -269,7 +320,7 @@ def test_only_what_had_closed_before_the_run_and_stayed_the_same_can_be_without_
     assert all_open.causes["open"]["clicks"] == sum(counted - stream for (_, counted, stream, _), _ in rows.values())
 
 
-def test_a_run_of_an_open_day_holds_for_the_hours_that_had_closed(settings: Settings) -> None:
+def test_a_run_of_an_open_day_covers_the_hours_that_had_closed(settings: Settings) -> None:
     client, db = ClickHouse(settings.clickhouse, settings.database), settings.database
     place = "1, 3, 2, 4, 'DE', 'mobile'"
     for hour in (1, 2, 3):
@@ -279,23 +330,34 @@ def test_a_run_of_an_open_day_holds_for_the_hours_that_had_closed(settings: Sett
     client.command(
         f"INSERT INTO {db}.exact_days SELECT toDateTime({DAY // 1000}, 'UTC'), {place}, 'forced', 0, 300, 0, 0, 0, 0"
     )
-    for shard in range(settings.block_partitions):
-        client.command(f"INSERT INTO {db}.tier_borders VALUES ('hours', {shard}, {DAY + DAY_MS}, {DAY + DAY_MS})")
+    borders.publish(client, "hours", range(settings.block_partitions), DAY + DAY_MS)
 
     def answer(grain: str) -> list[tuple[int, str]]:
         router = Router(settings)
-        asked = [("campaign_id", "1"), ("start", iso(DAY)), ("end", iso(DAY + DAY_MS)), ("granularity", grain)]
-        rows = router.answer(parse(asked, now_ms(), router.held)).page.frame.rows(named=True)
+        parameters = [("campaign_id", "1"), ("start", iso(DAY)), ("end", iso(DAY + DAY_MS)), ("granularity", grain)]
+        rows = router.answer(parse_question(parameters, now_ms(), router.retention)).page.frame.rows(named=True)
         return [(row["clicks"], row["finality"]) for row in rows]
 
     assert answer("hour") == [(1, "closed"), (2, "closed"), (3, "closed")]
     date = dt.datetime.fromtimestamp(DAY / 1000, dt.UTC).date()
-    found, comparison = exact.Input(3, 0, "digest", {}, 3, {}), publish.Comparison(3, 0, 0)
-    proof = coverage.Proof([], [], [], recount.NO_LETTERS, [])
+    run_input, comparison = spark_job.RunInput(3, 0, "digest", {}, 3, {}), publish.Comparison(3, 0, 0)
+    proof = coverage.Proof([], [], [], archived_rows.NO_REJECTED_IDS, [])
 
     def publish_with(closed_ms: int, fence: int) -> None:
         open_from_ms = publish.open_from(date, closed_ms)
-        publish.publish(client, date, "forced", fence, found, comparison, proof, 0.0, False, open_from_ms)
+        publish.publish(
+            client,
+            date,
+            "forced",
+            fence,
+            run_input,
+            comparison,
+            proof,
+            0.0,
+            False,
+            open_from_ms,
+            tables=publish.exact_tables(client),
+        )
         assert publish.current_run(client, date) == ("forced", "digest", open_from_ms)
 
     expected = [
@@ -311,20 +373,20 @@ def test_a_run_of_an_open_day_holds_for_the_hours_that_had_closed(settings: Sett
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_the_watermark_of_hours_is_unknown_until_every_shard_has_told_its_own(settings: Settings, shards: int) -> None:
+def test_the_watermark_of_hours_is_unknown_until_every_shard_has_published_its_own(
+    settings: Settings, shards: int
+) -> None:
     client = ClickHouse(settings.clickhouse, settings.database)
-    assert publish.watermark(client, shards) is None
+    assert publish.read_watermark(client, shards) is None
     for shard in range(2):
         for minutes in (5, 3):  # the second is an older writing that arrives late
-            client.command(
-                f"INSERT INTO {settings.database}.tier_borders VALUES"
-                f" ('hours', {shard}, 0, {DAY + (minutes + shard) * 60_000}), ('days', {shard}, 0, {DAY + DAY_MS})"
-            )
-        told = publish.watermark(client, shards)
-        assert told == (DAY + 5 * 60_000 if shard + 1 >= shards else None)
+            borders.publish(client, "hours", [shard], 0, DAY + (minutes + shard) * 60_000)
+            borders.publish(client, "days", [shard], 0, DAY + DAY_MS)
+        watermark_ms = publish.read_watermark(client, shards)
+        assert watermark_ms == (DAY + 5 * 60_000 if shard + 1 >= shards else None)
 
 
-def test_a_message_that_is_nowhere_is_found(settings: Settings) -> None:
+def test_a_message_that_is_in_no_log_is_reported(settings: Settings) -> None:
     send_hostile_letters(settings)
     topic = settings.topic(topics.EVENTS)
     producer = TransactionalProducer(settings.kafka, f"{settings.namespace}events")
@@ -334,10 +396,10 @@ def test_a_message_that_is_nowhere_is_found(settings: Settings) -> None:
     # Each transaction takes an offset more: these are no holes. Of the messages 0 to 4 and 6 to 10, 4 is missing.
     _reject(settings, "bad", f"{topic}/0/3")
     rows = [_ROW | {"event_id": f"e{n}", "offset": n, "log_time_ms": DAY} for n in (0, 1, 2, 6, 7, 8, 9, 10)]
-    wire = pa.Table.from_pylist(rows, schema=archived.SCHEMA)
+    wire = pa.Table.from_pylist(rows, schema=archive_schema.SCHEMA)
     store = FileStore(settings.archive)
-    (name,) = archive.write_files(store, 0, 0, 100, wire)
-    files = archive_files.named(store.files())
+    (name,) = archive_worker.write_files(store, 0, 0, 100, wire)
+    files = archive_files.parse_names(store.files())
     ends = Admin(settings.kafka).ends(topic, settings.event_partitions)
     date = dt.datetime.fromtimestamp(DAY / 1000, dt.UTC).date()
     proof = coverage.prove(settings, files, date, ends)

@@ -10,9 +10,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from infra import topics
 from infra.clock import now_ms
-from infra.kafka import read_to_end
+from infra.kafka import topics
+from infra.kafka.consumers import read_to_end
 from infra.settings import Settings
 from tests.conftest import ADCLICK
 from tests.flow import environment
@@ -71,7 +71,9 @@ def test_copies_of_an_event_are_sent_to_one_partition_however_their_ids_are_writ
     assert len({partition for partition, _, _ in messages}) > 1
 
 
-def test_a_pipe_is_sent_as_it_comes_and_what_is_no_ndjson_is_not_sent(settings: Settings, tmp_path: Path) -> None:
+def test_a_pipe_is_sent_as_it_comes_and_input_that_is_not_ndjson_is_not_sent(
+    settings: Settings, tmp_path: Path
+) -> None:
     array, empty = tmp_path / "events.json", tmp_path / "empty"
     array.write_text(f"[{event('a')}]")
     empty.write_text("")
@@ -92,13 +94,11 @@ def test_a_pipe_is_sent_as_it_comes_and_what_is_no_ndjson_is_not_sent(settings: 
     assert "stopped after 3 events, all acknowledged" in live.stderr.read()
 
 
-def test_a_second_replay_under_new_ids_is_of_other_events_and_drops_none_of_them(
-    settings: Settings, tmp_path: Path
-) -> None:
+def test_a_second_replay_under_new_ids_counts_every_event_again(settings: Settings, tmp_path: Path) -> None:
     ids = [f"{form}-{n}" for n in range(20) for form in ("a$b", "${AUCTION_ID}", "\\1")]
     (tmp_path / "e").write_text("\n".join(map(event, ids)))
     for _ in range(2):
         assert outcome(replay(settings, str(tmp_path / "e"), "--shift-to-now"))[0] == 0
     messages = sent(settings)
-    assert len({found["event_id"] for _, _, found in messages}) == len(messages) == 2 * len(ids)
-    assert all(key.decode() == found["event_id"] for _, key, found in messages)
+    assert len({event_["event_id"] for _, _, event_ in messages}) == len(messages) == 2 * len(ids)
+    assert all(key.decode() == event_["event_id"] for _, key, event_ in messages)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,22 +18,17 @@ from infra.settings import Settings
 from tests.conftest import adclick
 from tests.flow import environment
 from tests.integration.test_reconcile import DAY_SHOWN, MOVED, causes_of, planted
-from tests.product import wait_until
+from tests.ports import unused_port
+from tests.product import PATIENCE, wait_until
 
 __all__ = ["planted"]
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.fixture
 def master(tmp_path: Path) -> Iterator[str]:
     spec = find_spec("pyspark")
     assert spec is not None and spec.origin is not None
-    home, port, web_port = Path(spec.origin).parent, _free_port(), _free_port()
+    home, port, web_port = Path(spec.origin).parent, unused_port(), unused_port()
     env = os.environ | {
         "SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_NO_DAEMONIZE": "1", "SPARK_DAEMON_MEMORY": "256m",
         "JAVA_HOME": str(java.home_for_spark(tmp_path)), "PYSPARK_PYTHON": sys.executable,
@@ -50,10 +44,10 @@ def master(tmp_path: Path) -> Iterator[str]:
 
     def workers() -> int:
         try:
-            found = httpx.get(f"http://127.0.0.1:{web_port}/json/").json()
+            master_state = httpx.get(f"http://127.0.0.1:{web_port}/json/").json()
         except (httpx.HTTPError, ValueError):
             return 0
-        return sum(worker["state"] == "ALIVE" for worker in found["workers"])
+        return sum(worker["state"] == "ALIVE" for worker in master_state["workers"])
 
     try:
         where = ("--host", "127.0.0.1")
@@ -67,13 +61,13 @@ def master(tmp_path: Path) -> Iterator[str]:
         for process in processes:
             os.killpg(process.pid, signal.SIGTERM)
         for process in processes:
-            process.wait(30)
+            process.wait(30 * PATIENCE)
 
 
 def test_a_day_is_reconciled_on_a_cluster(planted: Settings, master: str, tmp_path: Path) -> None:
     words = ["reconcile", "--date", DAY_SHOWN, "--master", master, "--json"]
-    done = adclick(*words, cwd=None, **environment(planted))
-    assert done.returncode == 3, done.stderr
-    assert causes_of(done.stdout) == MOVED
+    result = adclick(*words, cwd=None, **environment(planted))
+    assert result.returncode == 3, result.stderr
+    assert causes_of(result.stdout) == MOVED
     # Both workers ran executors of it.
     assert all(list((tmp_path / f"worker-{n}").glob("app-*/*")) for n in range(2))

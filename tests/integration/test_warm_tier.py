@@ -10,9 +10,10 @@ from infra.clickhouse.client import ClickHouse
 from infra.clock import HOUR_MS
 from infra.settings import Settings
 from ingest.blocks import BlockHeader, SourceRange
-from stream.sinks.warm import WarmSink, lowest_border
-from stream.state import Changes, StageState
-from tests.unit.test_partials_and_rows import frame, partial
+from stream.published import Publication
+from stream.warm.writer import WarmSink, lowest_border
+from tests.stages import Stage
+from tests.unit.test_partials_and_cells import frame, partial
 
 START = 1_795_132_800_000
 
@@ -22,16 +23,21 @@ class Owner:
 
     def __init__(self, settings: Settings, partitions: int = 1) -> None:
         self.client = ClickHouse(settings.clickhouse, settings.database)
-        self.state = StageState(HOUR_MS, partitions)
-        self.sink = WarmSink(self.client, "hours", HOUR_MS, 0)
+        self.stage = Stage(HOUR_MS, partitions)
+        self.sink = WarmSink(self.client, "hours", HOUR_MS, 0, look_every_s=0.0)
 
-    def flush(self, impressions: int, watermark_ms: int, **more: Any) -> Changes:
-        at = self.state.next_message
+    def flush(self, impressions: int, watermark_ms: int, **more: Any) -> Publication:
+        at = self.stage.next_message
         header = BlockHeader(1, (SourceRange(0, at, at + 1, watermark_ms, False),), 0)
         rows = [partial(window_ms=START, impressions=impressions, **more)]
-        self.state.apply_block(at, frame(rows), header, "here")
-        self.state.begin_flush()
-        return self.state.commit()
+        self.stage.apply_block(at, frame(rows), header, "here")
+        self.stage.begin_flush()
+        return self.stage.commit()
+
+    def show(self, published: Publication) -> None:
+        """As a stage partition does."""
+        if not self.sink.write(published):
+            self.sink.attach(self.stage.state.snapshot())
 
     def shown(self) -> int:
         database = self.client.database
@@ -40,31 +46,33 @@ class Owner:
 
 @pytest.fixture
 def owners(settings: Settings) -> tuple[Owner, Owner]:
-    """One that is halted before its write, and its successor, with the same log behind them."""
+    """An owner that is halted before its write, and its successor, which has the same log."""
     return Owner(settings), Owner(settings)
 
 
 def test_an_ousted_owners_late_write_changes_nothing(owners: tuple[Owner, Owner]) -> None:
     ousted, successor = owners
     closed = START + HOUR_MS
+    ousted.show(ousted.flush(1, START))
     stuck = ousted.flush(1, closed)
-    successor.flush(1, closed)
-    successor.sink.attach(successor.state)
-    assert successor.shown() == 1
-    successor.sink.write(successor.flush(10, closed), successor.state)
-    assert successor.shown() == 11
-    ousted.sink.write(stuck, ousted.state)
-    assert successor.shown() == 11
-    successor.sink.attach(successor.state)
-    assert successor.shown() == 11
+    for watermark_ms in (START, closed):
+        successor.flush(1, watermark_ms)
+    successor.sink.attach(successor.stage.state.snapshot())
+    assert successor.shown() == 2
+    successor.show(successor.flush(10, closed))
+    assert successor.shown() == 12
+    assert ousted.sink.write(stuck)
+    assert successor.shown() == 12
+    successor.sink.attach(successor.stage.state.snapshot())
+    assert successor.shown() == 12
 
 
 def test_the_border_moves_only_with_what_is_written(owners: tuple[Owner, Owner]) -> None:
     owner, _ = owners
-    changes = owner.flush(1, START + 2 * HOUR_MS + 60_000)
+    published = owner.flush(1, START + 2 * HOUR_MS + 60_000)
     assert lowest_border(owner.client, "hours", 1) is None
     for _ in range(2):
-        owner.sink.write(changes, owner.state)
+        owner.show(published)
         assert owner.shown() == 1
     # An hour behind the close: until then late events may be in the minutes first.
     assert lowest_border(owner.client, "hours", 1) == START + HOUR_MS
@@ -74,16 +82,16 @@ def test_the_border_waits_for_what_a_silent_partition_may_still_bring(settings: 
     owner = Owner(settings, partitions=2)
     ahead = SourceRange(0, 0, 1, START + 4 * HOUR_MS, False)
     header = BlockHeader(1, (ahead, SourceRange(1, 0, 1, START + HOUR_MS, True)), 0)
-    owner.state.apply_block(0, frame([partial(window_ms=START)]), header, "here")
-    owner.state.begin_flush()
-    closed = owner.state.commit()
-    assert closed.newly_closed == [START]
-    owner.sink.write(closed, owner.state)
+    owner.stage.apply_block(0, frame([partial(window_ms=START)]), header, "here")
+    owner.stage.begin_flush()
+    closed = owner.stage.commit()
+    assert [w.start for w in closed.newly_closed] == [START]
+    owner.show(closed)
     # By its own watermark an event of the silent partition is not late at all.
     assert lowest_border(owner.client, "hours", 1) == START - HOUR_MS
     woken = BlockHeader(1, (SourceRange(1, 1, 2, START + 3 * HOUR_MS, False),), 0)
-    owner.state.apply_block(1, frame([partial(window_ms=START)]), woken, "here")
-    owner.state.begin_flush()
-    owner.sink.write(owner.state.commit(), owner.state)
+    owner.stage.apply_block(1, frame([partial(window_ms=START)]), woken, "here")
+    owner.stage.begin_flush()
+    owner.show(owner.stage.commit())
     assert owner.shown() == 2
     assert lowest_border(owner.client, "hours", 1) == START + HOUR_MS

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import signal
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from infra import topics
 from infra.clock import HOUR_MS, MINUTE_MS, iso, now_ms
-from infra.kafka import EventProducer
+from infra.kafka import topics
+from infra.kafka.event_producer import EventProducer
 from infra.settings import Settings
-from ingest import dead_letters
-from tests.flow import Direct, Flow, flow
-from tests.product import wait_until
+from ingest.dead_letters import letters as dead_letters
+from tests.flow import Flow, RouterClient, flow
+from tests.product import assert_stays, wait_until
 
 START = now_ms() // MINUTE_MS * MINUTE_MS - 3 * HOUR_MS
 
@@ -31,7 +30,7 @@ class Source:
         self._settings, self._numbers = settings, itertools.count()
 
     def send(self, partition: int, *times_ms: int) -> None:
-        """One event for each time, in that order."""
+        """Send one event for each time, in that order."""
         values = [self._event(partition, t) for t in times_ms]
         producer = EventProducer(self._settings.kafka)
         producer.send(self._settings.topic(topics.EVENTS), [k for k, _ in values], [v for _, v in values])
@@ -56,8 +55,8 @@ def running(settings: Settings, tmp_path: Path) -> Iterator[Flow]:
 def minutes(running: Flow) -> dict[int, tuple[int, str]]:
     """Minute from START → clicks, finality."""
     end = iso(now_ms() + HOUR_MS)
-    asked = [("campaign_id", "1"), ("start", iso(START - HOUR_MS)), ("end", end), ("granularity", "minute")]
-    rows: list[dict[str, Any]] = Direct(running.settings).get("", asked)["data"]
+    parameters = [("campaign_id", "1"), ("start", iso(START - HOUR_MS)), ("end", end), ("granularity", "minute")]
+    rows: list[dict[str, Any]] = RouterClient(running.settings).get("", parameters)["data"]
     return {(_ms(r["time"]) - START) // MINUTE_MS: (r["clicks"], r["finality"]) for r in rows}
 
 
@@ -71,19 +70,21 @@ def at(minute: float) -> int:
     return START + int(minute * MINUTE_MS)
 
 
-def reaches(running: Flow, wanted: dict[int, tuple[int, str]], seconds: float = 25) -> None:
-    wait_until(lambda: minutes(running) == wanted, seconds, f"{wanted}, but it is {minutes(running)}")
+def wait_until_minutes_are(running: Flow, expected: dict[int, tuple[int, str]], seconds: float = 25) -> None:
+    wait_until(lambda: minutes(running) == expected, seconds, lambda: f"{expected}, but it is {minutes(running)}")
 
 
-def test_idle_partitions_hold_nothing_back_and_a_lagging_one_does(settings: Settings, running: Flow) -> None:
+def test_idle_partitions_do_not_hold_windows_open_and_a_lagging_one_corrects_them(
+    settings: Settings, running: Flow
+) -> None:
     source = Source(settings)
     # Partitions 1 to 3 have never had an event: they count as silent.
     source.send(0, at(0), at(5))
-    reaches(running, {0: (1, "closed"), 5: (1, "provisional")})
+    wait_until_minutes_are(running, {0: (1, "closed"), 5: (1, "provisional")})
     # One that wakes up far behind is no reason for anything to be late, and its minutes are corrected.
     source.send(1, at(0.5), at(1))
-    reaches(running, {0: (2, "corrected"), 1: (1, "corrected"), 5: (1, "provisional")})
-    assert list(dead_letters.read(settings)) == []
+    wait_until_minutes_are(running, {0: (2, "corrected"), 1: (1, "corrected"), 5: (1, "provisional")})
+    assert list(dead_letters.read_letters(settings)) == []
 
 
 def test_a_clock_nine_minutes_ahead_makes_only_its_own_partition_late(settings: Settings, running: Flow) -> None:
@@ -95,17 +96,17 @@ def test_a_clock_nine_minutes_ahead_makes_only_its_own_partition_late(settings: 
     for p in range(1, settings.event_partitions):
         source.send(p, now)
     source.send(0, now - 2 * MINUTE_MS)
-    asked = [("campaign_id", "1"), ("start", "-1h"), ("end", iso(now + HOUR_MS)), ("granularity", "total")]
+    parameters = [("campaign_id", "1"), ("start", "-1h"), ("end", iso(now + HOUR_MS)), ("granularity", "total")]
 
     def total() -> dict[str, Any]:
-        rows = Direct(settings).get("", asked)["data"]
+        rows = RouterClient(settings).get("", parameters)["data"]
         return rows[0] if rows else {"clicks": 0}
 
     count = 2 * settings.event_partitions + 1
     wait_until(lambda: total()["clicks"] == count, 25, f"{count} clicks")
     # The one that its own partition made late, by ten minutes and more.
     assert total()["late_events"] == 1
-    assert list(dead_letters.read(settings)) == []
+    assert list(dead_letters.read_letters(settings)) == []
 
 
 def test_a_restart_with_nothing_new_and_a_pause_in_a_replay_change_nothing(settings: Settings, running: Flow) -> None:
@@ -118,19 +119,17 @@ def test_a_restart_with_nothing_new_and_a_pause_in_a_replay_change_nothing(setti
     for minute in (10, 10.2):
         for p in everyone:
             source.send(p, at(minute))
-    wanted = {0: (4, "closed"), 10: (8, "provisional")}
-    reaches(running, wanted)
+    expected = {0: (4, "closed"), 10: (8, "provisional")}
+    wait_until_minutes_are(running, expected)
     for name in ("ingest-0", "stream-0"):
         running.workers[name].send_signal(signal.SIGKILL)
         running.workers[name].wait()
         running.start(name)
     # A pause of several times `silent_after`: the watermark moves by seconds, not to now.
-    for _ in range(8):
-        time.sleep(1)
-        assert minutes(running) == wanted
+    assert_stays(lambda: minutes(running) == expected, 8, "no window closes while nothing comes")
     for minute in (10.4, 11.5):
         for p in everyone:
             source.send(p, at(minute))
-    reaches(running, {0: (4, "closed"), 10: (12, "closed"), 11: (4, "provisional")})
-    asked = [("campaign_id", "1"), ("start", iso(START)), ("end", "now"), ("granularity", "total")]
-    assert Direct(settings).get("", asked)["data"][0]["late_events"] == 0
+    wait_until_minutes_are(running, {0: (4, "closed"), 10: (12, "closed"), 11: (4, "provisional")})
+    parameters = [("campaign_id", "1"), ("start", iso(START)), ("end", "now"), ("granularity", "total")]
+    assert RouterClient(settings).get("", parameters)["data"][0]["late_events"] == 0

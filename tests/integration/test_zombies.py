@@ -1,4 +1,4 @@
-"""A process is halted in a gap between two writes, and goes on when another has its place; the numbers stay the truth."""
+"""A process is halted in a gap between two writes, and continues when another has taken over; answers stay exact."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.kafka import TransactionalProducer
+from infra.kafka.transactions import TransactionalProducer
 from infra.settings import Settings
 from tests.flow import STEP, flow
 
@@ -34,25 +34,25 @@ def test_a_zombie_that_wakes_after_its_successor_took_over_changes_nothing(
         for worker in ("ingest-0", "stream-0"):
             running.start(worker, f"stop@{fault}" if worker == name else "")
         running.send(HALF)
-        running.stopped(name)
+        running.wait_until_halted(name)
         running.start(f"{kind}-1")
         running.send()
-        running.true_within(60)
+        running.wait_until_exact(60)
         running.workers[name].send_signal(signal.SIGCONT)
-        running.true_within(20)
+        running.wait_until_exact(20)
 
 
-def test_a_rightful_owner_that_is_fenced_settles_and_goes_on(settings: Settings, tmp_path: Path) -> None:
+def test_a_rightful_owner_that_is_fenced_looks_its_flush_up_and_continues(settings: Settings, tmp_path: Path) -> None:
     with flow(settings, tmp_path) as running:
         for worker in ("ingest-0", "stream-0"):
             running.start(worker)
         running.send(HALF)
-        running.true_in_part()
+        running.wait_until_something_is_shown()
         # A broker that gave a transaction up fences its producer like this, too.
         for stage in ("minute", "hour", "day"):
             for partition in range(settings.block_partitions):
                 TransactionalProducer(settings.kafka, f"{settings.key_prefix}{stage}-{partition}").open()
         running.send()
-        running.true_within(60)
+        running.wait_until_exact(60)
         assert running.workers["stream-0"].poll() is None
         assert "settled" in (tmp_path / "log").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,18 @@ from hypothesis import settings
 # The first example may wait for a compiler, and machines are shared.
 settings.register_profile("adclick", deadline=None)
 settings.load_profile("adclick")
+
+
+# What takes longer hangs. For tests with backends pyproject.toml allows more.
+_TIMEOUT_S = 300
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each unit test a time-out, unless it has one of its own."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(_TIMEOUT_S))
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What Faust is kept from doing."""
+"""Behaviour of Faust that is switched off."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from infra.settings import resolve
 from stream.agents import Agents
 
 
-def test_a_transaction_marker_leaves_nothing_behind() -> None:
-    """Offsets have a gap after every transaction: nobody commits them, so whatever is kept of a gap is kept for ever."""
+def test_faust_keeps_no_gaps_of_transaction_markers() -> None:
+    """Offsets have a gap after every transaction. No consumer commits them, so what is kept of a gap is kept for ever."""
 
     async def read() -> int:
         consumer, tp = Agents(resolve().settings, Mock()).app.consumer, TP("ad-blocks", 0)

@@ -1,4 +1,4 @@
-"""Small files of the archive become one, and readers see each row once at every moment of it."""
+"""Small files of the archive are merged, and readers see each row once at every moment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import pytest
 
 from infra.clock import DAY_MS, HOUR_MS
 from infra.file_store import FileStore
-from ingest import archive, archive_files, archived, compaction
+from ingest.archive import compaction
+from ingest.archive import files as archive_files
+from ingest.archive import schema as archive_schema
+from ingest.archive import worker as archive_worker
 
 DAY = 20_000 * DAY_MS
 _ROW: dict[str, Any] = {
@@ -26,16 +29,16 @@ def write(root: Path, partition: int, first: int, last: int, hour: int = 1) -> N
         _ROW | {"event_id": f"e{n}", "offset": n, "log_time_ms": DAY, "time_ms": DAY + hour * HOUR_MS + n}
         for n in range(first, last)
     ]
-    archive.write_files(
-        FileStore(str(root)), partition, first, last, pa.Table.from_pylist(rows, schema=archived.SCHEMA)
+    archive_worker.write_files(
+        FileStore(str(root)), partition, first, last, pa.Table.from_pylist(rows, schema=archive_schema.SCHEMA)
     )
 
 
 def offsets(root: Path, partition: int = 0) -> list[int]:
     store = FileStore(str(root))
-    files = archive_files.current(archive_files.named(store.files()))
-    found = pl.concat([archive_files.read(store, f.name, ["partition", "offset"]) for f in files])
-    return sorted(found.filter(pl.col("partition") == partition)["offset"].to_list())
+    files = archive_files.current_files(archive_files.parse_names(store.files()))
+    rows = pl.concat([archive_files.read_columns(store, f.name, ["partition", "offset"]) for f in files])
+    return sorted(rows.filter(pl.col("partition") == partition)["offset"].to_list())
 
 
 @pytest.fixture
@@ -52,9 +55,9 @@ def root(tmp_path: Path) -> Path:
 
 def compact(root: Path, now_ms: int) -> int:
     store = FileStore(str(root))
-    groups = list(compaction.due(store, [0], now_ms))
+    groups = list(compaction.due_groups(store, [0], now_ms))
     for group in groups:
-        compaction.merge(store, group)
+        compaction.merge_files(store, group)
     return len(groups)
 
 
@@ -63,7 +66,7 @@ def at(root: Path, moment_ms: int) -> None:
         os.utime(path, (moment_ms / 1000, moment_ms / 1000))
 
 
-def test_readers_see_each_row_once_before_while_and_after(root: Path) -> None:
+def test_readers_see_each_row_once_before_during_and_after_a_merge(root: Path) -> None:
     at(root, DAY + 2 * HOUR_MS)
     now = DAY + 5 * HOUR_MS
     before = sorted({*range(75), *range(75, 80)})
@@ -71,15 +74,15 @@ def test_readers_see_each_row_once_before_while_and_after(root: Path) -> None:
     assert compact(root, now) == 1
     assert offsets(root) == before
     assert len(list(root.rglob("p0000*"))) == 7 + 1 + 1, "merged ones stay for who has listed them"
-    assert compaction.clean(FileStore(str(root)), [0], now) == []
+    assert compaction.remove_merged(FileStore(str(root)), [0], now) == []
     at(root, now)
-    assert len(compaction.clean(FileStore(str(root)), [0], now + compaction.KEPT_MS)) == 7
+    assert len(compaction.remove_merged(FileStore(str(root)), [0], now + compaction.KEPT_MS)) == 7
     assert offsets(root) == before
     assert compact(root, now + DAY_MS) == 0
-    assert offsets(root, 1) == list(range(20)), "other partitions are somebody else's"
+    assert offsets(root, 1) == list(range(20)), "other partitions are merged by their own worker"
 
 
-def test_what_comes_later_is_merged_with_what_was(root: Path) -> None:
+def test_later_files_are_merged_with_the_merged_one(root: Path) -> None:
     at(root, DAY + 2 * HOUR_MS)
     compact(root, DAY + 5 * HOUR_MS)
     write(root, 0, 80, 90)
@@ -88,19 +91,19 @@ def test_what_comes_later_is_merged_with_what_was(root: Path) -> None:
     assert compact(root, DAY + 9 * HOUR_MS) == 1
     assert offsets(root) == list(range(90))
     at(root, DAY + 9 * HOUR_MS)
-    compaction.clean(FileStore(str(root)), [0], DAY + 2 * DAY_MS)
+    compaction.remove_merged(FileStore(str(root)), [0], DAY + 2 * DAY_MS)
     assert [p.name for p in sorted(root.rglob("p0000*"))] == [
         "p0000-000000000000000-000000000000090.merged.parquet", "p0000-000000000000075-000000000000080.parquet",
     ]  # fmt: skip
 
 
-def test_the_oldest_days_go(tmp_path: Path) -> None:
+def test_the_oldest_days_are_removed(tmp_path: Path) -> None:
     for day in range(4):
         write(tmp_path, 0, day, day + 1, hour=24 * day)
     size = sum(f.stat().st_size for f in tmp_path.rglob("*.parquet"))
     now = DAY + 4 * DAY_MS
     store = FileStore(str(tmp_path))
-    assert compaction.expire(store, now, None, None) == []
-    assert len(compaction.expire(store, now, 3, size)) == 1
-    assert len(compaction.expire(store, now, None, 1)) == 1, "the newest two stay"
+    assert compaction.remove_expired_days(store, now, None, None) == []
+    assert len(compaction.remove_expired_days(store, now, 3, size)) == 1
+    assert len(compaction.remove_expired_days(store, now, None, 1)) == 1, "the newest two stay"
     assert len(list(tmp_path.glob("event_date=*"))) == 2

@@ -1,4 +1,4 @@
-"""What commands print: cells and messages are text as it is, never markup, and nothing a terminal would obey."""
+"""Output of commands: cells and messages are plain text, never markup or control sequences."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import sys
 import click
 import pytest
 
-from infra import cli, console
-from infra.console import App, printable
+from infra.cli import main
+from infra.cli.app import App
+from infra.cli.output import printable
 from infra.errors import UserError
 
 APP = App(None, False, False, False)
@@ -56,15 +57,13 @@ def printed_table(monkeypatch: pytest.MonkeyPatch, rows: list[list[object]], *, 
 
 @pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
 @pytest.mark.parametrize("text", MARKUP)
-def test_a_cell_is_shown_as_it_is_and_never_taken_for_markup(
-    text: str, terminal: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_cell_is_not_interpreted_as_markup(text: str, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert text in printed_table(monkeypatch, [["0/1", text], ["0/2", None]], terminal=terminal)
 
 
 @pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_cell_with_control_characters_is_shown_escaped(
+def test_control_characters_in_a_table_cell_are_escaped(
     case: str, terminal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw, shown = HOSTILE[case]
@@ -83,17 +82,17 @@ def test_json_of_a_command_is_ascii_without_control_characters(case: str, capsys
 
 
 @pytest.mark.parametrize("verbose", [False, True], ids=["one line", "with -v"])
-def test_an_error_and_a_message_hold_no_escape_sequence(
+def test_errors_and_messages_contain_no_escape_sequences(
     verbose: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(**_options: object) -> None:
         APP.say("said \x1b[2J\nsecond line")
         raise UserError("topic \x1b]0;pwned\x07 is missing\nhere")
 
-    monkeypatch.setattr(cli.cli, "main", fail)
+    monkeypatch.setattr(main.cli, "main", fail)
     monkeypatch.setattr(sys, "argv", ["adclick", *(["-v"] if verbose else [])])
     with pytest.raises(SystemExit):
-        cli.main()
+        main.main()
     stderr = capsys.readouterr().err
     assert "\x1b" not in stderr
     assert stderr.startswith("said \\x1b[2J\nsecond line\n")
@@ -101,18 +100,18 @@ def test_an_error_and_a_message_hold_no_escape_sequence(
     assert ("Traceback" in stderr) is verbose
 
 
-def test_wrong_words_of_a_command_are_repeated_without_their_escape_sequences(
+def test_usage_errors_repeat_arguments_without_escape_sequences(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["adclick", "\x1b[2J"])
     with pytest.raises(SystemExit):
-        cli.main()
+        main.main()
     stderr = capsys.readouterr().err
     assert "\x1b" not in stderr
     assert "\\x1b[2J" in stderr
 
 
-def test_columns_line_up_by_the_width_that_a_terminal_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_columns_are_aligned_by_the_width_of_characters_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = printed_table(monkeypatch, [["広告", 1], ["ad", 22]], terminal=False).splitlines()
     assert lines == ["name  value", "広告  1", "ad    22"]
 
@@ -126,27 +125,27 @@ def test_a_table_without_rows_is_its_header(monkeypatch: pytest.MonkeyPatch) -> 
     assert printed_table(monkeypatch, [], terminal=False) == "name  value\n"
 
 
-def test_a_long_table_has_every_row_on_a_terminal_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_table_is_complete_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[list[object]] = [[f"row-{n}", n] for n in range(1_000)]
     lines = printed_table(monkeypatch, rows, terminal=True).splitlines()
     assert [line.split() for line in lines[1:]] == [[f"row-{n}", str(n)] for n in range(1_000)]
 
 
-def test_a_locale_that_cannot_write_a_name_gets_its_escape(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_outside_the_encoding_of_the_locale_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "latin-1"))
-    monkeypatch.setattr(cli.cli, "main", lambda **_options: click.echo("広 größe"))
+    monkeypatch.setattr(main.cli, "main", lambda **_options: click.echo("広 größe"))
     with pytest.raises(SystemExit):
-        cli.main()
+        main.main()
     sys.stdout.flush()
     assert raw.getvalue() == b"\\u5e83 gr\xf6\xdfe\n"
 
 
 @pytest.mark.parametrize("text", ["größe", "広告 👍", "[/EU]", "a b", ""])
-def test_text_that_can_be_printed_stays_as_it_is(text: str) -> None:
+def test_printable_text_is_not_changed(text: str) -> None:
     assert printable(text) == text
 
 
-def test_the_bar_of_a_command_takes_no_markup_from_its_label() -> None:
-    with console.App(None, False, False, True).progress("[/x]", None) as bar:
+def test_the_label_of_a_progress_bar_is_not_interpreted_as_markup() -> None:
+    with App(None, False, False, True).progress("[/x]", None) as bar:
         assert bar.tasks[0].description == "[/x]"

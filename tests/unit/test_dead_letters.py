@@ -1,20 +1,27 @@
-"""Dead letters: any bytes and any headers can be read, and what is sent again is what was mended, once."""
+"""Dead letters: any bytes and any headers can be read, and what is sent again is what was corrected, once."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from infra.errors import UsageError, UserError
-from ingest import dead_letters, events, json_fields
-from ingest.dead_letters import Letter, Source
-from ingest.dead_letters_command import Plan, plan_letters, plan_lines
-from ingest.mending import parse_edits
-from ingest.sent_letters import SentLetters
+from infra.kafka import topics
+from infra.settings import Settings
+from ingest import events
+from ingest.dead_letters import browse
+from ingest.dead_letters import letters as dead_letters
+from ingest.dead_letters.edit import parse_edits
+from ingest.dead_letters.letters import Letter, SourceMessage
+from ingest.dead_letters.replay import Plan, plan_letters, plan_lines
+from ingest.dead_letters.sent import SentLetters
+from ingest.decoding import json_fields
 from tests.hostile_letters import HOSTILE
 
 EVENT: dict[str, Any] = {
@@ -48,7 +55,7 @@ class Message:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_the_id_of_any_letter_is_read_or_there_is_none(name: str) -> None:
+def test_the_event_id_of_any_letter_is_read_or_none(name: str) -> None:
     assert json_fields.valid_id(HOSTILE[name].value) == HOSTILE[name].event_id
 
 
@@ -60,7 +67,7 @@ def test_any_message_of_the_topic_is_a_letter(name: str) -> None:
     assert all(isinstance(text, str) for text in letter.headers.values())
 
 
-def test_headers_that_the_client_cannot_read_are_none_at_all() -> None:
+def test_a_letter_whose_headers_the_client_cannot_decode_has_none() -> None:
     # What confluent-kafka raises on a header's name that is not UTF-8.
     unreadable = SystemError("returned a result with an exception set")
     assert dead_letters.letter_of(0, Message(b"", unreadable)).headers == {}
@@ -69,9 +76,9 @@ def test_headers_that_the_client_cannot_read_are_none_at_all() -> None:
 @pytest.mark.parametrize(
     ("header", "source"),
     {
-        "ad-events/3/17": Source("ad-events", 3, 17),
-        "t1_ad-events/0/0": Source("t1_ad-events", 0, 0),
-        "a/b/0/9": Source("a/b", 0, 9),
+        "ad-events/3/17": SourceMessage("ad-events", 3, 17),
+        "t1_ad-events/0/0": SourceMessage("t1_ad-events", 0, 0),
+        "a/b/0/9": SourceMessage("a/b", 0, 9),
         "ad-events/0/9223372036854775807": None,
         "ad-events/-1/5": None,
         "ad-events/1/٣": None,
@@ -80,7 +87,9 @@ def test_headers_that_the_client_cannot_read_are_none_at_all() -> None:
         "": None,
     }.items(),
 )
-def test_a_letter_tells_its_source_only_where_the_header_is_well_formed(header: str, source: Source | None) -> None:
+def test_the_source_of_a_letter_is_read_only_from_a_well_formed_header(
+    header: str, source: SourceMessage | None
+) -> None:
     assert dead_letters.letter_of(0, Message(b"", [("source", header.encode())])).source == source
 
 
@@ -113,7 +122,7 @@ def test_every_spelling_of_an_id_gives_the_same_key(
 
 
 @given(st.binary(max_size=60) | st.sampled_from([x.value for x in HOSTILE.values()]))
-def test_an_id_is_read_from_whatever_the_verdict_takes_for_an_object(value: bytes | None) -> None:
+def test_an_id_is_read_from_every_value_that_is_judged_as_an_object(value: bytes | None) -> None:
     event_id, time_ms = json_fields.read_id_and_time(value)
     event = events.object_of(value)
     if event is not None:
@@ -134,20 +143,20 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=5) | st.sampled_from(sorted(EVENT)), json_values, max_size=6))
-def test_a_field_that_is_set_leaves_every_other_as_it_was(fields: dict[str, Any]) -> None:
+def test_setting_a_field_changes_no_other(fields: dict[str, Any]) -> None:
     line = json.dumps(fields).encode()
     changed = json_fields.with_fields(line, {"country": 'a"b$1\\', "cost_micros": 2**63})
     assert changed is not None
     assert json.loads(changed) == fields | {"country": 'a"b$1\\', "cost_micros": 2**63}
 
 
-def test_a_number_that_is_written_oddly_keeps_its_spelling_and_its_verdict() -> None:
+def test_an_unusual_spelling_of_a_number_is_kept_and_judged_the_same() -> None:
     for number in ("1.0", "1e3", "9" * 5_000, "-0", "true", "1e999"):
         line = json.dumps(EVENT).replace(": 1000", f": {number}").encode()
         for extra in ("", ', "n": "\\ud800"'):
             value = line[:-1] + extra.encode() + b"}"
             changed = json_fields.with_fields(value, {"country": "FR"})
-            before, after = (events.judge(v, EVENT["event_time"]) for v in (value, changed))
+            before, after = (events.judge_message(v, EVENT["event_time"]) for v in (value, changed))
             if isinstance(before, events.Rejection):
                 assert before == after
             else:
@@ -156,11 +165,11 @@ def test_a_number_that_is_written_oddly_keeps_its_spelling_and_its_verdict() -> 
 
 
 @pytest.mark.parametrize("value", [b"[1]", b"7", b"", None, b"\xff", b"{", b'{"a":NaN}'])
-def test_what_is_no_object_has_no_fields_to_set(value: bytes | None) -> None:
+def test_a_value_that_is_no_object_cannot_be_edited(value: bytes | None) -> None:
     assert json_fields.with_fields(value, {"country": "DE"}) is None
 
 
-# -- mending, and what was sent before --------------------------------------------------------------------------
+# -- edits, and what was sent before --------------------------------------------------------------------------
 
 NOW = EVENT["event_time"] + 1_000
 
@@ -190,7 +199,7 @@ NUMERIC_ID = letter("0/3", "bad-value", "event_id", event_id=12)
 THREE = [UNKNOWN_COUNTRY, NEGATIVE_COST, NUMERIC_ID]
 
 
-def test_an_edit_touches_only_letters_where_that_field_was_at_fault() -> None:
+def test_an_edit_applies_only_to_letters_rejected_for_that_field() -> None:
     plan = planned(THREE, None, "country=ZZ")
     assert sent_events(plan) == [EVENT | {"event_id": "uk", "country": "ZZ"}]
     assert plan.left == {"bad-value cost_micros": 1, "bad-value event_id": 1}
@@ -203,7 +212,7 @@ def test_an_edit_touches_only_letters_where_that_field_was_at_fault() -> None:
     assert [mark.letter for _, mark in plan.sends] == ["0/1", "0/2", "0/3"]
 
 
-def test_every_fault_of_an_event_is_mended_by_the_edits_of_its_fields_and_nothing_else() -> None:
+def test_an_event_is_corrected_by_edits_of_exactly_its_invalid_fields() -> None:
     both = letter("0/1", "bad-value", "country", country="UK", device="phone", user_id="u")
     assert planned([both], None, "country=GB").left == {"bad-value device": 1}
     plan = planned([both], None, "device=mobile", "country=GB", "user_id=x", "cost_micros=0")
@@ -225,7 +234,7 @@ def test_every_fault_of_an_event_is_mended_by_the_edits_of_its_fields_and_nothin
         ("bad-value", "cost_micros", {"cost_micros": 10**4000}, "cost_micros=1", 1),
     ],
 )
-def test_a_field_takes_the_value_that_was_typed_as_its_own_type(
+def test_an_edited_value_gets_the_type_of_its_field(
     reason: str, detail: str, fields: dict[str, Any], edit: str, value: Any
 ) -> None:
     (event,) = sent_events(planned([letter("0/1", reason, detail, **fields)], None, edit))
@@ -234,7 +243,7 @@ def test_a_field_takes_the_value_that_was_typed_as_its_own_type(
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_any_letter_can_be_planned_and_what_cannot_be_mended_is_left_out(name: str) -> None:
+def test_a_plan_leaves_out_letters_that_cannot_be_corrected(name: str) -> None:
     hostile = dead_letters.letter_of(0, Message(HOSTILE[name].value, list(HOSTILE[name].headers) or None))
     for headers in (hostile.headers, {"reason": "bad-value", "detail": "country"}):
         plan = planned([Letter("0/1", None, hostile.value, headers, 0)], None, "country=ZZ")
@@ -242,13 +251,13 @@ def test_any_letter_can_be_planned_and_what_cannot_be_mended_is_left_out(name: s
         assert plan.left.total() == 1
 
 
-def test_a_letter_without_edits_is_sent_once_its_event_has_become_valid() -> None:
+def test_a_letter_without_edits_is_sent_only_if_its_event_is_valid_by_now() -> None:
     early = letter("0/1", "from-the-future", "x", event_time=NOW + 3_600_000)
     assert planned([early]).left.total() == 1
     assert sent_events(planned([early], now_ms=NOW + 3_600_000)) == [EVENT | {"event_time": NOW + 3_600_000}]
 
 
-def test_what_was_sent_is_not_sent_again_unless_that_is_asked_for() -> None:
+def test_a_letter_is_sent_again_only_on_request() -> None:
     first = planned(THREE, None, "country=ZZ")
     repeated = planned(THREE, marks_of(first), "country=ZZ")
     assert (repeated.sends, len(repeated.sent_before)) == ([], 1)
@@ -259,7 +268,7 @@ def test_what_was_sent_is_not_sent_again_unless_that_is_asked_for() -> None:
     ]
 
 
-def test_letters_of_one_event_are_sent_once_in_one_command_and_over_several() -> None:
+def test_letters_of_one_event_are_sent_once_within_and_across_commands() -> None:
     copies = [letter(f"0/{n}", "bad-value", "country", NOW + n, country="UK") for n in range(3)]
     plan = planned(copies, None, "country=ZZ")
     assert (len(plan.sends), len(plan.sent_before)) == (1, 2)
@@ -269,7 +278,7 @@ def test_letters_of_one_event_are_sent_once_in_one_command_and_over_several() ->
     assert planned(same[1:], marks_of(planned(same[:1]))).sends == []
 
 
-def test_a_letter_that_says_that_what_was_sent_was_rejected_in_its_turn_can_be_sent() -> None:
+def test_a_letter_of_a_sent_event_that_was_rejected_again_can_be_sent() -> None:
     plan = planned([UNKNOWN_COUNTRY], None, "country=ZZ")
     ((value, _),) = plan.sends
     rejected = Letter("0/9", b"uk", value, {"reason": "bad-value", "detail": "country"}, NOW + 5_000)
@@ -278,13 +287,13 @@ def test_a_letter_that_says_that_what_was_sent_was_rejected_in_its_turn_can_be_s
     ]
 
 
-def test_a_mark_is_not_of_a_letter_that_has_the_name_in_a_topic_made_anew() -> None:
+def test_a_sent_mark_does_not_cover_a_letter_of_the_same_name_in_a_recreated_topic() -> None:
     plan = planned([UNKNOWN_COUNTRY], None, "country=ZZ")
     other = letter("0/1", "bad-value", "country", NOW + 9_000, event_id="other", country="XX")
     assert len(planned([other], marks_of(plan), "country=ZZ").sends) == 1
 
 
-def test_an_id_that_an_edit_sets_is_counted_for_each_letter_that_it_would_be_given_to() -> None:
+def test_letters_that_an_edit_would_give_one_event_id_are_counted() -> None:
     letters = [letter(f"0/{n}", "bad-value", "event_id", event_id=n) for n in range(3)]
     assert planned(letters, None, "event_id=x").ids_set == 3
     assert planned([*letters[:1], UNKNOWN_COUNTRY], None, "event_id=x", "country=ZZ").ids_set == 1
@@ -307,10 +316,13 @@ def test_events_of_a_file_are_sent_once_and_only_if_all_of_them_are_valid() -> N
         plan_lines("f", [lines[0], json.dumps(EVENT | {"country": "UK"}).encode()], SentLetters(), NOW, again=False)
 
 
-@pytest.mark.parametrize("edit", ["country", "nation=DE", "=DE", "", "country"])
-def test_an_edit_of_what_is_no_field_is_wrong_usage(edit: str) -> None:
+@pytest.mark.parametrize("edit", ["country", "nation=DE", "=DE", ""])
+def test_an_edit_of_an_unknown_field_is_a_usage_error(edit: str) -> None:
     with pytest.raises(UsageError, match="FIELD=VALUE"):
         parse_edits((edit,))
+
+
+def test_two_edits_of_one_field_are_a_usage_error() -> None:
     with pytest.raises(UsageError, match="twice"):
         parse_edits(("country=DE", "country=FR"))
 
@@ -320,3 +332,42 @@ def test_any_text_can_be_typed_as_a_value(text: str) -> None:
     for name in ("country", "cost_micros"):
         bad = letter("0/1", "bad-value", name, NOW, **{name: "?"})
         assert planned([bad], None, f"{name}={text}").left == {f"bad-value {name}": 1}
+
+
+def test_letters_of_a_far_future_are_not_counted_by_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ms = 1_795_132_800_000
+
+    class Stamped(Message):
+        def __init__(self, time_ms: int) -> None:
+            super().__init__(b"", [("reason", b"malformed")])
+            self._time_ms = time_ms
+
+        def partition(self) -> int:
+            return 0
+
+        def timestamp(self) -> tuple[int, int]:
+            return (1, self._time_ms)
+
+    class FakeAdmin:
+        def __init__(self, _servers: str) -> None:
+            pass
+
+        def partitions(self) -> dict[str, int]:
+            return {topics.DEAD_LETTERS: 1}
+
+        def ends(self, _topic: str, _count: int) -> list[int]:
+            return [2]
+
+    def read_stretches(
+        _servers: str, _topic: str, _stretches: object, take: Callable[[Any], None], _seconds: float
+    ) -> dict[int, int]:
+        for time_ms in (now_ms, 2**60):
+            take(Stamped(time_ms))
+        return {0: 2}
+
+    monkeypatch.setattr(browse, "Admin", FakeAdmin)
+    monkeypatch.setattr(browse, "offset_at", lambda *_: 0)
+    monkeypatch.setattr(browse, "read_stretches", read_stretches)
+    settings = SimpleNamespace(kafka="", event_partitions=1, topic=lambda name: name)
+    counts = browse.LetterCounts(cast(Settings, settings))
+    assert counts.read(now_ms) == ([(now_ms, "malformed", 1)], True)

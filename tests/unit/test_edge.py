@@ -1,4 +1,4 @@
-"""What every request passes: an endpoint called from the edge is as safe as one behind the framework."""
+"""The edge, which every request passes: its endpoints are as safe as those behind the framework."""
 
 from __future__ import annotations
 
@@ -14,16 +14,22 @@ from starlette.testclient import TestClient
 
 from infra.errors import Unavailable, UserError
 from infra.settings import Settings
-from query.api import server
 from query.api.edge import Edge
 from query.api.problems import MEDIA_TYPE, Problem
 from query.api.tracing import Tracing
-from query.request import BadQuestion
+from query.question import BadQuestion
+from query.serve import check_certificate
 
-_counted: list[tuple[str, int]] = []
+_answered: list[tuple[str, int]] = []
+
+
+def _note_token(request: Request) -> None:
+    """As the gate does, of a token's origin."""
+    request.state.origin = request.headers.get("x-token-origin", "")
 
 
 async def fails(request: Request) -> Response:
+    _note_token(request)
     raise {
         "problem": Problem(429, "too-many-requests", "wait", headers={"Retry-After": "3"}),
         "question": BadQuestion("start", "no such time"),
@@ -32,7 +38,8 @@ async def fails(request: Request) -> Response:
     }[request.query_params["how"]]
 
 
-async def answers(_: Request) -> Response:
+async def answers(request: Request) -> Response:
+    _note_token(request)
     return Response(b"1", headers={"Cache-Control": "private"})
 
 
@@ -40,7 +47,9 @@ async def framework() -> dict[str, str]:
     return {"status": "ok"}
 
 
-async def endless() -> StreamingResponse:
+async def endless(request: Request) -> StreamingResponse:
+    _note_token(request)
+
     async def events() -> AsyncIterator[bytes]:
         while True:
             yield b"data: 1\n\n"
@@ -49,14 +58,14 @@ async def endless() -> StreamingResponse:
     return StreamingResponse(events(), media_type="text/event-stream")
 
 
-def served(*origins: str) -> TestClient:
-    """A client of an edge around a framework with two routes, in front of which two more are answered."""
-    _counted.clear()
+def client_of_edge(*origins: str) -> TestClient:
+    """A client of an edge with two endpoints of its own, around a framework with two more."""
+    _answered.clear()
     app = FastAPI(redirect_slashes=False)
     app.get("/framework")(framework)
     app.get("/endless", response_model=None)(endless)
     edge = Edge(
-        app, {"/v1/fails": fails, "/v1/answers": answers}, answered=lambda r, s, _: _counted.append((r, s)),
+        app, {"/v1/fails": fails, "/v1/answers": answers}, answered=lambda r, s, _: _answered.append((r, s)),
         traced=Tracing(""), log=False, tls=True, origins=origins,
     )  # fmt: skip
     return TestClient(edge, raise_server_exceptions=False)
@@ -64,27 +73,27 @@ def served(*origins: str) -> TestClient:
 
 @pytest.fixture
 def client() -> TestClient:
-    return served()
+    return client_of_edge()
 
 
 @pytest.mark.parametrize(("how", "status"), [("problem", 429), ("question", 400), ("away", 503), ("mistake", 500)])
-def test_whatever_is_raised_is_told_as_a_problem_and_counted(client: TestClient, how: str, status: int) -> None:
-    found = client.get(f"/v1/fails?how={how}")
-    assert found.status_code == found.json()["status"] == status
-    assert found.headers["content-type"] == MEDIA_TYPE
-    assert "secret" not in found.text
-    assert found.headers.get("retry-after") == {"problem": "3", "away": "5"}.get(how)
-    assert found.headers["cache-control"] == "no-store"
-    assert _counted == [("/v1/fails", status)]
+def test_every_exception_becomes_a_problem_document_and_is_counted(client: TestClient, how: str, status: int) -> None:
+    response = client.get(f"/v1/fails?how={how}")
+    assert response.status_code == response.json()["status"] == status
+    assert response.headers["content-type"] == MEDIA_TYPE
+    assert "secret" not in response.text
+    assert response.headers.get("retry-after") == {"problem": "3", "away": "5"}.get(how)
+    assert response.headers["cache-control"] == "no-store"
+    assert _answered == [("/v1/fails", status)]
 
 
-def test_answers_get_what_all_get_and_keep_what_they_say_themselves(client: TestClient) -> None:
-    found = client.get("/v1/answers", headers={"X-Request-ID": "mine"})
-    assert found.headers["x-request-id"] == "mine"
-    assert found.headers["x-content-type-options"] == "nosniff"
-    assert found.headers["strict-transport-security"].startswith("max-age")
-    assert found.headers["cache-control"] == "private"
-    assert _counted == [("/v1/answers", 200)]
+def test_common_headers_are_added_and_replace_none(client: TestClient) -> None:
+    response = client.get("/v1/answers", headers={"X-Request-ID": "mine"})
+    assert response.headers["x-request-id"] == "mine"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["strict-transport-security"].startswith("max-age")
+    assert response.headers["cache-control"] == "private"
+    assert _answered == [("/v1/answers", 200)]
 
 
 @pytest.mark.parametrize("path", ["/v1/answers", "/framework"])
@@ -98,7 +107,7 @@ def test_head_answers_as_get_without_the_body(client: TestClient, path: str) -> 
     assert int(head.headers["content-length"]) == len(get.content) > 0
 
 
-def test_head_of_an_endless_answer_ends(client: TestClient) -> None:
+def test_head_of_an_endless_stream_ends(client: TestClient) -> None:
     head = client.head("/endless")
     assert (head.status_code, head.headers["content-type"], head.content) == (
         200,
@@ -107,7 +116,7 @@ def test_head_of_an_endless_answer_ends(client: TestClient) -> None:
     )
 
 
-def test_head_of_a_refusal_is_the_refusals_head(client: TestClient) -> None:
+def test_head_of_a_refusal_has_its_status_and_headers(client: TestClient) -> None:
     head = client.head("/v1/fails?how=problem")
     assert (head.status_code, head.headers["retry-after"], head.content) == (429, "3", b"")
 
@@ -143,20 +152,41 @@ _PAGE = "https://dash.example.com"
 
 
 def _preflight(client: TestClient, origin: str, **more: str) -> httpx.Response:
-    asked = {"Origin": origin, "Access-Control-Request-Method": "GET"} | {
+    headers = {"Origin": origin, "Access-Control-Request-Method": more.pop("method", "GET")} | {
         f"Access-Control-Request-{name.title()}": value for name, value in more.items()
     }
-    response: httpx.Response = client.options("/v1/answers", headers=asked)
+    response: httpx.Response = client.options("/v1/answers", headers=headers)
     return response
 
 
 def test_no_page_of_another_origin_may_read_answers_by_default(client: TestClient) -> None:
-    for response in (client.get("/v1/answers", headers={"Origin": _PAGE}), _preflight(client, _PAGE)):
+    for path in ("/v1/answers", "/v1/fails?how=problem", "/endless", "/missing"):
+        response = client.head(path, headers={"Origin": _PAGE})
         assert not [name for name in response.headers if name.startswith("access-control")]
+        assert "Origin" in response.headers["vary"]
+    for method in ("POST", "PUT", "DELETE"):
+        assert _preflight(client, _PAGE, method=method).status_code == 403
+
+
+def test_a_page_may_read_answers_to_a_token_for_its_origin_alone(client: TestClient) -> None:
+    # What a token allows is not known to a preflight, which carries none.
+    preflight = _preflight(client, _PAGE, headers="authorization")
+    assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (204, _PAGE)
+    for path in ("/v1/answers", "/v1/fails?how=problem", "/endless"):
+        for listed in (client, client_of_edge("http://localhost:3000")):
+            response = listed.head(path, headers={"Origin": _PAGE, "X-Token-Origin": _PAGE})
+            assert response.headers["access-control-allow-origin"] == _PAGE
+            assert "x-adclick-finality" in response.headers["access-control-expose-headers"].lower()
+            assert "access-control-allow-credentials" not in response.headers
+            for other in ("https://evil.test", "null", f"{_PAGE}.evil.test"):
+                response = listed.head(path, headers={"Origin": other, "X-Token-Origin": _PAGE})
+                assert "access-control-allow-origin" not in response.headers
+                assert "Origin" in response.headers["vary"]
 
 
 def test_a_page_of_a_listed_origin_may_read_answers_with_a_key() -> None:
-    client = served(_PAGE, "http://localhost:3000")
+    client = client_of_edge(_PAGE, "http://localhost:3000")
+    assert _preflight(client, _PAGE, method="POST", headers="authorization,content-type").status_code == 204
     preflight = _preflight(client, _PAGE, headers="authorization, last-event-id,if-none-match")
     assert preflight.status_code == 204
     assert preflight.headers["access-control-allow-origin"] == _PAGE
@@ -174,9 +204,9 @@ def test_a_page_of_a_listed_origin_may_read_answers_with_a_key() -> None:
 @pytest.mark.parametrize(
     "origin", ["https://dash.example.com.evil.test", "http://dash.example.com", "https://dash.example.com:8443", "null"]
 )
-def test_a_page_of_another_origin_may_not(origin: str) -> None:
-    client = served(_PAGE)
-    refused = _preflight(client, origin, headers="authorization")
+def test_a_page_of_an_origin_that_is_not_listed_may_not_read_answers(origin: str) -> None:
+    client = client_of_edge(_PAGE)
+    refused = _preflight(client, origin, method="POST", headers="authorization")
     assert refused.status_code == 403
     assert refused.headers["content-type"] == MEDIA_TYPE
     for response in (refused, client.get("/v1/answers", headers={"Origin": origin})):
@@ -185,7 +215,7 @@ def test_a_page_of_another_origin_may_not(origin: str) -> None:
     assert "Origin" in client.get("/v1/answers").headers["vary"]
 
 
-def test_an_address_that_is_too_long_reaches_no_endpoint(client: TestClient) -> None:
+def test_a_url_that_is_too_long_reaches_no_endpoint(client: TestClient) -> None:
     assert client.get(f"/v1/answers?{'a' * 40_000}").status_code == 414
 
 
@@ -209,14 +239,21 @@ def test_origins_are_compared_as_browsers_write_them(text: str, origins: tuple[s
 @pytest.mark.parametrize(
     "text", ["dash.example.com", "https://dash.example.com/page", "null", "ftp://a.test", "https://u:p@a.test"]
 )
-def test_what_is_no_origin_is_refused_at_start(text: str) -> None:
+def test_an_invalid_origin_is_refused_at_start(text: str) -> None:
     with pytest.raises(ValidationError, match="cors_origins"):
         Settings.model_validate({"cors_origins": text})
 
 
 @pytest.mark.parametrize(
-    "settings", [{"http": "https://127.0.0.1:8443"}, {"http": "http://127.0.0.1:8080", "tls_certificate": "chain.pem"}]
+    ("settings", "expected"),
+    [
+        ({"http": "https://127.0.0.1:8443"}, "needs a certificate"),
+        ({"http": "https://127.0.0.1:8443", "tls_certificate": "chain.pem"}, "needs a certificate"),
+        ({"http": "http://127.0.0.1:8080", "tls_certificate": "chain.pem"}, "does not use it"),
+    ],
 )
-def test_an_address_with_https_needs_a_certificate_and_one_without_has_none(settings: dict[str, str]) -> None:
-    with pytest.raises(UserError, match="TLS needs an https address and a certificate"):
-        server.run(None, Settings.model_validate(settings))
+def test_an_address_with_https_needs_a_certificate_and_one_without_has_none(
+    settings: dict[str, str], expected: str
+) -> None:
+    with pytest.raises(UserError, match=expected):
+        check_certificate(Settings.model_validate(settings))

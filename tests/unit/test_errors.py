@@ -10,14 +10,25 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import confluent_kafka
 import pyarrow as pa
 import pytest
 import redis as client
-from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
+from clickhouse_connect.driver.exceptions import (
+    DatabaseError,
+    DataError,
+    InterfaceError,
+    InternalError,
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+    StreamClosedError,
+    StreamFailureError,
+)
 from redis._parsers.base import BaseParser
 
 import infra.clickhouse.client as clickhouse
-from infra import errors, file_store, kafka_errors, redis
+from infra import errors, file_store
 from infra.errors import (
     AdclickError,
     BadStatement,
@@ -29,6 +40,8 @@ from infra.errors import (
     Unavailable,
     UserError,
 )
+from infra.kafka import errors as kafka_errors
+from infra.redis import client as redis
 
 
 def _classes(base: type[AdclickError]) -> dict[str, str]:
@@ -41,7 +54,7 @@ def _classes(base: type[AdclickError]) -> dict[str, str]:
     return tree
 
 
-def test_the_tree_at_the_top_of_the_file_is_the_tree_of_classes_with_a_decision_for_each() -> None:
+def test_the_tree_of_errors_in_the_docstring_is_that_of_the_classes() -> None:
     for package in ("infra", "ingest", "stream", "batch", "query"):
         for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
             if not module.name.endswith("__main__"):
@@ -53,7 +66,7 @@ def test_the_tree_at_the_top_of_the_file_is_the_tree_of_classes_with_a_decision_
             above[depth] = entry[2]
             if depth:
                 drawn[entry[2]] = above[depth - 1]
-            assert re.match(r"(stop|retry|retry later|slow down|start over|answer 503)\b", entry[3]), line
+            assert re.match(r"(stop|retry|retry later|slow down|start over|answer 401|answer 503)\b", entry[3]), line
     assert drawn == _classes(AdclickError)
 
 
@@ -129,23 +142,23 @@ def test_the_tree_at_the_top_of_the_file_is_the_tree_of_classes_with_a_decision_
         ),
     ],
 )
-def test_a_reply_of_redis(reply: str, decision: type[AdclickError], code: str) -> None:
-    found = redis.decision_on(BaseParser.parse_error(reply))  # type: ignore[no-untyped-call]
-    assert type(found) is decision
-    assert getattr(found, "code", "") == code
-    assert getattr(found, "backend", "redis") == "redis"
+def test_a_reply_of_redis_becomes_the_right_error(reply: str, decision: type[AdclickError], code: str) -> None:
+    translated = redis.decision_on(BaseParser.parse_error(reply))  # type: ignore[no-untyped-call]
+    assert type(translated) is decision
+    assert getattr(translated, "code", "") == code
+    assert getattr(translated, "backend", "redis") == "redis"
     # What a person reads has Redis' own word for it, and what to do where that is known.
-    assert code in str(found) or code == "ERR"
-    assert "\n" not in str(found)
-    assert found.hint or code in ("", "ERR", "IOERR", "EXECABORT", "NOSCRIPT", "TRYAGAIN")
+    assert code in str(translated) or code == "ERR"
+    assert "\n" not in str(translated)
+    assert translated.hint or code in ("", "ERR", "IOERR", "EXECABORT", "NOSCRIPT", "TRYAGAIN")
 
 
-def test_a_connection_to_redis_that_fails_or_is_late_is_an_outage() -> None:
+def test_a_redis_connection_that_fails_or_times_out_is_an_outage() -> None:
     assert type(redis.decision_on(client.ConnectionError("Connection closed by server."))) is Unavailable
     assert type(redis.decision_on(client.TimeoutError("Timeout reading from socket"))) is TimedOut
 
 
-def test_an_address_that_is_no_redis_is_a_wrong_setting() -> None:
+def test_an_invalid_redis_url_is_a_user_error() -> None:
     with pytest.raises(UserError, match="ADCLICK_REDIS"):
         redis.Redis("localhost:6379")
 
@@ -170,31 +183,74 @@ def test_an_address_that_is_no_redis_is_a_wrong_setting() -> None:
         )),
     ],
 )  # fmt: skip
-def test_an_error_of_clickhouse(name: str, decision: type[AdclickError]) -> None:
+def test_an_error_of_clickhouse_becomes_the_right_error(name: str, decision: type[AdclickError]) -> None:
     text = (
         f"Received ClickHouse exception, code: 1, server response: Code: 1. DB::Exception: What it says, (in brackets) too."
         f" ({name}) (version 26.9.2.1) (for url http://user:secret@127.0.0.1:8123)"
     )
-    found = clickhouse.decision_on(DatabaseError(text, code=1, name=name))
-    assert type(found) is decision
-    assert found.message == f"ClickHouse: What it says, (in brackets) too. ({name})"
-    assert getattr(found, "backend", "clickhouse") == "clickhouse"
+    translated = clickhouse.decision_on(DatabaseError(text, code=1, name=name))
+    assert type(translated) is decision
+    assert translated.message == f"ClickHouse: What it says, (in brackets) too. ({name})"
+    assert getattr(translated, "backend", "clickhouse") == "clickhouse"
 
 
-def test_a_clickhouse_whose_disk_is_full_is_refusing_whatever_it_calls_that() -> None:
+def test_a_full_disk_of_clickhouse_is_a_refusal_by_each_of_its_codes() -> None:
     text = (
         "Code: 1001. DB::Exception: std::exception: filesystem error: No space left on device [/data]. (STD_EXCEPTION)"
     )
     assert "free space" in str(clickhouse.decision_on(DatabaseError(text, code=1001, name="STD_EXCEPTION")))
 
 
-def test_an_answer_that_is_not_clickhouses_is_an_outage() -> None:
+def test_a_reply_of_another_server_than_clickhouse_is_an_outage() -> None:
     for error in (
         OperationalError("HTTP driver received HTTP status 502"),
         DatabaseError("404"),
+        StreamFailureError("Stream ended unexpectedly (connection closed by server)"),
+        InternalError("Can not parse ClickHouse data type: <html>"),
         ConnectionRefusedError(),
     ):
         assert type(clickhouse.decision_on(error)) is Unavailable
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ProgrammingError("Insert data column count does not match column names"),
+        DataError("Unable to create native array"),
+        NotSupportedError("UInt64 serialization  not supported"),
+        InterfaceError("no such method"),
+        StreamClosedError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_of_the_client_itself_is_not_waited_out(error: Exception) -> None:
+    assert type(clickhouse.decision_on(error)) is BadStatement
+
+
+class ReadOnly:
+    """A client as clickhouse-connect makes it for a user whose profile is read-only; `inserts` is what it let through."""
+
+    def __init__(self, *, readonly: bool) -> None:
+        self._readonly, self.inserts = readonly, list[str]()
+
+    def insert_arrow(self, table: str, _data: object, settings: dict[str, int]) -> None:
+        if self._readonly:
+            raise ProgrammingError(f"Setting {next(iter(settings))} is readonly")
+        self.inserts.append(table)
+
+
+def test_a_clickhouse_user_that_became_read_only_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    clients = [ReadOnly(readonly=True), ReadOnly(readonly=True), writable := ReadOnly(readonly=False)]
+    monkeypatch.setattr("clickhouse_connect.get_client", lambda **_: clients.pop(0))
+    client = clickhouse.ClickHouse("http://127.0.0.1:1", "db")
+    for _ in range(2):
+        with pytest.raises(Denied, match=r"Setting optimize_on_insert is readonly .*profile sets readonly") as denied:
+            client.insert("t", None)
+        assert (denied.value.code, denied.value.backend) == ("READONLY", "clickhouse")
+    # A client learns what its user may change when it connects: after a refusal, the next call connects anew.
+    for _ in range(2):
+        client.insert("t", None)
+    assert writable.inserts == ["db.t", "db.t"]
 
 
 @dataclass
@@ -237,18 +293,24 @@ class KafkaError:
         ("OUT_OF_ORDER_SEQUENCE_NUMBER", True, ClientBroken),
     ],
 )
-def test_an_error_of_kafka(name: str, fatal: bool, decision: type[AdclickError]) -> None:
-    found = kafka_errors.decision_on(KafkaError(name, fatal))
-    assert type(found) is decision
-    assert name in found.message
-    assert found.hint or decision in (TimedOut, Unavailable, Fenced, ClientBroken)
+def test_an_error_of_kafka_becomes_the_right_error(name: str, fatal: bool, decision: type[AdclickError]) -> None:
+    translated = kafka_errors.decision_on(KafkaError(name, fatal))
+    assert type(translated) is decision
+    assert name in translated.message
+    assert translated.hint or decision in (TimedOut, Unavailable, Fenced, ClientBroken)
 
 
 @pytest.mark.parametrize(("number", "decision"), [(29, Denied), (2, Refused), (-1, Refused), (999, Refused)])
-def test_a_partition_that_may_not_be_read_is_waited_for(number: int, decision: type[AdclickError]) -> None:
-    found = kafka_errors.unreadable(number, "ad-events/3")
-    assert type(found) is decision
-    assert found.message.startswith("Kafka: ad-events/3 cannot be read: ")
+def test_an_unreadable_partition_becomes_the_right_error(number: int, decision: type[AdclickError]) -> None:
+    error = kafka_errors.unreadable_partition(confluent_kafka.KafkaError(number), "ad-events/3")
+    assert type(error) is decision
+    assert error.message.startswith("Kafka: ad-events/3 cannot be read: ")
+
+
+def test_only_moving_leaders_and_unknown_topics_are_transient_fetch_errors() -> None:
+    # By their numbers in the protocol: https://kafka.apache.org/protocol#protocol_error_codes
+    passing = {n for n in range(-1, 130) if kafka_errors.is_passing_fetch_error(confluent_kafka.KafkaError(n))}
+    assert passing == {3, 5, 6, 7, 9, 13, 14, 56, 74, 75, 78, 100, 103}
 
 
 def _aws(error: str) -> OSError:
@@ -280,17 +342,19 @@ def _aws(error: str) -> OSError:
         (_aws("NETWORK_CONNECTION during PutObject operation: curlCode: 7, Couldn't connect"), Unavailable, ""),
     ],
 )  # fmt: skip
-def test_an_error_of_the_archive(error: OSError, decision: type[AdclickError], code: str) -> None:
-    found = file_store.decision_on(error, "s3://b/a")
-    assert type(found) is decision
-    assert getattr(found, "code", "") == code
-    assert found.backend == "archive"
-    assert found.message.startswith("the archive s3://b/a cannot be used: ")
+def test_an_error_of_the_archive_becomes_the_right_error(
+    error: OSError, decision: type[AdclickError], code: str
+) -> None:
+    translated = file_store.decision_on(error, "s3://b/a")
+    assert type(translated) is decision
+    assert getattr(translated, "code", "") == code
+    assert translated.backend == "archive"
+    assert translated.message.startswith("the archive s3://b/a cannot be used: ")
     # Names of files differ each time, and a log or a page would be flooded with them.
-    assert "parquet" not in str(found)
+    assert "parquet" not in str(translated)
 
 
-def test_a_disk_that_is_full_leaves_no_half_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -304,7 +368,7 @@ def test_a_disk_that_is_full_leaves_no_half_of_a_file(tmp_path: Path, monkeypatc
     assert (tmp_path / "a/b.parquet").read_bytes() == b"rows"
 
 
-def test_a_folder_that_went_away_is_an_outage_and_a_file_that_did_is_missing(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_outage_and_a_missing_file_is_not(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a file where a folder was")
     store = file_store.FileStore(str(tmp_path))
     with pytest.raises(Unavailable, match=r"Not a directory|File exists"):

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infra import fetch
-from infra.columns import PADDING, Bytes
+from infra.columnar.columns import PADDING, Bytes
 from infra.errors import CorruptLog
+from infra.kafka import fetch_protocol
 
 TOPIC_ID = "AAECAwQFBgcICQoLDA0ODw"
 
@@ -20,7 +20,7 @@ def uvarint(number: int) -> bytes:
 
 
 def partition(number: int, records: bytes, *, aborted: Any = (), diverging: bytes = b"\0", error: int = 0) -> bytes:
-    transactions = b"".join(struct.pack(">qq", *one) + b"\0" for one in aborted)
+    transactions = b"".join(struct.pack(">qq", *transaction) + b"\0" for transaction in aborted)
     head = struct.pack(">ihqqq", number, error, 900, 800, 10)
     tail = struct.pack(">i", -1) + uvarint(len(records) + 1) + records + diverging
     return head + uvarint(len(aborted) + 1) + transactions + tail
@@ -32,31 +32,31 @@ def response(*partitions: bytes) -> Bytes:
     return np.frombuffer(raw + bytes(PADDING), np.uint8)
 
 
-def test_each_partition_of_a_response_is_found_with_what_was_aborted_in_it() -> None:
+def test_a_response_has_each_partition_with_its_aborted_transactions() -> None:
     records = bytes(range(200))
     data = response(partition(3, records, aborted=[(7, 11), (8, 12)]), partition(4, b"", error=3))
-    (number, three), (other, four) = fetch._answers(data)
-    assert (number, three.end, three.stable_end, three.aborted) == (3, 900, 800, [(7, 11), (8, 12)])
+    three, four = fetch_protocol.decode_response(data)
+    assert (three.partition, three.end, three.stable_end, three.aborted) == (3, 900, 800, [(7, 11), (8, 12)])
     assert data[three.start : three.stop].tobytes() == records
     assert (three.error, three.diverges_at) == (0, None)
-    assert (other, four.error, four.stop - four.start) == (4, 3, 0)
+    assert (four.partition, four.error, four.stop - four.start) == (4, 3, 0)
 
 
-def test_a_log_that_was_cut_off_says_where() -> None:
+def test_a_truncated_log_reports_where_it_diverges() -> None:
     # Tagged field 0: the epoch, and where it ends in the leader's log.
     diverging = uvarint(1) + uvarint(0) + uvarint(13) + struct.pack(">iq", 5, 640) + b"\0"
-    ((_, found),) = fetch._answers(response(partition(0, b"", diverging=diverging)))
-    assert found.diverges_at == 640
+    (answer,) = fetch_protocol.decode_response(response(partition(0, b"", diverging=diverging)))
+    assert answer.diverges_at == 640
 
 
-def test_a_response_that_is_cut_short_is_no_response() -> None:
+def test_a_truncated_response_is_refused() -> None:
     data = response(partition(0, b"", aborted=[(7, 11)]))
     with pytest.raises(CorruptLog, match="unknown form"):
-        fetch._answers(data[: len(data) - PADDING - 30])
+        fetch_protocol.decode_response(data[: len(data) - PADDING - 30])
 
 
 def test_a_request_names_the_topic_by_its_id_and_the_epoch_that_was_read() -> None:
-    raw = fetch._request(TOPIC_ID, {2: (50, 6)})
+    raw = fetch_protocol.encode_request(TOPIC_ID, {2: (50, 6)})
     assert struct.unpack(">i", raw[:4])[0] == len(raw) - 4
     assert bytes(range(16)) in raw
     assert struct.pack(">iiqi", 2, -1, 50, 6) in raw

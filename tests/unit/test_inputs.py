@@ -1,4 +1,4 @@
-"""What replay takes as input: lines, whole, once and as they come; and what it refuses, before anything is sent."""
+"""Input of replay: complete lines, each once and as they come; and what is refused before anything is sent."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import cramjam
@@ -18,8 +17,8 @@ import polars as pl
 import pytest
 
 from infra.errors import UserError
-from ingest import inputs
-from ingest.inputs import MAX_LINE_BYTES, Input, open_input, spool
+from ingest.replay.inputs import MAX_LINE_BYTES, EventInput, open_input, spool
+from tests.product import wait_until
 
 LIMIT_S = 120.0
 EVENTS = [json.dumps({"event_id": f"e{n}", "event_time": 1_795_132_800_000 + n}).encode() for n in range(50)]
@@ -30,13 +29,13 @@ def zstd(content: bytes) -> bytes:
     return bytes(cramjam.zstd.compress(content))
 
 
-def read(source: Input) -> list[bytes]:
+def read(source: EventInput) -> list[bytes]:
     return [line for lines in source.lines(threading.Event()) for line in lines]
 
 
-def read_file(path: Path, content: bytes) -> list[bytes]:
+def read_file(path: Path, content: bytes, **more: int) -> list[bytes]:
     path.write_bytes(content)
-    return read(open_input(str(path)))
+    return read(open_input(str(path), **more))
 
 
 @pytest.fixture
@@ -46,14 +45,7 @@ def fifo(tmp_path: Path) -> Path:
     return path
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-TAKEN = {
+ACCEPTED = {
     "lines": PLAIN,
     "no line end at the end": PLAIN.rstrip(),
     "Windows line ends": PLAIN.replace(b"\n", b"\r\n"),
@@ -70,17 +62,14 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("block", [1, 7, 8 << 20])
-@pytest.mark.parametrize("kind", TAKEN)
-def test_a_file_gives_its_lines_whatever_the_blocks(
-    kind: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(inputs, "_BLOCK_BYTES", block)
-    assert read_file(tmp_path / "e", TAKEN[kind]) == EVENTS
+@pytest.mark.parametrize("kind", ACCEPTED)
+def test_a_file_is_split_into_lines_with_any_block_size(kind: str, block: int, tmp_path: Path) -> None:
+    assert read_file(tmp_path / "e", ACCEPTED[kind], block_bytes=block) == EVENTS
 
 
-@pytest.mark.parametrize("kind", TAKEN)
+@pytest.mark.parametrize("kind", ACCEPTED)
 def test_a_pipe_gives_the_same_lines_and_is_read_once(kind: str, fifo: Path, tmp_path: Path) -> None:
-    writer = threading.Thread(target=lambda: fifo.write_bytes(TAKEN[kind]))
+    writer = threading.Thread(target=lambda: fifo.write_bytes(ACCEPTED[kind]))
     writer.start()
     source = open_input(str(fifo))
     assert not source.rereadable
@@ -91,12 +80,12 @@ def test_a_pipe_gives_the_same_lines_and_is_read_once(kind: str, fifo: Path, tmp
     assert copy.rereadable
 
 
-ODD = [b"\xff\xfe\x01", b"7", b"[]", b"x" * 2_000_000, b"[/index.html] GET 404", b"{", b'{"a":\0}']
+MALFORMED = [b"\xff\xfe\x01", b"7", b"[]", b"x" * 2_000_000, b"[/index.html] GET 404", b"{", b'{"a":\0}']
 
 
-def test_malformed_lines_among_events_are_lines_like_any_other(tmp_path: Path) -> None:
-    wanted = [EVENTS[0], *ODD, *EVENTS[1:]]
-    assert read_file(tmp_path / "e", b"\n".join(wanted)) == wanted
+def test_malformed_lines_among_events_are_read_like_others(tmp_path: Path) -> None:
+    lines = [EVENTS[0], *MALFORMED, *EVENTS[1:]]
+    assert read_file(tmp_path / "e", b"\n".join(lines)) == lines
 
 
 @pytest.mark.parametrize(
@@ -139,7 +128,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_no_ndjson_is_refused_before_any_line_of_it(kind: str, tmp_path: Path) -> None:
+def test_input_that_is_not_ndjson_is_refused_before_its_first_line(kind: str, tmp_path: Path) -> None:
     content, why = REFUSED[kind]
     path = tmp_path / "e v"
     path.write_bytes(content)
@@ -154,7 +143,7 @@ def test_an_empty_file_has_no_lines(content: bytes, tmp_path: Path) -> None:
     assert read_file(tmp_path / "e", content) == []
 
 
-def test_a_line_that_no_message_can_hold_is_left_out_and_numbered(tmp_path: Path) -> None:
+def test_a_line_too_long_for_a_message_is_left_out_and_reported_by_number(tmp_path: Path) -> None:
     long = b'{"event_id":"' + b"x" * MAX_LINE_BYTES + b'"}'
     path = tmp_path / "e"
     path.write_bytes(b"\n".join([EVENTS[0], long, EVENTS[1], long * 3, EVENTS[2], long]))
@@ -163,19 +152,19 @@ def test_a_line_that_no_message_can_hold_is_left_out_and_numbered(tmp_path: Path
     assert source.too_long == [2, 4, 6]
 
 
-def test_a_file_of_one_line_without_end_is_not_held_in_memory(tmp_path: Path) -> None:
+def test_a_file_of_one_huge_line_is_read_in_bounded_memory(tmp_path: Path) -> None:
     path = tmp_path / "e"
     with path.open("wb") as out:
         for _ in range(100):
             out.write(b"x" * (1 << 20))
     program = (
-        "import resource, threading; from ingest.inputs import open_input\n"
+        "import resource, threading; from ingest.replay.inputs import open_input\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"source = open_input({str(path)!r}); assert not [x for lines in source.lines(threading.Event()) for x in lines]\n"
         "print(source.too_long, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    numbers, grown_kib = done.stdout.rsplit(" ", 1)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    numbers, grown_kib = result.stdout.rsplit(" ", 1)
     assert numbers == "[1]"
     assert int(grown_kib) < 70_000
 
@@ -185,7 +174,7 @@ def test_a_file_of_one_line_without_end_is_not_held_in_memory(tmp_path: Path) ->
     [(EVENTS[0][10:30], [], True), (EVENTS[0][10:] + b"\n" + PLAIN, [EVENTS[0]], False)],
     ids=["within a line", "by whole lines"],
 )
-def test_a_growing_file_is_read_to_the_line_it_ended_in_and_not_into_one_that_is_being_written(
+def test_a_growing_file_is_read_up_to_its_last_complete_line(
     tmp_path: Path, appended: bytes, more: list[bytes], unfinished: bool
 ) -> None:
     path = tmp_path / "e"
@@ -209,19 +198,19 @@ def test_lines_of_a_pipe_come_as_they_are_written(fifo: Path) -> None:
             out.write(
                 event + b"\n" + EVENTS[number + 1][:10] if number == 0 else event[10:] + b"\n" + EVENTS[number + 1][:10]
             )
-            wait_for(lambda n=number: len(arrived) == n + 1)  # type: ignore[misc]
+            wait_until(lambda n=number: len(arrived) == n + 1, 15, "the line arrives")
         out.write(EVENTS[5][10:])
     reader.join(LIMIT_S)
     assert arrived == EVENTS[:6]
 
 
-def _flat(source: Input, stop: threading.Event | None = None) -> Iterator[bytes]:
+def _flat(source: EventInput, stop: threading.Event | None = None) -> Iterator[bytes]:
     for lines in source.lines(stop or threading.Event()):
         yield from lines
 
 
 @pytest.mark.parametrize("written", [None, b"", PLAIN, PLAIN + b'{"event_id"', gzip.compress(PLAIN, mtime=0)[:20]])
-def test_reading_a_pipe_that_stays_silent_ends_when_it_is_stopped(written: bytes | None, fifo: Path) -> None:
+def test_a_stop_ends_reading_from_a_silent_pipe(written: bytes | None, fifo: Path) -> None:
     stop, arrived = threading.Event(), list[bytes]()
     reader = threading.Thread(target=lambda: arrived.extend(_flat(open_input(str(fifo)), stop)))
     reader.start()
@@ -230,7 +219,7 @@ def test_reading_a_pipe_that_stays_silent_ends_when_it_is_stopped(written: bytes
         out = fifo.open("wb", buffering=0)
         out.write(written)
         if written.startswith(PLAIN):
-            wait_for(lambda: len(arrived) >= len(EVENTS))
+            wait_until(lambda: len(arrived) >= len(EVENTS), 15, "all whole lines arrive")
     stop.set()
     reader.join(LIMIT_S)
     assert not reader.is_alive()
@@ -248,7 +237,7 @@ def test_a_descriptor_of_a_shell_is_read_like_a_pipe() -> None:
         os.close(reading)
 
 
-def test_what_is_not_there_or_closed_to_us_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_missing_or_unreadable_input_is_refused_in_one_line(tmp_path: Path) -> None:
     for word in (str(tmp_path / "gone"), "a\0b", str(tmp_path / ("x" * 300))):
         with pytest.raises(UserError, match=r"does not exist|cannot be read"):
             open_input(word)
@@ -272,7 +261,7 @@ def test_parquet_that_is_no_archive_is_refused_in_one_line(tmp_path: Path) -> No
         read(open_input(str(tmp_path / "x.parquet")))
 
 
-def test_a_plain_file_tells_how_many_lines_it_has_and_a_packed_one_does_not(tmp_path: Path) -> None:
+def test_lines_are_counted_in_plain_files_and_not_in_compressed_ones(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(PLAIN)
     (tmp_path / "b").write_bytes(gzip.compress(PLAIN))
     assert open_input(str(tmp_path / "a")).count(threading.Event()) == len(EVENTS)
@@ -281,7 +270,7 @@ def test_a_plain_file_tells_how_many_lines_it_has_and_a_packed_one_does_not(tmp_
 
 def test_a_signal_ends_a_program_that_waits_for_a_fifo(fifo: Path) -> None:
     program = (
-        "import threading; from ingest.inputs import open_input; from ingest.replay import stopped_by_signals\n"
+        "import threading; from ingest.replay.inputs import open_input; from ingest.replay.command import stopped_by_signals\n"
         "stop = threading.Event()\n"
         "with stopped_by_signals(stop):\n"
         f"    source = open_input({str(fifo)!r}); print('reading', flush=True)\n"
@@ -295,7 +284,7 @@ def test_a_signal_ends_a_program_that_waits_for_a_fifo(fifo: Path) -> None:
     assert running.returncode == 0
 
 
-def test_a_copy_of_a_pipe_tells_what_was_left_out_of_it(tmp_path: Path) -> None:
+def test_a_spooled_pipe_reports_the_lines_that_were_left_out(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     text = b"{}\n" + b"x" * (MAX_LINE_BYTES + 1) + b"\n{}\n"

@@ -11,8 +11,8 @@ from ingest.lateness import NO_WATERMARK, Lateness
 MINUTE = 60_000
 
 
-def one(time_ms: int, watermark_ms: int) -> Lateness:
-    verdict, _, _ = lateness.judge(np.array([time_ms]), np.array([True]), watermark_ms)
+def verdict_of(time_ms: int, watermark_ms: int) -> Lateness:
+    verdict, _, _ = lateness.judge_lateness(np.array([time_ms]), np.array([True]), watermark_ms)
     return Lateness(verdict[0])
 
 
@@ -26,20 +26,18 @@ def one(time_ms: int, watermark_ms: int) -> Lateness:
 def test_lateness_is_counted_from_the_end_of_the_minute(late_by_ms: int, verdict: Lateness) -> None:
     end = 1_000 * MINUTE
     for time_ms in (end - MINUTE, end - 1):
-        assert one(time_ms, end + late_by_ms) == verdict
+        assert verdict_of(time_ms, end + late_by_ms) == verdict
 
 
 def test_the_first_event_of_a_partition_is_never_late() -> None:
-    assert one(0, NO_WATERMARK) == Lateness.ON_TIME
+    assert verdict_of(0, NO_WATERMARK) == Lateness.ON_TIME
 
 
 _log = st.lists(st.tuples(st.integers(0, 10**7), st.booleans()), max_size=60)
 
 
 @given(_log, st.lists(st.integers(1, 20), min_size=1, max_size=10))
-def test_verdicts_are_those_of_one_event_at_a_time_whatever_the_batches(
-    log: list[tuple[int, bool]], sizes: list[int]
-) -> None:
+def test_verdicts_do_not_depend_on_the_size_of_batches(log: list[tuple[int, bool]], sizes: list[int]) -> None:
     expected, mark = [], None
     for time_ms, first in log:
         late_by = 0 if mark is None else mark - (time_ms // MINUTE + 1) * MINUTE
@@ -48,13 +46,13 @@ def test_verdicts_are_those_of_one_event_at_a_time_whatever_the_batches(
         )
         if first:
             mark = max(mark if mark is not None else time_ms - 5_000, time_ms - 5_000)
-    found: list[int] = []
+    verdicts: list[int] = []
     watermark, start, turn = NO_WATERMARK, 0, 0
     while start < len(log):
         part = log[start : start + sizes[turn % len(sizes)]]
         times, firsts = np.array([t for t, _ in part]), np.array([f for _, f in part])
-        verdict, _, watermark = lateness.judge(times, firsts, watermark)
-        found += verdict.tolist()
+        verdict, _, watermark = lateness.judge_lateness(times, firsts, watermark)
+        verdicts += verdict.tolist()
         start, turn = start + len(part), turn + 1
-    assert found == expected
+    assert verdicts == expected
     assert watermark == (NO_WATERMARK if mark is None else mark)

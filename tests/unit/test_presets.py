@@ -1,4 +1,4 @@
-"""What every dashboard asks: the same presets, in every zone, at every second of the day."""
+"""Time ranges of dashboards are answered in every zone, at every second of the day."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso
 from infra.settings import Settings
 from query import zones
-from query.request import Held, Question, parse
-from stream.sinks.hot import KEPT_BEYOND_MS
+from query.question import Question, Retention, parse_question
+from stream.hot.writer import KEPT_BEYOND_MS
 
 DEFAULTS = Settings.model_validate({})
-HELD = Held(DEFAULTS.hot_hours * HOUR_MS, DEFAULTS.warm_days * DAY_MS)
+HELD = Retention(DEFAULTS.hot_hours * HOUR_MS, DEFAULTS.warm_days * DAY_MS)
 _zone = st.sampled_from(sorted(zones.names()))
 _second = st.integers(1_704_067_200, 2_145_916_800)  # 2024 to 2038
 # For a client whose clock is a little behind, or whose question took a moment.
@@ -60,7 +60,7 @@ def presets(now_ms: int, zone: zoneinfo.ZoneInfo) -> dict[str, tuple[str, str, t
 
 def ask(start: str, end: str, grain: str, zone: str, now_ms: int) -> Question:
     names = {"campaign_id": "7", "start": start, "end": end, "granularity": grain, "timezone": zone}
-    return parse(list(names.items()), now_ms, HELD)
+    return parse_question(list(names.items()), now_ms, HELD)
 
 
 def _is_empty(start: str, end: str) -> bool:
@@ -97,8 +97,8 @@ def test_every_preset_is_answered_in_every_zone_at_every_second(second: int, nam
 @given(_second, _zone, st.data())
 def test_days_are_those_of_the_calendar_and_every_hour_is_in_one(second: int, name: str, data: st.DataObject) -> None:
     now_ms, zone = second * 1000, zoneinfo.ZoneInfo(name)
-    some = [(start, end) for start, end, _ in presets(now_ms, zone).values() if not _is_empty(start, end)]
-    start, end = data.draw(st.sampled_from(some))
+    ranges = [(start, end) for start, end, _ in presets(now_ms, zone).values() if not _is_empty(start, end)]
+    start, end = data.draw(st.sampled_from(ranges))
     question = ask(start, end, "day", name, now_ms)
     edges = [
         now_ms if text == "now" else now_ms - int(text[1:-1]) * {"h": HOUR_MS, "d": DAY_MS}[text[-1]] if text[0] == "-"
@@ -144,7 +144,7 @@ def test_the_bill_of_last_month_begins_and_ends_with_the_month_in_the_customers_
 
 
 @pytest.mark.parametrize("zone", ["GMT", "Etc/GMT", "Zulu", "Africa/Abidjan", "Atlantic/Reykjavik"])
-def test_days_of_a_zone_that_is_utc_are_held_as_long_as_those_of_utc(zone: str) -> None:
+def test_days_of_a_zone_equal_to_utc_are_retained_as_long_as_those_of_utc(zone: str) -> None:
     question = ask("-700d", "now", "day", zone, 1_795_181_895_182)
     assert question.utc_days
     assert question.start_ms == ask("-700d", "now", "day", "UTC", 1_795_181_895_182).start_ms

@@ -1,4 +1,4 @@
-"""The recount of a day against a count row by row, over made-up archives in which ids repeat in every way."""
+"""The recount of a day against a count row by row, over generated archives in which ids repeat in every way."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch import recount
+from batch import archived_rows, corrections, move_tables, recount
 from infra.clock import DAY_MS, HOUR_MS
 from infra.file_store import FileStore
-from ingest.archive_files import UnreadableFile
+from ingest.archive.files import UnreadableFile
 
 DAY = 1_000 * DAY_MS
 _TIMES = [DAY - HOUR_MS, DAY, DAY + HOUR_MS, DAY + 2 * HOUR_MS - 1, DAY + DAY_MS - 1, DAY + DAY_MS]
@@ -52,69 +52,67 @@ def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
 
 
 def _in_two_steps(
-    rows: pl.DataFrame, files: int, letters: recount.Letters = recount.NO_LETTERS
+    rows: pl.DataFrame, files: int, letters: archived_rows.RejectedIds = archived_rows.NO_REJECTED_IDS
 ) -> tuple[pl.DataFrame, recount.Totals]:
-    """As the job does it: files alone, and then what their ids have in common."""
-    rows = recount.coded(rows)
-    rows = recount.told_apart(rows[recount.near(rows, DAY)], letters)
-    counted = [recount.alone(rows[n::files], DAY) for n in range(files)]
-    repeated = rows.filter(pl.Series(recount.repeated(rows["hash"].to_numpy()), dtype=pl.Boolean))
-    counted.append(recount.correction(repeated, DAY))
-    return recount.merged([c.moves for c in counted]), sum((c.totals for c in counted), recount.Totals())
+    """Count as the job does: each file alone, and then the ids that files share."""
+    rows = archived_rows.with_codes(rows)
+    rows = archived_rows.with_hashes(rows[archived_rows.rows_near(rows, DAY)], letters)
+    counted = [recount.count_alone(rows[n::files], DAY) for n in range(files)]
+    repeated = rows.filter(pl.Series(archived_rows.repeated_hashes(rows["hash"].to_numpy()), dtype=pl.Boolean))
+    counted.append(corrections.count_corrections(repeated, DAY))
+    return move_tables.merge_moves([c.moves for c in counted]), sum((c.totals for c in counted), recount.Totals())
 
 
 @given(_EVENTS, st.integers(1, 3), st.booleans())
-def test_what_a_day_holds_is_what_a_count_row_by_row_finds(
-    made: list[dict[str, Any]], files: int, found_twice: bool
-) -> None:
-    rows = [_row(n, **one) for n, one in enumerate(made)]
-    moves, totals = _in_two_steps(_frame(rows + (rows[:3] if found_twice else [])), files)
+def test_a_recount_equals_a_count_row_by_row(rows_drawn: list[dict[str, Any]], files: int, read_twice: bool) -> None:
+    rows = [_row(n, **row) for n, row in enumerate(rows_drawn)]
+    moves, totals = _in_two_steps(_frame(rows + (rows[:3] if read_twice else [])), files)
     exact, stream = Counter[Any](), Counter[Any]()
-    seen = set()
-    for one in sorted(rows, key=lambda r: (r["log_time_ms"], r["partition"], r["offset"])):
-        if not DAY - DAY_MS <= one["time_ms"] < DAY + 2 * DAY_MS:
+    seen_ids = set()
+    for row in sorted(rows, key=lambda r: (r["log_time_ms"], r["partition"], r["offset"])):
+        if not DAY - DAY_MS <= row["time_ms"] < DAY + 2 * DAY_MS:
             continue
-        key = (one["time_ms"] // HOUR_MS * HOUR_MS, one["campaign_id"], one["event_type"])
-        if one["event_id"] not in seen:
+        key = (row["time_ms"] // HOUR_MS * HOUR_MS, row["campaign_id"], row["event_type"])
+        if row["event_id"] not in seen_ids:
             exact[key] += 1
-        seen.add(one["event_id"])
-        if one["decision"] == "counted":
-            stream[key] += one["weight"]
+        seen_ids.add(row["event_id"])
+        if row["decision"] == "counted":
+            stream[key] += row["weight"]
 
     def of_day(counts: Counter[Any]) -> dict[Any, int]:
         return {key: n for key, n in counts.items() if n and DAY <= key[0] < DAY + DAY_MS}
 
-    found, moved = Counter[Any](), Counter[Any]()
+    recounted, explained = Counter[Any](), Counter[Any]()
     for row in moves.iter_rows(named=True):
         for kind in ("click", "impression"):
             key = (row["hour_ms"], row["campaign_id"], kind)
-            (found if row["cause"] == recount.EXACT else moved)[key] += row[f"{kind}s"]
-    assert of_day(found) == of_day(exact)
+            (recounted if row["cause"] == move_tables.EXACT else explained)[key] += row[f"{kind}s"]
+    assert of_day(recounted) == of_day(exact)
     # Causes explain all of the difference, but for ids of which the stream counted no row, and the first was taken for a copy.
-    left = Counter(found)
-    left.subtract(stream)
-    left.subtract(moved)
+    unexplained = Counter(recounted)
+    unexplained.subtract(stream)
+    unexplained.subtract(explained)
     orphans = Counter[Any]()
     first: dict[str, dict[str, Any]] = {}
-    for one in sorted(rows, key=lambda r: (r["log_time_ms"], r["partition"], r["offset"])):
-        if DAY - DAY_MS <= one["time_ms"] < DAY + 2 * DAY_MS:
-            first.setdefault(one["event_id"], one)
+    for row in sorted(rows, key=lambda r: (r["log_time_ms"], r["partition"], r["offset"])):
+        if DAY - DAY_MS <= row["time_ms"] < DAY + 2 * DAY_MS:
+            first.setdefault(row["event_id"], row)
     counted_ids = {r["event_id"] for r in rows if r["decision"] == "counted" and r["time_ms"] >= DAY - DAY_MS}
-    for id_, one in first.items():
-        if one["decision"] == "copy" and id_ not in counted_ids:
-            orphans[(one["time_ms"] // HOUR_MS * HOUR_MS, one["campaign_id"], one["event_type"])] += 1
-    assert of_day(left) == of_day(orphans)
+    for id_, row in first.items():
+        if row["decision"] == "copy" and id_ not in counted_ids:
+            orphans[(row["time_ms"] // HOUR_MS * HOUR_MS, row["campaign_id"], row["event_type"])] += 1
+    assert of_day(unexplained) == of_day(orphans)
     assert totals.rows == sum(DAY <= r["time_ms"] < DAY + DAY_MS for r in rows)
 
 
-def test_the_digest_is_of_rows_wherever_they_lie() -> None:
+def test_the_digest_does_not_depend_on_how_rows_are_spread_over_files() -> None:
     rows = [_row(n, event_id=str(n % 7), partition=n % 2) for n in range(50)]
     whole = _in_two_steps(_frame(rows), 1)[1]
     assert _in_two_steps(_frame(rows[::-1] + rows[:20]), 3)[1] == whole
     assert _in_two_steps(_frame(rows[1:]), 1)[1].digest != whole.digest
 
 
-def test_each_cause_has_its_name() -> None:
+def test_each_difference_has_its_cause() -> None:
     other = {"campaign_id": 9}
     rows = [
         _row(0, event_id="late", decision="too-late"),
@@ -128,9 +126,9 @@ def test_each_cause_has_its_name() -> None:
         _row(11, event_id="stands", decision="too-late"), _row(12, event_id="stands"),
         _row(13, event_id="again", decision="too-late"), _row(14, event_id="before", decision="too-late"),
     ]  # fmt: skip
-    mended = pl.DataFrame({"event_id": ["again", "before"], "time_ms": [DAY + 13, DAY + 15]})
-    order = np.argsort(recount.hashes(mended))
-    letters = recount.Letters(recount.hashes(mended)[order], mended["time_ms"].to_numpy()[order])
+    replayed = pl.DataFrame({"event_id": ["again", "before"], "time_ms": [DAY + 13, DAY + 15]})
+    order = np.argsort(archived_rows.id_hashes(replayed))
+    letters = archived_rows.RejectedIds(archived_rows.id_hashes(replayed)[order], replayed["time_ms"].to_numpy()[order])
     moves, totals = _in_two_steps(_frame(rows), 2, letters)
     by_cause = (
         moves.with_columns(pl.col("cause").cast(pl.String))
@@ -148,7 +146,7 @@ def test_each_cause_has_its_name() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["gone", "cut", "a column less", "a name that came later"])
-def test_a_file_that_cannot_be_counted_names_itself(tmp_path: Path, wrong: str) -> None:
+def test_a_file_that_cannot_be_counted_is_named(tmp_path: Path, wrong: str) -> None:
     name = "p0000-000000000000000-000000000000009.parquet"
     file = tmp_path / name
     rows = _frame([_row(n) for n in range(9)])
@@ -160,9 +158,9 @@ def test_a_file_that_cannot_be_counted_names_itself(tmp_path: Path, wrong: str) 
     if wrong == "gone":
         file.unlink()
     with pytest.raises(UnreadableFile, match=str(file)):
-        recount.archived_rows(FileStore(str(tmp_path)), [name])
+        archived_rows.read_rows(FileStore(str(tmp_path)), [name])
 
 
-def test_hashes_that_repeat_are_found() -> None:
-    found = np.array([5, 1, 5, 2, 1, 1, 9], np.uint64)
-    assert recount.repeated(found).tolist() == [True, True, True, False, True, True, False]
+def test_repeated_hashes_are_detected() -> None:
+    hashes = np.array([5, 1, 5, 2, 1, 1, 9], np.uint64)
+    assert archived_rows.repeated_hashes(hashes).tolist() == [True, True, True, False, True, True, False]

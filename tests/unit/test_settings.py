@@ -22,7 +22,7 @@ def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> str:
-    """What is said of a variable that is not accepted."""
+    """The message about a variable that is not accepted."""
     monkeypatch.setenv(variable, value)
     with pytest.raises(UserError) as error:
         resolve()
@@ -47,7 +47,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> str:
         ("ADCLICK_ZZZZ", None),
     ],
 )
-def test_a_variable_that_is_no_setting_is_named_with_the_near_name(
+def test_an_unknown_variable_is_named_with_the_nearest_setting(
     variable: str, near: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     message = refusal(monkeypatch, variable, "EUR")
@@ -56,7 +56,7 @@ def test_a_variable_that_is_no_setting_is_named_with_the_near_name(
         assert message.endswith(f"(did you mean {near}?)")
 
 
-def test_variables_that_are_read_elsewhere_are_no_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_that_are_read_elsewhere_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "c.toml").write_text('currency = "EUR"\n')
     values = {"CONFIG": str(tmp_path / "c.toml"), "DIR": "elsewhere", "WORKER": "ingest-7", "FAULT": "kill@nowhere"}
     for name, value in values.items():
@@ -64,7 +64,7 @@ def test_variables_that_are_read_elsewhere_are_no_mistake(tmp_path: Path, monkey
     assert resolve().settings.currency == "EUR"
 
 
-def test_variables_that_kubernetes_sets_for_a_service_are_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_that_kubernetes_sets_for_a_service_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     for service in ("ADCLICK", "ADCLICK_KAFKA", "ADCLICK_QUERY_ROUTER"):
         for name, value in {
             "SERVICE_HOST": "10.0.0.1", "SERVICE_PORT": "8080", "SERVICE_PORT_HTTP": "8080", "PORT": "tcp://10.0.0.1:8080",
@@ -83,7 +83,7 @@ def test_two_spellings_of_a_variable_that_differ_are_both_named(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "says"),
+    ("variable", "value", "expected"),
     [
         ("KAFKA", "", "names no host"),
         ("KAFKA", "PLAINTEXT://host:9092", "HOST:PORT"),
@@ -135,12 +135,12 @@ def test_two_spellings_of_a_variable_that_differ_are_both_named(monkeypatch: pyt
         ("ARCHIVE_MOST_GB", "inf", "ARCHIVE_MOST_GB"),
     ],
 )  # fmt: skip
-def test_a_value_that_cannot_work_is_refused_by_its_name(
-    variable: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
+def test_an_invalid_value_is_refused_by_name(
+    variable: str, value: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     message = refusal(monkeypatch, f"ADCLICK_{variable}", value)
     assert message.startswith(f"setting {variable.lower()} is wrong: ")
-    assert says in message
+    assert expected in message
     assert f"from ADCLICK_{variable}" in message
 
 
@@ -159,9 +159,7 @@ def test_a_value_that_cannot_work_is_refused_by_its_name(
         ("NAMESPACE", "", ""),
     ],
 )
-def test_a_value_is_taken_as_it_is_meant(
-    variable: str, value: str, settled: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_values_are_normalized(variable: str, value: str, settled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"ADCLICK_{variable}", value)
     assert getattr(resolve().settings, variable.lower()) == settled
 
@@ -174,9 +172,7 @@ def test_a_secret_read_from_a_file_loses_its_line_break(monkeypatch: pytest.Monk
     assert settings.user_secret.get_secret_value() == "secret"
 
 
-def test_an_archive_below_the_home_folder_is_not_a_folder_named_tilde(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tilde_in_the_path_of_the_archive_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("ADCLICK_ARCHIVE", "~/archive")
     assert resolve().settings.archive == str(tmp_path / "archive")
@@ -257,7 +253,7 @@ def test_a_wrong_secret_is_refused_without_being_shown(tmp_path: Path, monkeypat
     assert "HIDDEN" not in message
 
 
-def test_a_bucket_is_named_without_the_secret_before_its_at_sign() -> None:
+def test_a_bucket_is_named_without_the_credentials_in_its_url() -> None:
     assert FileStore("s3://KEY:HID%2FDEN@bucket/prefix?region=r").shown == "s3://KEY:********@bucket/prefix"
     for url in ("s3://KEY:HID/DEN@bucket/x", "s3://bucket/x?secret_key=HIDDEN&nonsense=1", "s3://KEY:HID DEN@b/x"):
         with pytest.raises(UserError) as error:
@@ -269,7 +265,7 @@ def test_a_bucket_is_named_without_the_secret_before_its_at_sign() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         (b"curency = 'EUR'\n", "no such setting: curency (did you mean currency?)"),
         (b"CURRENCY = 'EUR'\n", "no such setting: CURRENCY (did you mean currency?)"),
@@ -291,11 +287,11 @@ def test_a_bucket_is_named_without_the_secret_before_its_at_sign() -> None:
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_refused_in_one_line(
-    text: bytes, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: bytes, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "c.toml").write_bytes(text)
     message = refusal(monkeypatch, "ADCLICK_CONFIG", str(tmp_path / "c.toml"))
-    assert says in message
+    assert expected in message
     assert "c.toml" in message
 
 
@@ -306,19 +302,19 @@ def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path, monke
     assert (settings.currency, settings.event_partitions) == ("EUR", 3)
 
 
-def test_a_folder_in_place_of_the_file_is_told_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     message = refusal(monkeypatch, "ADCLICK_CONFIG", str(tmp_path))
     assert message == f"{tmp_path} cannot be read: Is a directory"
 
 
 @pytest.mark.parametrize("text", ["[]", "1", "null", '"kafka"', "{", "\udcff"])
-def test_damaged_endpoints_are_told_in_one_line(text: str, tmp_path: Path) -> None:
+def test_a_damaged_file_of_endpoints_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "endpoints.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=r"endpoints.json cannot be read"):
         resolve(str(tmp_path))
 
 
-def test_an_address_of_the_stack_that_is_no_text_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_an_endpoint_that_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "endpoints.json").write_text(json.dumps({"kafka": {"host": "x"}}))
     with pytest.raises(UserError, match=r"setting kafka is wrong.*endpoints.json"):
         resolve(str(tmp_path))

@@ -1,7 +1,8 @@
-"""Set-up says in one line what it cannot do, before it makes anything, and mends what an interrupted one left."""
+"""Set-up reports in one line what it cannot do, before it changes anything, and replaces what an interrupted one left."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class Checkout:
-    """A checkout whose steps do nothing but be counted; one of them may be interrupted."""
+    """A checkout whose steps are only recorded; one of them may be interrupted."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root, self.venv = root, root / ".venv"
@@ -108,7 +109,7 @@ DAMAGES = [without_pip, without_interpreter, of_another_python, moved, of_anothe
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_an_environment_that_cannot_be_built_on_is_made_again(
+def test_an_unusable_environment_is_made_again(
     checkout: Checkout, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     setup.make_venv()
@@ -122,7 +123,7 @@ def test_an_environment_that_cannot_be_built_on_is_made_again(
 
 
 @pytest.mark.parametrize("module", ["venv", "ensurepip"])
-def test_a_python_that_makes_no_environments_is_named_before_anything_is_made(
+def test_a_python_without_venv_is_reported_before_anything_is_changed(
     checkout: Checkout, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkout.venv.mkdir()
@@ -147,15 +148,15 @@ def test_a_checkout_with_a_colon_in_its_name_is_refused(monkeypatch: pytest.Monk
         setup.check_machine()
 
 
-def test_variables_say_where_packages_come_from_and_nothing_else() -> None:
+def test_only_variables_about_package_sources_are_passed_on() -> None:
     sources = {"PIP_INDEX_URL": "https://mirror.example", "PIP_CERT": "/c", "PIP_FIND_LINKS": "/w", "PATH": "/bin"}
     foreign = {
         "PIP_USER": "1", "PIP_REQUIRE_VIRTUALENV": "1", "PIP_TARGET": "/t", "PIP_PREFIX": "/p", "PIP_CONSTRAINT": "c",
         "PIP_NO_BINARY": ":all:", "PYTHONHOME": "/h", "PYTHONPATH": "/x", "VIRTUAL_ENV": "/v",
     }  # fmt: skip
-    kept = setup.variables(sources | foreign)
-    assert sources.items() <= kept.items()
-    assert {name: kept[name] for name in kept.keys() - sources.keys()} == {
+    passed_on = setup.variables(sources | foreign)
+    assert sources.items() <= passed_on.items()
+    assert {name: passed_on[name] for name in passed_on.keys() - sources.keys()} == {
         "PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     }  # fmt: skip
 
@@ -178,8 +179,49 @@ def test_why_a_step_failed_is_one_line(output: str, line: str) -> None:
     assert setup.cause(output).startswith(line)
 
 
+@pytest.mark.parametrize(
+    ("output", "progress"),
+    [
+        ("", ""),
+        ("Looking in links: /wheels\nIgnoring colorama: markers do not match\n", ""),
+        ("Ignoring a: markers\nCollecting b==1\n  Downloading b.whl\nCollecting c==1\n", "package 2 of 9, "),
+        ("Requirement already satisfied: a\nCollecting b==1\n", "package 2 of 10, "),
+        ("Collecting a==1\nCollecting b==1\nInstalling collected packages: a, b\n", "unpacking 2 packages, "),
+    ],
+)
+def test_progress_is_read_from_the_output_of_pip(output: str, progress: str) -> None:
+    assert setup.pip_progress(output, 10) == progress
+
+
+def test_a_long_step_reports_its_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(setup, "PROGRESS_EVERY_S", 0.2)
+    monkeypatch.setattr(setup, "VERBOSE", False)
+    monkeypatch.setattr(setup, "ROOT", tmp_path)
+    (tmp_path / "a.lock").write_text("b==1 \\\n    --hash=sha256:0\nc==1\n")
+    program = "import time; print('Collecting b==1', flush=True); time.sleep(1.5)"
+    setup.run("installing", sys.executable, "-c", program, "-r", "a.lock")
+    assert re.fullmatch(r"setup: installing: package 1 of 2, \d+ s so far", capsys.readouterr().err.splitlines()[-1])
+
+
+@pytest.mark.parametrize(("words", "lines"), [(["setup"], 1), ([], 0)], ids=["make setup", "before another target"])
+def test_the_last_line_of_make_setup_says_what_is_ready_and_what_comes_next(
+    words: list[str], lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(setup, "ROOT", tmp_path)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    for step in ("make_venv", "find_java", "fetch_jars"):
+        monkeypatch.setattr(setup, step, lambda: None)
+    monkeypatch.setattr(sys, "argv", ["infra/setup.py", *words])
+    assert setup.main() == 0
+    lines_printed = capsys.readouterr().err.splitlines()
+    assert len(lines_printed) == lines
+    assert all(".venv/bin/adclick" in line and "`make demo`" in line for line in lines_printed)
+
+
 @pytest.mark.parametrize("python", ["/nowhere/python", "sh"])
-def test_make_names_what_is_no_fitting_python(python: str) -> None:
+def test_make_names_an_unsuitable_python(python: str) -> None:
     result = subprocess.run(
         ["make", "--no-print-directory", "setup", f"PYTHON={python}"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
     )  # fmt: skip

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from infra.columns import PADDING, Values
-from ingest.siphash import siphash
+from infra.columnar.columns import PADDING, Values
+from infra.columnar.siphash import siphash
 
 KEY = bytes(range(16))
 VECTORS = {
@@ -16,13 +16,13 @@ VECTORS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("length", "wanted"), VECTORS.items())
-def test_the_published_vectors(length: int, wanted: str) -> None:
+@pytest.mark.parametrize(("length", "expected"), VECTORS.items())
+def test_hashes_equal_the_published_vectors(length: int, expected: str) -> None:
     text = Values.of([bytes(range(length))])
-    assert siphash(text, KEY).astype("<u8").tobytes().hex() == wanted
+    assert siphash(text, KEY).astype("<u8").tobytes().hex() == expected
 
 
-def test_a_text_hashes_alike_among_any_others_and_wherever_it_lies() -> None:
+def test_the_hash_of_a_text_depends_on_no_other_text_and_no_offset() -> None:
     rng = np.random.default_rng(1)
     data = rng.integers(0, 256, 4_000 + PADDING, dtype=np.uint8)
     starts = rng.integers(0, 3_800, 300)

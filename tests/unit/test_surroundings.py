@@ -1,4 +1,4 @@
-"""What a machine does to us: clocks that are set, folders with odd names, foreign variables, proxies, users without a name."""
+"""Unusual machines: clocks that are set, folders with odd names, foreign variables, proxies, users without a name."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from infra import direct, user_cache
-from infra.embedded import clickhouse_server, java, servers, supervisor
-from infra.embedded.causes import cause, ending
-from infra.embedded.state import Folder, process_start
+from infra import http_client, user_cache
+from infra.embedded import clickhouse_server, java, ports, supervisor
+from infra.embedded.exit_reasons import ending, find_cause
+from infra.embedded.stack_folder import Folder, process_start
 from infra.errors import AdclickError, UserError
 
 # -- which process a pid means ----------------------------------------------------------------------------------
@@ -45,7 +44,7 @@ def test_a_process_is_recognized_after_the_clock_was_set(folder: Folder, sleeper
     assert (folder.run / "supervisor.pid").read_text() == f"{sleeper.pid}\n"
 
 
-def test_a_pid_that_another_process_got_is_not_ours(folder: Folder, sleeper: subprocess.Popen[bytes]) -> None:
+def test_a_reused_pid_is_not_ours(folder: Folder, sleeper: subprocess.Popen[bytes]) -> None:
     folder.write_pid("kafka", sleeper.pid)
     record = folder.run / "processes.json"
     start = process_start(sleeper.pid)
@@ -66,7 +65,7 @@ def test_a_damaged_pid_file_hides_no_process(folder: Folder, sleeper: subprocess
     assert folder.supervisor_pid() == sleeper.pid
 
 
-def test_the_copy_of_a_running_stacks_folder_does_not_run(
+def test_a_copy_of_the_folder_of_a_running_stack_is_not_running(
     folder: Folder, sleeper: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     folder.write_pid("supervisor", sleeper.pid)
@@ -77,30 +76,26 @@ def test_the_copy_of_a_running_stacks_folder_does_not_run(
     assert moved.supervisor_pid() == sleeper.pid
 
 
-def test_a_zombie_does_not_run(folder: Folder) -> None:
+def test_a_zombie_is_not_running(folder: Folder) -> None:
     process = subprocess.Popen(["true"])
     folder.write_pid("redis", process.pid)
-    psutil.Process(process.pid).status()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert folder.processes() == {}
     process.wait()
 
 
 @pytest.mark.parametrize(("trap", "patience_s"), [("", 30.0), ("trap '' TERM;", 0.2)])
-def test_stopping_waits_for_the_end_of_a_process_that_nobody_asks_after(
-    folder: Folder, trap: str, patience_s: float
-) -> None:
+def test_stop_waits_for_the_end_of_a_process_that_nothing_reaps(folder: Folder, trap: str, patience_s: float) -> None:
     process = subprocess.Popen(["sh", "-c", f"{trap} echo; while :; do sleep 0.05; done"], stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
     folder.write_pid("supervisor", process.pid)
     assert folder.stop(patience_s) is True
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
     assert process.wait(0) == (-signal.SIGKILL if trap else -signal.SIGTERM)
     process.stdout.close()
 
 
-def test_a_stack_that_cannot_be_seen_is_not_said_to_be_down(folder: Folder) -> None:
+def test_stop_fails_for_a_stack_of_another_container(folder: Folder) -> None:
     with folder.lock():
         assert folder.is_locked()
         with pytest.raises(AdclickError, match=r"is running in .*another container"):
@@ -113,7 +108,7 @@ def test_a_stack_that_cannot_be_seen_is_not_said_to_be_down(folder: Folder) -> N
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\tb", "\x7f", os.fsdecode(b"gr\xf6\xdfe"), "x/" * 1_800])
-def test_a_folder_that_servers_cannot_be_told_of_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_folder_whose_name_servers_cannot_take_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="--dir"):
         Folder(tmp_path / name).make()
     assert list(tmp_path.iterdir()) == []
@@ -125,7 +120,7 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
         Folder(tmp_path / "file").make()
 
 
-def test_clickhouse_reads_its_folder_as_it_is_named(tmp_path: Path) -> None:
+def test_the_configuration_of_clickhouse_escapes_the_name_of_its_folder(tmp_path: Path) -> None:
     folder = tmp_path / "a,b <größe> & 'x' \"y\" %41"
     clickhouse_server.write_config(folder, tmp_path, 1, "secret")
     config = ElementTree.parse(folder / "config.xml")
@@ -146,15 +141,15 @@ def test_clickhouse_reads_its_folder_as_it_is_named(tmp_path: Path) -> None:
         ("http://router.example:80", "http://router.example:80"),
     ],
 )
-def test_clients_find_a_router_that_listens_everywhere(listen: str, client: str) -> None:
-    assert servers.client_address(listen) == client
-    assert set(servers.USUAL_PORTS) - set(supervisor.usual_ports(listen)) == {"http"}
+def test_clients_reach_a_router_on_all_addresses_by_loopback(listen: str, client: str) -> None:
+    assert ports.client_address(listen) == client
+    assert set(ports.USUAL_PORTS) - set(supervisor.usual_ports(listen)) == {"http"}
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:8080", "http://0.0.0.0", "http://x:99999", "ftp://x:1", "http://:8080"])
-def test_an_address_to_listen_at_is_whole_or_refused(address: str) -> None:
+def test_an_incomplete_address_to_listen_at_is_refused(address: str) -> None:
     with pytest.raises(UserError, match="setting http"):
-        servers.client_address(address)
+        ports.client_address(address)
 
 
 @pytest.mark.parametrize(
@@ -171,15 +166,15 @@ def test_an_address_to_listen_at_is_whole_or_refused(address: str) -> None:
         ("http://10.0.0.1/", False),
     ],
 )
-def test_a_proxy_is_for_other_machines_alone(url: str, loopback: bool) -> None:
-    assert direct.is_loopback(url) is loopback
+def test_only_addresses_of_this_machine_are_loopback(url: str, loopback: bool) -> None:
+    assert http_client.is_loopback(url) is loopback
 
 
 # -- variables --------------------------------------------------------------------------------------------------
 
 
-def test_another_spark_of_the_machine_is_not_used() -> None:
-    from batch.exact import foreign_variables
+def test_variables_of_another_spark_are_foreign() -> None:
+    from batch.spark_job import foreign_variables
 
     local = [
         "SPARK_HOME",
@@ -196,7 +191,7 @@ def test_another_spark_of_the_machine_is_not_used() -> None:
 
 
 @pytest.mark.parametrize("home", ["/nowhere", "java8", "not-java"])
-def test_a_java_that_will_not_do_is_passed_over(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsuitable_java_is_skipped(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     binary = tmp_path / "bin" / "java"
     binary.parent.mkdir()
     version = "echo 'openjdk version \"1.8.0_402\"' >&2" if home == "java8" else "exit 1"
@@ -211,7 +206,7 @@ def test_a_java_that_will_not_do_is_passed_over(home: str, tmp_path: Path, monke
         java.find.cache_clear()
 
 
-def test_why_each_java_will_not_do_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_against_each_java_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for home, script in (("old", "echo 'openjdk version \"1.8.0_402\"' >&2"), ("poor", "echo Out of memory; exit 1")):
         binary = tmp_path / home / "bin" / "java"
         binary.parent.mkdir(parents=True)
@@ -226,7 +221,7 @@ def test_why_each_java_will_not_do_is_told(tmp_path: Path, monkeypatch: pytest.M
     java.find.cache_clear()
 
 
-def test_java_is_told_of_proxies_in_its_own_words() -> None:
+def test_proxies_are_passed_to_java_as_its_options() -> None:
     variables = {"https_proxy": "http://proxy.example:3128", "NO_PROXY": "localhost, .corp.example"}
     assert list(java.proxy_options(variables)) == [
         "-Dhttps.proxyHost=proxy.example",
@@ -266,7 +261,7 @@ def test_a_key_made_by_a_user_without_a_name_is_by_the_uid(monkeypatch: pytest.M
     from query import keys
 
     monkeypatch.setattr("getpass.getuser", lambda: dict[str, str]()["uid not found"])
-    assert keys._actor() == f"uid {os.getuid()}"
+    assert keys.current_user() == f"uid {os.getuid()}"
 
 
 def test_java_unpacks_where_files_may_be_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,9 +277,9 @@ def test_java_unpacks_where_files_may_be_executed(tmp_path: Path, monkeypatch: p
     assert java.unpack_folder(tmp_path) == tmp_path
 
 
-def test_where_nothing_can_be_written_loops_are_compiled_for_the_process_alone(tmp_path: Path) -> None:
+def test_without_a_writable_folder_loops_are_compiled_in_memory(tmp_path: Path) -> None:
     source = tmp_path / "module.py"
-    source.write_text("from infra.compiled import compiled\n\n\n@compiled\ndef twice(x):\n    return 2 * x\n")
+    source.write_text("from infra.columnar.jit import compiled\n\n\n@compiled\ndef twice(x):\n    return 2 * x\n")
     # A file where numba would make its folder, and the same in place of the cache.
     (tmp_path / "__pycache__").write_text("")
     (tmp_path / "cache").write_text("")
@@ -297,9 +292,9 @@ def test_where_nothing_can_be_written_loops_are_compiled_for_the_process_alone(t
     assert result.stdout.split() == ["42", "NullCache"], result.stderr
 
 
-def test_a_damaged_file_of_a_compiled_loop_is_made_again(tmp_path: Path) -> None:
+def test_a_damaged_cache_file_of_a_compiled_loop_is_replaced(tmp_path: Path) -> None:
     source = tmp_path / "module.py"
-    source.write_text("from infra.compiled import compiled\n\n\n@compiled\ndef twice(x):\n    return 2 * x\n")
+    source.write_text("from infra.columnar.jit import compiled\n\n\n@compiled\ndef twice(x):\n    return 2 * x\n")
 
     def run() -> str:
         return subprocess.run(
@@ -313,9 +308,10 @@ def test_a_damaged_file_of_a_compiled_loop_is_made_again(tmp_path: Path) -> None
     for file in files:
         file.write_bytes(file.read_bytes()[:20])
     assert run() == "42"
+    assert all(file.stat().st_size > 20 for file in files)
 
 
-def test_a_log_that_cannot_be_written_ends_nothing() -> None:
+def test_a_log_that_cannot_be_written_does_not_end_the_process() -> None:
     program = "from infra import logs; logs.configure(); logs.get('x').info('y'); print('alive')"
     with open("/dev/full", "w") as full:
         result = subprocess.run(
@@ -327,8 +323,8 @@ def test_a_log_that_cannot_be_written_ends_nothing() -> None:
 # -- open files -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("soft", "hard", "says"), [(64, 8_192, "8192"), (64, 64, "only 64 files")])
-def test_as_many_files_may_be_open_as_the_user_may_open(soft: int, hard: int, says: str) -> None:
+@pytest.mark.parametrize(("soft", "hard", "expected"), [(64, 8_192, "8192"), (64, 64, "only 64 files")])
+def test_the_limit_of_open_files_is_raised_to_the_users(soft: int, hard: int, expected: str) -> None:
     program = (
         "import resource; from infra.embedded import supervisor\n"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))\n"
@@ -336,7 +332,7 @@ def test_as_many_files_may_be_open_as_the_user_may_open(soft: int, hard: int, sa
         "except Exception as error: print(error)"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert says in result.stdout, result.stderr
+    assert expected in result.stdout, result.stderr
 
 
 # -- why a server ended, by what it printed (recorded from the real ones) ------------------------------------------
@@ -401,12 +397,12 @@ def test_as_many_files_may_be_open_as_the_user_may_open(soft: int, hard: int, sa
         ("", ""),
     ],
 )
-def test_the_cause_is_one_line_of_the_servers_own_output(output: str, line: str) -> None:
-    assert cause(output) == line
+def test_the_exit_reason_is_one_line_of_the_servers_output(output: str, line: str) -> None:
+    assert find_cause(output) == line
 
 
 @pytest.mark.parametrize(
-    ("code", "says"), [(-signal.SIGKILL, "memory"), (-signal.SIGSEGV, "signal 11"), (3, "exit code 3")]
+    ("code", "expected"), [(-signal.SIGKILL, "memory"), (-signal.SIGSEGV, "signal 11"), (3, "exit code 3")]
 )
-def test_a_server_that_said_nothing_is_described_by_its_end(code: int, says: str) -> None:
-    assert says in ending(code)
+def test_the_exit_reason_of_a_server_without_output_is_how_it_ended(code: int, expected: str) -> None:
+    assert expected in ending(code)

@@ -1,4 +1,4 @@
-"""The generator's claims, checked by a plain simulation of what the contract says; and what replay does to a line."""
+"""The truth of generated events, checked by a plain simulation of the contract; and what replay does to a line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import threading
 import zlib
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,18 @@ from typing import Any
 import polars as pl
 import pytest
 
-from infra.cli import cli
+from infra import rfc3339
+from infra.cli.main import cli
 from infra.clock import HOUR_MS, MINUTE_MS
 from infra.errors import UserError
-from ingest import events, json_fields
-from ingest.replay import Batch, Pace, Sender
-from ingest.shifting import Shift, shift_to, shifted
+from infra.kafka.event_producer import EventProducer
+from ingest import events
+from ingest.decoding import json_fields
+from ingest.replay.replay_batch import ReplayBatch
+from ingest.replay.sender import EventTimeSchedule, Pace, Sender
+from ingest.replay.shifting import Shift, find_shift, shift_event
 from ingest.synthetic import command, truth_file
-from ingest.synthetic.generator import DIMENSIONS, Made, Spec, make
+from ingest.synthetic.generator import DIMENSIONS, Spec, SyntheticEvents, generate_events
 
 START = 1_795_132_800_000
 SPEC = Spec(
@@ -39,26 +44,28 @@ SPEC = Spec(
 
 
 @pytest.fixture(scope="module")
-def made() -> Made:
-    return make(SPEC)
+def traffic() -> SyntheticEvents:
+    return generate_events(SPEC)
 
 
-def simulate(made: Made, partitions: int) -> tuple[dict[tuple[object, ...], list[int]], list[tuple[int, str]]]:
+def simulate(
+    traffic: SyntheticEvents, partitions: int
+) -> tuple[dict[tuple[object, ...], list[int]], list[tuple[int, str]]]:
     """The contract, one message at a time, over partitions chosen by key: counts per minute and dimensions, dead letters."""
     log_time = START + SPEC.span_ms
-    seen: dict[int, set[str]] = defaultdict(set)
+    seen_ids: dict[int, set[str]] = defaultdict(set)
     mark: dict[int, int] = {}
     counts: dict[tuple[object, ...], list[int]] = defaultdict(lambda: [0] * 5)
     dead: list[tuple[int, str]] = []
-    for number, (line, key) in enumerate(zip(made.lines.to_list(), made.keys.to_list(), strict=True)):
-        verdict = events.judge(line, log_time)
+    for number, (line, key) in enumerate(zip(traffic.lines.to_list(), traffic.keys.to_list(), strict=True)):
+        verdict = events.judge_message(line, log_time)
         if isinstance(verdict, events.Rejection):
             dead.append((number, verdict.reason.value))
             continue
         partition = zlib.crc32(key.encode()) % partitions
-        if verdict.event_id in seen[partition]:
+        if verdict.event_id in seen_ids[partition]:
             continue
-        seen[partition].add(verdict.event_id)
+        seen_ids[partition].add(verdict.event_id)
         end = (verdict.time_ms // MINUTE_MS + 1) * MINUTE_MS
         late_by = mark.get(partition, 0) - end
         mark[partition] = max(mark.get(partition, 0), verdict.time_ms - 5_000)
@@ -74,41 +81,43 @@ def simulate(made: Made, partitions: int) -> tuple[dict[tuple[object, ...], list
 
 
 @pytest.mark.parametrize("partitions", [1, 4, 16])
-def test_the_truth_is_what_the_contract_says_whatever_the_partitions(made: Made, partitions: int) -> None:
-    counts, dead = simulate(made, partitions)
+def test_the_truth_equals_a_simulation_with_any_number_of_partitions(traffic: SyntheticEvents, partitions: int) -> None:
+    counts, dead = simulate(traffic, partitions)
     columns = [f"stream_{m}" for m in ("impressions", "clicks", "conversions", "spend_micros", "late_events")]
-    told = made.truth.counts.filter(pl.sum_horizontal(columns[:3]) > 0).select("minute_ms", *DIMENSIONS, *columns)
-    assert {row[:7]: list(row[7:]) for row in told.iter_rows()} == counts
-    assert made.truth.dead.rows() == dead
+    counts_in_stream = traffic.truth.counts.filter(pl.sum_horizontal(columns[:3]) > 0).select(
+        "minute_ms", *DIMENSIONS, *columns
+    )
+    assert {row[:7]: list(row[7:]) for row in counts_in_stream.iter_rows()} == counts
+    assert traffic.truth.dead.rows() == dead
 
 
-def test_every_class_and_reason_is_there(made: Made) -> None:
-    reasons = set(made.truth.dead["reason"])
+def test_every_class_of_event_and_every_reason_is_generated(traffic: SyntheticEvents) -> None:
+    reasons = set(traffic.truth.dead["reason"])
     assert reasons == {"too-large", "malformed", "missing-field", "bad-value", "from-the-future", "too-late"}
-    assert made.truth.counts["stream_late_events"].sum() > 20
-    assert made.truth.counts["stream_late"].sum() > made.truth.counts["stream_late_events"].sum()
-    assert len(made.lines) == SPEC.events
-    assert made.lines.n_unique() < SPEC.events
+    assert traffic.truth.counts["stream_late_events"].sum() > 20
+    assert traffic.truth.counts["stream_late"].sum() > traffic.truth.counts["stream_late_events"].sum()
+    assert len(traffic.lines) == SPEC.events
+    assert traffic.lines.n_unique() < SPEC.events
 
 
-def test_the_same_seed_gives_the_same_events(made: Made) -> None:
-    again = make(SPEC)
-    assert again.lines.equals(made.lines)
-    assert again.truth.counts.sort(pl.all()).equals(made.truth.counts.sort(pl.all()))
-    assert not make(Spec(**{**SPEC.__dict__, "seed": 4})).lines.equals(made.lines)
+def test_the_same_seed_gives_the_same_events(traffic: SyntheticEvents) -> None:
+    again = generate_events(SPEC)
+    assert again.lines.equals(traffic.lines)
+    assert again.truth.counts.sort(pl.all()).equals(traffic.truth.counts.sort(pl.all()))
+    assert not generate_events(Spec(**{**SPEC.__dict__, "seed": 4})).lines.equals(traffic.lines)
 
 
-def test_each_ad_has_one_campaign_and_each_campaign_one_advertiser(made: Made) -> None:
-    pairs = made.truth.counts.select("ad_id", "campaign_id", "advertiser_id").unique()
+def test_each_ad_has_one_campaign_and_each_campaign_one_advertiser(traffic: SyntheticEvents) -> None:
+    pairs = traffic.truth.counts.select("ad_id", "campaign_id", "advertiser_id").unique()
     assert pairs["ad_id"].n_unique() == pairs.height
     assert pairs.select("campaign_id", "advertiser_id").unique().height == pairs["campaign_id"].n_unique()
 
 
-def test_the_truth_file_reads_back(made: Made, tmp_path: Path) -> None:
-    truth_file.save(made.truth, tmp_path / "truth.ndjson")
+def test_the_truth_file_is_read_back_unchanged(traffic: SyntheticEvents, tmp_path: Path) -> None:
+    truth_file.save(traffic.truth, tmp_path / "truth.ndjson")
     back = truth_file.load(tmp_path / "truth.ndjson")
-    assert back.counts.select(made.truth.counts.columns).sort(pl.all()).equals(made.truth.counts.sort(pl.all()))
-    assert back.dead.equals(made.truth.dead)
+    assert back.counts.select(traffic.truth.counts.columns).sort(pl.all()).equals(traffic.truth.counts.sort(pl.all()))
+    assert back.dead.equals(traffic.truth.dead)
 
 
 def generate(*words: str) -> None:
@@ -132,7 +141,7 @@ def test_an_output_that_cannot_be_written_is_named_with_the_reason(
 def test_a_file_that_could_not_be_written_whole_is_not_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(made: Made, out: Path) -> None:
+    def fail(traffic: SyntheticEvents, out: Path) -> None:
         out.write_bytes(b'{"event_id":"a')
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -159,7 +168,7 @@ def test_a_pipe_takes_the_events_as_a_file_does(tmp_path: Path) -> None:
         (["--events", "9", "--out", "x", "--truth", "./x"], "same file"),
     ],
 )
-def test_what_cannot_be_generated_is_refused_before_a_file_is_made(
+def test_an_impossible_request_is_refused_before_a_file_is_made(
     words: list[str], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -168,26 +177,26 @@ def test_what_cannot_be_generated_is_refused_before_a_file_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_keys_are_the_event_ids(made: Made) -> None:
-    lines = made.lines.to_list()
-    keys = Batch.of(lines).keys
+def test_keys_are_the_event_ids(traffic: SyntheticEvents) -> None:
+    lines = traffic.lines.to_list()
+    keys = ReplayBatch.of(lines).keys
     for line, key, number in zip(lines, keys, range(len(lines)), strict=True):
-        verdict = events.judge(line, START + SPEC.span_ms)
+        verdict = events.judge_message(line, START + SPEC.span_ms)
         if isinstance(verdict, events.Event):
             assert key == verdict.event_id.encode(), number
 
 
 def moved(lines: list[bytes], shift: Shift) -> list[bytes]:
-    return [shifted(line, *json_fields.read_id_and_time(line), shift) for line in lines]
+    return [shift_event(line, *json_fields.read_id_and_time(line), shift) for line in lines]
 
 
-def test_shifting_moves_every_readable_time_and_renames_copies_alike(made: Made) -> None:
-    lines = made.lines.to_list()
+def test_shifting_moves_every_readable_time_and_renames_copies_alike(traffic: SyntheticEvents) -> None:
+    lines = traffic.lines.to_list()
     shift = 90 * MINUTE_MS
     names: dict[str, str] = {}
     late = START + SPEC.span_ms + shift
     for old, new in zip(lines, moved(lines, Shift(shift, "r")), strict=True):
-        before, after = events.judge(old, late - shift), events.judge(new, late)
+        before, after = events.judge_message(old, late - shift), events.judge_message(new, late)
         if isinstance(before, events.Rejection):
             assert isinstance(after, events.Rejection)
             assert before.reason == after.reason
@@ -226,7 +235,7 @@ def test_distinct_ids_stay_distinct_and_valid_when_they_are_moved(kind: str, spe
     assert {event["event_time"] for event in new} == {START + 90 * MINUTE_MS}
 
 
-def test_what_no_shift_can_mend_stays_as_it_is() -> None:
+def test_lines_without_a_valid_id_or_time_are_not_shifted() -> None:
     lines = [
         b'{"event_id":12,"event_time":1}', b'{"event_id":"","event_time":1}', b'{"event_time":1}', b'{"event_id":"a"}',
         b'{"event_id":"a","event_time":"yesterday"}', b'{"event_id":"a","event_time":1.5}', b"[]", b"{", b"\xff",
@@ -241,7 +250,7 @@ def test_what_no_shift_can_mend_stays_as_it_is() -> None:
 def test_a_text_time_is_moved_and_every_other_field_stays_as_it_was_written() -> None:
     line = b'{"n": 1.0,\t"event_id" :\t"a" , "event_time": "2026-11-20T00:00:00+01:00", "x": {"event_id":"b","y":1e3}}'
     (new,) = moved([line], Shift(MINUTE_MS, "r"))
-    assert json.loads(new)["event_time"] == events.time_ms_of("2026-11-19T23:01:00Z")
+    assert json.loads(new)["event_time"] == rfc3339.time_ms_of("2026-11-19T23:01:00Z")
     assert b'"n":1.0' in new
     assert b'{"event_id":"b","y":1e3}' in new
 
@@ -254,19 +263,19 @@ def test_a_long_id_stays_within_its_limit_when_it_is_shifted() -> None:
     assert max(map(len, ids)) <= 64
 
 
-def test_the_end_of_the_events_is_found_beside_events_from_far_off() -> None:
+def test_events_far_off_do_not_count_for_the_shift_to_now() -> None:
     times = [*range(START, START + 3_600_000, 1_000), 4_102_444_800_000, START - 10**10]
     now = START + 10 * HOUR_MS + 123
-    shift = shift_to(now, times)
+    shift = find_shift(now, times)
     assert shift is not None
     assert shift.shift_ms % MINUTE_MS == 0
     assert 0 <= now - (START + 3_599_000 + shift.shift_ms) < MINUTE_MS
 
 
 @pytest.mark.parametrize("distance_ms", [0, 1, 59_999, -1], ids=str)
-def test_a_second_replay_counts_within_the_same_minute_and_when_nothing_is_to_be_moved(distance_ms: int) -> None:
+def test_a_second_replay_has_new_ids_even_within_a_minute_or_without_a_shift(distance_ms: int) -> None:
     line = json.dumps({"event_id": "a", "event_time": START}).encode()
-    first, second = (shift_to(START + distance_ms + later, [START]) for later in (0, 1))
+    first, second = (find_shift(START + distance_ms + later, [START]) for later in (0, 1))
     assert first is not None
     assert second is not None
     ids = {json.loads(moved([line], shift)[0])["event_id"] for shift in (first, second)}
@@ -275,13 +284,12 @@ def test_a_second_replay_counts_within_the_same_minute_and_when_nothing_is_to_be
 
 
 def test_events_without_a_time_cannot_be_moved() -> None:
-    assert shift_to(START, []) is None
+    assert find_shift(START, []) is None
 
 
 def due(*batches: list[int | None]) -> list[list[int]]:
-    sender = object.__new__(Sender)
-    sender._first_ms, sender._last_due_ms = None, 0
-    return [sender._due(times).tolist() for times in batches]
+    schedule = EventTimeSchedule()
+    return [schedule.due_ms(times).tolist() for times in batches]
 
 
 @pytest.mark.parametrize(
@@ -289,14 +297,14 @@ def due(*batches: list[int | None]) -> list[list[int]]:
     [[None, None], [None, START, None], [START, 2**62, -(2**62), START], [], [START, START - HOUR_MS]],
     ids=["none", "one", "far off", "empty", "late"],
 )
-def test_a_pace_by_event_times_knows_when_any_line_is_due(times: list[int | None]) -> None:
+def test_real_time_pace_gives_each_line_a_due_time(times: list[int | None]) -> None:
     first, second = due(times, times)
     assert len(first) == len(second) == len(times)
     assert [*first, *second] == sorted([*first, *second])
     assert all(0 <= at <= HOUR_MS for at in first + second)
 
 
-def test_a_pace_by_event_times_keeps_their_distances_whatever_is_late_or_dated_ahead() -> None:
+def test_real_time_pace_keeps_distances_beside_late_and_future_events() -> None:
     steady: list[int | None] = [START + n * MINUTE_MS for n in range(100)]
     (times,) = due([*steady[:50], START - 6 * HOUR_MS, None, 4_102_444_800_000, *steady[50:]])
     assert {b - a for a, b in pairwise(times[10:50])} == {MINUTE_MS}
@@ -306,8 +314,8 @@ def test_a_pace_by_event_times_keeps_their_distances_whatever_is_late_or_dated_a
     assert due(late_first)[0][-1] < 1_000
 
 
-class FullQueue:
-    """A producer whose queue is full until it is drained."""
+class FullQueue(EventProducer):
+    """A producer without Kafka, whose queue is full until it is drained."""
 
     def __init__(self) -> None:
         self.waiting, self.sent = 400_000, list[bytes]()
@@ -318,16 +326,16 @@ class FullQueue:
             self.asked_while_full.set()
         return self.waiting
 
-    def send(self, _topic: str, _keys: Any, values: list[bytes]) -> None:
+    def send(self, _topic: str, _keys: Sequence[bytes | None], values: Sequence[bytes | None]) -> None:
         assert not self.waiting, "this would block"
-        self.sent += values
+        self.sent += [value for value in values if value is not None]
 
 
 @pytest.mark.parametrize("stopped", [True, False])
 def test_a_sender_waits_for_room_in_the_queue_and_can_be_stopped_meanwhile(stopped: bool) -> None:
-    sender, queue, stop = object.__new__(Sender), FullQueue(), threading.Event()
-    sender.producer, sender._stop, sender._pace, sender._topic, sender.sent = queue, stop, Pace(), "t", 0  # type: ignore[assignment]
-    sending = threading.Thread(target=sender.send, args=(Batch.of([b"{}"] * 5), lambda _count: None))
+    queue, stop = FullQueue(), threading.Event()
+    sender = Sender(queue, "events", Pace(), stop)
+    sending = threading.Thread(target=sender.send, args=(ReplayBatch.of([b"{}"] * 5), lambda _count: None))
     sending.start()
     assert queue.asked_while_full.wait(60)
     if stopped:
@@ -340,11 +348,10 @@ def test_a_sender_waits_for_room_in_the_queue_and_can_be_stopped_meanwhile(stopp
 
 
 def test_a_slice_of_large_events_is_no_larger_in_bytes_than_one_of_small_events() -> None:
-    sender, queue = object.__new__(Sender), FullQueue()
-    queue.waiting, slices = 0, list[int]()
-    sender.producer, sender._stop, sender._pace = queue, threading.Event(), Pace()  # type: ignore[assignment]
-    sender._topic, sender.sent = "t", 0
+    queue, slices = FullQueue(), list[int]()
+    queue.waiting = 0
+    sender = Sender(queue, "events", Pace(), threading.Event())
     line = b"x" * (4 << 20)
-    sender.send(Batch([line] * 40, [None] * 40, [None] * 40), slices.append)
+    sender.send(ReplayBatch([line] * 40, [None] * 40, [None] * 40), slices.append)
     assert sum(slices) == 40
     assert max(slices) * len(line) <= 64 << 20

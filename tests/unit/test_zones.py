@@ -97,9 +97,9 @@ def test_every_moment_is_in_one_local_hour_and_hours_tile_time(sample: tuple[int
 )
 def test_days_begin_with_their_date(zone: str, moment: str, start: str, hours: float) -> None:
     at = int(dt.datetime.fromisoformat(moment).timestamp()) * 1000
-    found = day_start(at, zone_named(zone))
-    assert iso(found) == start
-    assert day_end(found, zone_named(zone)) - found == hours * HOUR_MS
+    begin = day_start(at, zone_named(zone))
+    assert iso(begin) == start
+    assert day_end(begin, zone_named(zone)) - begin == hours * HOUR_MS
 
 
 @pytest.mark.parametrize("name", ["UTC", "Etc/UTC", "GMT", "Etc/GMT", "Zulu", "Etc/Zulu", "UCT", "Universal", "GMT+0", "Etc/Greenwich"])  # fmt: skip
@@ -109,10 +109,11 @@ def test_all_names_of_utc_are_utc(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "suggestion"),
-    [("europe/berlin", "Europe/Berlin"), ("Europe/Berlni", "Europe/Berlin"), ("utc", "UTC"), ("", ""), ("Europe", ""),
+    [("europe/berlin", "Europe/Berlin"), ("Europe/Berlni", "Europe/Berlin"), ("utc", "UTC"), ("", ""), ("Europe", None),
      ("right/Europe/Berlin", "Europe/Berlin"), ("posixrules", ""), ("Mars/Olympus", ""), ("x" * 5000, ""), ("\0", "")],
 )  # fmt: skip
-def test_what_is_no_iana_name_is_refused_with_the_nearest(name: str, suggestion: str) -> None:
+def test_a_zone_without_an_iana_name_is_refused_with_the_nearest_name(name: str, suggestion: str | None) -> None:
     with pytest.raises(zones.UnknownZone) as error:
         zone_named(name)
-    assert not suggestion or error.value.suggestion == suggestion
+    # None: whichever comes first of many.
+    assert suggestion in (None, error.value.suggestion)

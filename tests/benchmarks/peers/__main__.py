@@ -23,8 +23,8 @@ import psutil
 
 from infra.clock import MINUTE_MS
 from infra.embedded import jars, java
-from infra.kafka import EventProducer
-from ingest.synthetic.generator import Made, Spec, make
+from infra.kafka.event_producer import EventProducer
+from ingest.synthetic.generator import Spec, SyntheticEvents, generate_events
 from tests.benchmarks.pipeline import bare_loop, measure
 from tests.benchmarks.stack import RESULTS, Bench, across_midnight, bench, save
 
@@ -103,7 +103,7 @@ def truth(lines: pl.Series, *, distinct: bool) -> list[int]:
     return [*map(int, kinds), int(events["cost_micros"].sum())]
 
 
-def fill(stack: Bench, made: Made, events: int) -> str:
+def fill(stack: Bench, made: SyntheticEvents, events: int) -> str:
     """A topic with the first events, keyed by what is counted, so that no peer has to re-key them; returns its name."""
     topic = f"peers-{events}"
     stack.admin.create({topic: (4, {})})
@@ -179,7 +179,7 @@ def main() -> None:
     report: dict[str, Any] = {}
     rows = []
     with bench() as stack:
-        made = make(spec)
+        made = generate_events(spec)
         for peer in peers:
             topic = fill(stack, made, peer.events)
             lines = made.lines.head(peer.events)

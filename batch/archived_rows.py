@@ -1,0 +1,102 @@
+"""Rows of the archive as the recount reads them: which columns, of which days, and the hashes of their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from batch.move_tables import CODED, DIMENSIONS
+from infra.clock import DAY_MS
+from infra.columnar.columns import Ints
+from infra.file_store import FileStore
+from ingest.archive import files as archive_files
+
+COLUMNS = (
+    "event_id", "partition", "offset", "log_time_ms", "time_ms", "event_type", *DIMENSIONS, "cost_micros", "decision",
+    "weight", "lateness",
+)  # fmt: skip
+"""What is read of a row."""
+
+
+@dataclass(frozen=True)
+class RejectedIds:
+    """Ids of dead letters, as sorted hashes, and when each was first rejected (epoch ms)."""
+
+    hashes: npt.NDArray[np.uint64]
+    times_ms: npt.NDArray[np.int64]
+
+
+NO_REJECTED_IDS = RejectedIds(np.zeros(0, np.uint64), np.zeros(0, np.int64))
+
+
+def read_rows(store: FileStore, names: Sequence[str]) -> pl.DataFrame:
+    """What files of the archive hold, in their order, with names as positions. Raises UnreadableFile."""
+    parts = []
+    for name in names:
+        rows = archive_files.read_columns(store, name, COLUMNS)
+        try:
+            parts.append(with_codes(rows))
+        except pl.exceptions.PolarsError as error:
+            raise archive_files.unreadable_file(store, name, error, "is it of a newer version?") from error
+    return pl.concat(parts)
+
+
+def read_users(store: FileStore, names: Sequence[str], day_ms: int) -> pl.DataFrame:
+    """Which users the day's events in some files name: distinct rows of (campaign_id, advertiser_id, user)."""
+    keys = ("campaign_id", "advertiser_id", "user")
+    rows = pl.concat(archive_files.read_columns(store, name, ("time_ms", *keys)) for name in names)
+    return rows_of_day(rows, day_ms).select(keys).drop_nulls("user").unique()
+
+
+def with_codes(rows: pl.DataFrame) -> pl.DataFrame:
+    """Archived rows with their names as positions. Raises polars' InvalidOperationError for a name that is not known."""
+    return rows.with_columns(pl.col(name).cast(kind) for name, kind in CODED.items() if name in rows.columns)
+
+
+def rows_near(rows: pl.DataFrame, day_ms: int) -> Ints:
+    """Which rows' copies may count for a day: those of the day before, of the day, and of the day after."""
+    return _between(rows, day_ms - DAY_MS, day_ms + 2 * DAY_MS)
+
+
+def take_rows(rows: pl.DataFrame, places: Ints) -> pl.DataFrame:
+    """Rows at these places, in their order, each at most once."""
+    return rows if len(places) == len(rows) else rows[places]
+
+
+def with_hashes(rows: pl.DataFrame, rejected: RejectedIds) -> pl.DataFrame:
+    """Rows with the `hash` of their id, and `sent_again`: whether the event had been a dead letter before."""
+    hashed = id_hashes(rows)
+    again = np.zeros(len(rows), bool)
+    if len(rejected.hashes):
+        at = np.minimum(np.searchsorted(rejected.hashes, hashed), len(rejected.hashes) - 1)
+        again = (rejected.hashes[at] == hashed) & (rejected.times_ms[at] <= rows["log_time_ms"].to_numpy())
+    return rows.with_columns(hash=pl.Series(hashed), sent_again=pl.Series(again))
+
+
+def id_hashes(rows: pl.DataFrame) -> npt.NDArray[np.uint64]:
+    """64 bits for each id, the same wherever they are computed."""
+    return rows["event_id"].hash(seed=1).to_numpy()
+
+
+def repeated_hashes(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Mark hashes that occur more than once."""
+    order = np.argsort(hashes)
+    equals_next = hashes[order[1:]] == hashes[order[:-1]]
+    twice = np.zeros(len(hashes), bool)
+    twice[order[1:]] = equals_next
+    twice[order[:-1]] |= equals_next
+    return twice
+
+
+def _between(rows: pl.DataFrame, from_ms: int, to_ms: int) -> Ints:
+    times = rows["time_ms"].to_numpy()
+    return np.flatnonzero((times >= from_ms) & (times < to_ms))
+
+
+def rows_of_day(rows: pl.DataFrame, day_ms: int) -> pl.DataFrame:
+    """The rows whose events are of a day."""
+    return take_rows(rows, _between(rows, day_ms, day_ms + DAY_MS))

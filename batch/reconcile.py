@@ -1,0 +1,312 @@
+"""`adclick reconcile`, the command: which days may be recomputed, under which lease, and what is published or raises an alert.
+
+Counting is done by `batch.spark_job` with the functions of `batch.recount`, the proof that no input is missing by
+`batch.coverage`, comparison and publication by `batch.publish`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import click
+
+from batch import alerts, coverage, explain, publish
+from infra import faults, migration, run_progress
+from infra.cli import declare
+from infra.cli.app import App
+from infra.clickhouse.client import ClickHouse
+from infra.clickhouse.ledger_causes import Cause
+from infra.clock import DAY_MS, day_start_ms, iso, now_ms
+from infra.errors import UsageError, UserError
+from infra.file_store import FileStore
+from infra.priority import BACKGROUND, give_way
+from infra.redis.client import Redis
+from ingest.archive import files as archive_files
+from ingest.archive.files import File
+
+ALERT_EXIT = 3
+_LEASE_S = 30
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all days of a run have in common."""
+
+    app: App
+    client: ClickHouse
+    master: str
+    force: bool
+    skip_empty: bool
+    dry_run: bool
+    closed_ms: int
+    """Hours that end at or before this had closed in the stream when the job began."""
+    began_s: int
+    fence: int = 0
+    ends: Sequence[int] = ()
+
+
+class _Seconds(click.FloatRange):
+    """The type of an option: seconds, finite and not negative."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, max=dt.timedelta(days=365).total_seconds())
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value} is not a number of seconds.", param, ctx)
+        return seconds
+
+
+@declare.command(
+    "reconcile",
+    "adclick reconcile --date 2026-11-20\nadclick reconcile --from 2026-11-01 --to 2026-11-07\n"
+    "adclick reconcile --explain 7 --date 2026-11-20",
+)
+@click.option("--date", help="The day (UTC).")
+@click.option("--from", "first", help="First day of a range.")
+@click.option("--to", "last", help="Last day of a range.")
+@click.option("--master", default="local[*]", show_default=True, help="Spark master.")
+@click.option("--wait", type=_Seconds(), default=120.0, show_default=True, help="Seconds to wait for the archive.")
+@click.option("--force", is_flag=True, help="Also a day that is still open, or whose input has holes; the run says so.")
+@click.option("--skip-empty", is_flag=True, help="Pass over days of which nothing is archived.")
+@click.option("--dry-run", is_flag=True, help="Recount and compare, but publish nothing.")
+@click.option("--explain", "campaign", type=click.IntRange(0), help="Only explain this campaign's bill.")
+def reconcile(
+    app: App, date: str | None, first: str | None, last: str | None, master: str, wait: float, force: bool,
+    skip_empty: bool, dry_run: bool, campaign: int | None,
+) -> int:  # fmt: skip
+    """Recompute days exactly from the archive, publish them, and explain every difference to the stream.
+
+    Exit 0 when done, 3 when done with an alert, 1 when it failed. Running it twice changes nothing.
+    """
+    days = _days(date, first, last)
+    settings = app.settings
+    migration.check_tables(settings)
+    client = ClickHouse(settings.clickhouse, settings.database)
+    if campaign is not None:
+        for day in days:
+            explain.print_bill(app, client, campaign, day)
+        return 0
+    watermark_ms = publish.read_watermark(client, settings.block_partitions)
+    for day in days:
+        _check_closed(day, watermark_ms, force)
+    job = _Job(app, client, master, force, skip_empty, dry_run, watermark_ms or 0, now_ms() // 1000)
+    give_way(BACKGROUND)  # and Spark, which inherits it
+    with _lease(app) as fence, _publishing(app):
+        app.say(f"reconciling {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else ""))
+        ends = coverage.wait_for_archive(settings, wait, app.say, force=force)
+        raised = _run(replace(job, fence=fence, ends=ends), days)
+    return ALERT_EXIT if raised else 0
+
+
+def _days(date: str | None, first: str | None, last: str | None) -> list[dt.date]:
+    if (date is None) == (first is None) or (first is None) != (last is None):
+        raise UsageError("say which days: --date D, or --from D --to D")
+    low, high = parse_date(date or first or ""), parse_date(date or last or "")
+    if low > high:
+        raise UsageError(f"--from {low} is after --to {high}")
+    return [low + dt.timedelta(days=n) for n in range((high - low).days + 1)]
+
+
+def parse_date(text: str) -> dt.date:
+    """A day as it is given. Raises UsageError."""
+    try:
+        return dt.date.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"not a date: {text}", hint="like 2026-11-20") from None
+
+
+def _check_closed(day: dt.date, watermark_ms: int | None, force: bool) -> None:
+    """Refuse a day that may still get events, unless forced; never accept one that has not begun."""
+    start_ms = day_start_ms(day)
+    if start_ms > now_ms():
+        raise UserError(f"{day} has not begun yet")
+    if not force and (watermark_ms is None or watermark_ms < start_ms + DAY_MS):
+        shown = f"the watermark is {iso(watermark_ms)}" if watermark_ms is not None else "there is no watermark yet"
+        raise UserError(f"{day} is still open: {shown}", hint="wait until it is past the day's end, or --force")
+
+
+@contextmanager
+def _publishing(app: App) -> Iterator[None]:
+    """Publish that a run is at work, until it ends."""
+    redis, prefix = Redis(app.settings.redis), app.settings.key_prefix
+    run_progress.publish_progress(redis, prefix, step="waiting for the archive", at_ms=now_ms())
+    try:
+        yield
+    finally:
+        run_progress.end_progress(redis, prefix)
+
+
+def _lease(app: App) -> AbstractContextManager[int]:
+    return Redis(app.settings.redis).lease(
+        run_progress.lease_key(app.settings.key_prefix), _LEASE_S, "another reconciliation is running"
+    )
+
+
+def _run(job: _Job, days: list[dt.date]) -> int:
+    """Reconcile the days one after the other; returns how many raised an alert."""
+    from batch import spark_job  # Spark takes seconds to load: not before everything else is known to be right
+
+    store = FileStore(job.app.settings.archive)
+    files = {day: archive_files.files_around(store, day) for day in days}
+    for day in [day for day, day_files in files.items() if not day_files]:
+        del files[day]
+        _pass_over(job, day, f"looked below {store.shown}")
+    if not files:
+        return 0
+    proofs = {day: _prove(job, day_files, day) for day, day_files in files.items()}
+    with spark_job.open_session(job.app.settings, job.master) as spark:
+        return sum(_one(job, spark, day, proof) for day, proof in proofs.items())
+
+
+def _pass_over(job: _Job, day: object, hint: str) -> None:
+    """Raises UserError, unless days without events are to be passed over."""
+    if not job.skip_empty:
+        raise UserError(f"nothing is archived for {day}", hint=hint)
+    job.app.say(f"{day}: nothing is archived; passed over")
+
+
+def _prove(job: _Job, files: Sequence[File], day: dt.date) -> coverage.Proof:
+    """What shows that nothing is missing. Raises UserError when something is, unless forced."""
+    proof = coverage.prove(job.app.settings, files, day, job.ends)
+    if proof.missing:
+        missing = coverage.describe_missing(proof.missing)
+        if not job.force:
+            raise UserError(f"{day}: {missing}", hint="nothing was published; restore the files, or --force")
+        job.app.say(f"ALERT: {day}: {missing}")
+    return proof
+
+
+def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
+    """Reconcile a day; returns whether it raised an alert."""
+    from batch import spark_job
+
+    app, client, settings, began = job.app, job.client, job.app.settings, time.monotonic()
+    store = FileStore(settings.archive)
+    run_id = f"{day:%Y%m%d}-{uuid.uuid4().hex[:12]}"
+    faults.point("reconcile.proved")
+    with _progress(app, spark, f"{day}: counting"):
+        moves, run_input = spark_job.recount_day(
+            spark, store.where, proof.files, day, proof.rejected, publish.read_billed_offsets(client, day)
+        )
+    faults.point("reconcile.counted")
+    late = _alert_unbilled(job, run_input.unbilled)
+    if not run_input.rows:
+        _pass_over(job, day, f"looked into {len(proof.files)} files")
+        return False
+    current, tables = publish.current_run(client, day), publish.exact_tables(client)
+    open_from_ms = publish.open_from(day, job.closed_ms)
+    unchanged = current is not None and current[1:] == (run_input.digest, open_from_ms)
+    if current is not None and unchanged and publish.is_stored(client, current[0], tables):
+        app.say(f"{day}: unchanged since run {current[0]}; nothing to do")
+        return late
+    with _progress(app, spark, f"{day}: writing"):
+        spark_job.write_moves(moves, settings.clickhouse, settings.database, run_id)
+        spark_job.write_users(spark, store.where, proof.files, day, settings.clickhouse, settings.database, run_id)
+        publish.record_files(client, run_id, store, proof.files)
+    faults.point("reconcile.written")
+    comparison = publish.compare(client, day, run_id, settings.drift_share, job.closed_ms, job.began_s)
+    faults.point("reconcile.compared")
+    seconds = time.monotonic() - began
+    alert = comparison.alert(settings.alert_share) or bool(proof.missing)
+    if alert:  # before it shows: an alert may come twice, but not be lost
+        summary = _summary_of_run(comparison, proof)
+        app.say(f"ALERT: {day}: {summary}")
+        alerts.send(app, {"date": day, "run_id": run_id, "alert": summary, "causes": comparison.causes})
+    if not job.dry_run:
+        publish.publish(
+            client, day, run_id, job.fence, run_input, comparison, proof, seconds, alert, open_from_ms, tables=tables
+        )
+        faults.point("reconcile.published")
+    _report(app, day, run_id, run_input, comparison, seconds, published=not job.dry_run)
+    if open_from_ms:
+        app.say(
+            f"{day} is still open: from {iso(open_from_ms)} on, the stream answers until the day is reconciled again"
+        )
+    return alert or late
+
+
+def _alert_unbilled(job: _Job, unbilled: Mapping[int, int]) -> bool:
+    """Print and alert which earlier days have events that their runs lack; returns whether there are any."""
+    if not job.dry_run:
+        publish.record_unbilled(job.client, unbilled)
+    for day_ms, events in unbilled.items():
+        summary = f"{iso(day_ms)[:10]}: {events:,} events arrived after its reconciliation: reconcile it again"
+        job.app.say(f"ALERT: {summary}")
+        alerts.send(job.app, {"date": iso(day_ms)[:10], "alert": summary, "unbilled": events})
+    return bool(unbilled)
+
+
+@contextmanager
+def _progress(app: App, spark: Any, doing: str) -> Iterator[None]:
+    from batch import spark_job
+
+    done, redis, prefix = threading.Event(), Redis(app.settings.redis), app.settings.key_prefix
+    date, _, step = doing.partition(": ")
+    run_progress.publish_progress(redis, prefix, date=date, step=step, at_ms=now_ms())
+    shown = (-1, -1)
+    with app.progress(doing, 1) as bar:
+
+        def show_tasks(finished: int, total: int) -> None:
+            nonlocal shown
+            bar.update(bar.tasks[0].id, completed=finished, total=total)
+            if shown != (finished, total):
+                shown = finished, total
+                run_progress.publish_progress(
+                    redis, prefix, date=date, step=step, tasks_done=finished, tasks=total, at_ms=now_ms()
+                )
+
+        watcher = threading.Thread(target=spark_job.watch_progress, args=(spark, show_tasks, done), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+
+
+def _summary_of_run(comparison: publish.Comparison, proof: coverage.Proof) -> str:
+    summary = f"{comparison.corrected:,} of {comparison.dimensions:,} dimensions needed correction"
+    if Cause.UNEXPLAINED in comparison.causes:
+        summary += f", {comparison.causes[Cause.UNEXPLAINED]['rows']:,} of them without a cause"
+    return f"{summary}; {coverage.describe_missing(proof.missing)}" if proof.missing else summary
+
+
+def _report(
+    app: App,
+    day: dt.date,
+    run_id: str,
+    run_input: Any,
+    comparison: publish.Comparison,
+    seconds: float,
+    *,
+    published: bool,
+) -> None:
+    if app.json:
+        app.data(
+            {
+                "date": day.isoformat(), "run_id": run_id, "rows": run_input.rows, "copies": run_input.copies,
+                "dimensions": comparison.dimensions, "corrected": comparison.corrected, "drifted": comparison.drifted,
+                "causes": comparison.causes, "alert": comparison.alert(app.settings.alert_share), "seconds": round(seconds, 1),
+            }
+        )  # fmt: skip
+        return
+    rows = [(cause, *sums.values()) for cause, sums in comparison.causes.items()]
+    app.table(
+        ["cause", "rows", "impressions", "clicks", "conversions", "spend_micros"],
+        rows or [("none", 0, 0, 0, 0, 0)],
+    )
+    app.say(
+        f"{day}: {run_input.rows:,} archived rows, {run_input.copies:,} copies; {comparison.dimensions:,} dimensions,"
+        f" {comparison.corrected:,} corrected, {comparison.drifted:,} drifted by more than {app.settings.drift_share:.1%};"
+        f" run {run_id} {'published' if published else 'not published'} in {seconds:.1f} s"
+    )

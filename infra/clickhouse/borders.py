@@ -1,0 +1,131 @@
+"""What the stored tiers vouch for: how far each shard has written hours and days, and which runs are published.
+
+A border, and a run, is about the rows of one table, and names it by its UUID. A table that was dropped and made again has another
+one, so what was published for the former says nothing of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from infra.clickhouse.client import ClickHouse
+from infra.clock import DAY_MS, iso
+
+TABLES = {"hours": "stream_hours", "days": "stream_days"}
+"""Where the rows of a tier are."""
+
+
+@dataclass(frozen=True)
+class Border:
+    """What all shards have of a tier: windows in [from_ms, border_ms), which no event can change any more, and those that end at or
+    before watermark_ms, which late events may still change. Epoch ms. `table_id`: the table's UUID."""
+
+    border_ms: int
+    watermark_ms: int
+    from_ms: int
+    table_id: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """The current run of a day that begins at `day_ms`; from `open_from_ms` on the stream answers, if that is not 0."""
+
+    run_id: str
+    day_ms: int
+    open_from_ms: int
+
+
+@dataclass(frozen=True)
+class Published:
+    """`tiers`: those of which every shard has published a border. `void`: those whose table was made again since a shard has
+    published its border. `void_runs`: those whose tables were made again since."""
+
+    tiers: dict[str, Border] = field(default_factory=dict)
+    void: tuple[str, ...] = ()
+    runs: tuple[Run, ...] = ()
+    void_runs: tuple[Run, ...] = ()
+
+
+def read_published(client: ClickHouse, shards: int) -> Published:
+    """Borders and current runs, of one moment. Raises Unavailable."""
+    db = client.database
+    rows = client.rows(
+        f"""WITH (
+                SELECT CAST((groupArray(name), groupArray(uuid)), 'Map(String, UUID)') FROM system.tables
+                WHERE database = {{database:String}} AND name IN ('stream_hours', 'stream_days', 'exact_hours', 'exact_days')
+            ) AS ids
+            SELECT 'tier', tier, toUInt64(count()), toUInt64(countIf(valid)), min(border), min(watermark), max(since), toString(any(id))
+            FROM (
+                SELECT toString(tier) AS tier, shard, ids[concat('stream_', tier)] AS id, countIf(table_id = id) > 0 AS valid,
+                    maxIf(border_ms, table_id = id) AS border, maxIf(watermark_ms, table_id = id) AS watermark,
+                    maxIf(from_ms, table_id = id) AS since
+                FROM {db}.tier_borders WHERE shard < {{shards:UInt16}} GROUP BY tier, shard) GROUP BY tier
+            UNION ALL
+            SELECT 'run', run_id, toUInt64(1), toUInt64(hours_id = ids['exact_hours'] AND days_id = ids['exact_days']),
+                toUInt64(toUnixTimestamp(toDateTime(date, 'UTC'))), open_from_ms, toUInt64(0), '' FROM {db}.current_runs""",
+        {"database": db, "shards": shards},
+    )
+    borders, void, runs, void_runs = dict[str, Border](), list[str](), list[Run](), list[Run]()
+    for kind, name, count, valid, first, second, since, table_id in rows:
+        if kind == "run":
+            (runs if valid else void_runs).append(Run(name, int(first) * 1000, int(second)))
+        elif valid < count:
+            void.append(name)
+        elif count == shards:
+            borders[name] = Border(int(first), int(second), int(since), table_id)
+    return Published(borders, tuple(sorted(void)), tuple(runs), tuple(void_runs))
+
+
+def table_id(client: ClickHouse, table: str) -> str:
+    """The UUID of a table; empty where there is none. Raises Unavailable."""
+    rows = client.rows(
+        "SELECT toString(uuid) FROM system.tables WHERE database = {database:String} AND name = {table:String}",
+        {"database": client.database, "table": table},
+    )
+    return str(rows[0][0]) if rows else ""
+
+
+def read_border(client: ClickHouse, tier: str, shard: int) -> Border | None:
+    """What a shard published last, for whichever table; None when it has published nothing. Raises Unavailable."""
+    rows = client.rows(
+        f"SELECT border_ms, watermark_ms, from_ms, toString(table_id) FROM {client.database}.tier_borders FINAL"
+        " WHERE tier = {tier:String} AND shard = {shard:UInt16}",
+        {"tier": tier, "shard": shard},
+    )
+    return Border(*rows[0]) if rows else None
+
+
+def publish_border(client: ClickHouse, tier: str, shard: int, border: Border) -> None:
+    """Publish how far a shard has written a tier. Raises Unavailable."""
+    numbers = {"border_ms": border.border_ms, "watermark_ms": border.watermark_ms, "from_ms": border.from_ms}
+    client.command(
+        f"INSERT INTO {client.database}.tier_borders (tier, shard, border_ms, watermark_ms, from_ms, table_id) VALUES"
+        " ({tier:String}, {shard:UInt16}, {border_ms:UInt64}, {watermark_ms:UInt64}, {from_ms:UInt64}, {table_id:UUID})",
+        {"tier": tier, "shard": shard, "table_id": border.table_id, **numbers},
+    )
+
+
+def gaps(published: Published) -> list[str]:
+    """What is missing since a table was made again, and what brings it back: one sentence for each table."""
+    sentences = [
+        f"ClickHouse's table {TABLES[tier]} was made again: until the stream workers have filled it, its {tier} are not served"
+        for tier in published.void
+    ]
+    days = sorted(run.day_ms for run in published.runs)
+    for tier, border in published.tiers.items():
+        if not border.from_ms:
+            continue
+        unreconciled = set(range(days[0], border.from_ms, DAY_MS)) - set(days) if days else {border.from_ms - 1}
+        if unreconciled:
+            sentences.append(
+                f"ClickHouse's table {TABLES[tier]} was made again: {tier} before {iso(border.from_ms)} are missing; "
+                f"adclick reconcile brings them back, for each day that is archived (--from {iso(min(unreconciled))[:10]}"
+                f" --to {iso(max(unreconciled))[:10]})"
+            )
+    if published.void_runs:
+        lost = sorted(run.day_ms for run in published.void_runs)
+        sentences.append(
+            f"ClickHouse's exact tables were made again: {len(lost)} reconciled days are shown as the stream has them; "
+            f"adclick reconcile --from {iso(lost[0])[:10]} --to {iso(lost[-1])[:10]} brings them back"
+        )
+    return sentences

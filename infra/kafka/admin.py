@@ -1,0 +1,128 @@
+"""Topics, ends of logs and committed positions, through Kafka's admin client."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from infra.errors import AdclickError, Unavailable
+from infra.kafka.client import (
+    REQUEST_TIMEOUT_S,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+    admin,
+    common_config,
+    retry_passing,
+    translated_errors,
+)
+from infra.kafka.consumers import committed_positions
+from infra.kafka.errors import decision_on
+from infra.kafka.records import Committed
+from infra.kafka.topic_state import TopicState
+
+
+class Admin:
+    """Topics, ends of logs and committed positions."""
+
+    def __init__(self, servers: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+        self._servers, self._timeout_s = servers, timeout_s
+        self._client = admin.AdminClient(common_config(servers))
+
+    def partitions(self, timeout_s: float = REQUEST_TIMEOUT_S) -> dict[str, int]:
+        """topic → number of partitions. Raises Unavailable when no broker answers."""
+        with translated_errors():
+            answer = self._client.list_topics(timeout=timeout_s)
+        return {name: len(meta.partitions) for name, meta in answer.topics.items()}
+
+    def describe(self, topics: Iterable[str]) -> dict[str, TopicState]:
+        """The topics that exist, of these. Raises Unavailable, and UserError where brokers know no topic ids."""
+        futures = self._client.describe_topics(TopicCollection(list(topics)), request_timeout=self._timeout_s)
+        states = dict[str, TopicState]()
+        for name, future in futures.items():
+            try:
+                states[name] = TopicState.of(future.result())
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise decision_on(error.args[0]) from error
+        return states
+
+    def create(self, topics: dict[str, tuple[int, dict[str, str]]]) -> None:
+        """Make topics (name → partitions, config) and wait until brokers list them; ones that exist are left as they
+        are. See `configure`."""
+        if not topics:
+            return
+        replicas = 3 if len(self._client.list_topics(timeout=self._timeout_s).brokers) >= 3 else 1
+        new = [admin.NewTopic(name, count, replicas, config=config) for name, (count, config) in topics.items()]
+        for name, future in self._client.create_topics(new, request_timeout=self._timeout_s).items():
+            try:
+                future.result()
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise AdclickError(f"topic {name} could not be made: {error.args[0].str()}") from error
+        deadline = time.monotonic() + self._timeout_s
+        while missing := topics.keys() - self.partitions().keys():
+            if time.monotonic() > deadline:
+                raise Unavailable(f"Kafka: made {min(missing)}, and does not list it yet", backend="kafka")
+            time.sleep(0.05)
+
+    def grow(self, topics: dict[str, int]) -> None:
+        """Add partitions to topics (at least one) until each has as many; brokers list them a moment later."""
+        new = [admin.NewPartitions(name, count) for name, count in topics.items()]
+        with translated_errors():
+            for future in self._client.create_partitions(new, request_timeout=self._timeout_s).values():
+                future.result()
+
+    def configs(self, topics: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Topic → setting → value in force. Raises Unavailable."""
+        resources = [admin.ConfigResource(admin.ConfigResource.Type.TOPIC, name) for name in topics]
+        if not resources:  # which the client takes for a mistake
+            return {}
+        with translated_errors():
+            futures = self._client.describe_configs(resources, request_timeout=self._timeout_s)
+            return {r.name: {k: e.value for k, e in future.result().items()} for r, future in futures.items()}
+
+    def configure(self, topics: dict[str, dict[str, str]]) -> None:
+        """Set these settings of topics; others that a topic has stay."""
+        resources, set_to = list[admin.ConfigResource](), admin.AlterConfigOpType.SET
+        for name, config in topics.items():
+            changes = [admin.ConfigEntry(k, v, incremental_operation=set_to) for k, v in config.items()]
+            resources.append(admin.ConfigResource(admin.ConfigResource.Type.TOPIC, name, incremental_configs=changes))
+        with translated_errors():
+            for future in self._client.incremental_alter_configs(resources, request_timeout=self._timeout_s).values():
+                future.result()
+
+    def ends(self, topic: str, partitions: int) -> list[int]:
+        """The last stable offset of each partition: where a read-committed reader has to stop for now."""
+        return self._offsets(topic, partitions, admin.OffsetSpec.latest())
+
+    def high_watermarks(self, topic: str, partitions: int) -> list[int]:
+        """The end of each partition's log, whatever transactions are open in it."""
+        return self._offsets(topic, partitions, admin.OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED)
+
+    def starts(self, topic: str, partitions: int) -> list[int]:
+        """The first offset each partition still holds."""
+        return self._offsets(topic, partitions, admin.OffsetSpec.earliest())
+
+    def _offsets(
+        self, topic: str, partitions: int, spec: Any, isolation: IsolationLevel = IsolationLevel.READ_COMMITTED
+    ) -> list[int]:
+        request = {TopicPartition(topic, p): spec for p in range(partitions)}
+
+        def ask() -> list[int]:
+            futures = self._client.list_offsets(request, isolation_level=isolation, request_timeout=self._timeout_s)
+            answer = {tp.partition: future.result().offset for tp, future in futures.items()}
+            return [answer[p] for p in range(partitions)]
+
+        return retry_passing(ask, self._timeout_s)
+
+    def committed(self, group: str, topic: str, partitions: int) -> list[Committed]:
+        """What a group has committed, without joining it."""
+        consumer = Consumer(common_config(self._servers) | {"group.id": group, "enable.auto.commit": False})
+        with contextlib.closing(consumer):
+            return committed_positions(consumer, topic, range(partitions), self._timeout_s)

@@ -1,0 +1,72 @@
+"""A member of a consumer group that reads by column: membership and offsets by librdkafka, messages by `infra.kafka.fetch`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from infra.kafka.admin import Admin
+from infra.kafka.consumers import GroupConsumer
+from infra.kafka.fetch import Fetcher
+from infra.kafka.record_batches import Records
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Where to start reading: partition → offset, in the topic of this id, after batches of these leader epochs."""
+
+    positions: dict[int, int]
+    topic_id: str
+    leader_epochs: dict[int, int]
+
+
+class ColumnConsumer:
+    """One member of a consumer group over one topic, which positions itself.
+
+    `on_assign(partitions)` returns where to start each; `on_revoke(partitions)` is called when they are gone. Both run inside
+    `take`.
+    """
+
+    def __init__(
+        self,
+        servers: str,
+        group: str,
+        topic: str,
+        on_assign: Callable[[list[int]], Starts],
+        on_revoke: Callable[[list[int]], None],
+        session_timeout_ms: int,
+    ) -> None:
+        self._on_assign = on_assign
+        admin = Admin(servers, timeout_s=3.0)
+        self._fetcher = Fetcher(topic, lambda: admin.describe([topic]).get(topic))
+        self.member = GroupConsumer(servers, group, topic, self._assigned, on_revoke, session_timeout_ms, reads=False)
+
+    def _assigned(self, partitions: list[int]) -> dict[int, int]:
+        starts = self._on_assign(partitions)
+        self._fetcher.assign(starts.positions, topic_id=starts.topic_id, leader_epochs=starts.leader_epochs)
+        return starts.positions
+
+    def take(self, count: int, timeout_s: float) -> dict[int, list[Records]]:
+        """Up to `count` messages, by partition in offset order.
+
+        Raises TopicChanged, LogTruncated, OffsetOutOfRange, CorruptLog.
+        """
+        self.member.consume(1, 0.0)
+        return self._fetcher.take(count, timeout_s)
+
+    def end(self, partition: int) -> int:
+        """The end of the log (high watermark) as last seen; negative before that."""
+        return self._fetcher.end(partition)
+
+    def stable_end(self, partition: int) -> int:
+        """Where reading has to stop for an open transaction, or the end of the log; negative before it is known."""
+        return self._fetcher.stable_end(partition)
+
+    def seek(self, partition: int, offset: int, leader_epoch: int = -1) -> None:
+        """Go back (or forward) to an offset."""
+        self._fetcher.seek(partition, offset, leader_epoch)
+
+    def close(self) -> None:
+        """Stop reading and leave the group."""
+        self._fetcher.close()
+        self.member.close()

@@ -1,0 +1,322 @@
+"""Reads partitions of a topic by column: Kafka's Fetch over sockets of its own, read-committed.
+
+Librdkafka makes an object of each message, twice; that was a third of an event's CPU. Here a response stays one stretch of
+bytes. Membership, offsets and metadata stay with librdkafka: `describe` asks it for the topic's id and leaders.
+
+A thread for each broker fetches ahead until enough is waiting; `take` hands it over. Requests name the topic by its id, so
+a topic that was made again is never read on as if it were the one before; and they carry the leader epoch of the last
+batch, by which the broker detects a log that was cut off. An error of a broker is waited out, with the leaders looked up
+again, but for a topic or an offset that is gone. A record batch whose checksum is wrong is fetched again a few times.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from infra import logs
+from infra.errors import AdclickError, CorruptLog, LogTruncated, OffsetOutOfRange, TopicChanged
+from infra.kafka import errors, fetch_protocol, record_batches
+from infra.kafka.client import KafkaError
+from infra.kafka.fetch_protocol import PartitionAnswer
+from infra.kafka.record_batches import CorruptBatch, Records
+from infra.kafka.topic_state import TopicState
+
+Address = tuple[str, int]
+
+_TIMEOUT_S, _RETRY_S = 10.0, 0.2
+# A broker that is just coming back may not know its topics yet.
+_MISSING_S = 30.0
+# Of one partition, waiting to be taken.
+_AHEAD_MESSAGES = 30_000
+# Bytes that are damaged on the way are right the next time; those on the broker's disk stay as they are.
+_FETCHES_OF_A_CORRUPT_BATCH = 3
+
+
+@dataclass
+class _Partition:
+    """What is read of a partition. `next_offset` is what to ask for next."""
+
+    next_offset: int
+    leader_epoch: int = -1
+    waiting: deque[Records] = field(default_factory=deque)
+    messages: int = 0
+    end: int = -1
+    stable_end: int = -1
+    corrupt_fetches: int = 0
+    """How often in a row the batch at `next_offset` was not what its checksum says."""
+
+
+class Fetcher:
+    """Reads assigned partitions of a topic. `describe()` gives its id and leaders, None when it does not exist; it may raise."""
+
+    def __init__(self, topic: str, describe: Callable[[], TopicState | None]) -> None:
+        self._topic, self._describe = topic, describe
+        self._log = logs.get("fetch").bind(topic=topic)
+        self._topic_id = ""
+        self._missing_since: float | None = None
+        self._changed = threading.Condition()
+        self._partitions: dict[int, _Partition] = {}
+        self._led: dict[int, Address] = {}
+        self._readers: dict[Address, threading.Thread] = {}
+        self._lost = threading.Event()
+        self._lost.set()
+        self._failure: Exception | None = None
+        self._closed = False
+        self._finder = threading.Thread(target=self._find_leaders, daemon=True, name="leaders")
+        self._finder.start()
+
+    # -- for the one thread that takes messages -------------------------------------------------------------
+
+    def assign(
+        self, positions: dict[int, int], *, topic_id: str = "", leader_epochs: Mapping[int, int] | None = None
+    ) -> None:
+        """Read these partitions, each from an offset, and no others. What was fetched before is dropped.
+
+        `topic_id`: of the topic that these offsets belong to, by default the one that there is. `leader_epochs`: of the
+        batches before these offsets, where they are known.
+        """
+        epochs = leader_epochs or {}
+        with self._changed:
+            self._topic_id = topic_id or self._topic_id
+            self._partitions = {p: _Partition(offset, epochs.get(p, -1)) for p, offset in positions.items()}
+            self._failure = None
+            self._changed.notify_all()
+
+    def seek(self, partition: int, offset: int, leader_epoch: int = -1) -> None:
+        """Read a partition from another offset; what was fetched of it is dropped."""
+        with self._changed:
+            state = self._partitions.get(partition)
+            if state is not None:
+                self._partitions[partition] = _Partition(
+                    offset, leader_epoch, end=state.end, stable_end=state.stable_end
+                )
+                self._changed.notify_all()
+
+    def take(self, count: int, timeout_s: float) -> dict[int, list[Records]]:
+        """Up to `count` messages, by partition in offset order; waits until there are as many, or for the time given.
+
+        Raises TopicChanged, LogTruncated, OffsetOutOfRange, CorruptLog, and what else has ended reading.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                if self._failure is not None:
+                    raise self._failure
+                left = deadline - time.monotonic()
+                if left <= 0 or sum(p.messages for p in self._partitions.values()) >= count:
+                    return self._take_waiting(count)
+                self._changed.wait(left)
+
+    def end(self, partition: int) -> int:
+        """The end of the log (high watermark) as last seen; negative before that."""
+        state = self._partitions.get(partition)
+        return -1 if state is None else state.end
+
+    def stable_end(self, partition: int) -> int:
+        """Where reading has to stop for an open transaction, or the end of the log; negative before it is known."""
+        state = self._partitions.get(partition)
+        return -1 if state is None else state.stable_end
+
+    def close(self) -> None:
+        """Stop reading."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._lost.set()
+
+    def _take_waiting(self, count: int) -> dict[int, list[Records]]:
+        taken: dict[int, list[Records]] = {}
+        # In turn, so that no partition is starved.
+        while count > 0:
+            count_before = count
+            for number, partition in self._partitions.items():
+                if not partition.waiting or count <= 0:
+                    continue
+                records = partition.waiting.popleft()
+                if len(records.offsets) > count:
+                    records, rest = _split(records, count)
+                    partition.waiting.appendleft(rest)
+                partition.messages -= len(records.offsets)
+                # Something that holds no message still moves the position.
+                count -= max(1, len(records.offsets))
+                taken.setdefault(number, []).append(records)
+            if count == count_before:
+                break
+        self._changed.notify_all()
+        return taken
+
+    # -- who leads ----------------------------------------------------------------------------------------------
+
+    def _find_leaders(self) -> None:
+        """Keep a reader for each leader, and ask again whenever one was lost."""
+        while True:
+            self._lost.wait()
+            self._lost.clear()
+            if self._closed:
+                return
+            led: dict[int, Address] = {}
+            try:
+                led = self._read_leaders()
+            except TopicChanged as error:
+                self._fail(error)
+            except AdclickError:
+                pass
+            except Exception as error:
+                self._fail(error)
+            with self._changed:
+                self._led = led or self._led
+                for address in set(self._led.values()) - self._readers.keys():
+                    reader = threading.Thread(target=self._read, args=(address,), daemon=True, name="fetch")
+                    self._readers[address] = reader
+                    reader.start()
+                self._changed.notify_all()
+            if not led:
+                self._lost.set()
+            time.sleep(_RETRY_S)
+
+    def _read_leaders(self) -> dict[int, Address]:
+        """Partition → its leader, none where the topic is not known yet. Raises TopicChanged when it is not the one that is read."""
+        state = self._describe()
+        if state is None:
+            now = time.monotonic()
+            self._missing_since = self._missing_since or now
+            if now - self._missing_since > _MISSING_S:
+                raise TopicChanged(f"topic {self._topic} is gone")
+            return {}
+        self._missing_since = None
+        with self._changed:
+            self._topic_id = self._topic_id or state.topic_id
+            if self._topic_id != state.topic_id:
+                raise TopicChanged(
+                    f"topic {self._topic} was made again: its id was {self._topic_id}, it is {state.topic_id}"
+                )
+        return state.leaders
+
+    def _fail(self, error: Exception) -> None:
+        """End reading: the next `take` raises this."""
+        with self._changed:
+            self._failure = error
+            self._changed.notify_all()
+
+    # -- one broker ---------------------------------------------------------------------------------------------
+
+    def _read(self, address: Address) -> None:
+        """Fetch from one broker for as long as it leads anything."""
+        away = False
+        while not self._closed and address in self._led.values():
+            try:
+                with socket.create_connection(address, 3.0) as connection:
+                    connection.settimeout(_TIMEOUT_S)
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    while self._fetch_once(address, connection):
+                        if away:
+                            away = False
+                            self._log.info("the broker is back", broker=address)
+            except (OSError, EOFError) as error:
+                if not away and not self._closed:
+                    self._log.warning("the broker is away", broker=address, why=str(error))
+                away = True
+            except Exception as error:
+                # Also one that nothing here expects: a reader that ended without it would leave `take` waiting for ever.
+                self._fail(error)
+            self._lost.set()
+            time.sleep(_RETRY_S)
+        with self._changed:
+            del self._readers[address]
+
+    def _fetch_once(self, address: Address, connection: socket.socket) -> bool:
+        """Send one request and store what it brings; False when the leaders must be looked up before the next one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._wanted(address), timeout=1.0)
+            if self._closed or address not in self._led.values():
+                return False
+            wanted = {p: (state, state.next_offset, state.leader_epoch) for p, state in self._wanted(address).items()}
+            topic_id = self._topic_id
+        if not wanted:
+            return True
+        positions = {p: (offset, epoch) for p, (_, offset, epoch) in wanted.items()}
+        connection.sendall(fetch_protocol.encode_request(topic_id, positions))
+        answers = fetch_protocol.decode_response(fetch_protocol.receive_response(connection))
+        stored = [self._store_answer(answer, *wanted[answer.partition][:2]) for answer in answers]
+        return all(stored)
+
+    def _store_answer(self, answer: PartitionAnswer, state: _Partition, offset: int) -> bool:
+        """Append what was fetched of a partition; False where nothing came for a reason that passes.
+
+        Raises LogTruncated, OffsetOutOfRange, CorruptLog, Refused.
+        """
+        if not self._is_readable(answer, offset):
+            return False
+        try:
+            records = record_batches.read_batches(answer.data, answer.start, answer.stop, offset, answer.aborted)
+        except CorruptBatch as error:
+            self._count_corrupt_fetch(answer.partition, state, error)
+            return False
+        with self._changed:
+            if self._partitions.get(answer.partition) is state:
+                state.end, state.stable_end, state.corrupt_fetches = answer.end, answer.stable_end, 0
+                if records.next_offset > offset:
+                    state.leader_epoch = records.leader_epoch
+                    state.waiting.append(records)
+                    state.messages += len(records.offsets)
+                    state.next_offset = records.next_offset
+                self._changed.notify_all()
+        return True
+
+    def _is_readable(self, answer: PartitionAnswer, offset: int) -> bool:
+        """Whether the answer holds the partition's messages from `offset` on. Raises what makes it impossible."""
+        where = f"{self._topic}/{answer.partition}"
+        if answer.diverges_at is not None:
+            raise LogTruncated(
+                f"{where} was cut off at offset {answer.diverges_at}: {offset} was to be read next",
+                partition=answer.partition,
+                end=answer.diverges_at,
+            )
+        if answer.error == KafkaError.OFFSET_OUT_OF_RANGE:
+            raise OffsetOutOfRange(
+                f"{where}: offset {offset} is no longer there",
+                hint="events were deleted before they were read; restore them, or move the group's offset on purpose",
+            )
+        if answer.error and not errors.is_passing_fetch_error(KafkaError(answer.error)):
+            raise errors.unreadable_partition(KafkaError(answer.error), where)
+        return not answer.error
+
+    def _count_corrupt_fetch(self, partition: int, state: _Partition, error: CorruptBatch) -> None:
+        """Let the batch be fetched again; raises CorruptLog once that has been done often enough."""
+        state.corrupt_fetches += 1
+        where = f"{self._topic}/{partition}: the record batch at offset {error.offset} {error.message}"
+        if state.corrupt_fetches >= _FETCHES_OF_A_CORRUPT_BATCH:
+            raise CorruptLog(
+                f"{where}, each of {state.corrupt_fetches} times that it was fetched",
+                hint=error.hint,
+            )
+        self._log.warning("a corrupt record batch is fetched again", where=where)
+
+    def _wanted(self, address: Address) -> dict[int, _Partition]:
+        """The partitions that this broker leads and of which more may be fetched ahead."""
+        return {
+            p: state
+            for p, state in self._partitions.items()
+            if self._led.get(p) == address and state.messages < _AHEAD_MESSAGES and self._failure is None
+        }
+
+
+def _split(records: Records, count: int) -> tuple[Records, Records]:
+    def part(rows: slice, next_offset: int) -> Records:
+        return Records(
+            records.offsets[rows],
+            records.timestamps_ms[rows],
+            records.values.take(rows),
+            records.keys.take(rows),
+            next_offset,
+            records.leader_epoch,
+            records.by_broker,
+        )
+
+    middle = int(records.offsets[count])
+    return part(slice(None, count), middle), part(slice(count, None), records.next_offset)

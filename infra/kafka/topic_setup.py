@@ -1,0 +1,102 @@
+"""Makes the topics of an installation, and tells what of them is not as it should be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infra.errors import UserError
+from infra.kafka.admin import Admin
+from infra.kafka.topics import ARCHIVE, DEAD_LETTERS, EVENTS, INGEST_GROUP, Topic, wanted
+from infra.settings import Settings
+
+_MEANING = {
+    "message.timestamp.type": "log time is then what producers say (adclick migrate sets it)",
+    "cleanup.policy": "messages are then deleted before they are read (adclick migrate sets it)",
+    "max.message.bytes": "larger messages are refused (adclick migrate sets it)",
+}
+
+
+def ensure(settings: Settings) -> list[str]:
+    """Make the topics that are missing, and set what each keeps; returns the names of new ones.
+
+    Raises UserError where a partition count differs from the setting.
+    """
+    admin = Admin(settings.kafka)
+    counts = admin.partitions()
+    topics = wanted(settings)
+    grown = dict[str, int]()
+    for topic in topics:
+        count = counts.get(topic.name, topic.partitions)
+        if count < topic.partitions and topic.name not in _growing(settings):
+            raise UserError(
+                f"topic {topic.name} has {count} partitions, the setting says {topic.partitions}",
+                hint="these cannot grow: set ADCLICK_BLOCK_PARTITIONS back, or start in a new folder",
+            )
+        if count < topic.partitions:
+            grown[topic.name] = topic.partitions
+        if count > topic.partitions:
+            _refuse_shrinking(admin, settings, topic, count)
+    # ad-events last: what is written to a new partition of it needs its place in the others.
+    for name in sorted(grown, key=lambda name: name == settings.topic(EVENTS)):
+        admin.grow({name: grown[name]})
+    missing = [t for t in topics if t.name not in counts]
+    admin.create({t.name: (t.partitions, t.config) for t in missing})
+    admin.configure({t.name: t.config for t in topics})
+    return [t.name for t in missing]
+
+
+def _growing(settings: Settings) -> set[str]:
+    """The topics with a partition for each of ad-events."""
+    return {settings.topic(name) for name in (EVENTS, DEAD_LETTERS, ARCHIVE)}
+
+
+def _refuse_shrinking(admin: Admin, settings: Settings, topic: Topic, count: int) -> None:
+    """Raise UserError when partitions beyond the setting have been in use."""
+    if topic.name == settings.topic(EVENTS):
+        positions = admin.committed(settings.topic(INGEST_GROUP), topic.name, count)
+        used = [c.partition for c in positions[topic.partitions :] if c.offset >= 0]
+    else:
+        ends = admin.high_watermarks(topic.name, count)
+        used = [p for p in range(topic.partitions, count) if ends[p] > 0]
+    if used:
+        name = "EVENT" if topic.name in _growing(settings) else "BLOCK"
+        raise UserError(
+            f"topic {topic.name} has {count} partitions, and partition {used[-1]} is in use: the setting says {topic.partitions}",
+            hint=f"partitions cannot be taken away: set ADCLICK_{name}_PARTITIONS to {count}",
+        )
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A topic that is not as it should be, and what that means."""
+
+    topic: str
+    explanation: str
+
+
+def deviations(admin: Admin, settings: Settings) -> list[Deviation]:
+    """What of the topics differs from what `ensure` makes of them. Raises Unavailable."""
+    counts, topics = admin.partitions(), wanted(settings)
+    deviations_found = [
+        Deviation(t.name, "does not exist: adclick migrate makes it") for t in topics if t.name not in counts
+    ]
+    there = [t for t in topics if t.name in counts]
+    for t in there:
+        if counts[t.name] > t.partitions:
+            unread = (
+                f"{t.partitions} to {counts[t.name] - 1}" if counts[t.name] - 1 > t.partitions else f"{t.partitions}"
+            )
+            deviations_found.append(Deviation(t.name, f"has partitions that are not read: {unread}"))
+        if counts[t.name] < t.partitions:
+            what = "adclick migrate adds them" if t.name in _growing(settings) else "these cannot grow"
+            deviations_found.append(
+                Deviation(t.name, f"has {counts[t.name]} partitions, the setting says {t.partitions}: {what}")
+            )
+    in_force = admin.configs(t.name for t in there)
+    for t in there:
+        for key, value in t.config.items():
+            actual = in_force[t.name].get(key)
+            if actual != value:
+                what = _MEANING.get(key, "adclick migrate sets it")
+                deviations_found.append(Deviation(t.name, f"{key} is {actual}, it should be {value}: {what}"))
+    return deviations_found

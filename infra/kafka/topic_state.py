@@ -1,0 +1,31 @@
+"""A topic as the brokers describe it: its id, its leaders and its partitions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from infra.errors import UserError
+
+_URL_SAFE = str.maketrans("+/", "-_")
+
+
+@dataclass(frozen=True)
+class TopicState:
+    """A topic as the brokers describe it."""
+
+    topic_id: str
+    """Another topic of the same name has another one (KIP-516)."""
+    leaders: dict[int, tuple[str, int]]
+    """Partition → address of its leader, where it has one."""
+    partitions: int
+
+    @classmethod
+    def of(cls, description: Any) -> TopicState:
+        """From the client's description. Raises UserError where the brokers know no topic ids."""
+        # As Kafka's own tools print it.
+        topic_id = str(description.topic_id).translate(_URL_SAFE)
+        if not topic_id.strip("A"):
+            raise UserError("the Kafka brokers know no topic ids", hint="Kafka 3.1 or newer is needed")
+        leaders = {p.id: (p.leader.host, int(p.leader.port)) for p in description.partitions if p.leader}
+        return cls(topic_id, leaders, len(description.partitions))

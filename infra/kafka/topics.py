@@ -1,0 +1,73 @@
+"""The topics of an installation: names, partition counts and how long each keeps what.
+
+`ensure` is idempotent. The partitions of ad-blocks and of what follows it are fixed when these topics are made. Those of
+ad-events can grow: the setting is raised, and `ensure` adds partitions here, too. Partitions that others have added and no
+worker has read are left alone; `status` names them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infra.clock import DAY_MS, HOUR_MS
+from infra.settings import Settings
+
+EVENTS = "ad-events"
+DEAD_LETTERS = "ad-events-dead"
+SENT_LETTERS = "ad-events-dead-sent"
+BLOCKS = "ad-blocks"
+ARCHIVE = "ad-archive"
+MINUTES = "ad-minutes"
+HOURS = "ad-hours"
+MINUTE_STATE = "ad-minute-state"
+HOUR_STATE = "ad-hour-state"
+DAY_STATE = "ad-day-state"
+
+INGEST_GROUP = "adclick-ingest"
+ARCHIVE_GROUP = "adclick-archive"
+STREAM_GROUP = "adclick-stream"
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Topic:
+    """The name, partition count and configuration that a topic should have."""
+
+    name: str
+    partitions: int
+    config: dict[str, str]
+
+
+def wanted(settings: Settings) -> list[Topic]:
+    """Every topic of the installation."""
+    deleted = {"cleanup.policy": "delete"}
+    events = {**_kept(settings.events_retention_s), **deleted}
+    internal = {**_kept(settings.blocks_retention_s), **deleted, "max.message.bytes": str(4 * MIB)}
+    # What a recovery reads is what is alive, and what no segment was closed on since.
+    state = {
+        "cleanup.policy": "compact",
+        "max.message.bytes": str(4 * MIB),
+        "segment.ms": str(HOUR_MS),
+        "segment.bytes": str(32 * MIB),
+        "delete.retention.ms": str(HOUR_MS),
+    }
+    logged = {"message.timestamp.type": "LogAppendTime"}
+    p, b = settings.event_partitions, settings.block_partitions
+    return [
+        Topic(settings.topic(EVENTS), p, {**events, **logged, "max.message.bytes": str(9 * MIB)}),
+        Topic(settings.topic(DEAD_LETTERS), p, {"retention.ms": "-1", **deleted, "max.message.bytes": str(16 * MIB)}),
+        Topic(settings.topic(SENT_LETTERS), 1, {"cleanup.policy": "compact"}),
+        Topic(settings.topic(ARCHIVE), p, internal),
+        Topic(settings.topic(BLOCKS), b, internal),
+        Topic(settings.topic(MINUTES), b, internal),
+        Topic(settings.topic(HOURS), b, internal),
+        Topic(settings.topic(MINUTE_STATE), b, state),
+        Topic(settings.topic(HOUR_STATE), b, state),
+        Topic(settings.topic(DAY_STATE), b, state),
+    ]
+
+
+def _kept(retention_s: int) -> dict[str, str]:
+    """Only closed segments are deleted: eight of them span what is kept."""
+    return {"retention.ms": str(retention_s * 1000), "segment.ms": str(min(DAY_MS, retention_s * 1000 // 8))}

@@ -1,0 +1,98 @@
+"""The dead-letter topic as letters, whatever is in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from infra.errors import OffsetOutOfRange, UserError
+from infra.kafka import topics
+from infra.kafka.client import BEGINNING
+from infra.kafka.consumers import offset_at, read_to_end
+from infra.settings import Settings
+from ingest.dead_letters import edit
+
+_NAME = re.compile(r"([0-9]{1,9})/([0-9]{1,18})", re.ASCII)
+_SOURCE = re.compile(r"(.+)/([0-9]{1,9})/([0-9]{1,18})", re.DOTALL | re.ASCII)
+
+
+@dataclass(frozen=True)
+class SourceMessage:
+    """The message of ad-events that a letter is about."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Letter:
+    """One message of ad-events-dead, from any producer: any value, any headers, or none.
+
+    `name` is how commands refer to it: its place in the topic.
+    """
+
+    name: str
+    key: bytes | None
+    value: bytes | None
+    headers: dict[str, str]
+    time_ms: int
+
+    @property
+    def source(self) -> SourceMessage | None:
+        """Where the event came from; None where the letter has no readable `source` header."""
+        parts = _SOURCE.fullmatch(self.headers.get("source", ""))
+        return SourceMessage(parts[1], int(parts[2]), int(parts[3])) if parts else None
+
+    @property
+    def field_at_fault(self) -> str | None:
+        """The field that the event was rejected for; None where the whole of it was at fault."""
+        return edit.field_at_fault(self.headers.get("reason"), self.headers.get("detail"))
+
+
+def read_letters(settings: Settings, since_ms: int | None = None) -> Iterator[Letter]:
+    """All dead letters there are now, or those written since a moment."""
+    topic = settings.topic(topics.DEAD_LETTERS)
+    for partition in range(settings.event_partitions):
+        first = BEGINNING if since_ms is None else offset_at(settings.kafka, topic, partition, since_ms)
+        for message in read_to_end(settings.kafka, topic, partition, first):
+            yield letter_of(partition, message)
+
+
+def read_named(settings: Settings, names: Sequence[str]) -> Iterator[Letter]:
+    """The letters of these names. Raises UserError when there is none of a name."""
+    wanted: dict[int, dict[int, str]] = {}
+    for name in names:
+        parts = _NAME.fullmatch(name)
+        if parts is None or int(parts[1]) >= settings.event_partitions:
+            raise _no_such(name)
+        wanted.setdefault(int(parts[1]), {})[int(parts[2])] = name
+    for partition, by_offset in wanted.items():
+        left = dict(by_offset)
+        topic = settings.topic(topics.DEAD_LETTERS)
+        try:
+            for message in read_to_end(settings.kafka, topic, partition, min(left)):
+                if left.pop(message.offset(), None):
+                    yield letter_of(partition, message)
+                if not left:
+                    break
+        except OffsetOutOfRange as error:
+            raise _no_such(left[min(left)]) from error
+        if left:
+            raise _no_such(left[min(left)])
+
+
+def _no_such(name: str) -> UserError:
+    return UserError(f"no such dead letter: {name}", hint="adclick dead-letters list names them")
+
+
+def letter_of(partition: int, message: Any) -> Letter:
+    """The letter that a message of this partition of the dead-letter topic is."""
+    try:
+        headers = {name: (text or b"").decode("utf-8", "backslashreplace") for name, text in message.headers() or []}
+    except (SystemError, UnicodeDecodeError):
+        # What the client raises where a header's name is no UTF-8; it has no way to skip it.
+        headers = {}
+    return Letter(f"{partition}/{message.offset()}", message.key(), message.value(), headers, message.timestamp()[1])

@@ -1,0 +1,138 @@
+"""What ingest publishes about itself, for `adclick status` and the router: a report of each worker in Redis, and how far each topic is
+read. Written and read here alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+from infra.errors import AdclickError
+from infra.kafka import topics
+from infra.kafka.admin import Admin
+from infra.redis.client import Redis
+from infra.settings import Settings
+from ingest.archive.progress import archived_to
+from ingest.counts import Counts
+from ingest.shedding import Level
+
+LEVELS = tuple(level.name.lower() for level in Level)
+"""Overload levels as reports have them, the lowest first."""
+# For how long a worker's report is shown, and why it stopped; one that is started again and again reports that again.
+_REPORT_S, _STOPPED_S = 15, 60
+
+
+def _key(prefix: str, worker: str) -> str:
+    return f"{prefix}ingest:{worker}"
+
+
+def publish_report(
+    redis: Redis, prefix: str, worker: str, *, level: Level, lag: int, counts: Counts, sent_ms: int, now_ms: int,
+    partitions: Mapping[int, dict[str, Any]],
+) -> None:  # fmt: skip
+    """Publish a worker's state; best effort. `lag`: messages to read; `sent_ms`: when its last blocks were sent."""
+    report = {
+        "worker": worker, "level": LEVELS[level], "lag": lag, "doubt": counts.doubt, "sent_ms": sent_ms, "at_ms": now_ms,
+        "counts": msgspec.structs.asdict(counts),
+        "partitions": {str(p): partition for p, partition in partitions.items()},
+    }  # fmt: skip
+    _publish(redis, prefix, report, _REPORT_S)
+
+
+def publish_stop(redis: Redis, prefix: str, worker: str, error: AdclickError) -> None:
+    """Publish why a worker stopped; best effort."""
+    _publish(redis, prefix, {"worker": worker, "stopped": str(error)}, _STOPPED_S)
+
+
+def _publish(redis: Redis, prefix: str, report: dict[str, Any], seconds: int) -> None:
+    try:
+        redis.call("SET", _key(prefix, report["worker"]), json.dumps(report), "EX", seconds)
+    except AdclickError:
+        pass
+
+
+@dataclass(frozen=True)
+class IngestReports:
+    """`workers`: the reports of running ones, by name. `stopped`: worker → the error that it stopped with."""
+
+    workers: list[dict[str, Any]]
+    stopped: dict[str, str]
+
+    @property
+    def level(self) -> str:
+        """The highest overload level of all workers."""
+        return max((w["level"] for w in self.workers), key=LEVELS.index, default="unknown")
+
+    @property
+    def sent_ms(self) -> int:
+        """When the newest blocks were sent; 0 while none were."""
+        return max((w["sent_ms"] for w in self.workers), default=0)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The counts of all workers, added up; each counts since it was started."""
+        total = Counter[str](dict.fromkeys(Counts.__struct_fields__, 0))
+        for worker in self.workers:
+            total.update(worker.get("counts", {}))
+        return dict(total)
+
+    def misdated(self, topic: str) -> dict[str, int]:
+        """TOPIC/PARTITION → how many messages have timestamps that cannot be true."""
+        return {
+            f"{topic}/{p}": int(partition["misdated"])
+            for worker in self.workers
+            for p, partition in worker["partitions"].items()
+            if partition.get("misdated")
+        }
+
+
+def read_reports(redis: Redis, prefix: str) -> IngestReports:
+    """The reports that workers have published lately. Raises Unavailable."""
+    entries = [redis.call("GET", key) for key in redis.scan_keys(_key(prefix, "*"))]
+    reports = [json.loads(entry) for entry in entries if entry]
+    running = sorted((r for r in reports if "stopped" not in r), key=lambda r: str(r["worker"]))
+    return IngestReports(running, {str(r["worker"]): str(r["stopped"]) for r in reports if "stopped" in r})
+
+
+@dataclass(frozen=True)
+class TopicLags:
+    """`lags`: topic → messages to read; `by_partition`: the same, partition by partition. `open_transactions`: TOPIC/PARTITION → offset
+    and messages of a producer's transaction. `arrived`: how many messages were ever appended to ad-events; `archived`: up to where, of
+    the same, the archive has files, added up over partitions."""
+
+    lags: dict[str, int]
+    open_transactions: dict[str, dict[str, int]]
+    by_partition: dict[str, list[int]] = field(default_factory=dict)
+    arrived: int | None = None
+    archived: int | None = None
+
+
+def read_lags(admin: Admin, settings: Settings) -> TopicLags:
+    """How far the topics are read, up to the very end of each log, including what open transactions hold back. Raises Unavailable."""
+    partition_counts, status = admin.partitions(), TopicLags({}, {})
+    arrived = archived = None
+    for name, group in ((topics.EVENTS, topics.INGEST_GROUP), (topics.ARCHIVE, topics.ARCHIVE_GROUP)):
+        topic = settings.topic(name)
+        count = partition_counts.get(topic, 0)
+        if not count:
+            continue
+        ends, committed = admin.high_watermarks(topic, count), admin.committed(settings.topic(group), topic, count)
+        positions = [c.offset for c in committed]
+        if min(positions) < 0:  # nothing read yet: the log may begin later
+            positions = [max(at, start) for at, start in zip(positions, admin.starts(topic, count), strict=True)]
+        # In a topic of ours the last offset is the marker of a transaction, which no reader's position passes.
+        marker = int(name == topics.ARCHIVE)
+        lags = [max(0, end - at - marker) for end, at in zip(ends, positions, strict=True)]
+        status.lags[topic], status.by_partition[topic] = sum(lags), lags
+        if name == topics.ARCHIVE:
+            archived = sum(archived_to(c.metadata) for c in committed)
+        else:
+            arrived = sum(ends)
+            for p, (stable, end) in enumerate(zip(admin.ends(topic, count), ends, strict=True)):
+                if stable < end:
+                    status.open_transactions[f"{topic}/{p}"] = {"offset": stable, "messages": end - stable}
+    return replace(status, arrived=arrived, archived=archived)

@@ -1,0 +1,159 @@
+"""The state of the pipeline, as `adclick status`, `/v1/pipeline`, `/readyz` and `/metrics` show it.
+
+Each package publishes its part, and has the module that reads it; this one reads all of them at once, and says what is wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from infra.clickhouse import borders
+from infra.clickhouse.client import ClickHouse
+from infra.clock import iso
+from infra.errors import AdclickError, Refused
+from infra.kafka import topic_setup, topics
+from infra.kafka.admin import Admin
+from infra.redis.client import Redis
+from infra.redis.eviction import NEVER_EVICT, eviction_risk
+from infra.settings import Settings
+from infra.wait_reports import read_waits
+from ingest.published_status import read_lags, read_reports
+from query.runs import read_last_run, read_open_matters
+from stream.hot.published_status import ShardStatus, read_shards
+
+BACKENDS = ("kafka", "redis", "clickhouse", "archive")
+_TIMEOUT_S = 3.0
+Part = dict[str, Any]
+_NO_WORKERS: Part = {
+    "watermark": None, "stream_lag_s": None, "silent_shards": [], "level": "unknown", "ingest_workers": [], "waits": {},
+    "stopped_workers": {}, "misdated": {}, "shards": [], "counts": {},
+}  # fmt: skip
+_NO_TOPICS: Part = {
+    "topics": {}, "partitions": {}, "open_transactions": {}, "arrived": None, "archived": None, "warnings": [],
+}  # fmt: skip
+_NO_GAPS: Part = {"gaps": []}
+_NO_RUNS: Part = {"last_reconciliation": None, "reconciliation_alerts": [], "unbilled_events": 0}
+UNKNOWN_STATUS: Part = {**_NO_TOPICS, **_NO_WORKERS, **_NO_RUNS, "problems": {}}
+"""The status of a stack that is not running."""
+
+
+def read_status(settings: Settings) -> dict[str, Any]:
+    """Read the backends, all at once.
+
+    `problems`: by backend, why it is not available or refuses (its part of the status is then empty); by worker, the error that it
+    stopped with. `warnings`: what is not as it should be while the pipeline goes on. Redis is also written to: one that is full or
+    read-only still answers reads. What workers wait for, they report themselves.
+    """
+    problems: dict[str, str] = {}
+
+    def read(backend: str, part: Callable[[Settings], Part], empty: Part) -> Part:
+        try:
+            return part(settings)
+        except AdclickError as error:
+            problems[backend] = str(error)
+            return empty
+
+    with ThreadPoolExecutor(5) as pool:
+        parts = [
+            pool.submit(read, "kafka", _read_topics, _NO_TOPICS),
+            pool.submit(read, "redis", _read_workers, _NO_WORKERS),
+            pool.submit(read, "clickhouse", _read_runs, _NO_RUNS),
+            pool.submit(read, "clickhouse", _read_gaps, _NO_GAPS),
+            pool.submit(read, "redis", _check_redis, {}),
+        ]
+        status = {key: value for part in parts for key, value in part.result().items()}
+    for worker, reasons in status["waits"].items():
+        for backend, reason in reasons.items():
+            problems.setdefault(backend, f"{reason}; {worker} waits")
+    problems |= status["stopped_workers"]
+    misdated = [
+        f"{where}: {count:,} messages have timestamps that cannot be true"
+        for where, count in status["misdated"].items()
+    ]
+    warnings = [*status["warnings"], *misdated, *status.pop("gaps")]
+    return status | {"problems": problems, "warnings": warnings}
+
+
+def find_unready(settings: Settings) -> list[str]:
+    """The parts of the pipeline that have not reported that they are up, and its problems; empty when all is ready."""
+    status = read_status(settings)
+    unready = list(status["problems"].values())
+    if "redis" not in status["problems"]:
+        unready += [f"stream shard {s}" for s in status["silent_shards"]]
+        owned = {p for worker in status["ingest_workers"] for p in worker["partitions"]}
+        unready += [f"ingest partition {p}" for p in range(settings.event_partitions) if str(p) not in owned]
+    return unready
+
+
+def _read_topics(settings: Settings) -> Part:
+    admin = Admin(settings.kafka, timeout_s=_TIMEOUT_S)
+    topic_lags = read_lags(admin, settings)
+    warnings = [f"{d.topic} {d.explanation}" for d in topic_setup.deviations(admin, settings)]
+    warnings += [
+        f"{where}: a producer's transaction that is open since offset {transaction['offset']} holds back "
+        f"{transaction['messages']:,} messages"
+        for where, transaction in topic_lags.open_transactions.items()
+    ]
+    return {
+        "topics": topic_lags.lags, "partitions": topic_lags.by_partition, "open_transactions": topic_lags.open_transactions,
+        "arrived": topic_lags.arrived, "archived": topic_lags.archived, "warnings": warnings,
+    }  # fmt: skip
+
+
+def _read_workers(settings: Settings) -> Part:
+    shards = settings.block_partitions
+    with contextlib.closing(Redis(settings.redis, timeout_s=_TIMEOUT_S)) as redis:
+        reports = read_reports(redis, settings.key_prefix)
+        statuses = read_shards(redis, settings.key_prefix, shards)
+        waits = read_waits(redis, settings.key_prefix)
+    closed = [s.closed_ms for s in statuses if s.closed_ms is not None]
+    shown = [s.sent_ms for s in statuses if s.sent_ms is not None]
+    # Each transaction of ingest reaches each shard, so the oldest shard says how far behind ingest the answers are.
+    lag_s = max(0, reports.sent_ms - min(shown)) / 1000 if reports.sent_ms and len(shown) == shards else None
+    return {
+        "watermark": iso(min(closed)) if len(closed) == shards else None,
+        "stream_lag_s": lag_s,
+        "silent_shards": [number for number, status in enumerate(statuses) if status.sequence is None],
+        "level": reports.level,
+        "ingest_workers": reports.workers,
+        "waits": waits,
+        "stopped_workers": reports.stopped,
+        "misdated": reports.misdated(settings.topic(topics.EVENTS)),
+        "shards": [_describe_shard(status, reports.sent_ms) for status in statuses],
+        "counts": reports.counts if reports.workers else {},
+    }
+
+
+def _describe_shard(status: ShardStatus, sent_ms: int) -> Part:
+    known = status.sent_ms is not None and sent_ms > 0
+    return {
+        "lag_s": max(0, sent_ms - (status.sent_ms or 0)) / 1000 if known else None,
+        "watermark": None if status.closed_ms is None else iso(status.closed_ms),
+        "events": status.events,
+    }
+
+
+def _read_runs(settings: Settings) -> Part:
+    with contextlib.closing(ClickHouse(settings.clickhouse, settings.database)) as client:
+        last = read_last_run(client)
+        if last is None:
+            return _NO_RUNS
+        days, unbilled = read_open_matters(client)
+    return {"last_reconciliation": last, "reconciliation_alerts": days, "unbilled_events": unbilled}
+
+
+def _read_gaps(settings: Settings) -> Part:
+    with contextlib.closing(ClickHouse(settings.clickhouse, settings.database)) as client:
+        return {"gaps": borders.gaps(borders.read_published(client, settings.block_partitions))}
+
+
+def _check_redis(settings: Settings) -> Part:
+    """Raises Unavailable when Redis takes no writes, or may lose what was written."""
+    with contextlib.closing(Redis(settings.redis, timeout_s=_TIMEOUT_S)) as redis:
+        redis.call("SET", f"{settings.key_prefix}probe", "1", "PX", 1000)
+        if eviction := eviction_risk(redis):
+            raise Refused(eviction, hint=NEVER_EVICT, backend="redis", code="EVICTS")
+    return {}

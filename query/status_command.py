@@ -1,0 +1,81 @@
+"""`adclick status`: the processes of a stack, and the state of its pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from infra import migration
+from infra.cli import declare
+from infra.cli.app import App
+from infra.embedded.stack_folder import Folder
+from infra.errors import AdclickError
+from infra.settings import ENDPOINTS_FILE, read_endpoints
+from query.processes import usage
+from query.status import UNKNOWN_STATUS, read_status
+
+
+@declare.command("status", "adclick status --json")
+def status(app: App) -> None:
+    """Show each process, each topic's lag, the watermark, the overload level and the last reconciliation.
+
+    Exit 0 when all that ought to run does, 1 when something does not or a backend does not answer; that is named.
+    """
+    folder = Folder(app.folder)
+    processes = folder.processes()
+    report: dict[str, Any] = {
+        "dir": str(app.folder),
+        "processes": {name: taken for name, process in processes.items() if (taken := usage(process))},
+        "dead": sorted(set(folder.pids()) - set(processes)),
+    }
+    never_ready = app.directory is not None and not read_endpoints(app.folder)
+    stopped = "supervisor" not in processes and (never_ready or _is_own_stack(app, folder))
+    unknown = stopped or never_ready
+    report |= UNKNOWN_STATUS if unknown else read_status(app.settings)
+    if not unknown:
+        report["problems"] |= migration.shortcomings(app.settings)
+    if app.json:
+        app.data(report)
+    else:
+        _print_status(app, report)
+    if stopped:
+        raise AdclickError(f"no stack is running in {app.folder}", hint="adclick up starts one")
+    if never_ready:
+        raise AdclickError(f"the stack in {app.folder} is still starting")
+    faults = [f"{name} is not running (see {folder.log(name)})" for name in report["dead"]]
+    faults += report["problems"].values()
+    if faults:
+        raise AdclickError("; ".join(faults))
+
+
+def _is_own_stack(app: App, folder: Folder) -> bool:
+    """Whether the addresses are those of the folder's stack, rather than of a cluster that settings name."""
+    origins = {app.resolved.origins.get(name) for name in ("kafka", "redis", "clickhouse")}
+    return origins == {str(app.folder / ENDPOINTS_FILE)} or (origins == {None} and bool(folder.pids()))
+
+
+def _print_status(app: App, report: dict[str, Any]) -> None:
+    rows = [(n, p["pid"], p["cpu_s"], p["rss_mb"]) for n, p in report["processes"].items()]
+    rows += [(n, "not running", "", "") for n in report["dead"]]
+    if rows:
+        app.table(["process", "pid", "cpu s", "MB"], rows)
+    if report["problems"]:
+        app.table(["problem", ""], list(report["problems"].items()))
+    if report["warnings"]:
+        app.table(["warning"], [(warning,) for warning in report["warnings"]])
+    if report["topics"]:
+        app.table(["topic", "messages to read"], [(n, f"{lag:,}") for n, lag in report["topics"].items()])
+    lag_s, run = report["stream_lag_s"], report["last_reconciliation"]
+    app.table(
+        ["", ""],
+        [
+            ("watermark", report["watermark"] or "unknown"),
+            ("stream lag", "unknown" if lag_s is None else f"{lag_s:.1f} s"),
+            ("overload", report["level"]),
+            ("reconciled", _reconciled(run) if run else "unknown" if report["problems"] else "never"),
+        ],
+    )
+
+
+def _reconciled(run: dict[str, Any]) -> str:
+    """The last reconciliation in a few words."""
+    return f"{run['date']} by {run['run_id']}, at {run['published_at']}" + (" with an alert" if run["alert"] else "")

@@ -1,0 +1,76 @@
+"""When a stage flushes. Pure: how much time has passed comes in as an argument."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+MAX_WAITING_ROWS = 1_000_000
+"""Rows that may wait for their flush before the agent stops taking more."""
+# Input without rows (heartbeats) needs no transaction of its own; now and then it moves the fence on.
+_HEARTBEATS = 200
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What a flush would make durable."""
+
+    rows: int
+    corrects: bool
+    """Whether some of the rows may change windows that are shown as closed."""
+    crosses_end: bool
+    """Whether the closing watermark has crossed the end of a window."""
+    messages: int
+    behind_ms: int
+    """How old the newest block is."""
+
+
+class FlushPolicy(Protocol):
+    """Decides on the flushes of a stage."""
+
+    @property
+    def looks_at_clock(self) -> bool:
+        """Whether silence may move the closing watermark on."""
+
+    def is_due(self, waiting: Waiting, since_s: float) -> bool:
+        """Whether to flush, so long after the last flush began."""
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Minutes: readers wait for them, so they are flushed as soon as asked. While catching up none is fresh, and fewer and
+    larger flushes cost less."""
+
+    behind_ms: int = 1_000
+    behind_wait_s: float = 1.0
+    behind_rows: int = 250_000
+    looks_at_clock: bool = True
+
+    def is_due(self, waiting: Waiting, since_s: float) -> bool:
+        """Whether to flush, so long after the last flush began."""
+        behind = waiting.behind_ms > self.behind_ms
+        if behind and since_s < self.behind_wait_s and waiting.rows < self.behind_rows:
+            return False
+        return _has_reason(waiting)
+
+
+@dataclass(frozen=True)
+class Patient:
+    """Hours and days, which are shown at their close: the longer their flushes wait, the more rows meet in one. Readers wait for
+    the end of a window, and for corrections of closed ones."""
+
+    wait_s: float = 10.0
+    correcting_wait_s: float = 1.5
+    most_rows: int = MAX_WAITING_ROWS // 2
+    looks_at_clock: bool = False
+
+    def is_due(self, waiting: Waiting, since_s: float) -> bool:
+        """Whether to flush, so long after the last flush began."""
+        wait_s = self.correcting_wait_s if waiting.corrects else self.wait_s
+        if since_s < wait_s and waiting.rows < self.most_rows:
+            return waiting.crosses_end
+        return _has_reason(waiting)
+
+
+def _has_reason(waiting: Waiting) -> bool:
+    return waiting.rows > 0 or waiting.crosses_end or waiting.messages > _HEARTBEATS

@@ -1,0 +1,93 @@
+"""`status` and `/metrics` on workers that run, are halted and continue."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from infra.errors import Unavailable
+from infra.redis.client import Redis
+from infra.retries import WAITS
+from infra.settings import Settings
+from infra.wait_reports import reporting
+from query.api.metrics import Metrics
+from query.pipeline import OwnStack, PipelineReader
+from query.status import read_status
+from tests.flow import STEP, Flow, flow
+from tests.product import wait_until
+from tests.relay import Relay
+
+
+def test_the_lag_of_the_stream_grows_while_its_worker_is_halted(settings: Settings, tmp_path: Path) -> None:
+    def lag_s() -> float:
+        lag = read_status(settings)["stream_lag_s"]
+        return math.inf if lag is None else float(lag)
+
+    assert lag_s() == math.inf
+    with flow(settings, tmp_path) as running:
+        for worker in ("ingest-0", "stream-0"):
+            running.start(worker)
+        running.send(STEP // 2)
+        running.wait_until_something_is_shown()
+        wait_until(lambda: lag_s() == 0, 20, "all is shown")
+        reader = PipelineReader(settings, OwnStack(None), monotonic=itertools.count(0, 5).__next__)
+        before = reader.read()
+        assert set(before["rates"].values()) == {None}
+        running.workers["stream-0"].send_signal(signal.SIGSTOP)
+        running.send()
+        wait_until(lambda: 0.9 < lag_s() < math.inf, 20, "the lag is reported")
+        running.workers["stream-0"].send_signal(signal.SIGCONT)
+        wait_until(lambda: lag_s() == 0, 20, "all is shown again")
+        _check_dedup(reader, running)
+        metrics = Metrics(settings)
+        wait_until(lambda: b"adclick_stream_lag_seconds 0." in metrics.render(), 20, "the metric is exported")
+
+
+def _check_dedup(reader: PipelineReader, running: Flow) -> None:
+    """All messages that were sent are accounted for, as the generator made them."""
+    truth, sent = running.events.truth, len(running.events.lines)
+    rejected = truth.dead.filter(pl.col("reason") != "too-late").height
+    counted = sum(truth.counts[f"stream_{name}"].sum() for name in ("impressions", "clicks", "conversions"))
+    first = counted + truth.dead.height - rejected
+
+    def read() -> dict[str, Any]:
+        status = reader.read()
+        return status | {"all": status["counts"].get("messages") == sent and status["rates"]["stream"] is not None}
+
+    wait_until(lambda: read()["all"], 20, "all messages are reported")
+    status = reader.read()
+    assert status["counts"]["rejected"] == rejected
+    assert (status["dedup"]["first"], status["dedup"]["copies"]) == (first, sent - rejected - first)
+    assert status["dedup"]["doubt"] == 0
+    assert [lag["messages"] for lag in status["lag"]["ingest"]] == [0] * 4
+    assert {p["name"]: p["state"] for p in status["processes"]} == {"ingest-0": "running"}
+    assert sum(shard["events"] for shard in status["shards"]) == counted
+    assert all(status["rates"][name] is not None for name in ("events", "ingest", "first", "copies", "stream"))
+
+
+def test_a_wait_is_withdrawn_when_its_worker_stops_and_expires_when_it_died(settings: Settings) -> None:
+    redis, key = Redis(settings.redis), f"{settings.key_prefix}waits"
+    redis.call("HSET", key, "died", "1000 {}")
+    waiter = object()
+    WAITS.begin(waiter, Unavailable("Kafka: it is away", backend="kafka"))
+    try:
+        with reporting(settings, "worker-0"):
+            wait_until(lambda: "worker-0" in read_status(settings)["waits"], 20, "the wait is reported")
+            assert redis.call("HKEYS", key) == [b"worker-0"]
+        assert redis.call("HKEYS", key) == []
+    finally:
+        WAITS.end(waiter)
+
+
+def test_a_worker_stops_without_waiting_for_a_redis_that_hangs(settings: Settings) -> None:
+    relay = Relay(settings.redis)
+    relay.open.clear()
+    with reporting(settings.model_copy(update={"redis": relay.url}), "worker-0"):
+        began = time.monotonic()
+    assert time.monotonic() - began < 2.5

@@ -1,0 +1,27 @@
+"""Ports for servers that tests start themselves, also while other suites run on the same machine."""
+
+from __future__ import annotations
+
+import random
+import socket
+
+_FIRST, _LAST = 10_000, 20_000
+"""Below those that stacks look among (infra/embedded/ports.py), and those that connections go out from."""
+
+
+def unused_port(count: int = 1) -> int:
+    """The first of `count` ports in a row at which nothing listens. Drawn at random, so that two suites hardly ever get the same."""
+    chance = random.SystemRandom()
+    while True:
+        first = chance.randrange(_FIRST, _LAST - count)
+        if all(map(_is_unused, range(first, first + count))):
+            return first
+
+
+def _is_unused(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,103 @@
+"""What ends reading reaches the thread that takes messages, whatever it is."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from infra.columnar.columns import PADDING
+from infra.errors import CorruptLog
+from infra.kafka.fetch import Fetcher
+from infra.kafka.topic_state import TopicState
+from tests.product import wait_until
+from tests.unit.test_fetch_responses import TOPIC_ID, partition, response
+from tests.unit.test_record_batches import batch, crc32c, record
+
+Answer = Callable[[], bytes]
+
+
+class Broker:
+    """A connection to a broker that answers each request in the same way."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer, self._unread = answer, b""
+
+    def sendall(self, _request: bytes) -> None:
+        payload = self._answer()
+        self._unread += struct.pack(">i", len(payload)) + payload
+
+    def recv_into(self, view: memoryview) -> int:
+        part = self._unread[: len(view)]
+        self._unread = self._unread[len(part) :]
+        view[: len(part)] = part
+        return len(part)
+
+    def settimeout(self, _seconds: float) -> None:
+        pass
+
+    def setsockopt(self, *_option: int) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def reading(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fetcher]:
+    """A reader of partition 0 from offset 7 on, of a broker that answers so."""
+    monkeypatch.setattr("socket.create_connection", lambda *_: contextlib.nullcontext(Broker(answer)))
+    state = TopicState(partitions=1, topic_id=TOPIC_ID, leaders={0: ("broker", 9092)})
+    fetcher = Fetcher("ad-events", lambda: state)
+    fetcher.assign({0: 7})
+    try:
+        yield fetcher
+    finally:
+        fetcher.close()
+
+
+def answer_of(records: bytes) -> Answer:
+    """A response of these record batches."""
+    raw = response(partition(0, records)).tobytes()
+    return lambda: raw[: len(raw) - PADDING]
+
+
+def taken(fetcher: Fetcher) -> bool:
+    return bool(fetcher.take(1, 0.1))
+
+
+def test_messages_of_a_broker_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with reading(answer_of(batch(record(0), codec=0, count=1)), monkeypatch) as fetcher:
+        wait_until(lambda: taken(fetcher), 20, "a message is taken")
+
+
+@pytest.mark.parametrize("count", [-(2**31), 2**31 - 1])
+def test_a_batch_with_an_impossible_number_of_records_is_named(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    raw = bytearray(batch(record(0), codec=0, count=1))
+    raw[57:61] = struct.pack(">i", count)
+    raw[17:21] = struct.pack(">I", crc32c(bytes(raw[21:])))
+    with (
+        reading(answer_of(bytes(raw)), monkeypatch) as fetcher,
+        pytest.raises(CorruptLog, match=f"ad-events/0: the record batch at offset 7 has {count} records .* 3 times"),
+    ):
+        wait_until(lambda: taken(fetcher), 20, "the reader stops")
+
+
+def test_a_log_in_an_old_message_format_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = struct.pack(">qiib", 7, 200, 0, 1) + bytes(200)
+    with (
+        reading(answer_of(old), monkeypatch) as fetcher,
+        pytest.raises(CorruptLog, match=r"offset 7 is in the old message format v1; v2 is needed.*copy the topic"),
+    ):
+        wait_until(lambda: taken(fetcher), 20, "the reader stops")
+
+
+@pytest.mark.parametrize("error", [ValueError("negative dimensions"), MemoryError("3 TiB"), AssertionError()])
+def test_an_error_that_nobody_expects_ends_reading_instead_of_the_reader_alone(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail() -> bytes:
+        raise error
+
+    with reading(fail, monkeypatch) as fetcher, pytest.raises(type(error)) as failure:
+        wait_until(lambda: taken(fetcher), 20, "the reader stops")
+    assert failure.value is error

@@ -1,0 +1,47 @@
+"""When a stage flushes: a table of cases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from stream.flush_policy import FlushPolicy, Fresh, Patient, Waiting
+from stream.topology import STAGES
+
+NOTHING = Waiting(rows=0, corrects=False, crosses_end=False, messages=1, behind_ms=0)
+ROWS = replace(NOTHING, rows=10)
+BEHIND = replace(ROWS, behind_ms=5_000)
+CORRECTS = replace(ROWS, corrects=True)
+
+
+@pytest.mark.parametrize(
+    ("policy", "waiting", "since_s", "due"),
+    [
+        (Fresh(), NOTHING, 60.0, False),
+        (Fresh(), ROWS, 0.0, True),
+        (Fresh(), replace(NOTHING, crosses_end=True), 0.0, True),
+        (Fresh(), replace(NOTHING, messages=200), 60.0, False),
+        (Fresh(), replace(NOTHING, messages=201), 60.0, True),
+        (Fresh(), BEHIND, 0.9, False),
+        (Fresh(), BEHIND, 1.0, True),
+        (Fresh(), replace(BEHIND, rows=250_000), 0.0, True),
+        (Fresh(), replace(BEHIND, crosses_end=True), 0.9, False),
+        (Patient(), NOTHING, 60.0, False),
+        (Patient(), ROWS, 9.9, False),
+        (Patient(), ROWS, 10.0, True),
+        (Patient(), CORRECTS, 1.4, False),
+        (Patient(), CORRECTS, 1.5, True),
+        (Patient(), replace(ROWS, rows=500_000), 0.0, True),
+        (Patient(), replace(NOTHING, crosses_end=True), 0.0, True),
+        (Patient(), replace(NOTHING, messages=201), 9.9, False),
+        (Patient(), replace(NOTHING, messages=201), 10.0, True),
+    ],
+)
+def test_a_flush_is_due_by_its_policy(policy: FlushPolicy, waiting: Waiting, since_s: float, due: bool) -> None:
+    assert policy.is_due(waiting, since_s) is due
+
+
+def test_only_the_stage_of_minutes_is_fresh_and_uses_the_clock() -> None:
+    assert [s.name for s in STAGES.values() if s.is_fresh] == ["minute"]
+    assert [s.name for s in STAGES.values() if s.flush_policy.looks_at_clock] == ["minute"]

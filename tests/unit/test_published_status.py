@@ -1,0 +1,45 @@
+"""Reports of ingest workers: the reader gets what the writer published, also from a worker of the version before."""
+
+from __future__ import annotations
+
+import json
+
+from infra.errors import AdclickError
+from ingest.counts import Counts
+from ingest.published_status import publish_report, publish_stop, read_reports
+from ingest.shedding import Level
+from tests.unit.fakes import Clock, FakeRedis
+
+PREFIX = "adclick:"
+
+
+def test_published_reports_are_read_until_they_expire() -> None:
+    clock = Clock()
+    redis = FakeRedis(clock)
+    for worker, level, sent_ms in (("b", Level.NORMAL, 0), ("a", Level.SAMPLING, 7)):
+        partitions = {0: {"offset": 1, "watermark_ms": None, "misdated": 2 if worker == "a" else 0}}
+        publish_report(
+            redis, PREFIX, worker, level=level, lag=3, counts=Counts(messages=4, copies=1, doubt=1), sent_ms=sent_ms, now_ms=5,
+            partitions=partitions,
+        )  # fmt: skip
+    publish_stop(redis, PREFIX, "c", AdclickError("Kafka: it is away"))
+    reports = read_reports(redis, PREFIX)
+    assert [report["worker"] for report in reports.workers] == ["a", "b"]
+    # Of both, added up.
+    assert {name: n for name, n in reports.counts.items() if n} == {"messages": 8, "copies": 2, "doubt": 2}
+    assert reports.workers[0]["doubt"] == 1
+    assert reports.stopped == {"c": "Kafka: it is away"}
+    assert (reports.level, reports.sent_ms, reports.misdated("ad-events")) == ("sampling", 7, {"ad-events/0": 2})
+    clock.now += 15
+    reports = read_reports(redis, PREFIX)
+    assert (reports.workers, reports.stopped) == ([], {"c": "Kafka: it is away"})
+    assert (reports.level, reports.sent_ms) == ("unknown", 0)
+
+
+def test_a_report_of_the_version_before_is_read_without_the_fields_that_it_lacks() -> None:
+    redis = FakeRedis()
+    report = {"worker": "a", "level": "normal", "lag": 0, "doubt": 0, "sent_ms": 7, "partitions": {"0": {"offset": 1}}}
+    redis.call("SET", f"{PREFIX}ingest:a", json.dumps(report))
+    reports = read_reports(redis, PREFIX)
+    assert (reports.level, reports.sent_ms, reports.misdated("ad-events")) == ("normal", 7, {})
+    assert set(reports.counts.values()) == {0}
