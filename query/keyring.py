@@ -19,8 +19,8 @@ REFRESH_S = 2.0
 """For how long a query worker uses the keys that it has read; a revoked key stops working after this, and the time of a request."""
 # For how long a request waits until they are read again; after that it uses the former ones.
 _REFRESH_TIMEOUT_S = 1.0
-# An unknown key makes the worker read the keys again, at most this often.
-_UNKNOWN_REFRESH_S = 0.2
+# For so long no other unknown key makes a query worker read the keys again, after one that is not among them did.
+_UNKNOWN_PAUSE_S = 0.2
 
 
 class ExpiredToken(AdclickError):
@@ -56,7 +56,7 @@ class Keyring:
         self.signer = signer or TokenSigner("")
         self._now, self._monotonic = now, monotonic
         self._known: _Known | None = None
-        self._read_at = 0.0
+        self._read_at, self._missed_at = 0.0, -math.inf
         self._starting = threading.Lock()
         self._reading: Future[_Known] | None = None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="keys")
@@ -88,8 +88,12 @@ class Keyring:
         return Access(ROOT, None, admin=True, name="the installation's own key", digest=digest)
 
     def _find(self, id_: str) -> Key | None:
-        # A key that was created a moment ago works at once.
-        return self._current().keys.get(id_) or self._current(_UNKNOWN_REFRESH_S).keys.get(id_)
+        key = self._current().keys.get(id_)
+        if key is None and self._monotonic() - self._missed_at >= _UNKNOWN_PAUSE_S:
+            # A key that was created a moment ago works at once.
+            key = self._current(0.0).keys.get(id_)
+            self._missed_at = self._monotonic() if key is None else self._missed_at
+        return key
 
     def _token_access(self, text: str) -> Access | None:
         signed = self.signer.read(text)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from infra.clock import HOUR_MS, MINUTE_MS
-from infra.errors import Unavailable
+from infra.errors import Refused, Unavailable
 from infra.redis.client import Redis
 from infra.redis.commands import Arguments, pack_command, pack_with_arguments
 from query import sums
@@ -202,7 +202,8 @@ class HotTier:
         part = _smallest_part(question)
         requests = [[request for place in shard for request in place.requests(part)] for shard in places]
         fields = sum(arguments.count for shard in requests for _, arguments in shard)
-        replies = self._ask_at_once(requests) if fields > _FIELDS_BY_SCRIPT else self._ask_script(requests)
+        ask = self._ask_transaction if fields > _FIELDS_BY_SCRIPT else self._ask_script
+        replies = ask(requests)
         return _span([fields for fields, *_ in replies]), [values for _, *values in replies]
 
     def _ask_script(self, requests: list[list[_Request]]) -> list[Any]:
@@ -213,8 +214,8 @@ class HotTier:
             calls.append(([keys.span, *(key for key, _ in of_shard)], Arguments.joined([_SPAN_ARGUMENTS, *counted])))
         return self._script.each(calls)
 
-    def _ask_at_once(self, requests: list[list[_Request]]) -> list[Any]:
-        """The same by a transaction for each shard."""
+    def _ask_transaction(self, requests: list[list[_Request]]) -> list[Any]:
+        """The same by a transaction for each shard. A Redis without memory refuses to queue any command, even a read."""
         calls = []
         for span_command, of_shard in zip(self._span_commands, requests, strict=True):
             commands = [
@@ -222,7 +223,12 @@ class HotTier:
                 for key, fields in of_shard
             ]
             calls.append([pack_command(*span_command), *commands])
-        return self._redis.transactions(calls)
+        try:
+            return self._redis.transactions(calls)
+        except Refused as refusal:
+            if refusal.code != "OOM":
+                raise
+            return self._ask_script(requests)
 
     def _sum(self, question: Question, packed: list[bytes], minutes: list[int], owners: list[int]) -> tuple[Sums, int]:
         """Sums by bucket and group of packed rows, each with its minute and campaign, and how many rows these are."""

@@ -1,4 +1,4 @@
-"""The browser, started once for the tests of a process."""
+"""The browser, started once for the tests of this package."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.product import PATIENCE
 expect.set_options(timeout=5_000 * PATIENCE)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """A headless browser."""
+    """A headless browser. It ends with the package: while it runs there is an event loop, and other tests start theirs."""
     with launched() as browser:
         yield browser

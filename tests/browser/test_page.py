@@ -318,6 +318,8 @@ def test_the_page_is_printed_dark_on_white_and_whole(visit: Visit) -> None:
     style = "e => { const s = getComputedStyle(e); return [s.color, s.overflowX, s.textOverflow === 'clip' || s.whiteSpace]; }"
     color, *_ = visit.page.locator("thead th").first.evaluate(style)
     assert max(map(int, color.removeprefix("rgb(").removesuffix(")").split(","))) < 128, color
+    axis = visit.page.locator("ad-chart").first.evaluate("chart => chart.colors['--ink-soft']")
+    assert max(map(int, axis.removeprefix("rgb(").removesuffix(")").split(","))) < 128, axis
     assert visit.page.locator(".scroll").last.evaluate(style)[1] == "visible"
     name = visit.page.locator("tbody .name", has_text="xxxx").first
     assert name.evaluate("e => e.scrollWidth <= e.clientWidth"), "a name is cut off"

@@ -121,11 +121,16 @@ def test_a_redis_that_refuses_is_waited_out_and_named_while_answers_go_on(
                 for grain in ("minute", "hour")
             }
 
+        def wait_for_statuses(minute: int, hour: int) -> None:
+            # Asks again, as a client does: on a busy machine a store may not answer in time, and then its circuit is open for a while.
+            expected = {"minute": minute, "hour": hour}
+            wait_until(lambda: statuses() == expected, 20, lambda: f"{expected}, and not {statuses()}")
+
         for worker in ("ingest-0", "stream-0"):
             running.start(worker)
         running.send(STEP // 2)
         running.wait_until_something_is_shown()
-        wait_until(lambda: statuses() == {"minute": 200, "hour": 200}, 20, "answers")
+        wait_for_statuses(200, 200)
         # Until an hour is stored there is none to show without Redis, and while that refuses workers store none.
         wait_until(lambda: stored_hours_end_ms(settings) > running.start_ms, 40, "an hour is stored")
         # What starts in the middle of it waits as well.
@@ -142,13 +147,12 @@ def test_a_redis_that_refuses_is_waited_out_and_named_while_answers_go_on(
                 running.send(share)
                 wait_until_named(settings, http, "redis", refusal.code)
                 # Minutes are in Redis alone; hours and limits do without it.
-                assert statuses()["hour"] == 200, refusal.code
-                assert statuses()["minute"] == (200 if refusal.reads else 503), refusal.code
+                wait_for_statuses(200 if refusal.reads else 503, 200)
                 assert alive(running), refusal.code
         with busy(settings):
             running.send(share)
             wait_until_named(settings, http, "redis", "BUSY")
-            assert statuses()["hour"] == 200
+            wait_for_statuses(503, 200)
             assert alive(running)
         Redis(settings.redis).call("SCRIPT", "FLUSH")
         running.send()

@@ -40,8 +40,10 @@ class StoredKeys:
 
     keys: list[Key] = field(default_factory=lambda: [KEY])
     id: str = "installation-1"
+    reads: int = 0
 
     def all(self) -> list[Key]:
+        self.reads += 1
         return list(self.keys)
 
     def installation(self) -> str:
@@ -104,6 +106,20 @@ def test_a_token_of_nothing_in_particular_allows_what_its_key_does_but_never_adm
     assert (plain.admin, admin.admin) == (False, True)
     assert plain.scopes == ("read",)
     assert admin.scopes == ("read", "admin")
+
+
+def test_a_new_key_works_at_once_and_unknown_ones_seldom_have_the_keys_read(here: Installation) -> None:
+    # Two in a row: the second one does not wait because the keys were read for the first a moment ago.
+    for id_ in ("0b", "0c"):
+        text = f"adk_{id_}_new"
+        assert here.access(MINE) is not None
+        here.stored.keys.append(msgspec.structs.replace(KEY, id=id_, digest=digest_of(text)))
+        assert here.access(text) is not None
+    reads = here.stored.reads
+    for _ in range(50):
+        here.now_ms += 20
+        assert here.access("adk_ff_unknown") is None
+    assert reads < here.stored.reads <= reads + 6
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,9 @@ const STRIP = 7;
 const COLORS = ["--ink-soft", "--line", "--panel", "--open", "--closed", "--corrected", "--reconciled", "--provisional", "--watermark",
   "--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8"];
 
+/** What the colours depend on: paper is light whatever the screen is. */
+const THEMES = [matchMedia("(prefers-color-scheme: dark)"), matchMedia("print")];
+
 /** The colours of the theme, resolved: a canvas knows neither variables nor themes. @param {HTMLElement} element @returns {Record<string, string>} */
 function palette(element) {
   const probe = document.createElement("span");
@@ -55,7 +58,7 @@ export class AdChart extends HTMLElement {
     this.observer.observe(this);
     this.addEventListener("keydown", this.onKey);
     this.addEventListener("blur", this.onBlur);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", this.onTheme);
+    for (const theme of THEMES) theme.addEventListener("change", this.onTheme);
     this.draw();
   }
 
@@ -63,7 +66,7 @@ export class AdChart extends HTMLElement {
     this.observer.disconnect();
     this.removeEventListener("keydown", this.onKey);
     this.removeEventListener("blur", this.onBlur);
-    matchMedia("(prefers-color-scheme: dark)").removeEventListener("change", this.onTheme);
+    for (const theme of THEMES) theme.removeEventListener("change", this.onTheme);
     this.destroy();
   }
 
