@@ -70,7 +70,7 @@ function chooseFirst(context) {
 function page() {
   if (!session.key()) return signInPage("");
   const context = readContext();
-  if (context === null) return frame(null, html`<p class="loading" role="status">Loading…</p>`);
+  if (context === null) return loadingPage();
   if ("problem" in context) {
     if (context.problem.status === 401) return signInPage(context.problem.message);
     return frame(null, problemText(context.problem));
@@ -83,6 +83,11 @@ function page() {
     document.title = `${view.title} · adclick`;
   }
   return frame(context, view.view(context));
+}
+
+/** What stands until it is known who looks: nothing that would move once the views are there. */
+function loadingPage() {
+  return html`<header class="top"><span class="brand">adclick</span></header><main class="wait"><p class="loading" role="status">Loading…</p></main>`;
 }
 
 /** @param {Context | null} context @param {unknown} content */
