@@ -12,6 +12,8 @@ import uPlot from "./vendor/uplot.js";
 
 const HEIGHT = 280;
 const STRIP = 7;
+/** Room for the label of a bucket. */
+const LABEL_WIDTH = 96;
 
 const COLORS = ["--ink-soft", "--line", "--panel", "--open", "--closed", "--corrected", "--reconciled", "--provisional", "--watermark",
   "--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8"];
@@ -148,13 +150,13 @@ export class AdChart extends HTMLElement {
     /** @type {any[]} */
     const series = [{}];
     /** @type {any[]} */
-    const axes = [{ stroke: ink, font, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid }, values: (/** @type {any} */ _, /** @type {number[]} */ splits) => splits.map((s) => this._model?.axisTime(s * 1000) ?? "") , space: 70 }];
+    const axes = [{ stroke: ink, font, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid }, values: (/** @type {any} */ _, /** @type {number[]} */ splits) => splits.map((s) => this._model?.axisTime(s * 1000) ?? ""), space: LABEL_WIDTH, ...(bars ? { splits: () => this.bucketSplits() } : {}) }];
     model.series.forEach((one, number) => {
       const scale = number === 0 ? "y" : "y2";
       const stroke = this.colors[one.color];
       series.push({
         label: one.label, scale, stroke, width: 2, fill: number === 0 ? translucent(stroke, bars ? 0.35 : 0.12) : undefined, points: { show: false },
-        paths: bars && number === 0 ? shapes.bars({ size: [0.86, Infinity], align: 1 }) : lines,
+        paths: bars && number === 0 ? shapes.bars({ size: [0.94, Infinity], align: 1 }) : lines,
       });
       if (one.before) series.push({ label: `${one.label} before`, scale, stroke: ink, width: 1.5, dash: [5, 4], points: { show: false }, paths: lines });
       axes.push({ scale, side: number === 0 ? 3 : 1, stroke: number === 0 ? ink : stroke, font, size: 62, grid: { show: number === 0, stroke: grid, width: 1 }, ticks: { show: false }, values: (/** @type {any} */ _, /** @type {number[]} */ splits) => splits.map((v) => this._model?.series[number]?.short(v) ?? "") });
@@ -163,9 +165,17 @@ export class AdChart extends HTMLElement {
     return {
       width: this.clientWidth, height: HEIGHT, series, axes, legend: { show: false }, padding: [14, 8, 0, 0],
       scales: { x: { time: true, range: () => this.xRange() }, y: zero, y2: zero },
-      cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 } },
+      cursor: { y: false, drag: { x: false, y: false }, points: bars ? { show: false } : { size: 7 } },
       hooks: { drawClear: [() => this.drawOpen()], draw: [() => this.drawFinality()], setCursor: [() => this.showTip()] },
     };
+  }
+
+  /** Starts of buckets, as many as there is room for their labels. @returns {number[]} */
+  bucketSplits() {
+    const times = this._model?.times ?? [];
+    const width = Math.max(LABEL_WIDTH, this.clientWidth - 90) / Math.max(1, times.length);
+    const every = Math.max(1, Math.ceil(LABEL_WIDTH / width));
+    return times.filter((_, n) => n % every === 0 && (n === 0 || (times.length - n) * width >= LABEL_WIDTH / 2)).map((ms) => ms / 1000);
   }
 
   xRange() {

@@ -4,7 +4,7 @@ import { html } from "./vendor/lit-html.js";
 
 /** From the weakest to the strongest. */
 export const FINALITIES = [
-  { id: "provisional", word: "open", text: "still being counted" },
+  { id: "provisional", word: "open", text: "still being counted; in exports: provisional" },
   { id: "closed", word: "closed", text: "all events on time are counted" },
   { id: "corrected", word: "corrected", text: "closed, then changed by late events" },
   { id: "reconciled", word: "reconciled", text: "recomputed from the archive by the nightly run: what is billed" },

@@ -53,14 +53,24 @@ export function percent(value) {
   return value === null || value === undefined ? NONE : percents.format(value);
 }
 
-/** @param {number | null | undefined} value */
+/** A relative change; as a multiple from ten times on. @param {number | null | undefined} value */
 export function signedPercent(value) {
-  return value === null || value === undefined ? NONE : changes.format(value);
+  if (value === null || value === undefined) return NONE;
+  return value < 9 ? changes.format(value) : `${compact.format(value + 1)}×`;
 }
 
 /** @param {number} value */
 export function short(value) {
   return compact.format(value);
+}
+
+/** @param {number} value @param {string} currency */
+export function shortMoney(value, currency) {
+  try {
+    return new Intl.NumberFormat(LOCALE, { style: "currency", currency, notation: "compact", maximumFractionDigits: 1 }).format(value);
+  } catch {
+    return short(value);
+  }
 }
 
 /** @param {string} zone @param {Intl.DateTimeFormatOptions} options */
@@ -93,10 +103,15 @@ export function range(start, end, zone) {
   return clock(zone, { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" }).formatRange(start, end);
 }
 
+/** A text in which each number of milliseconds is in words. @param {string} text */
+export function withDurations(text) {
+  return text.replace(/\b(\d+) ms\b/g, (_, ms) => ago(Number(ms) / 1000));
+}
+
 /** How long ago, in words. @param {number} seconds */
 export function ago(seconds) {
   if (seconds < 90) return `${Math.max(0, Math.round(seconds))} s`;
   if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
   if (seconds < 172800) return `${Math.round(seconds / 3600)} h`;
-  return `${Math.round(seconds / 86400)} d`;
+  return seconds < 63072000 ? `${Math.round(seconds / 86400)} d` : `${Math.round(seconds / 31557600)} years`;
 }

@@ -33,8 +33,8 @@ export function text(measure, value, currency) {
   return format.money(value, currency, measure.kind === "price" ? 3 : 2);
 }
 
-/** A value of a chart as text for its axis. @param {Measure} measure @param {number} value */
-export function axisText(measure, value) {
+/** A value of a chart as text for its axis. @param {Measure} measure @param {number} value @param {string} currency */
+export function axisText(measure, value, currency) {
   if (measure.kind === "share") return format.percent(value);
-  return format.short(measure.kind === "count" ? value : value / 1e6);
+  return measure.kind === "count" ? format.short(value) : format.shortMoney(value / 1e6, currency);
 }

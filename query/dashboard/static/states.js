@@ -34,5 +34,5 @@ export function panelBody(entry, content) {
 /** The warnings of an answer, in its own words. @param {string[] | undefined} warnings */
 export function warnings(warnings) {
   if (!warnings?.length) return nothing;
-  return html`<ul class="warnings" aria-label="Warnings">${warnings.map((w) => html`<li>${w}</li>`)}</ul>`;
+  return html`<ul class="warnings" aria-label="Warnings">${warnings.map((w) => html`<li>${w.charAt(0).toUpperCase()}${w.slice(1)}</li>`)}</ul>`;
 }

@@ -101,6 +101,7 @@ export function adjust(patch) {
 
 /** Take choices, and return the address of the page with them. @param {Partial<Params>} patch */
 function addressOf(patch) {
+  if (patch.view && patch.view !== params.view) notice = "";
   params = { ...params, ...patch };
   changed();
   return location.pathname + location.search + fragmentOf(params);

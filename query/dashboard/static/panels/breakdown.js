@@ -18,6 +18,7 @@ export const DIMENSIONS = [
   { id: "country", title: "Countries", one: "Country", name: "" },
   { id: "device", title: "Devices", one: "Device", name: "" },
 ];
+const DAY_MS = 86_400_000;
 const SHOWN = 50;
 /** So many rows of the order are looked through for a search. */
 const SEARCHED = 1000;
@@ -49,12 +50,12 @@ export function breakdown(context, range, seriesQuery) {
     </div>
     <div class="row"><label>Search <input type="search" .value=${params.search} placeholder="name or number" @input=${(/** @type {any} */ e) => adjust({ search: e.target.value })}></label>
       ${entry.loading && entry.value ? html`<span class="note" role="status">loading…</span>` : nothing}</div>
-    ${panelBody(entry, (answer) => rowsOf(context, dimension, answer))}
+    ${panelBody(entry, (answer) => rowsOf(context, dimension, answer, range))}
   </section>`;
 }
 
-/** @param {import("../main.js").Context} context @param {(typeof DIMENSIONS)[number]} dimension @param {any} answer */
-function rowsOf(context, dimension, answer) {
+/** @param {import("../main.js").Context} context @param {(typeof DIMENSIONS)[number]} dimension @param {any} answer @param {import("../ranges.js").Range} range */
+function rowsOf(context, dimension, answer, range) {
   // While another dimension is loaded, the former one's rows must not show under its heading.
   if (answer.data.length && !(dimension.id in answer.data[0])) return html`<p class="loading" role="status">Loading…</p>`;
   const measure = measureOf(params.measure);
@@ -63,7 +64,7 @@ function rowsOf(context, dimension, answer) {
   const search = params.search.toLocaleLowerCase();
   const rows = answer.data.filter((/** @type {any} */ row) => !search || `${nameOf(dimension.id, row)} ${row[dimension.id]}`.toLocaleLowerCase().includes(search));
   const chosen = new Set(params.filters[dimension.id] ?? []);
-  const budgets = dimension.id === "campaign_id" ? context.campaigns : null;
+  const budgets = dimension.id === "campaign_id" && context.campaigns.size ? context.campaigns : null;
   return html`${table({
       caption: `${dimension.title} in this range`,
       by: params.by,
@@ -83,24 +84,34 @@ function rowsOf(context, dimension, answer) {
           cell: (row) => html`<meter min="0" max="1" .value=${whole ? Number(row[share]) / whole : 0} aria-label=${`share of ${measureOf(share).title}`}></meter>
             <span class="note">${whole ? format.percent(Number(row[share]) / whole) : format.NONE}</span>`,
         },
-        ...MEASURES.map((m) => ({
+        ...(budgets ? budgetColumns(budgets, context.currency, Math.max(1, Math.round((range.end - range.start) / DAY_MS))) : []),
+        ...[measureOf("spend_micros"), ...MEASURES.filter((m) => m.id !== "spend_micros")].map((m) => ({
           id: m.id, title: m.title, sort: m.id, number: true,
           cell: (/** @type {any} */ row) => html`${text(m, row[m.id], context.currency)}${m === measure && answer.comparison ? html` <span class="note">${format.signedPercent(change(row[m.id], row[`previous_${m.id}`]))}</span>` : nothing}`,
         })),
-        ...(budgets ? budgetColumns(budgets, context.currency) : []),
+        ...(budgets ? [{ id: "status", title: "Status", cell: (/** @type {any} */ row) => budgets.get(String(row.campaign_id))?.status ?? format.NONE }] : []),
         { id: "finality", title: "Finality", cell: (row) => badge(row.finality) },
       ],
     })}
+    ${dimension.id === "campaign_id" && !budgets ? html`<p class="note">Choose one advertiser to see budgets and what is spent of them.</p>` : nothing}
     ${answer.next_cursor ? html`<p class="note">The first ${answer.data.length} by this order; the export has all.</p>` : nothing}
     ${warnings(answer.warnings)}`;
 }
 
-/** Budget, status and pace, from the directory. @param {Map<string, any>} campaigns @param {string} currency */
-function budgetColumns(campaigns, currency) {
+/** Budget and pace, from the directory. A daily budget counts for each of the range's days. @param {Map<string, any>} campaigns @param {string} currency @param {number} days */
+function budgetColumns(campaigns, currency, days) {
   const entry = (/** @type {any} */ row) => campaigns.get(String(row.campaign_id));
   return [
     { id: "budget", title: "Budget", number: true, cell: (/** @type {any} */ row) => { const e = entry(row); return e?.budget ? html`${format.money(e.budget_micros, currency)} <span class="note">${e.budget}</span>` : format.NONE; } },
-    { id: "pace", title: "Spent of budget", number: true, cell: (/** @type {any} */ row) => { const e = entry(row); return e?.budget && Number(e.budget_micros) > 0 ? format.percent(Number(row.spend_micros) / Number(e.budget_micros)) : format.NONE; } },
-    { id: "status", title: "Status", cell: (/** @type {any} */ row) => entry(row)?.status ?? format.NONE },
+    { id: "pace", title: "Spent of budget", number: true, cell: (/** @type {any} */ row) => pace(row, entry(row), days) },
   ];
+}
+
+/** The share of a campaign's budget that is spent; marked once there is more spent than budget. @param {any} row @param {any} entry @param {number} days */
+function pace(row, entry, days) {
+  const budget = entry?.budget ? Number(entry.budget_micros) * (entry.budget === "daily" ? days : 1) : 0;
+  if (!budget) return format.NONE;
+  const share = Number(row.spend_micros) / budget;
+  const title = entry.budget === "daily" && days > 1 ? `of ${days} days' budgets` : `of the ${entry.budget} budget`;
+  return html`<span class=${share > 1 ? "over" : ""} title=${title}>${format.percent(share)}${share > 1 ? html`<span class="visually-hidden">, over budget</span>` : nothing}</span>`;
 }

@@ -41,7 +41,7 @@ export function controls(context, range, zone) {
     <button type="button" @click=${share}>Copy link</button>
     <span class="note" id="copied" role="status"></span>
   </form>
-  ${chips()}`;
+  ${chips(context)}`;
 }
 
 /** @param {import("../main.js").Context} context */
@@ -55,11 +55,12 @@ function advertiserPicker(context) {
   </select></label>`;
 }
 
-function chips() {
+/** @param {import("../main.js").Context} context */
+function chips(context) {
   const all = Object.entries(params.filters).flatMap(([dimension, values]) => values.map((value) => ({ dimension, value })));
   if (!all.length) return nothing;
   return html`<ul class="chips" aria-label="Filters">${all.map(({ dimension, value }) => html`<li>
-    <button type="button" @click=${() => filter(dimension, value, false)}>${DIMENSIONS.find((d) => d.id === dimension)?.one ?? dimension}: ${value}<span aria-hidden="true"> ×</span><span class="visually-hidden">: remove this filter</span></button></li>`)}
+    <button type="button" @click=${() => filter(dimension, value, false)}>${DIMENSIONS.find((d) => d.id === dimension)?.one ?? dimension}: <span dir="auto">${(dimension === "campaign_id" && context.campaigns.get(value)?.name) || value}</span><span aria-hidden="true"> ×</span><span class="visually-hidden">: remove this filter</span></button></li>`)}
     <li><button type="button" @click=${() => choose({ filters: {} })}>Clear all</button></li></ul>`;
 }
 

@@ -7,6 +7,9 @@ import { MEASURES, text } from "../measures.js";
 import { begun } from "../ranges.js";
 import { choose, params } from "../store.js";
 
+/** From so many characters on a value is set smaller. */
+const LONG = 8;
+
 /** @param {any} answer @param {string} currency */
 export function figures(answer, currency) {
   const totals = answer.totals ?? {};
@@ -14,13 +17,14 @@ export function figures(answer, currency) {
   return html`<ul class="figures">
     ${MEASURES.map((measure) => {
       const value = totals[measure.id];
+      const shown = text(measure, value, currency);
       const before = totals[`previous_${measure.id}`];
       const moved = answer.comparison ? change(value, before) : null;
       const chosen = params.measure === measure.id;
       return html`<li class="figure ${chosen ? "chosen" : ""}">
         <button type="button" aria-pressed=${chosen} @click=${() => choose({ measure: measure.id, second: params.second === measure.id ? "" : params.second })}>
           <span class="figure-title">${measure.title}</span>
-          <span class="figure-value" data-measure=${measure.id} title=${exact(measure, value)}>${text(measure, value, currency)}</span>
+          <span class="figure-value ${shown.length > LONG ? "long" : ""}" data-measure=${measure.id} title=${exact(measure, value)}>${shown}</span>
           <span class="figure-change ${tone(measure, moved)}">${answer.comparison
             ? html`${moved === null ? notComparable(measure, before, currency) : html`${format.signedPercent(moved)}<span class="visually-hidden"> against ${text(measure, before, currency)} before</span>`}`
             : nothing}</span>

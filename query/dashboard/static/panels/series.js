@@ -34,7 +34,9 @@ export function series(answer, range, zone, currency) {
     : params.compare === "none" ? nothing : html`<p class="note">Not compared: the numbers before are no longer retained by ${range.grain}; choose a coarser one.</p>`;
   return html`${compared}
     ${answer.data.length ? html`<ad-chart .model=${model(answer, range, zone, currency)}></ad-chart>` : html`<p class="empty">No events in this range.</p>`}
-    <details><summary>The same as a table</summary>${asTable(answer, range, zone, currency)}</details>`;
+    <details><summary>The same as a table</summary>
+      <p class="note">Late events came after their ${range.grain === "minute" ? "minute" : "minutes"} had closed, by an hour at most. They are counted, and are part of the figures beside them. What came later than that is added by the nightly run: see Bills.</p>
+      ${asTable(answer, range, zone, currency)}</details>`;
 }
 
 /** The model of the chart; the same object while nothing has changed. @param {any} answer @param {import("../ranges.js").Range} range @param {string} zone @param {string} currency */
@@ -52,7 +54,7 @@ function model(answer, range, zone, currency) {
     watermark: answer.watermark ? Date.parse(answer.watermark) : null,
     axisTime: (/** @type {number} */ ms) => (range.grain === "day" ? format.time(ms, zone, "day") : format.time(ms, zone)),
     series: chosen.map((measure, number) => ({
-      label: measure.title, color: measure.color, values: numbers(measure.id), short: (/** @type {number} */ v) => axisText(measure, v),
+      label: measure.title, color: measure.color, values: numbers(measure.id), short: (/** @type {number} */ v) => axisText(measure, v, currency),
       before: number === 0 && answer.comparison ? numbers(`previous_${measure.id}`) : undefined,
     })),
     describe: (/** @type {number} */ index) => describe(rows[index], times[index], chosen, answer, range, zone, currency),
@@ -91,7 +93,7 @@ function asTable(answer, range, zone, currency) {
     columns: [
       { id: "time", title: "Time", cell: (row) => format.time(Date.parse(row.time), zone, range.grain) },
       ...MEASURES.map((m) => ({ id: m.id, title: m.title, number: true, cell: (/** @type {any} */ row) => text(m, row[m.id], currency) })),
-      { id: "late_events", title: "Late", number: true, cell: (row) => format.integer(row.late_events) },
+      { id: "late_events", title: "Late events", number: true, cell: (row) => format.integer(row.late_events) },
       { id: "finality", title: "Finality", cell: (row) => badge(row.finality) },
     ],
   });

@@ -3,19 +3,21 @@
 import { html, nothing, svg } from "../vendor/lit-html.js";
 import { exportPages } from "../exports.js";
 import * as format from "../format.js";
-import { subjectOf } from "../panels/controls.js";
+import { subjectOf, zoneOf } from "../panels/controls.js";
 import { isoDate, ofIsoDate } from "../ranges.js";
 import { panelBody } from "../states.js";
 import { ask, choose, params } from "../store.js";
 import { table } from "../table.js";
 
 const CAUSES = /** @type {Record<string, string>} */ ({
-  late: "arrived more than an hour late", shed: "sampled under overload", doubt: "counted while in doubt", open: "not yet counted by the stream",
+  late: "came more than an hour late", shed: "sampled under overload", doubt: "counted while in doubt", open: "not yet counted by the stream",
   "cross-partition-duplicate": "copies in several partitions", "expired-horizon-duplicate": "copies more than an hour apart",
   "conflicting-copy": "copies that differ", "dead-letter-replayed": "mended and sent again", unexplained: "unexplained",
 });
 const BILLED = [["impressions", "Impressions"], ["clicks", "Clicks"], ["conversions", "Conversions"], ["spend_micros", "Spend"]];
 const DAYS_SHOWN = 35;
+/** Digits of an amount that is shown to the last micro, so that steps add up. */
+const MICROS = 6;
 const POLL_MS = 60_000;
 
 /** @param {import("../main.js").Context} context */
@@ -26,7 +28,8 @@ export function bill(context) {
   const advertiser = subject && subject !== "*" ? subject : undefined;
   const entry = ask("days", "v1/reconciliations", { from, to: today, advertiser_id: advertiser }, 30_000);
   return html`<h1>Bills</h1>
-    <p>Every night each day of UTC is recomputed from the archive. What that gives is billed; here is how it differs from what was shown before.</p>
+    <p>Every night each day of UTC is recomputed from the archive. What that gives is billed; here is how it differs from what was shown before.
+      Events that come up to an hour late are counted at once. Those that come later are added by the nightly run alone.</p>
     ${advertiserLine(context)}
     <section class="panel" aria-labelledby="days-title"><h2 id="days-title">Days</h2>
       ${panelBody(entry, (answer) => calendar(context, answer.data, from, today))}</section>
@@ -38,7 +41,8 @@ function advertiserLine(context) {
   return html`<form class="controls" @submit=${(/** @type {Event} */ e) => e.preventDefault()}><label>Advertiser <select @change=${(/** @type {any} */ e) => choose({ advertiser: e.target.value })}>
     ${context.access.admin ? html`<option value="*" ?selected=${params.advertiser === "*"}>All advertisers</option>` : nothing}
     ${context.advertisers.map((a) => html`<option value=${String(a.id)} ?selected=${String(a.id) === params.advertiser}>${a.name} (${a.id})</option>`)}
-  </select></label></form>`;
+  </select></label>
+    ${zoneOf(context) === "UTC" ? nothing : html`<span class="note">Days here are of UTC; the overview shows days of ${zoneOf(context)}.</span>`}</form>`;
 }
 
 /** @param {import("../main.js").Context} context @param {any[]} runs @param {string} from @param {string} to */
@@ -50,7 +54,7 @@ function calendar(context, runs, from, to) {
   return html`<ol class="calendar">${cells.map((date) => {
     const run = byDate.get(date);
     const label = format.time(Date.parse(date), "UTC", "day");
-    if (!run) return html`<li class="day open"><span>${label}</span><span class="note">${date === to ? "today" : "not reconciled"}</span></li>`;
+    if (!run) return html`<li class="day open"><span>${label}</span><span class="note">${date === to ? "today" : "no run"}</span></li>`;
     return html`<li class="day ${run.alert ? "alert" : "sealed"}"><button type="button" aria-pressed=${params.date === date} @click=${() => choose({ date })}>
       <span>${label}</span><span class="note">${run.drift === undefined || run.drift === null ? "reconciled" : `drift ${format.percent(Number(run.drift))}`}${run.alert ? ", alert" : ""}</span></button></li>`;
   })}</ol>`;
@@ -75,7 +79,7 @@ function day(context, date, advertiser) {
 /** @param {import("../main.js").Context} context @param {any} answer */
 function causesOf(context, answer) {
   const cell = (/** @type {any} */ value, /** @type {string} */ name, signed = false) => {
-    const text = name === "spend_micros" ? format.money(value, context.currency) : format.integer(value);
+    const text = name === "spend_micros" ? format.money(value, context.currency, MICROS) : format.integer(value);
     return signed && value > 0 ? `+${text}` : text;
   };
   const rows = [
@@ -154,7 +158,7 @@ function exportLedger(date, advertiser) {
 function ledgerTable(context, answer) {
   const pair = (/** @type {any} */ row, /** @type {string} */ name) => {
     const [from, to] = [row.stream[name], row.exact[name]];
-    const text = (/** @type {any} */ v) => (name === "spend_micros" ? format.money(v, context.currency) : format.integer(v));
+    const text = (/** @type {any} */ v) => (name === "spend_micros" ? format.money(v, context.currency, MICROS) : format.integer(v));
     return from === to ? text(to) : html`<s>${text(from)}</s> <ins>${text(to)}</ins>`;
   };
   return html`${table({
@@ -163,12 +167,12 @@ function ledgerTable(context, answer) {
     empty: "No cell differs: every number was shown as it is billed.",
     columns: [
       { id: "time", title: "Hour (UTC)", cell: (row) => format.time(Date.parse(row.time), "UTC") },
-      { id: "campaign", title: "Campaign", number: true, cell: (row) => html`<span class="name" dir="auto">${context.campaigns.get(String(row.campaign_id))?.name ?? String(row.campaign_id)}</span>` },
+      { id: "campaign", title: "Campaign", cell: (row) => html`<span class="name" dir="auto">${context.campaigns.get(String(row.campaign_id))?.name ?? String(row.campaign_id)}</span>` },
       { id: "ad", title: "Ad", number: true, cell: (row) => String(row.ad_id) },
       { id: "publisher", title: "Publisher", number: true, cell: (row) => String(row.publisher_id) },
       { id: "country", title: "Country", cell: (row) => row.country },
       { id: "device", title: "Device", cell: (row) => row.device },
-      { id: "cause", title: "Cause", cell: (row) => CAUSES[row.cause] ?? row.cause },
+      { id: "cause", title: "Cause", cell: (row) => html`<span class="words">${CAUSES[row.cause] ?? row.cause}</span>` },
       ...BILLED.map(([name, title]) => ({ id: name, title, number: true, cell: (/** @type {any} */ row) => pair(row, name) })),
     ],
   })}

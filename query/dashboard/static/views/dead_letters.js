@@ -52,11 +52,11 @@ function letters(rows) {
     empty: "None.",
     columns: [
       { id: "s", title: "Message", cell: (r) => html`<code>${r.source}</code>` },
-      { id: "t", title: "Time (UTC)", cell: (r) => (r.time ? format.time(Date.parse(r.time), "UTC", "second") : "") },
-      { id: "r", title: "Reason", cell: (r) => r.reason },
-      { id: "d", title: "Detail", cell: (r) => html`<span class="clip" dir="auto">${r.detail}</span>` },
+      { id: "t", title: "Time (UTC)", cell: (r) => html`<span class="nowrap">${r.time ? format.time(Date.parse(r.time), "UTC", "second") : ""}</span>` },
+      { id: "r", title: "Reason", cell: (r) => html`<span class="nowrap">${r.reason}</span>` },
+      { id: "a", title: "Actions", cell: (r) => (r.sent_again ? html`<span class="note">sent again</span>` : r.reason === "too-late" ? html`<span class="note words">the nightly run counts it</span>` : r.truncated ? html`<span class="note">too long to edit here: adclick dead-letters</span>` : html`<button type="button" @click=${() => edit(r)}>Edit and send again<span class="visually-hidden"> ${r.source}</span></button>`) },
+      { id: "d", title: "Detail", cell: (r) => html`<span class="clip" dir="auto" title=${r.detail}>${format.withDurations(r.detail ?? "")}</span>` },
       { id: "v", title: "Event", cell: (r) => html`<code class="clip" dir="auto">${r.value ?? "null"}</code>` },
-      { id: "a", title: "Actions", cell: (r) => (r.sent_again ? html`<span class="note">sent again</span>` : r.reason === "too-late" ? html`<span class="note">the nightly run counts it</span>` : r.truncated ? html`<span class="note">too long to edit here: adclick dead-letters</span>` : html`<button type="button" @click=${() => edit(r)}>Edit and send again<span class="visually-hidden"> ${r.source}</span></button>`) },
     ],
   });
 }
@@ -72,7 +72,7 @@ function edit(letter) {
 function editor() {
   return html`<form class="panel" aria-labelledby="edit-title" @submit=${send}>
     <h2 id="edit-title">Edit ${editing.source}</h2>
-    <p>${editing.reason}: <span dir="auto">${editing.detail}</span></p>
+    <p>${editing.reason}: <span dir="auto">${format.withDurations(editing.detail ?? "")}</span></p>
     <label>The event as JSON <textarea id="letter-value" rows="8" spellcheck="false" .value=${editing.value ?? ""}></textarea></label>
     <div class="row"><button type="submit">Send again</button><button type="button" @click=${() => { editing = null; changed(); }}>Cancel</button></div>
   </form>`;

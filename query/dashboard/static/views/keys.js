@@ -30,8 +30,13 @@ function newKey() {
         <button type="submit">Create</button>
       </form>
       <p role="status">${outcome}</p>
-      ${shownKey ? html`<p class="secret">Copy it now; it is stored nowhere: <code>${shownKey}</code> <button type="button" @click=${() => { shownKey = ""; changed(); }}>Done</button></p>` : nothing}
+      ${shownKey ? html`<p class="secret">Copy it now, it cannot be shown again: <code>${shownKey}</code> <button type="button" @click=${() => navigator.clipboard?.writeText(shownKey)}>Copy</button> <button type="button" @click=${() => { shownKey = ""; changed(); }}>Done</button></p>` : nothing}
     </section>`;
+}
+
+/** @param {string} noun @param {any[]} many */
+function plural(noun, many) {
+  return many.length === 1 ? noun : `${noun}s`;
 }
 
 /** @param {any[]} rows @param {boolean} editable */
@@ -43,7 +48,7 @@ function keyTable(rows, editable) {
     empty: "No keys but the installation's own.",
     columns: [
       { id: "n", title: "Name", cell: (r) => html`<span class="name" dir="auto">${r.name}</span> <span class="note">${r.id}</span>` },
-      { id: "a", title: "May see", cell: (r) => (r.advertisers ? `advertisers ${r.advertisers.join(", ")}` : "all advertisers") + (r.campaigns ? `, campaigns ${r.campaigns.join(", ")}` : "") + (r.admin ? ", admin" : "") + (r.share ? ", shared link" : "") },
+      { id: "a", title: "May see", cell: (r) => (r.advertisers ? `${plural("advertiser", r.advertisers)} ${r.advertisers.join(", ")}` : "all advertisers") + (r.campaigns ? `, ${plural("campaign", r.campaigns)} ${r.campaigns.join(", ")}` : "") + (r.admin ? ", admin" : "") + (r.share ? ", shared link" : "") },
       { id: "s", title: "State", cell: (r) => r.state },
       { id: "e", title: "Expires", cell: (r) => date(r.expires_at) },
       { id: "l", title: "Last used", cell: (r) => date(r.last_used_at) },
@@ -60,9 +65,11 @@ async function create(event) {
   const advertisers = value("key-advertisers").split(/[, ]+/).filter(Boolean).map(BigInt);
   const days = Number(value("key-days"));
   const admin = /** @type {HTMLInputElement} */ (document.getElementById("key-admin")).checked;
-  await change(`${value("key-name")} was created.`, () => getJson("v1/keys", {
+  const form = /** @type {HTMLFormElement} */ (event.target);
+  const created = await change(`${value("key-name")} was created.`, () => getJson("v1/keys", {
     method: "POST", body: { name: value("key-name"), advertisers: advertisers.length ? advertisers : null, admin, ...(days ? { expires_in: days * 86_400 } : {}) },
   }));
+  if (created) form.reset();
 }
 
 /** @param {any} key */
@@ -84,14 +91,17 @@ export function forgetKey() {
   shownKey = outcome = "";
 }
 
-/** @param {string} done @param {() => Promise<any>} action */
+/** Whether an action has succeeded. @param {string} done @param {() => Promise<any>} action */
 async function change(done, action) {
+  let succeeded = true;
   try {
     const reply = await action();
     shownKey = reply.key ?? "";
     outcome = done;
   } catch (error) {
     outcome = error instanceof Error ? error.message : String(error);
+    succeeded = false;
   }
   refresh("keys");
+  return succeeded;
 }

@@ -8,6 +8,8 @@ import { panelBody } from "../states.js";
 import { ask, changed, refresh } from "../store.js";
 import { table } from "../table.js";
 
+/** So many seconds without a newer event are worth a word. */
+const IDLE_S = 120;
 let started = "";
 
 /** @param {import("../main.js").Context} context */
@@ -43,11 +45,15 @@ async function start(event) {
 function health(state) {
   const problems = Object.entries(state.problems ?? {});
   const lag = Object.values(state.topics ?? {}).reduce((/** @type {number} */ a, /** @type {any} */ b) => a + Number(b ?? 0), 0);
+  const newest = Math.max(0, ...(state.lag?.ingest ?? []).map((/** @type {any} */ p) => Date.parse(p.watermark ?? "") || 0));
+  const idleS = newest ? (Date.now() - newest) / 1000 : 0;
+  const idle = !lag && idleS > IDLE_S;
   return html`<section class="health ${problems.length ? "bad" : "good"}" role="status">
-    <p><b>${problems.length ? "Needs attention" : "Healthy"}</b>
-      · level ${state.level ?? "unknown"} · ${format.integer(lag)} messages waiting
+    <p><b>${problems.length ? "Needs attention" : idle ? "Healthy, but idle" : "Healthy"}</b>
+      · overload level ${state.level ?? "unknown"} · ${format.integer(lag)} messages waiting
       · watermark ${state.watermark ? format.time(Date.parse(state.watermark), "UTC", "second") : "none"} UTC
       ${state.stream_lag_s === null || state.stream_lag_s === undefined ? nothing : html`· stream ${format.ago(Number(state.stream_lag_s))} behind`}</p>
+    ${idle ? html`<p>No new events: the newest is of ${format.time(newest, "UTC", "second")} UTC, ${format.ago(idleS)} ago. All that were sent are counted; do the producers still send?</p>` : nothing}
     ${problems.length ? html`<ul>${problems.map(([name, text]) => html`<li><b>${name}</b>: ${String(text)}</li>`)}</ul>` : nothing}
     ${state.warnings?.length ? html`<ul>${state.warnings.map((/** @type {string} */ w) => html`<li>${w}</li>`)}</ul>` : nothing}
   </section>`;

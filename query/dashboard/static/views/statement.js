@@ -9,6 +9,7 @@ import { panelBody, warnings } from "../states.js";
 import { ask, choose, params } from "../store.js";
 import { table } from "../table.js";
 
+const SUMMED = ["impressions", "clicks", "conversions", "spend_micros"];
 const BILLED = [["impressions", "Impressions"], ["clicks", "Clicks"], ["conversions", "Conversions"]];
 
 /** @param {import("../main.js").Context} context */
@@ -37,6 +38,8 @@ function paper(context, answer) {
     ...last,
   ];
   const total = { ...answer.total, name: "Total", date: "Total" };
+  const waiting = new Set(answer.waiting_for ?? []);
+  const days = answer.days.filter((/** @type {any} */ day) => waiting.has(day.date) || SUMMED.some((name) => Number(day[name])));
   return html`<article class="panel paper">
     <header><h2>Statement ${answer.month}</h2>
       <p><b dir="auto">${answer.name ?? answer.advertiser_id}</b>, advertiser ${String(answer.advertiser_id)}. Days of ${answer.timezone}. Amounts in ${answer.currency}.</p>
@@ -47,7 +50,8 @@ function paper(context, answer) {
     <h3>Campaigns</h3>
     ${table({ caption: "Campaigns of the month", rows: [...answer.campaigns, total], columns: columns([{ id: "name", title: "Campaign", cell: (row) => html`<span class="name" dir="auto">${row.name ?? String(row.id)}</span>` }], []) })}
     <h3>Days</h3>
-    ${table({ caption: "Days of the month", rows: [...answer.days, total], columns: columns([{ id: "date", title: "Day", cell: (row) => row.date }], [{ id: "finality", title: "Finality", cell: (row) => (row.finality ? badge(row.finality) : nothing) }]) })}
+    ${table({ caption: "Days of the month", rows: [...days, total], columns: columns([{ id: "date", title: "Day", cell: (row) => row.date }], [{ id: "finality", title: "Finality", cell: (row) => (row.finality ? badge(row.finality) : nothing) }]) })}
+    ${days.length < answer.days.length ? html`<p class="note">${format.integer(answer.days.length - days.length)} days without events are left out; the export has them.</p>` : nothing}
     <footer><p class="note">Digest <code class="digest">${answer.digest}</code></p></footer>
   </article>`;
 }
