@@ -5,7 +5,7 @@ EVENTS ?=
 # Which would have other packages found than those in .venv.
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONOPTIMIZE PYTHONPLATLIBDIR
 
-.PHONY: help setup demo test lint unit integration e2e chaos outages soak hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-batch bench-steps profile screenshots up down lock clean
+.PHONY: help setup demo test lint unit integration e2e chaos outages soak hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-steps profile screenshots up down lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -71,6 +71,9 @@ bench-query: setup ## Answers while the pipeline runs at half of full speed (aft
 
 bench-dashboard: setup ## What a dashboard asks for an advertiser of 200 campaigns, beside the stores alone (after bench, or FULL=200000)
 	@$(BIN)/python -m tests.benchmarks.dashboard
+
+bench-anomalies: setup ## What the anomaly detector finds, and raises for nothing (DATA=DIR OUT=DIR: score a folder of series)
+	@$(BIN)/python -m tests.benchmarks.anomalies $(if $(DATA),--data "$(DATA)" --out "$(OUT)")
 
 bench-batch: setup ## The nightly recount of 10 and of 50 million rows, beside plain Spark and polars
 	@$(BIN)/python -m tests.benchmarks.batch

@@ -28,6 +28,7 @@ from query import export_stretches, formats
 from query.api import document, document_bills, document_credentials
 from query.api.access import Gate, HttpReply
 from query.api.bills import Bills
+from query.api.budgets import Budgets
 from query.api.credentials import Credentials
 from query.api.dead_letters import DeadLetters
 from query.api.directory import COLLECTIONS, DirectoryApi
@@ -92,6 +93,7 @@ class Api:
         self._pipeline = PipelineReader(settings, stack)
         self.dead_letters = DeadLetters(settings, self.router.signer, now)
         self.bills = Bills(clickhouse, self.router, settings, now, stack)
+        self.budgets = Budgets(self.router, now)
         limits = RateLimits(redis, self.router.guards["redis"], settings.key_prefix)
         brief = ClickHouse(settings.clickhouse, settings.database, timeout_s=BRIEF_TIMEOUT_S)
         root = settings.api_key.get_secret_value()
@@ -332,6 +334,10 @@ def _add_data_routes(app: FastAPI, api: Api) -> dict[str, Endpoint]:
         document.STATEMENTS,
         "statement",
     )
+    route(
+        "/v1/budgets", api.budgets.list, "What campaigns have spent of their budgets, and when the rest will be gone",
+        document.BUDGETS_OF, "budgets",
+    )  # fmt: skip
 
     route(
         "/v1/reconciliations", api.bills.start_run, "Start a nightly run; with an admin key", [], "started", method="POST",

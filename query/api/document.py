@@ -155,6 +155,11 @@ STATEMENTS = [
     ),
 ]
 
+BUDGETS_OF = [
+    _ADVERTISER | {"required": True, "description": "whose campaigns"},
+    _ROWS | {"description": "campaigns at most"},
+]
+
 DEAD_LETTERS = [
     _parameter(
         "reason", {"type": "string", "enum": list(map(str, Reason))}, "only letters with this reason", "bad-value"
@@ -382,6 +387,7 @@ RESPONSES = {
     "statement": _responses(
         _json(document_bills.STATEMENT) | {"text/csv": {"schema": {"type": "string"}}}, (400, 404, 422, *_KEYED)
     ),
+    "budgets": _responses(_json(document_bills.BUDGETS), (400, *_KEYED)),
     "started": {202: {"description": "the run was asked for", "content": _json(document_bills.STARTED)}}
     | {k: v for k, v in _responses({}, (400, 409, 413, 415, *_KEYED)).items() if k != 200}
     | {501: {"description": "no supervisor started this router"}},

@@ -6,6 +6,8 @@ from typing import Any
 
 from ingest.events import FIELDS
 from ingest.partials import BILLED
+from query.budgets import STATES
+from query.directory.entries import BUDGETS as KINDS_OF_BUDGET
 from query.finality import FINALITY
 from query.ledger import CAUSES as CAUSES_OF_LEDGER
 
@@ -147,6 +149,39 @@ STATEMENT = {
 }  # fmt: skip
 
 _TEXT = {"type": ["string", "null"]}
+BUDGETS = {
+    "type": "object",
+    "required": ["data", "rows", "finality", "watermark", "warnings"],
+    "properties": {
+        "data": {
+            "type": "array",
+            "description": "the most spent first",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "campaign_id": _NUMBER,
+                    **{name: {"type": "string"} for name in ("name", "status", "timezone")},
+                    "budget": {"type": "string", "enum": list(KINDS_OF_BUDGET)},
+                    **dict.fromkeys(("budget_micros", "spent_micros", "last_hour_micros"), _NUMBER),
+                    "start": _INSTANT | {"description": "of what the budget is for: a local day, or all days"},
+                    "end": {"type": ["string", "null"], "format": "date-time"},
+                    "share": _RATE | {"description": "spent of the budget; null for a budget of 0"},
+                    "pace": _RATE | {"description": "1: spent evenly; 2: twice as fast; null without an end"},
+                    "exhausted_at": {
+                        "type": ["string", "null"],
+                        "format": "date-time",
+                        "description": "if every hour is like the last one; null where that is not before the end",
+                    },
+                    "state": {"type": "string", "enum": list(STATES)},
+                },
+            },
+        },
+        "rows": _NUMBER,
+        "finality": _FINALITY,
+        "watermark": {"type": ["string", "null"], "format": "date-time"},
+        "warnings": {"type": "array", "items": {"type": "string"}},
+    },
+}
 LETTERS = {
     "type": "object",
     "required": ["data", "rows", "next_cursor"],

@@ -186,8 +186,8 @@ def test_every_panel_shows_the_truth(
             best = sorted(expected.values(), key=lambda row: row["spend_micros"], reverse=True)[:50]
             titles, rows = table.locator("thead th").all_inner_texts(), cells(table)
             for title, measure in (("Impressions", "impressions"), ("Clicks", "clicks")):
-                shown = sorted(digits(row[titles.index(title)]) for row in rows)
-                assert shown and shown == sorted(row[measure] for row in best), (tab, title)
+                numbers_shown = sorted(digits(row[titles.index(title)]) for row in rows)
+                assert numbers_shown and numbers_shown == sorted(row[measure] for row in best), (tab, title)
 
         if view == "batch":
             one_answer_everywhere(page, product, start, whole, tmp_path)
@@ -395,6 +395,22 @@ def test_a_bill_is_explained_to_the_last_digit(browser: Browser, product: Produc
         assert [digits(cell) for cell in day[1:4]] == [billed[m] for m in MEASURES[:3]]
         assert day[4] == money(billed["spend_micros"])
         assert day[5] == "reconciled"
+
+
+def test_a_budget_stands_beside_what_is_spent_of_it(browser: Browser, product: Product) -> None:
+    start = yesterday_of(product) + DAY_MS
+    mine = [pl.col("campaign_id") == 1, pl.col("minute_ms") >= start]
+    spent = truth(product, "stream", *mine)["spend_micros"]
+    document = http(product, "GET", "/v1/budgets", params={"advertiser_id": "1"}).json()
+    (budget,) = document["data"]
+    assert (budget["campaign_id"], budget["spent_micros"], budget["state"]) == (1, spent, "on-track")
+    assert (budget["start"], budget["end"]) == (iso(start), iso(start + DAY_MS))
+    assert budget["share"] == pytest.approx(spent / 5e9, abs=5e-5)
+    with opened(browser, product, "advertiser=1&zone=UTC&range=today&search=1") as visit:
+        table = visit.page.get_by_role("region", name="Campaigns in this range").locator("table")
+        row = table.locator("tbody tr", has=visit.page.get_by_text(HOSTILE[:8])).first
+        expect(row).to_contain_text(f"{budget['share']:.2%}", timeout=_STATE_MS)
+        expect(row).to_contain_text("$5,000.00")
 
 
 def test_half_hour_days_say_where_they_are_cut(browser: Browser, product: Product) -> None:

@@ -71,8 +71,8 @@ def answers(path: str, parameters: dict[str, list[str]]) -> Any:
             "data": [{"id": n, "name": name, "timezone": "Asia/Kolkata"} for n, name in HOSTILE.items()],
             "next_cursor": None,
         }
-    if path == "/v1/campaigns":
-        return {"data": [], "next_cursor": None}
+    if path in ("/v1/campaigns", "/v1/budgets"):
+        return {"data": [], "rows": 0, "next_cursor": None}
     if path != "/v1/metrics":
         return None
     huge = 2**53 + 1

@@ -112,7 +112,10 @@ def test_only_committed_messages_are_read(settings: Settings, topic: str, fetche
     fetcher.assign({0: end})
     assert fetcher.take(10, 1.0) == {}
     producers[0].commit_transaction(10 * PATIENCE)
-    (after, *_) = Admin(settings.kafka).ends(topic, settings.block_partitions)
+    # The commit is answered before its marker is written.
+    admin = Admin(settings.kafka)
+    wait_until(lambda: admin.ends(topic, settings.block_partitions)[0] > end, 10, "the commit can be read")
+    (after, *_) = admin.ends(topic, settings.block_partitions)
     assert fetched(fetcher, end, after) == truth(settings, topic, end)
     assert fetcher.end(0) == after
 

@@ -18,7 +18,6 @@ export const DIMENSIONS = [
   { id: "country", title: "Countries", one: "Country", name: "" },
   { id: "device", title: "Devices", one: "Device", name: "" },
 ];
-const DAY_MS = 86_400_000;
 const SHOWN = 50;
 /** So many rows of the order are looked through for a search. */
 const SEARCHED = 1000;
@@ -50,12 +49,12 @@ export function breakdown(context, range, seriesQuery) {
     </div>
     <div class="row"><label>Search <input type="search" .value=${params.search} placeholder="name or number" @input=${(/** @type {any} */ e) => adjust({ search: e.target.value })}></label>
       ${entry.loading && entry.value ? html`<span class="note" role="status">loading…</span>` : nothing}</div>
-    ${panelBody(entry, (answer) => rowsOf(context, dimension, answer, range))}
+    ${panelBody(entry, (answer) => rowsOf(context, dimension, answer))}
   </section>`;
 }
 
-/** @param {import("../main.js").Context} context @param {(typeof DIMENSIONS)[number]} dimension @param {any} answer @param {import("../ranges.js").Range} range */
-function rowsOf(context, dimension, answer, range) {
+/** @param {import("../main.js").Context} context @param {(typeof DIMENSIONS)[number]} dimension @param {any} answer */
+function rowsOf(context, dimension, answer) {
   // While another dimension is loaded, the former one's rows must not show under its heading.
   if (answer.data.length && !(dimension.id in answer.data[0])) return html`<p class="loading" role="status">Loading…</p>`;
   const measure = measureOf(params.measure);
@@ -64,7 +63,7 @@ function rowsOf(context, dimension, answer, range) {
   const search = params.search.toLocaleLowerCase();
   const rows = answer.data.filter((/** @type {any} */ row) => !search || `${nameOf(dimension.id, row)} ${row[dimension.id]}`.toLocaleLowerCase().includes(search));
   const chosen = new Set(params.filters[dimension.id] ?? []);
-  const budgets = dimension.id === "campaign_id" && context.campaigns.size ? context.campaigns : null;
+  const budgets = dimension.id === "campaign_id" ? budgetsOf(params.advertiser) : null;
   return html`${table({
       caption: `${dimension.title} in this range`,
       by: params.by,
@@ -84,34 +83,42 @@ function rowsOf(context, dimension, answer, range) {
           cell: (row) => html`<meter min="0" max="1" .value=${whole ? Number(row[share]) / whole : 0} aria-label=${`share of ${measureOf(share).title}`}></meter>
             <span class="note">${whole ? format.percent(Number(row[share]) / whole) : format.NONE}</span>`,
         },
-        ...(budgets ? budgetColumns(budgets, context.currency, Math.max(1, Math.round((range.end - range.start) / DAY_MS))) : []),
+        ...(budgets ? budgetColumns(budgets, context.currency) : []),
         ...[measureOf("spend_micros"), ...MEASURES.filter((m) => m.id !== "spend_micros")].map((m) => ({
           id: m.id, title: m.title, sort: m.id, number: true,
           cell: (/** @type {any} */ row) => html`${text(m, row[m.id], context.currency)}${m === measure && answer.comparison ? html` <span class="note">${format.signedPercent(change(row[m.id], row[`previous_${m.id}`]))}</span>` : nothing}`,
         })),
-        ...(budgets ? [{ id: "status", title: "Status", cell: (/** @type {any} */ row) => budgets.get(String(row.campaign_id))?.status ?? format.NONE }] : []),
+        ...(dimension.id === "campaign_id" && context.campaigns.size ? [{ id: "status", title: "Status", cell: (/** @type {any} */ row) => context.campaigns.get(String(row.campaign_id))?.status ?? format.NONE }] : []),
         { id: "finality", title: "Finality", cell: (row) => badge(row.finality) },
       ],
     })}
-    ${dimension.id === "campaign_id" && !budgets ? html`<p class="note">Choose one advertiser to see budgets and what is spent of them.</p>` : nothing}
+    ${budgets ? html`<p class="note">Budgets are as of now: a day's is that of the campaign's own day, whatever range is shown.</p>` : nothing}
+    ${dimension.id === "campaign_id" && params.advertiser === "*" ? html`<p class="note">Choose one advertiser to see budgets and what is spent of them.</p>` : nothing}
     ${answer.next_cursor ? html`<p class="note">The first ${answer.data.length} by this order; the export has all.</p>` : nothing}
     ${warnings(answer.warnings)}`;
 }
 
-/** Budget and pace, from the directory. A daily budget counts for each of the range's days. @param {Map<string, any>} campaigns @param {string} currency @param {number} days */
-function budgetColumns(campaigns, currency, days) {
-  const entry = (/** @type {any} */ row) => campaigns.get(String(row.campaign_id));
+/** Budgets of the campaigns of one advertiser, by campaign: now, whatever the range. @param {string} advertiser @returns {Map<string, any> | null} */
+function budgetsOf(advertiser) {
+  if (!/^\d+$/.test(advertiser)) return null;
+  const entry = ask("budgets", "v1/budgets", { advertiser_id: advertiser }, POLL_MS);
+  return entry.value && !entry.former && entry.value.rows ? new Map(entry.value.data.map((/** @type {any} */ b) => [String(b.campaign_id), b])) : null;
+}
+
+/** What is spent of budgets, at which pace, and until when they last. @param {Map<string, any>} budgets @param {string} currency */
+function budgetColumns(budgets, currency) {
+  const budgetOf = (/** @type {any} */ row) => budgets.get(String(row.campaign_id));
+  const cell = (/** @type {(budget: any) => unknown} */ show) => (/** @type {any} */ row) => (budgetOf(row) ? show(budgetOf(row)) : format.NONE);
   return [
-    { id: "budget", title: "Budget", number: true, cell: (/** @type {any} */ row) => { const e = entry(row); return e?.budget ? html`${format.money(e.budget_micros, currency)} <span class="note">${e.budget}</span>` : format.NONE; } },
-    { id: "pace", title: "Spent of budget", number: true, cell: (/** @type {any} */ row) => pace(row, entry(row), days) },
+    { id: "budget", title: "Budget", number: true, cell: cell((b) => html`${format.money(b.budget_micros, currency)} <span class="note">${b.budget === "daily" ? "a day" : "in total"}</span>`) },
+    { id: "spent", title: "Spent of it", number: true, cell: cell((b) => html`<span class=${b.state === "on-track" ? "" : "over"} title=${spentOf(b, currency)}>${format.percent(b.share)}</span><span class="visually-hidden">, ${b.state.replace("-", " ")}</span>`) },
+    { id: "gone", title: "Gone at", cell: cell((b) => (b.state === "exhausted" ? "exhausted" : b.exhausted_at ? html`<span class="nowrap">${format.time(Date.parse(b.exhausted_at), b.timezone)}</span>` : format.NONE)) },
   ];
 }
 
-/** The share of a campaign's budget that is spent; marked once there is more spent than budget. @param {any} row @param {any} entry @param {number} days */
-function pace(row, entry, days) {
-  const budget = entry?.budget ? Number(entry.budget_micros) * (entry.budget === "daily" ? days : 1) : 0;
-  if (!budget) return format.NONE;
-  const share = Number(row.spend_micros) / budget;
-  const title = entry.budget === "daily" && days > 1 ? `of ${days} days' budgets` : `of the ${entry.budget} budget`;
-  return html`<span class=${share > 1 ? "over" : ""} title=${title}>${format.percent(share)}${share > 1 ? html`<span class="visually-hidden">, over budget</span>` : nothing}</span>`;
+/** @param {any} budget @param {string} currency */
+function spentOf(budget, currency) {
+  const since = format.time(Date.parse(budget.start), budget.timezone);
+  const pace = budget.pace === null ? "" : `; ${budget.pace} times as fast as evenly`;
+  return `${format.money(budget.spent_micros, currency)} since ${since} (${budget.timezone})${pace}`;
 }
