@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -160,6 +161,14 @@ def test_the_top_level_has_only_known_entries() -> None:
     assert fixed <= top
     allowed = {"Makefile", "LICENSE", "docs", "requirements.lock", "requirements-java.lock"}
     assert {name for name in top - fixed - allowed if not name.startswith(".")} == set()
+
+
+def test_every_package_is_part_of_what_is_installed() -> None:
+    folders = {
+        ".".join(f.parent.relative_to(ROOT).parts) for name in PACKAGES for f in (ROOT / name).rglob("__init__.py")
+    }
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert set(listed) == folders
 
 
 def test_files_have_at_most_500_lines() -> None:

@@ -11,8 +11,8 @@ from starlette.requests import Request
 
 from infra.clock import DAY_MS, iso, now_ms
 from infra.settings import Settings
-from query.api.app import Api
 from query.api.exports import EXPORTS_A_KEY
+from query.api.handlers import Api
 from query.api.problems import Problem
 from query.api.slots import Slots
 from query.keys import Access
