@@ -101,6 +101,13 @@ def _add_data_routes(app: FastAPI, api: Api) -> dict[str, Endpoint]:
 
     route("/v1/metrics", api.metrics, "Numbers of campaigns, by time and dimension", document.METRICS, "metrics")
     route(
+        "/v1/top",
+        api.top,
+        "The campaigns, ads, publishers or countries that have most of a measure",
+        document.TOP,
+        "top",
+    )
+    route(
         "/v1/metrics/changes",
         api.changes,
         "Closed cells that were corrected or reconciled since: from, to, and why",

@@ -20,6 +20,8 @@ from query.question import ALL_ADVERTISERS, DIMENSIONS, MEASURES, PREVIOUS, RATI
 from query.question import CHANGES as CHANGE_COLUMNS
 from query.reconciliations import MOST_DAYS, USUAL_DAYS
 from query.statements.reader import FORMATS as STATEMENT_FORMATS
+from query.top import DIMENSIONS as TOP_DIMENSIONS
+from query.top import USUAL_GROUPS, USUAL_MEASURE, USUAL_RANGE
 
 _TIME = {
     "type": "string",
@@ -94,6 +96,13 @@ QUESTION.append(
         "true",
     )
 )  # fmt: skip
+TOP = [
+    _parameter("dimension", {"type": "string", "enum": list(TOP_DIMENSIONS), "default": "campaign"}, "what is listed", "ad"),
+    _parameter("by", {"type": "string", "enum": list(MEASURES), "default": USUAL_MEASURE}, "the measure that is largest", "clicks"),
+    _parameter("range", {"type": "string", "pattern": "^[0-9]{1,6}[mhd]$", "default": USUAL_RANGE}, "back from now", "1h"),
+    _parameter("k", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": USUAL_GROUPS}, "groups at most", 50),
+    _ADVERTISER | {"description": "whose; by default the only one that the key may see, or with an admin key all"},
+]  # fmt: skip
 AUDITED = [_ROWS | {"description": "changes at most; 100 by default"}]
 METRICS = [*QUESTION, _FORMAT]
 LIVE = QUESTION
@@ -380,6 +389,7 @@ _ROWS_ALONE: dict[str, Any] = {m.partition(";")[0]: {"schema": {"type": "string"
 RESPONSES = {
     "metrics": _responses(_ROWS_ALONE | _json(_ANSWER), (400, 406, 413, 414, 422, *_KEYED))
     | {304: {"description": "the answer that If-None-Match names is still current"}},
+    "top": _responses(_json(_ANSWER), (400, 406, 413, 414, 422, *_KEYED)),
     "changes": _responses(_json(_CHANGED), (400, 406, 413, 414, 422, *_KEYED)),
     "ledger": _responses(_json(_LEDGER), (400, 404, 406, 413, 414, *_KEYED)),
     "runs": _responses(_json(document_bills.RUNS), (400, *_KEYED)),

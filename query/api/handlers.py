@@ -46,6 +46,7 @@ from query.question import BadQuestion, Question, parse_question
 from query.reply_cache import ReplyCache
 from query.router import BRIEF_TIMEOUT_S, Answer, Observe, Router
 from query.tokens import TokenSigner
+from query.top import parse_top_question
 
 _COMPRESSED_BYTES = 1024
 # The fields of the pipeline's state that a tenant may see.
@@ -194,6 +195,14 @@ class Api:
             **_described(answer, answer.total),
         }
         return HttpReply(rows, media_type, headers, answer.rows_read)
+
+    def top(self, request: Request, access: Access) -> HttpReply:
+        """The groups that have most of a measure."""
+        parameters = request.query_params.multi_items()
+        question = parse_top_question(
+            parameters, self._now(), self.router.retention, access.rows, admin=access.admin
+        )  # fmt: skip
+        return _compress(request, self._page(question, "json"))
 
     def changes(self, request: Request, access: Access) -> HttpReply:
         """Cells that were corrected or reconciled."""

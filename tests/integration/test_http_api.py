@@ -121,6 +121,23 @@ def test_two_advertisers_with_one_campaign_id_see_their_own_counts(
     assert visible == [_MINE + h for h in range(HOURS)]
 
 
+def test_a_top_list_is_the_answer_to_a_question_about_totals(
+    http: httpx.Client, client: ClickHouse, settings: Settings
+) -> None:
+    _, mine = key(client, MINE)
+    of_all = http.get(
+        "/v1/top", params={"dimension": "ad", "by": "impressions", "range": "3d", "k": "1"}, headers=root(settings)
+    )
+    whole = HOURS * _OTHERS + sum(range(HOURS))
+    assert [(row["ad_id"], row["impressions"]) for row in of_all.json()["data"]] == [(2, whole)]
+    own = http.get("/v1/top", params={"dimension": "ad", "by": "impressions", "range": "3d"}, headers=mine).json()
+    assert [(row["ad_id"], row["ad_name"], row["impressions"]) for row in own["data"]] == [
+        (1, "1", HOURS * _MINE + sum(range(HOURS)))
+    ]
+    foreign = http.get("/v1/top", params={"advertiser_id": str(OTHERS)}, headers=mine)
+    assert foreign.status_code == 403
+
+
 def test_buckets_of_many_hours_are_summed_over_all_tiers(http: httpx.Client, settings: Settings) -> None:
     by_hour = [_MINE + _OTHERS + 2 * h for h in range(HOURS)]
     for more in (
