@@ -143,6 +143,10 @@ def _add_data_routes(app: FastAPI, api: Api) -> dict[str, Endpoint]:
         "statement",
     )
     route(
+        "/v1/anomalies", api.anomalies.list, "What is unusual in the closed hours or minutes of campaigns", document.ANOMALIES_OF,
+        "anomalies",
+    )  # fmt: skip
+    route(
         "/v1/budgets", api.budgets.list, "What campaigns have spent of their budgets, and when the rest will be gone",
         document.BUDGETS_OF, "budgets",
     )  # fmt: skip

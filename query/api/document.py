@@ -6,6 +6,8 @@ from typing import Any
 
 from ingest.events import MAX_INT, Reason
 from ingest.partials import BILLED
+from query.anomalies import GRAINS as GRAINS_OF_ANOMALIES
+from query.anomalies import SEVERITIES
 from query.api import document_bills, document_credentials, problems
 from query.api.directory import FILTERS
 from query.comparison import COMPARISONS
@@ -164,6 +166,13 @@ STATEMENTS = [
     ),
 ]
 
+ANOMALIES_OF = [
+    _CAMPAIGN,
+    _ADVERTISER,
+    _parameter("granularity", {"type": "string", "enum": list(GRAINS_OF_ANOMALIES), "default": "hour"}, "of the numbers", "minute"),
+    _parameter("since", _TIME, "only anomalies since then: by default seven days of hours, or six hours of minutes", "-24h"),
+    _parameter("severity", {"type": "string", "enum": list(SEVERITIES), "default": SEVERITIES[0]}, "at least", "critical"),
+]  # fmt: skip
 BUDGETS_OF = [
     _ADVERTISER | {"required": True, "description": "whose campaigns"},
     _ROWS | {"description": "campaigns at most"},
@@ -397,6 +406,7 @@ RESPONSES = {
     "statement": _responses(
         _json(document_bills.STATEMENT) | {"text/csv": {"schema": {"type": "string"}}}, (400, 404, 422, *_KEYED)
     ),
+    "anomalies": _responses(_json(document_bills.ANOMALIES), (400, 422, *_KEYED)),
     "budgets": _responses(_json(document_bills.BUDGETS), (400, *_KEYED)),
     "started": {202: {"description": "the run was asked for", "content": _json(document_bills.STARTED)}}
     | {k: v for k, v in _responses({}, (400, 409, 413, 415, *_KEYED)).items() if k != 200}

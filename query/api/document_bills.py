@@ -6,6 +6,7 @@ from typing import Any
 
 from ingest.events import FIELDS
 from ingest.partials import BILLED
+from query.anomalies import KINDS, SEVERITIES
 from query.budgets import STATES
 from query.directory.entries import BUDGETS as KINDS_OF_BUDGET
 from query.finality import FINALITY
@@ -149,6 +150,37 @@ STATEMENT = {
 }  # fmt: skip
 
 _TEXT = {"type": ["string", "null"]}
+ANOMALIES = {
+    "type": "object",
+    "required": ["data", "rows", "granularity", "watermark", "warnings"],
+    "properties": {
+        "data": {
+            "type": "array",
+            "description": "the newest first",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "campaign_id": _NUMBER,
+                    "name": {"type": "string"},
+                    "kind": {"type": "string", "enum": list(KINDS)},
+                    "text": {"type": "string", "description": "the kind in words"},
+                    "severity": {"type": "string", "enum": list(SEVERITIES)},
+                    "start": _INSTANT,
+                    "end": _INSTANT | {"description": "of its last bucket so far"},
+                    "open": {"type": "boolean", "description": "whether it reaches to the last closed bucket"},
+                    "measure": {"type": "string"},
+                    "value": {"type": "number", "description": "in its worst bucket"},
+                    "expected": {"type": "number", "description": "what was to be expected there"},
+                    "deviations": {"type": "number", "description": "how far it is away, in standard deviations"},
+                },
+            },
+        },
+        "rows": _NUMBER,
+        "granularity": {"type": "string"},
+        "watermark": {"type": ["string", "null"], "format": "date-time"},
+        "warnings": {"type": "array", "items": {"type": "string"}},
+    },
+}
 BUDGETS = {
     "type": "object",
     "required": ["data", "rows", "finality", "watermark", "warnings"],

@@ -20,6 +20,7 @@ from infra.redis.client import Redis
 from infra.settings import Settings
 from query import export_stretches, formats
 from query.api.access import Gate, HttpReply
+from query.api.anomalies import Anomalies
 from query.api.bills import Bills
 from query.api.budgets import Budgets
 from query.api.credentials import Credentials
@@ -77,7 +78,7 @@ class Api:
         self._pipeline = PipelineReader(settings, stack)
         self.dead_letters = DeadLetters(settings, self.router.signer, now)
         self.bills = Bills(clickhouse, self.router, settings, now, stack)
-        self.budgets = Budgets(self.router, now)
+        self.budgets, self.anomalies = Budgets(self.router, now), Anomalies(self.router, now)
         limits = RateLimits(redis, self.router.guards["redis"], settings.key_prefix)
         brief = ClickHouse(settings.clickhouse, settings.database, timeout_s=BRIEF_TIMEOUT_S)
         root = settings.api_key.get_secret_value()

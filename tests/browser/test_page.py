@@ -71,7 +71,7 @@ def answers(path: str, parameters: dict[str, list[str]]) -> Any:
             "data": [{"id": n, "name": name, "timezone": "Asia/Kolkata"} for n, name in HOSTILE.items()],
             "next_cursor": None,
         }
-    if path in ("/v1/campaigns", "/v1/budgets"):
+    if path in ("/v1/campaigns", "/v1/budgets", "/v1/anomalies"):
         return {"data": [], "rows": 0, "next_cursor": None}
     if path != "/v1/metrics":
         return None
@@ -475,7 +475,7 @@ def test_a_statement_shows_its_warnings(visit: Visit) -> None:
         lambda route: route.fulfill(content_type="application/json", body=json.dumps(statement)),
     )
     page.get_by_role("link", name="Statements").click()
-    expect(page.locator(".paper")).to_contain_text("minutes are missing")
+    expect(page.locator(".paper")).to_contain_text("Minutes are missing")
     expect(page.locator(".paper")).to_contain_text("2026-11-05")
 
 

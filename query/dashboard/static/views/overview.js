@@ -8,6 +8,7 @@ import * as format from "../format.js";
 import { badge, legend } from "../finality.js";
 import { LiveStream } from "../live.js";
 import { SUMMED } from "../measures.js";
+import { anomalies } from "../panels/anomalies.js";
 import { breakdown } from "../panels/breakdown.js";
 import { controls, subjectOf, zoneOf } from "../panels/controls.js";
 import { figures } from "../panels/figures.js";
@@ -81,6 +82,7 @@ export function overview(context) {
       ${panelBody(entry, () => series(answer, range, zone, context.currency))}
       ${legend()}
     </section>
+    ${anomalies(context, range, zone)}
     ${breakdown(context, range, query)}`;
 }
 

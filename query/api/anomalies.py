@@ -1,0 +1,47 @@
+"""The handler of anomalies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from starlette.requests import Request
+
+from infra.clock import iso
+from query.anomalies import KINDS, find_anomalies, parse_anomalies_question
+from query.api.access import HttpReply
+from query.api.bills import encode
+from query.finality import PROVISIONAL
+from query.keys import Access
+from query.router import Router
+
+
+class Anomalies:
+    """Called once the gate has let a request in."""
+
+    def __init__(self, router: Router, now: Callable[[], int]) -> None:
+        """`now`: epoch ms."""
+        self._router, self._now = router, now
+
+    def list(self, request: Request, access: Access) -> HttpReply:
+        """What is unusual in the numbers of campaigns, the newest first."""
+        parameters = request.query_params.multi_items()
+        question = parse_anomalies_question(parameters, self._now(), self._router.retention, access.rows)
+        answer = self._router.answer(question.numbers)
+        rows = answer.page.rows
+        open_ms = rows.sums.buckets[rows.finality == PROVISIONAL].min(initial=answer.watermark_ms or 0)
+        episodes = find_anomalies(question, rows.sums, int(open_ms))
+        campaigns = np.array([episode.campaign for episode in episodes], np.int64)
+        names = self._router.directory.current().snapshot.names("campaign", campaigns, access.rows)
+        data = [
+            {"campaign_id": e.campaign, "name": name, **e.document(), "text": KINDS[e.kind]}
+            for e, name in zip(episodes, names, strict=True)
+        ]
+        document = {
+            "data": data,
+            "rows": len(data),
+            "granularity": question.numbers.grain,
+            "watermark": None if answer.watermark_ms is None else iso(answer.watermark_ms),
+            "warnings": answer.warnings,
+        }
+        return HttpReply(encode(document), rows_read=answer.rows_read)
