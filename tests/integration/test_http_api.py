@@ -138,6 +138,44 @@ def test_a_top_list_is_the_answer_to_a_question_about_totals(
     assert foreign.status_code == 403
 
 
+def test_anomalies_and_budgets_are_those_that_a_key_sees(
+    http: httpx.Client, client: ClickHouse, settings: Settings
+) -> None:
+    _, mine = key(client, MINE)
+    rows = ", ".join(
+        f"({(HOUR + h * HOUR_MS) // 1000}, 9, {MINE}, 1, 5, 'DE', 'mobile', 0, {1_000 + h % 7}, 10, 1, {(25 if h == 4 else 1) * 2_500_000 + h % 7},"
+        " 0, 0, 0, 0, 1, 0)"
+        for h in range(-60, HOURS)
+    )
+    client.command(f"INSERT INTO {settings.database}.stream_hours VALUES {rows}")
+    asked = {"advertiser_id": str(MINE), "since": "-3d", "severity": "critical"}
+    found = http.get("/v1/anomalies", params=asked, headers=mine)
+    assert found.status_code == 200, found.text
+    (spike,) = found.json()["data"]
+    assert (spike["campaign_id"], spike["kind"], spike["start"]) == (9, "spend-spike", iso(HOUR + 4 * HOUR_MS))
+    assert (spike["value"], spike["open"]) == (62_500_004, True)
+    # Days before the first one of the hours would come from the table of days.
+    first_day = HOUR // DAY_MS * DAY_MS
+    entries = {
+        "advertisers/1": {"name": "Mine", "timezone": "UTC"},
+        "campaigns/9": {
+            "name": "Nine",
+            "advertiser_id": 1,
+            "start": iso(first_day)[:10],
+            "budget": "total",
+            "budget_micros": 500_000_000,
+        },
+    }
+    for entry, body in entries.items():
+        assert http.put(f"/v1/{entry}", json=body, headers=root(settings)).status_code == 200
+    budgets = http.get("/v1/budgets", params={"advertiser_id": str(MINE)}, headers=mine).json()
+    hours = [h for h in range(-60, HOURS) if HOUR + h * HOUR_MS >= first_day]
+    spent = sum((25 if h == 4 else 1) * 2_500_000 + h % 7 for h in hours)
+    assert [(b["campaign_id"], b["spent_micros"], b["last_hour_micros"]) for b in budgets["data"]] == [(9, spent, 0)]
+    for path in ("/v1/anomalies", "/v1/budgets"):
+        assert http.get(path, params={"advertiser_id": str(OTHERS)}, headers=mine).status_code == 403
+
+
 def test_buckets_of_many_hours_are_summed_over_all_tiers(http: httpx.Client, settings: Settings) -> None:
     by_hour = [_MINE + _OTHERS + 2 * h for h in range(HOURS)]
     for more in (
@@ -217,9 +255,13 @@ def _parameters_of(path: str, subject: tuple[str, str], group: str) -> tuple[tup
         return (subject, *_RANGE, ("group_by", group))
     if path.startswith("/v1/reconciliations"):
         return (subject,)
+    advertiser = subject if subject[0] == "advertiser_id" else ("advertiser_id", str(OTHERS))
     if path == "/v1/statements":
-        advertiser = subject if subject[0] == "advertiser_id" else ("advertiser_id", str(OTHERS))
         return (advertiser, ("month", iso(HOUR)[:7]))
+    if path in ("/v1/budgets", "/v1/top"):
+        return (advertiser,) if path == "/v1/budgets" else (advertiser, ("range", "3d"))
+    if path == "/v1/anomalies":
+        return (subject,)
     return (subject, ("since", "-1h")) if path == "/v1/metrics/changes" else ()
 
 
