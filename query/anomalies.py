@@ -102,9 +102,11 @@ def parse_anomalies_question(
     return AnomaliesQuestion(numbers, since_ms, SEVERITIES[SEVERITIES.index(severity) :])
 
 
-def find_anomalies(question: AnomaliesQuestion, table: Sums, closed_ms: int | None) -> list[Episode]:
-    """The episodes, the newest first. `table`: the rows of the answer; `closed_ms`: buckets that end by then speak. Raises BadQuestion
-    for too many numbers."""
+def find_anomalies(
+    question: AnomaliesQuestion, table: Sums, closed_ms: int | None, degraded: Sequence[tuple[int, int]] = ()
+) -> list[Episode]:
+    """The episodes, the newest first. `table`: the rows of the answer; `closed_ms`: buckets that end by then speak. `degraded`: ranges,
+    [start, end), in which numbers are missing, or may be: these are unknown, and not zero. Raises BadQuestion for too many numbers."""
     numbers = question.numbers
     size_ms = GRAINS[numbers.grain][0]
     end_ms = min(numbers.end_ms, (closed_ms or 0) // size_ms * size_ms)
@@ -119,6 +121,9 @@ def find_anomalies(question: AnomaliesQuestion, table: Sums, closed_ms: int | No
         name: _matrix(rows[kept], columns[kept], np.asarray(measure)[kept], (len(times), len(campaigns)))
         for name, measure in zip(("impressions", "clicks", "conversions", "spend_micros"), table.measures, strict=False)
     }
+    for matrix in matrices.values():
+        for start_ms, until_ms in degraded:
+            matrix[(times + size_ms > start_ms) & (times < until_ms)] = np.nan
     finder = _Finder(campaigns, size_ms, end_ms)
     for number, at_ms in enumerate(times.tolist()):
         finder.take(at_ms, {name: matrix[number] for name, matrix in matrices.items()})

@@ -13,7 +13,19 @@ from query.api.access import HttpReply
 from query.api.bills import encode
 from query.finality import PROVISIONAL
 from query.keys import Access
-from query.router import Router
+from query.question import Question
+from query.router import Answer, Router
+
+
+def _closed_ms(question: Question, answer: Answer) -> int:
+    """Up to when all buckets are closed: the watermark, or without one the end of the last closed row; at most the first open row."""
+    rows = answer.page.rows
+    is_open, buckets = rows.finality == PROVISIONAL, rows.sums.buckets
+    closed_ms = answer.watermark_ms
+    if closed_ms is None:
+        last_ms = int(buckets[~is_open].max(initial=0))
+        closed_ms = question.bucket_end(last_ms) if last_ms else 0
+    return int(buckets[is_open].min(initial=closed_ms))
 
 
 class Anomalies:
@@ -28,9 +40,8 @@ class Anomalies:
         parameters = request.query_params.multi_items()
         question = parse_anomalies_question(parameters, self._now(), self._router.retention, access.rows)
         answer = self._router.answer(question.numbers)
-        rows = answer.page.rows
-        open_ms = rows.sums.buckets[rows.finality == PROVISIONAL].min(initial=answer.watermark_ms or 0)
-        episodes = find_anomalies(question, rows.sums, int(open_ms))
+        degraded = [(range_.start_ms, range_.end_ms) for range_ in answer.degraded]
+        episodes = find_anomalies(question, answer.page.rows.sums, _closed_ms(question.numbers, answer), degraded)
         campaigns = np.array([episode.campaign for episode in episodes], np.int64)
         names = self._router.directory.current().snapshot.names("campaign", campaigns, access.rows)
         data = [

@@ -93,6 +93,18 @@ def test_hours_that_are_not_closed_say_nothing_and_the_last_closed_ones_are_open
     assert [(e.start_ms, e.open) for e in during] == [(at(-10), True)]
 
 
+def test_numbers_that_are_missing_are_no_anomaly() -> None:
+    values, question = make_hours(), parse(advertiser_id="3", since="-7d")
+    for matrix in values.values():
+        matrix[-60:-50] = 0
+    rows = as_sums(values, question.numbers.start_ms)
+    silent = {e.campaign for e in find_anomalies(question, rows, NOW) if e.kind == "zero-impressions"}
+    assert len(silent) > 3
+    degraded = find_anomalies(question, rows, NOW, [(at(-60), at(-50))])
+    assert {e.campaign for e in degraded if e.kind == "zero-impressions"} == {SILENT}
+    assert {e.campaign for e in degraded if e.severity == "critical"} == {SPIKE, SILENT, DROP, SURGE}
+
+
 def test_the_severity_and_the_time_of_a_question_count() -> None:
     values, start = make_hours(), parse(advertiser_id="3").numbers.start_ms
     critical = find_anomalies(parse(advertiser_id="3", severity="critical"), as_sums(values, start), NOW)
