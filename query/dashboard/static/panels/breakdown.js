@@ -92,7 +92,7 @@ function rowsOf(context, dimension, answer) {
         { id: "finality", title: "Finality", cell: (row) => badge(row.finality) },
       ],
     })}
-    ${budgets ? html`<p class="note">Budgets are as of now: a day's is that of the campaign's own day, whatever range is shown.</p>` : nothing}
+    ${budgets ? html`<p class="note">Budgets are as of now, whatever range is shown: a day's is that of the campaign's own day, in its own time zone, and so is when it is gone.</p>` : nothing}
     ${dimension.id === "campaign_id" && params.advertiser === "*" ? html`<p class="note">Choose one advertiser to see budgets and what is spent of them.</p>` : nothing}
     ${answer.next_cursor ? html`<p class="note">The first ${answer.data.length} by this order; the export has all.</p>` : nothing}
     ${warnings(answer.warnings)}`;
@@ -112,7 +112,7 @@ function budgetColumns(budgets, currency) {
   return [
     { id: "budget", title: "Budget", number: true, cell: cell((b) => html`${format.money(b.budget_micros, currency)} <span class="note">${b.budget === "daily" ? "a day" : "in total"}</span>`) },
     { id: "spent", title: "Spent of it", number: true, cell: cell((b) => html`<span class=${b.state === "on-track" ? "" : "over"} title=${spentOf(b, currency)}>${format.percent(b.share)}</span><span class="visually-hidden">, ${b.state.replace("-", " ")}</span>`) },
-    { id: "gone", title: "Gone at", cell: cell((b) => (b.state === "exhausted" ? "exhausted" : b.exhausted_at ? html`<span class="nowrap">${format.time(Date.parse(b.exhausted_at), b.timezone)}</span>` : format.NONE)) },
+    { id: "gone", title: "Gone at", cell: cell((b) => (b.state === "exhausted" ? "exhausted" : b.exhausted_at ? html`<span class="nowrap" title=${`in ${b.timezone}, if every hour is like the last one`}>${format.time(Date.parse(b.exhausted_at), b.timezone)}</span>` : format.NONE)) },
   ];
 }
 

@@ -35,7 +35,8 @@ export function series(answer, range, zone, currency) {
   return html`${compared}
     ${answer.data.length ? html`<ad-chart .model=${model(answer, range, zone, currency)}></ad-chart>` : html`<p class="empty">No events in this range.</p>`}
     <details><summary>The same as a table</summary>
-      <p class="note">Late events came after their ${range.grain === "minute" ? "minute" : "minutes"} had closed, by an hour at most. They are counted, and are part of the figures beside them. What came later than that is added by the nightly run: see Bills.</p>
+      <p class="note">Late events came after their ${range.grain === "minute" ? "minute" : "minutes"} had closed, by an hour at most. They are counted, and are part of the figures beside them. What came later than that is added by the nightly run: see Bills.
+        In this range there are ${format.integer(answer.totals?.late_events)}, of impressions, clicks and conversions together.</p>
       ${asTable(answer, range, zone, currency)}</details>`;
 }
 
