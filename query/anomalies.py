@@ -6,7 +6,6 @@ buckets speak. Those before the range that is asked for teach the detector what 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso
 from infra.columnar.columns import Ints
 from query.bad_question import BadQuestion
 from query.parameters import collect_parameters, parse_campaigns, parse_id
-from query.question import Question, Retention, parse_question
+from query.question import MEASURES, Question, Retention, parse_question
 from query.row_scope import RowScope
 from query.sums import Sums
 from query.times import parse_time
@@ -37,6 +36,8 @@ _SPIKE, _FEWEST_IMPRESSIONS, _SURGE, _COLLAPSE = 3.0, 100.0, 5.0, 0.1
 # Buckets of a campaign before which nothing is said of it, and buckets between two that are unusual in the same way of one episode.
 _LEARNED, _GAP = 24, 1
 _MOST_VALUES = 2_000_000
+# What the rules are about.
+_MEASURES = ("impressions", "clicks", "spend_micros")
 
 
 @dataclass(frozen=True)
@@ -117,24 +118,19 @@ def find_anomalies(
         raise BadQuestion("advertiser_id", detail, 422, "too-many-campaigns")
     rows = (table.buckets - numbers.start_ms) // size_ms
     kept = rows < len(times)
-    matrices = {
-        name: _matrix(rows[kept], columns[kept], np.asarray(measure)[kept], (len(times), len(campaigns)))
-        for name, measure in zip(("impressions", "clicks", "conversions", "spend_micros"), table.measures, strict=False)
-    }
-    for matrix in matrices.values():
-        for start_ms, until_ms in degraded:
-            matrix[(times + size_ms > start_ms) & (times < until_ms)] = np.nan
+    unknown = np.zeros(len(times), bool)
+    for start_ms, until_ms in degraded:
+        unknown |= (times + size_ms > start_ms) & (times < until_ms)
+    matrices = dict[str, Any]()
+    for name in _MEASURES:
+        matrices[name] = np.zeros((len(times), len(campaigns)))
+        matrices[name][rows[kept], columns[kept]] = table.measures[MEASURES.index(name)][kept].astype(np.float64)
+        matrices[name][unknown] = np.nan
     finder = _Finder(campaigns, size_ms, end_ms)
     for number, at_ms in enumerate(times.tolist()):
         finder.take(at_ms, {name: matrix[number] for name, matrix in matrices.items()})
     episodes = [e for e in finder.episodes() if e.end_ms > question.from_ms and e.severity in question.severities]
     return sorted(episodes, key=lambda e: (-e.start_ms, e.campaign, e.kind))
-
-
-def _matrix(rows: Ints, columns: Ints, values: Any, shape: tuple[int, int]) -> Any:
-    matrix = np.zeros(shape)
-    matrix[rows, columns] = values.astype(np.float64)
-    return matrix
 
 
 class _Finder:
@@ -204,13 +200,12 @@ def _rules(
     impressions: Any, spend: Any, rate: Any, of_counts: Any, of_spend: Any, of_rates: Any
 ) -> Iterator[tuple[str, str, Any, Any, Any]]:
     """Of each kind: its measure, in which rows it is true, deviations and expected values, and the values."""
-    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-        yield "ctr-drop", "ctr", of_rates[0] <= -WARNING, of_rates, rate
-        yield "spend-spike", "spend_micros", (of_spend[0] >= WARNING) & (spend > _SPIKE * of_spend[1]), of_spend, spend
-        silent = (impressions == 0) & (of_counts[1] > _FEWEST_IMPRESSIONS) & (of_counts[0] <= -WARNING)
-        yield "zero-impressions", "impressions", silent, of_counts, impressions
-        surge = (of_counts[0] >= WARNING) & (impressions > _SURGE * of_counts[1]) & (rate < _COLLAPSE * of_rates[1])
-        yield "surge-ctr-collapse", "impressions", surge, of_counts, impressions
+    yield "ctr-drop", "ctr", of_rates[0] <= -WARNING, of_rates, rate
+    yield "spend-spike", "spend_micros", (of_spend[0] >= WARNING) & (spend > _SPIKE * of_spend[1]), of_spend, spend
+    silent = (impressions == 0) & (of_counts[1] > _FEWEST_IMPRESSIONS) & (of_counts[0] <= -WARNING)
+    yield "zero-impressions", "impressions", silent, of_counts, impressions
+    surge = (of_counts[0] >= WARNING) & (impressions > _SURGE * of_counts[1]) & (rate < _COLLAPSE * of_rates[1])
+    yield "surge-ctr-collapse", "impressions", surge, of_counts, impressions
 
 
 def _number(value: float) -> float | int:

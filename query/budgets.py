@@ -16,13 +16,14 @@ from query.bad_question import BadQuestion
 from query.directory.entries import Campaign
 from query.finality import FINALITY
 from query.parameters import collect_parameters, parse_id, parse_limit
+from query.ratios import round_half_up
 from query.row_scope import RowScope
 
 NEARLY_SPENT = 0.9
 """The share of a budget from which on it is nearly spent."""
 STATES = ("on-track", "nearly-spent", "exhausted")
 _MAX_CAMPAIGNS = 1_000
-_SHARE = 10_000
+_DECIMALS = 10_000
 
 
 @dataclass(frozen=True)
@@ -146,4 +147,4 @@ def _exhausted_at(left: int, last_hour: int, now_ms: int, end_ms: int | None) ->
 
 def _rounded(part: int, whole: int) -> float | None:
     """part / whole to four decimals, halves up; None where the whole is 0."""
-    return None if whole <= 0 else (2 * part * _SHARE + whole) // (2 * whole) / _SHARE
+    return None if whole <= 0 else int(round_half_up(part * _DECIMALS, whole)) / _DECIMALS

@@ -54,6 +54,6 @@ def ratios_of(table: Sums) -> dict[str, Ratio]:
     return ratios
 
 
-def round_half_up(part: Exact, whole: Exact) -> Exact:
+def round_half_up(part: Exact | int, whole: Exact | int) -> Exact:
     """part / whole to the nearest integer, halves up, without floats; `whole` is positive."""
     return np.asarray((2 * part + whole) // (2 * whole))
