@@ -29,7 +29,9 @@ CODED = {
     "device": pl.Enum(events.DEVICES), "cause": pl.Enum((EXACT, *DECIDED)),
 }  # fmt: skip
 """Columns of few names, which are handled as their positions."""
-AMOUNTS = (*BILLED, "late", "late_events")
+LATE = ("late", "late_events", "late_clicks")
+"""Events that came late and count; of these, those that were late by their own partition, and the clicks among those."""
+AMOUNTS = (*BILLED, *LATE)
 _KEYS = ("hour_ms", *DIMENSIONS, "cause")
 MOVES = pl.Schema(
     {"hour_ms": pl.Int64()}
@@ -37,7 +39,6 @@ MOVES = pl.Schema(
     | {name: CODED[name] for name in (*NAMES, "cause")}
     | dict.fromkeys(AMOUNTS, pl.Int64())
 )
-"""`late`: events that came late and count; `late_events`: those that were late by their own partition."""
 
 
 def merge_moves(moves: list[pl.DataFrame]) -> pl.DataFrame:
@@ -57,22 +58,24 @@ def exact_sums(rows: pl.DataFrame) -> pl.DataFrame:
     lateness = rows["lateness"].to_numpy()
     late = (codes_of(rows["decision"]) == Decision.COUNTED) & (lateness > 0)
     keyed = rows.with_columns(cause=pl.lit(EXACT, CODED["cause"]))
-    return _of_rows(keyed, np.ones(len(rows), np.int64), late, lateness == 2)
+    flagged = lateness == 2
+    clicks = codes_of(rows["event_type"]) == events.TYPE_CODE["click"]
+    return _of_rows(keyed, np.ones(len(rows), np.int64), [late, flagged, flagged & clicks])
 
 
 def weighted_sums(rows: pl.DataFrame) -> pl.DataFrame:
     """Sums of rows by `cause`, each as often as its `factor` says."""
-    none = np.zeros(len(rows), bool)
-    return _of_rows(rows, rows["factor"].cast(pl.Int64).to_numpy(), none, none)
+    return _of_rows(rows, rows["factor"].cast(pl.Int64).to_numpy(), [np.zeros(len(rows), bool)] * len(LATE))
 
 
-def _of_rows(rows: pl.DataFrame, factor: Ints, late: Bools, late_events: Bools) -> pl.DataFrame:
+def _of_rows(rows: pl.DataFrame, factor: Ints, late: list[Bools]) -> pl.DataFrame:
+    """`late`: whether each row counts in each sum of LATE."""
     kind = codes_of(rows["event_type"])
     amounts = [*(factor * (kind == n) for n in range(len(events.EVENT_TYPES))), factor * rows["cost_micros"].to_numpy()]
     keyed = rows.with_columns(
         hour_ms=pl.col("time_ms") // HOUR_MS * HOUR_MS, cause=pl.col("cause").cast(CODED["cause"])
     )
-    return _summed(keyed, grouping.interleave([*amounts, late, late_events]))
+    return _summed(keyed, grouping.interleave([*amounts, *late]))
 
 
 def _summed(rows: pl.DataFrame, amounts: Ints) -> pl.DataFrame:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from batch.coverage import Proof
-from batch.move_tables import DIMENSIONS
+from batch.move_tables import AMOUNTS, DIMENSIONS
 from batch.spark_job import RunInput
 from infra.clickhouse import borders
 from infra.clickhouse.client import ClickHouse
@@ -145,9 +145,9 @@ def compare(
     (`closed_ms`), or corrected the row since (`began_s`, epoch seconds): then the two counted different events.
     """
     db, dims = client.database, ", ".join(DIMENSIONS)
-    sums = ", ".join(f"sum({m})" for m in (*BILLED, "late", "late_events"))
+    sums = ", ".join(f"sum({m})" for m in AMOUNTS)
     client.command(
-        f"INSERT INTO {db}.exact_days (time, {dims}, run_id, {', '.join((*BILLED, 'late', 'late_events'))})"
+        f"INSERT INTO {db}.exact_days (time, {dims}, run_id, {', '.join(AMOUNTS)})"
         f" SELECT toStartOfDay(time), {dims}, run_id, {sums} FROM {db}.exact_hours FINAL"
         f" WHERE run_id = {{run:String}} GROUP BY 1, {dims}, run_id",
         {"run": run_id},

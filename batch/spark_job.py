@@ -447,7 +447,7 @@ def write_moves(
             exact = named.filter(pl.col("cause") == move_tables.EXACT).drop("cause")
             _insert(client, hours, exact.with_columns(pl.col(move_tables.AMOUNTS).cast(pl.UInt64)))
             if ledger is not None:
-                _insert(client, ledger, named.filter(pl.col("cause") != move_tables.EXACT).drop("late", "late_events"))
+                _insert(client, ledger, named.filter(pl.col("cause") != move_tables.EXACT).drop(move_tables.LATE))
 
     _in_workers(moves, url, database, insert)
 

@@ -15,9 +15,9 @@ import pyarrow as pa
 from infra.errors import CorruptLog
 
 # Version 2 has columns in any integer types, version 3 differences from the least and ids in bytes, version 4 offsets by how
-# they differ from counting.
-SCHEMA_VERSION = 4
-READABLE_VERSIONS = (1, 2, 3, 4)
+# they differ from counting, version 5 late clicks.
+SCHEMA_VERSION = 5
+READABLE_VERSIONS = (1, 2, 3, 4, 5)
 MAX_BLOCK_BYTES = 2 << 20
 # Compressed rows of a partial take 20 to 45 bytes, of an archived event 60 to 90.
 ROWS_PER_PART = 20_000

@@ -29,12 +29,13 @@ KEYS = (WINDOW, "advertiser_id", "campaign_id", "ad_id", "publisher_id", "countr
 COUNTS = tuple(f"{name}s" for name in EVENT_TYPES)
 BILLED = (*COUNTS, "spend_micros")
 """The sums that are billed by: what the nightly job recomputes and publishes."""
-MEASURES = (*BILLED, "late_events")
+MEASURES = (*BILLED, "late_events", "late_clicks")
 """The sums that answers show."""
 SUMS = (
     *BILLED,
     "late",  # events late by their own partition, however little
     "late_events",  # of these, the ones late by more than five minutes
+    "late_clicks",  # of those, the clicks
     "sampled",  # events that stand for more than themselves
 )
 _LIMIT = 2.0**62
@@ -55,8 +56,9 @@ class Partials:
 
     @classmethod
     def of_arrow(cls, rows: pa.Table) -> Partials:
-        """Partials from the columns of a block or chunk."""
-        return cls.of({name: rows.column(name).to_numpy() for name in rows.column_names})
+        """Partials from the columns of a block or chunk. Sums that an earlier schema version lacks are 0."""
+        lacking = dict.fromkeys(set(SUMS) - set(rows.column_names), _constant(np.uint8(0), rows.num_rows))
+        return cls.of({name: rows.column(name).to_numpy() for name in rows.column_names} | lacking)
 
     @classmethod
     def joined(cls, parts: Sequence[Partials]) -> Partials:
@@ -144,11 +146,13 @@ def fold_events(judged: Sequence[JudgedBatch]) -> Partials:
     _refuse_overflow(float((cost * weight.astype(np.float64)).sum()))
     time_ms = gathered(j.events["time_ms"] for j in judged)
     keys = {name: gathered(j.events[name] for j in judged) for name in KEYS if name != WINDOW}
+    flagged = lateness == Lateness.FLAGGED
     amounts = [
         *(np.where(kind == TYPE_CODE[name], weight, 0) for name in EVENT_TYPES),
         cost * weight,
         lateness > Lateness.ON_TIME,
-        lateness == Lateness.FLAGGED,
+        flagged,
+        flagged & (kind == TYPE_CODE["click"]),
         weight > 1,
     ]
     return _grouped({WINDOW: time_ms - time_ms % MINUTE_MS, **keys}, dict(zip(SUMS, amounts, strict=True)))

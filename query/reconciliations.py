@@ -26,6 +26,9 @@ CAUSES_PARAMETERS = ("campaign_id", "advertiser_id")
 USUAL_DAYS, MOST_DAYS = 92, 366
 MOST_FILES = 1_000
 
+LATE = {"late_events": "events", "late_clicks": "clicks"}
+"""Sums of exact rows, and what they are called in `counted_late`."""
+
 Amounts = dict[str, int]
 
 
@@ -44,6 +47,9 @@ class Bill:
 
     billed: Amounts
     causes: dict[str, Amounts] = field(default_factory=dict)
+    counted_late: Amounts = field(default_factory=lambda: dict.fromkeys(LATE.values(), 0))
+    """Of what is billed: the events that came after their minute had closed, by an hour at most, and the clicks among them. The stream
+    has counted them, so no cause has them."""
 
     @property
     def shown(self) -> Amounts:
@@ -106,6 +112,7 @@ class BillReader:
         if not stored:
             return {}
         db, sums = self._client.database, ", ".join(f"sum(toInt128({m}))" for m in BILLED)
+        late, none = ", ".join(f"sum(toInt128({m}))" for m in LATE), ", ".join("toInt128(0)" for _ in LATE)
         conditions, parameters = row_conditions(subject.campaigns, subject.advertiser, subject.scope)
         visible = "".join(f" AND {condition}" for condition in conditions)
         first, last = min(run.date for run in stored), max(run.date for run in stored)
@@ -118,24 +125,25 @@ class BillReader:
             "borders": [r.open_from_ms // 1000 for r in partly] or [0],
         }  # fmt: skip
         parts = [
-            f"SELECT run_id, '', {sums} FROM {db}.exact_days FINAL"
+            f"SELECT run_id, '', {sums}, {late} FROM {db}.exact_days FINAL"
             f" WHERE run_id IN {{whole:Array(String)}} AND {during}{visible} GROUP BY run_id",
-            f"SELECT run_id, toString(cause), {sums} FROM {db}.ledger FINAL"
+            f"SELECT run_id, toString(cause), {sums}, {none} FROM {db}.ledger FINAL"
             f" WHERE (run_id IN {{whole:Array(String)}} OR run_id IN {{partly:Array(String)}}) AND {during} AND {covered}{visible}"
             " GROUP BY run_id, cause",
         ]
         if partly:
             parts.append(
-                f"SELECT run_id, '', {sums} FROM {db}.exact_hours FINAL"
+                f"SELECT run_id, '', {sums}, {late} FROM {db}.exact_hours FINAL"
                 f" WHERE run_id IN {{partly:Array(String)}} AND {during} AND {covered}{visible} GROUP BY run_id"
             )
         bills = {run.run_id: Bill(dict.fromkeys(BILLED, 0), {}) for run in stored}
         for run_id, cause, *numbers in self._client.rows(" UNION ALL ".join(parts) + FINAL_BY_PARTITION, parameters):
-            amounts = dict(zip(BILLED, map(int, numbers), strict=True))
+            amounts = dict(zip(BILLED, map(int, numbers[: len(BILLED)]), strict=True))
             if cause:
                 bills[run_id].causes[cause] = amounts
             else:
                 bills[run_id].billed.update(amounts)
+                bills[run_id].counted_late.update(zip(LATE.values(), map(int, numbers[len(BILLED) :]), strict=True))
         return bills
 
     def files(self, run_id: str) -> tuple[int, list[dict[str, Any]]]:
@@ -172,5 +180,6 @@ def causes_document(run: PublishedRun, bill: Bill) -> dict[str, Any]:
         "shown": bill.shown,
         "billed": bill.billed,
         "drift": bill.drift,
+        "counted_late": bill.counted_late,
         "causes": [{"cause": name} | bill.causes[name] for name in names],
     }

@@ -81,6 +81,8 @@ class Flow:
         self.events, self.start_ms, self.end_ms = events, start_ms, start_ms + span_ms
         self._log, self._sent = log, 0
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
+        self.restarts: list[str] = []
+        """The workers that stopped with an error and were started again, as the supervisor does."""
 
     def start(self, name: str, fault: str = "", **more: str) -> subprocess.Popen[bytes]:
         """Start a worker, e.g. `ingest-0`, with a fault armed or none."""
@@ -162,10 +164,28 @@ class Flow:
         wait_until(lambda: archived() >= valid, seconds, lambda: f"{valid} archived, and not {archived()}")
         assert archived() == valid
 
+    def _restart_stopped(self) -> None:
+        """Start the workers again that have stopped with an error of their own."""
+        for name, worker in list(self.workers.items()):
+            if (worker.poll() or 0) > 0:
+                self.restarts.append(name)
+                self.start(name)
+
+    def _is_exact(self) -> bool:
+        self._restart_stopped()
+        return not self.first_difference()
+
+    def _describe_difference(self) -> str:
+        """The first difference, what the workers do, and the end of their log."""
+        states = {name: "runs" if w.poll() is None else f"exit code {w.poll()}" for name, w in self.workers.items()}
+        lines = self._log.read_text(errors="replace").splitlines()[-30:]
+        log = "\n".join(line[:300] for line in lines)
+        return f"{self.first_difference()}\nworkers: {states}, started again: {self.restarts}\n{log}"
+
     def wait_until_exact(self, seconds: float) -> None:
         """Wait until all answers and dead letters are the truth, and see that answers stay so."""
-        wait_until(lambda: not self.first_difference(), seconds, self.first_difference)
-        assert_stays(lambda: not self.first_difference(), 1.0, self.first_difference)
+        wait_until(self._is_exact, seconds, self._describe_difference)
+        assert_stays(lambda: not self.first_difference(), 1.0, self._describe_difference)
         letters = [(x.value, x.headers["reason"]) for x in dead_letters.read_letters(self.settings)]
         assert not compare_dead_letters(self.events.truth, self.events.lines, letters)
 

@@ -228,6 +228,8 @@ class Fetcher:
             time.sleep(_RETRY_S)
         with self._changed:
             del self._readers[address]
+        # The broker may lead again since this reader decided to end: another look starts the next one.
+        self._lost.set()
 
     def _fetch_once(self, address: Address, connection: socket.socket) -> bool:
         """Send one request and store what it brings; False when the leaders must be looked up before the next one."""

@@ -82,7 +82,7 @@ class Truth:
     """What must come out.
 
     `counts`: a row for each minute and all dimensions, with `minute_ms`, DIMENSIONS, and for both views (`stream_…`,
-    `batch_…`) impressions, clicks, conversions, spend_micros, and late_events. `dead`: `line` (from 0) and `reason`.
+    `batch_…`) impressions, clicks, conversions, spend_micros, late_events, and late_clicks. `dead`: `line` (from 0) and `reason`.
     """
 
     counts: pl.DataFrame
@@ -301,7 +301,10 @@ def _counts(frame: pl.DataFrame) -> pl.DataFrame:
             (seen & (pl.col("kind") == k)).sum().cast(pl.Int64).alias(f"{view}_{name}s") for k, name in enumerate(TYPES)
         ]
         sums.append(pl.when(seen).then(pl.col("cost_micros")).otherwise(0).sum().alias(f"{view}_spend_micros"))
-        sums.append((seen & (pl.col("late_class") == 2)).sum().cast(pl.Int64).alias(f"{view}_late_events"))
+        late = seen & (pl.col("late_class") == 2)
+        sums.append(late.sum().cast(pl.Int64).alias(f"{view}_late_events"))
+        click = pl.col("kind") == TYPES.index("click")
+        sums.append((late & click).sum().cast(pl.Int64).alias(f"{view}_late_clicks"))
     sums.append((accepted & (pl.col("late_class") > 0)).sum().cast(pl.Int64).alias("stream_late"))
     return frame.group_by((pl.col("time_ms") // MINUTE_MS * MINUTE_MS).alias("minute_ms"), *DIMENSIONS).agg(sums)
 

@@ -57,7 +57,7 @@ RUNS = {
 }
 CAUSES = {
     "type": "object",
-    "required": ["date", "run_id", "digest", "published_at", "open_from", *_BILL, "causes"],
+    "required": ["date", "run_id", "digest", "published_at", "open_from", *_BILL, "counted_late", "causes"],
     "properties": {
         "date": _DATE,
         "run_id": _RUN_ID,
@@ -65,6 +65,11 @@ CAUSES = {
         "published_at": _INSTANT,
         "open_from": _OPEN_FROM,
         **_BILL,
+        "counted_late": {
+            "type": "object",
+            "properties": {"events": _NUMBER, "clicks": _NUMBER},
+            "description": "of what is billed, what came late by an hour at most, and was counted at once",
+        },
         "causes": {
             "type": "array",
             "items": {

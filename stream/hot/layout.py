@@ -1,15 +1,15 @@
 """Where the hot tier lies in Redis: each key, each field and each operation of its scripts is named here and nowhere else.
 
-    …hot:{sN}:h:HOUR      hash  CAMPAIGN:MM → packed rows of a closed minute; of a large one, instead:
-                                CAMPAIGN:MM:r → the rows, CAMPAIGN:MM:D → their roll-up by dimension D (a, p, c, d)
-                                CAMPAIGN+ → late rows of the hour: minute, length and packed rows, over and over
-    …hot:{sN}:o:MINUTE:C  hash  SEQUENCE → packed rows that one flush added to a minute, or that all flushes up to that one did;
-                                of a large flush, instead: the rows in …:C:r, their roll-ups in …:C:D
-    …hot:{sN}:a:ADV       set   the advertiser's campaigns
-    …hot:{sN}:c           set   all campaigns of the shard
-    …hot:{sN}:span        hash  the fields of SpanField: what the shard holds
+    …:h:HOUR         hash  CAMPAIGN:MM → packed rows of a closed minute; of a large one, instead:
+                           CAMPAIGN:MM:r → the rows, CAMPAIGN:MM:D → their roll-up by dimension D (a, p, c, d)
+                           CAMPAIGN+ → late rows of the hour: minute, length and packed rows, over and over
+    …:o:MINUTE:C     hash  SEQUENCE → packed rows that one flush added to a minute, or that all flushes up to that one did;
+                           of a large flush, instead: the rows in …:C:r, their roll-ups in …:C:D
+    …:a:ADV          set   the advertiser's campaigns
+    …:c              set   all campaigns of the shard
+    …:span           hash  the fields of SpanField: what the shard holds
 
-(N is the shard; minute and hour are epoch ms, MM is the minute of the hour.) A row lies in one of these places, and moves from one
+(… is `adclick:hot:v2:{sN}`, N is the shard; minute and hour are epoch ms, MM is the minute of the hour.) A row lies in one of these places, and moves from one
 to another within one call: readers add up all of them. Writers use the scripts beside this file.
 """
 
@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 from infra.clock import HOUR_MS, MINUTE_MS
 
+_ROOT = "hot:v2"
+"""What all keys begin with. A new number for each change of what packed rows are: workers then write all that they hold anew."""
 ROWS = b":r"
 """What the name of a large cell's rows ends in."""
 ROLLED = {"ad_id": b":a", "publisher_id": b":p", "country": b":c", "device": b":d"}
@@ -93,7 +95,7 @@ class ShardKeys:
     @classmethod
     def of(cls, prefix: str, shard: int) -> ShardKeys:
         """The braces keep all keys of a shard in one slot of a cluster."""
-        return cls(f"{prefix}hot:{{s{shard}}}".encode())
+        return cls(f"{prefix}{_ROOT}:{{s{shard}}}".encode())
 
     def all(self) -> str:
         """Pattern of all keys of the shard."""

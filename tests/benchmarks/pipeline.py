@@ -32,7 +32,7 @@ _PATIENCE_S = 600
 _STORED = {"stream_hours": HOUR_MS, "stream_days": DAY_MS}
 # What came late reaches the hours and days a flush or two after the minutes.
 _SETTLED_S = 1.0
-_SUMS = ("impressions", "clicks", "conversions", "spend_micros", "late_events")
+_SUMS = ("impressions", "clicks", "conversions", "spend_micros", "late_events", "late_clicks")
 
 
 def main() -> None:

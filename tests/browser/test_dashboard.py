@@ -30,7 +30,7 @@ from tests.browser.chromium import Visit, visited
 from tests.conftest import adclick
 from tests.product import COUNTS, PATIENCE, SPAN_MS, Product, wait_until
 
-MEASURES = ("impressions", "clicks", "conversions", "spend_micros")
+MEASURES = ("impressions", "clicks", "conversions", "spend_micros", "late_events", "late_clicks")
 HUGE, HUGE_ADVERTISER, HUGE_EVENTS, HUGE_COST = 900_001, 9_001, 9_008, 10**12
 """A campaign whose spend, in micros, no double can hold."""
 HOSTILE = "<img src=x onerror=alert(1)> \u202e🦊 & Söhne"
@@ -155,6 +155,8 @@ def test_every_panel_shows_the_truth(
         for measure in MEASURES[:3]:
             expect(page.locator(f"[data-measure={measure}]")).to_have_text(f"{whole[measure]:,}", timeout=_STATE_MS)
         expect(page.locator("[data-measure=spend_micros]")).to_have_text(money(whole["spend_micros"]))
+        for kind in ("clicks", "events"):
+            expect(page.locator(f"[data-late={kind}]")).to_have_text(f"{whole[f'late_{kind}']:,}")
 
         hours = truth(product, view, *mine, by="minute_ms")
         page.get_by_text("The same as a table").click()
@@ -388,6 +390,9 @@ def test_a_bill_is_explained_to_the_last_digit(browser: Browser, product: Produc
         assert [digits(cell) for cell in rows[0][1:4]] == [shown[m] for m in MEASURES[:3]]
         assert [digits(cell) for cell in rows[-1][1:4]] == [billed[m] for m in MEASURES[:3]]
         assert (rows[0][4], rows[-1][4]) == (micros(shown["spend_micros"]), micros(billed["spend_micros"]))
+        expect(visit.page.locator("[data-late=counted]")).to_have_text(f"{billed['late_clicks']:,}")
+        # All that the stream has not counted here came too late for it.
+        expect(visit.page.locator("[data-late=added]")).to_have_text(f"{billed['clicks'] - shown['clicks']:,}")
         for column in range(1, 5):
             assert sum(digits(row[column]) for row in rows[:-1]) == digits(rows[-1][column])
     with opened(browser, product, f"view=statement&advertiser=1&month={date[:7]}") as visit:

@@ -82,6 +82,7 @@ def answers(path: str, parameters: dict[str, list[str]]) -> Any:
         "conversions": 7,
         "spend_micros": huge * 10**6 + 1,
         "late_events": 0,
+        "late_clicks": 0,
     }
     ratios = {"ctr": 0.3333, "cvr": 0.0, "cpc_micros": 10**6, "cpm_micros": 333_333_333}
     row = {**measures, **ratios, "finality": "closed"}

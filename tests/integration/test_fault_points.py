@@ -88,6 +88,7 @@ def test_answers_are_exact_after_the_reply_to_a_commit_is_lost(settings: Setting
         running.wait_until_exact(120)
         assert "the answer was lost" in (tmp_path / "log").read_text()
         assert running.workers[name].poll() is None
+        assert not running.restarts
 
 
 @pytest.mark.parametrize("fault", ["store.written:2", "archive.renamed:2"])

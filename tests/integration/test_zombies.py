@@ -55,4 +55,5 @@ def test_a_rightful_owner_that_is_fenced_looks_its_flush_up_and_continues(settin
         running.send()
         running.wait_until_exact(60)
         assert running.workers["stream-0"].poll() is None
+        assert not running.restarts
         assert "settled" in (tmp_path / "log").read_text()

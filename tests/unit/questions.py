@@ -11,7 +11,7 @@ import polars as pl
 from infra.clock import DAY_MS, HOUR_MS
 from query.page import Page
 from query.plan import Borders
-from query.question import Question, Retention, parse_question
+from query.question import MEASURES, Question, Retention, parse_question
 from query.rows import Rows, build_rows
 from query.signing import Signer
 from query.sums import NAMES, Sums
@@ -20,7 +20,7 @@ NOW = 1_795_181_895_182  # 2026-11-20T13:38:15.182Z
 RETENTION = Retention(24 * HOUR_MS, 30 * DAY_MS)
 SIGNER = Signer("secret")
 Totals = dict[tuple[Any, ...], tuple[int, ...]]
-"""(bucket, group…) → measures."""
+"""(bucket, group…) → the first measures; the others are 0."""
 
 
 def question_of(**parameters: str) -> Question:
@@ -33,7 +33,8 @@ def sums_of(question: Question, totals: Totals, corrected: Sequence[int] = ()) -
     """A tier's sums; `corrected`: the numbers of the rows that are."""
     keys, groups = list(totals), question.group_by
     numbers = [[NAMES[g].index(k[1 + n]) if g in NAMES else k[1 + n] for k in keys] for n, g in enumerate(groups)]
-    measures = [[values[n] for values in totals.values()] for n in range(5)]
+    whole = [(*values, *(0 for _ in MEASURES[len(values) :])) for values in totals.values()]
+    measures = [[values[n] for values in whole] for n in range(len(MEASURES))]
     return Sums(
         np.array([k[0] for k in keys], np.int64),
         tuple(np.array(g, np.int64) for g in numbers),

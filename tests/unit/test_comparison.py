@@ -63,7 +63,7 @@ class Events(StoredTiers):
         numbers = np.array([n for *_, n in events], np.int64)
         groups = (np.array([NAMES["country"].index(c) for _, c, _ in events], np.int64),) if question.group_by else ()
         flags = np.zeros(len(events), bool)
-        measures = (numbers, numbers, numbers * 0, 2 * numbers + 1, numbers * 0)
+        measures = (numbers, numbers, numbers * 0, 2 * numbers + 1, numbers * 0, numbers * 0)
         return sums.sum_equal_keys(Sums(np.array([question.bucket(e[0]) for e in events], np.int64), groups, measures, flags, flags))  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from query.api import exports
 from query.api.edge import Broken
 from query.page import cut_page
 from query.plan import Borders
-from query.question import Question, Retention, parse_question
+from query.question import MEASURES, Question, Retention, parse_question
 from query.reading import DegradedRange
 from query.router import Answer
 from query.rows import build_rows
@@ -61,7 +61,7 @@ class Stores:
         buckets = np.repeat([question.bucket(hour) for hour in hours.tolist()], self.ads)
         ads = np.tile(np.arange(self.ads), len(hours))
         clicks, flags = ads + np.repeat(hours // HOUR_MS % 100, self.ads), np.zeros(len(ads), bool)
-        table = sums.sum_equal_keys(Sums(buckets, (ads,), (clicks,) * 5, flags, flags))
+        table = sums.sum_equal_keys(Sums(buckets, (ads,), (clicks,) * len(MEASURES), flags, flags))
         rows = build_rows(question, table, Borders(watermark_ms=NOW), [])
         self.most_rows = max(self.most_rows, len(rows))
         page, cursor = cut_page(question, rows, Signer("secret"))

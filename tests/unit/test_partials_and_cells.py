@@ -120,7 +120,7 @@ def test_packed_rows_add_up_to_what_was_packed(
     cells, values, _ = cell_format.pack(chunk)
     assert len(set(cells)) == len(cells) == len(values)
     folded = fold(values, range(len(values)), dimensions, [("country", [0, 3]), ("ad_id", [0, 1])] if filtered else [])
-    summed = ("impressions", "clicks", "conversions", "late_events", "spend_micros")
+    summed = ("impressions", "clicks", "conversions", "late_events", "late_clicks", "spend_micros")
     groups = zip(
         (cells[place] for place in folded.places), *(g.tolist() for g in folded.groups),
         *(folded.sums[name].tolist() for name in summed), strict=True,

@@ -55,7 +55,7 @@ def simulate(
     log_time = START + SPEC.span_ms
     seen_ids: dict[int, set[str]] = defaultdict(set)
     mark: dict[int, int] = {}
-    counts: dict[tuple[object, ...], list[int]] = defaultdict(lambda: [0] * 5)
+    counts: dict[tuple[object, ...], list[int]] = defaultdict(lambda: [0] * 6)
     dead: list[tuple[int, str]] = []
     for number, (line, key) in enumerate(zip(traffic.lines.to_list(), traffic.keys.to_list(), strict=True)):
         verdict = events.judge_message(line, log_time)
@@ -77,13 +77,15 @@ def simulate(
         cell[verdict.event_type] += 1
         cell[3] += verdict.cost_micros
         cell[4] += late_by > 5 * MINUTE_MS
+        cell[5] += late_by > 5 * MINUTE_MS and raw["event_type"] == "click"
     return counts, dead
 
 
 @pytest.mark.parametrize("partitions", [1, 4, 16])
 def test_the_truth_equals_a_simulation_with_any_number_of_partitions(traffic: SyntheticEvents, partitions: int) -> None:
     counts, dead = simulate(traffic, partitions)
-    columns = [f"stream_{m}" for m in ("impressions", "clicks", "conversions", "spend_micros", "late_events")]
+    measures = ("impressions", "clicks", "conversions", "spend_micros", "late_events", "late_clicks")
+    columns = [f"stream_{m}" for m in measures]
     counts_in_stream = traffic.truth.counts.filter(pl.sum_horizontal(columns[:3]) > 0).select(
         "minute_ms", *DIMENSIONS, *columns
     )
@@ -94,7 +96,9 @@ def test_the_truth_equals_a_simulation_with_any_number_of_partitions(traffic: Sy
 def test_every_class_of_event_and_every_reason_is_generated(traffic: SyntheticEvents) -> None:
     reasons = set(traffic.truth.dead["reason"])
     assert reasons == {"too-large", "malformed", "missing-field", "bad-value", "from-the-future", "too-late"}
-    assert traffic.truth.counts["stream_late_events"].sum() > 20
+    late_events, late_clicks = (traffic.truth.counts[f"stream_late_{m}"].sum() for m in ("events", "clicks"))
+    assert late_events > 20
+    assert 0 < late_clicks < late_events
     assert traffic.truth.counts["stream_late"].sum() > traffic.truth.counts["stream_late_events"].sum()
     assert len(traffic.lines) == SPEC.events
     assert traffic.lines.n_unique() < SPEC.events

@@ -51,8 +51,10 @@ function readContext() {
   }
   /** @type {Map<string, any>} */
   let campaigns = new Map();
-  if (params.advertiser && params.advertiser !== "*") {
-    const entry = ask("campaigns", "v1/campaigns", { advertiser_id: params.advertiser, limit: 1000 }, 30_000);
+  if (params.advertiser) {
+    // Of all advertisers, the first ones: for names, owners and states beside the numbers.
+    const advertiser_id = params.advertiser === "*" ? undefined : params.advertiser;
+    const entry = ask("campaigns", "v1/campaigns", { advertiser_id, limit: 1000 }, 30_000);
     campaigns = new Map(((entry.former ? null : entry.value)?.data ?? []).map((/** @type {any} */ c) => [String(c.id), c]));
   }
   return { now: Date.now(), currency: access.value.currency, access: access.value, advertisers: all, advertiser, campaigns };

@@ -19,7 +19,7 @@ export const MEASURES = [
   { id: "cpm_micros", title: "CPM", kind: "money", color: "--c8", good: 0 },
 ];
 /** The measures that are summed; the others are ratios of these. */
-export const SUMMED = ["impressions", "clicks", "conversions", "spend_micros", "late_events"];
+export const SUMMED = ["impressions", "clicks", "conversions", "spend_micros", "late_events", "late_clicks"];
 
 /** @param {string} id */
 export function measureOf(id) {

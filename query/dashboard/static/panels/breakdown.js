@@ -83,6 +83,7 @@ function rowsOf(context, dimension, answer) {
           cell: (row) => html`<meter min="0" max="1" .value=${whole ? Number(row[share]) / whole : 0} aria-label=${`share of ${measureOf(share).title}`}></meter>
             <span class="note">${whole ? format.percent(Number(row[share]) / whole) : format.NONE}</span>`,
         },
+        ...(dimension.id === "campaign_id" && params.advertiser === "*" ? [{ id: "owner", title: "Advertiser", cell: (/** @type {any} */ row) => ownerOf(context, row.campaign_id) }] : []),
         ...(budgets ? budgetColumns(budgets, context.currency) : []),
         ...[measureOf("spend_micros"), ...MEASURES.filter((m) => m.id !== "spend_micros")].map((m) => ({
           id: m.id, title: m.title, sort: m.id, number: true,
@@ -96,6 +97,14 @@ function rowsOf(context, dimension, answer) {
     ${dimension.id === "campaign_id" && params.advertiser === "*" ? html`<p class="note">Choose one advertiser to see budgets and what is spent of them.</p>` : nothing}
     ${answer.next_cursor ? html`<p class="note">The first ${answer.data.length} by this order; the export has all.</p>` : nothing}
     ${warnings(answer.warnings)}`;
+}
+
+/** The advertiser of a campaign, as the directory has it. @param {import("../main.js").Context} context @param {any} campaign */
+function ownerOf(context, campaign) {
+  const id = context.campaigns.get(String(campaign))?.advertiser_id;
+  if (id === undefined) return format.NONE;
+  const name = context.advertisers.find((a) => String(a.id) === String(id))?.name ?? String(id);
+  return html`<button type="button" class="link" @click=${() => choose({ advertiser: String(id), filters: {} })}><span class="name" dir="auto">${name}</span></button>`;
 }
 
 /** Budgets of the campaigns of one advertiser, by campaign: now, whatever the range. @param {string} advertiser @returns {Map<string, any> | null} */

@@ -34,10 +34,18 @@ export function series(answer, range, zone, currency) {
     : params.compare === "none" ? nothing : html`<p class="note">Not compared: the numbers before are no longer retained by ${range.grain}; choose a coarser one.</p>`;
   return html`${compared}
     ${answer.data.length ? html`<ad-chart .model=${model(answer, range, zone, currency)}></ad-chart>` : html`<p class="empty">No events in this range.</p>`}
+    ${late(answer.totals)}
     <details><summary>The same as a table</summary>
-      <p class="note">Late events came after their ${range.grain === "minute" ? "minute" : "minutes"} had closed, by an hour at most. They are counted, and are part of the figures beside them. What came later than that is added by the nightly run: see Bills.
-        In this range there are ${format.integer(answer.totals?.late_events)}, of impressions, clicks and conversions together.</p>
       ${asTable(answer, range, zone, currency)}</details>`;
+}
+
+/** How many clicks and events of the range were late. @param {any} totals */
+function late(totals) {
+  if (!totals) return nothing;
+  const clicks = Number(totals.clicks);
+  const share = clicks ? ` (${format.percent(Number(totals.late_clicks) / clicks)})` : "";
+  return html`<p id="late"><b>Late:</b> <b data-late="clicks">${format.integer(totals.late_clicks)}</b> of ${format.integer(totals.clicks)} clicks${share}, and of all events <b data-late="events">${format.integer(totals.late_events)}</b>.
+    <span class="note">They came between five minutes and an hour after their minute was over, and are counted. What came later than that is added by the nightly run: see <a href="#view=bill">Bills</a>.</span></p>`;
 }
 
 /** The model of the chart; the same object while nothing has changed. @param {any} answer @param {import("../ranges.js").Range} range @param {string} zone @param {string} currency */
@@ -75,7 +83,7 @@ function describe(row, ms, chosen, answer, range, zone, currency) {
     lines.push([measure.title, text(measure, row[measure.id], currency)]);
     if (answer.comparison) lines.push(["before", text(measure, row[`previous_${measure.id}`], currency)]);
   }
-  if (row.late_events) lines.push(["late events", format.integer(row.late_events)]);
+  if (row.late_events) lines.push(["late events", `${format.integer(row.late_events)}, of which clicks ${format.integer(row.late_clicks)}`]);
   if (row.settled_until && row.finality !== "reconciled") lines.push(["settled after", format.time(Date.parse(row.settled_until), zone)]);
   const tier = answer.statistics?.tiers?.find((/** @type {any} */ t) => Date.parse(t.start) <= ms && ms < Date.parse(t.end));
   if (tier) lines.push(["from", tierWords[tier.tier] ?? tier.tier]);
@@ -94,6 +102,7 @@ function asTable(answer, range, zone, currency) {
     columns: [
       { id: "time", title: "Time", cell: (row) => format.time(Date.parse(row.time), zone, range.grain) },
       ...MEASURES.map((m) => ({ id: m.id, title: m.title, number: true, cell: (/** @type {any} */ row) => text(m, row[m.id], currency) })),
+      { id: "late_clicks", title: "Late clicks", number: true, cell: (row) => format.integer(row.late_clicks) },
       { id: "late_events", title: "Late events", number: true, cell: (row) => format.integer(row.late_events) },
       { id: "finality", title: "Finality", cell: (row) => badge(row.finality) },
     ],

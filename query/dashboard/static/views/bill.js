@@ -87,7 +87,10 @@ function causesOf(context, answer) {
     ...answer.causes.map((/** @type {any} */ c) => ({ what: CAUSES[c.cause] ?? c.cause, values: c, change: true })),
     { what: "Billed", values: answer.billed },
   ];
+  const added = answer.causes.find((/** @type {any} */ c) => c.cause === "late")?.clicks ?? 0;
   return html`${waterfall(context, answer)}
+    <p>Of ${format.integer(answer.billed.clicks)} clicks billed, <b data-late="counted">${format.integer(answer.counted_late.clicks)}</b> came late by up to an hour, and were counted at once;
+      <b data-late="added">${format.integer(added)}</b> came later than that, and were added by this run.</p>
     ${table({
       caption: "From shown to billed",
       rows,
