@@ -17,18 +17,29 @@ from infra import faults, logs
 from infra.cli import declare
 from infra.cli.app import App
 from infra.clock import now_ms
-from infra.errors import Aborted, AdclickError, LogTruncated, OffsetOutOfRange, SessionLost, Unavailable, UserError
+from infra.errors import (
+    Aborted,
+    AdclickError,
+    ClientBroken,
+    LogTruncated,
+    OffsetOutOfRange,
+    SessionLost,
+    Unavailable,
+    UserError,
+)
 from infra.kafka import topics
+from infra.kafka.admin import Admin
 from infra.kafka.column_consumer import ColumnConsumer, Starts
 from infra.kafka.record_batches import Records
 from infra.kafka.records import Committed
+from infra.kafka.stalls import StallWatch, has_message
 from infra.kafka.transactions import TransactionalProducer
 from infra.priority import PIPELINE
 from infra.redis.client import Redis
 from infra.redis.eviction import NEVER_EVICT, eviction_risk
 from infra.retries import WAITS, Sessions, patiently, pause_s
 from infra.settings import Settings
-from infra.worker_process import run_until_signal, start_worker
+from infra.worker_process import Every, run_until_signal, start_worker
 from ingest import published_status, shedding
 from ingest.blocks import SourceRange
 from ingest.continuation import Continuation, refuse_losses
@@ -46,6 +57,7 @@ from ingest.transaction_layout import STAGE, Transaction, TransactionLayout
 # Between attempts at a transaction that was rolled back.
 _FIRST_ABORT_S, _LONGEST_ABORT_S = 0.05, 2.0
 _REPORT_EVERY_S = 1.0
+_LOOK_FOR_STALL_EVERY_S = 15.0
 _LOSSES = (SessionLost, Unavailable, OffsetOutOfRange)
 
 
@@ -73,6 +85,8 @@ class IngestWorker:
         self._aborts = self._sent_ms = 0
         self._counts = Counts()
         self._sent_at_s = self._reported_at_s = 0.0
+        self._admin, self._stall_look = Admin(settings.kafka), Every(_LOOK_FOR_STALL_EVERY_S)
+        self._stalls: StallWatch
         self._consumer: ColumnConsumer
         self._producer: TransactionalProducer
 
@@ -116,13 +130,14 @@ class IngestWorker:
             self._consumer.close()
 
     def _open_clients(self) -> None:
-        settings = self._settings
+        settings, events = self._settings, self._settings.topic(topics.EVENTS)
+        self._stalls = StallWatch(partial(has_message, settings.kafka, events))
         self._producer = TransactionalProducer(settings.kafka, f"{settings.key_prefix}{self._name}", STAGE)
         self._producer.open()
         self._consumer = ColumnConsumer(
             settings.kafka,
             settings.topic(topics.INGEST_GROUP),
-            settings.topic(topics.EVENTS),
+            events,
             self._assigned,
             self._revoked,
             settings.session_timeout_ms,
@@ -142,6 +157,8 @@ class IngestWorker:
                 self._commit(self._layout.of_heartbeat(self._ranges({})))
             elif self._consumer.member.is_assigned:
                 self._sessions.maybe_probe(self._probe)
+            if not messages and self._stall_look.is_due():
+                self._refuse_stall()
         except Aborted as error:
             self._roll_back(error)
 
@@ -152,6 +169,16 @@ class IngestWorker:
             self._commit(self._layout.of_heartbeat(self._ranges({})))
         else:
             self._consumer.member.committed([0])
+
+    def _refuse_stall(self) -> None:
+        """Raise ClientBroken where messages have waited for long, and none comes: only a new client goes on."""
+        topic, stalled = self._settings.topic(topics.EVENTS), list[int]()
+        with contextlib.suppress(AdclickError):
+            ends = self._admin.ends(topic, self._settings.event_partitions)
+            positions = {p: owned.log_offset for p, owned in self._owned.items()}
+            stalled = self._stalls.stalled(positions, dict(enumerate(ends)))
+        if stalled:
+            raise ClientBroken(f"{topic}: partitions {stalled} have messages, and the client brings none")
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
         """Retry while a backend is away: inside a rebalance, and with a batch in hand, there is nothing else to do."""

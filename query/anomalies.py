@@ -12,32 +12,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from infra.clickhouse.alerts import SEVERITIES as SEVERITIES
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso
-from infra.columnar.columns import Ints
 from query.bad_question import BadQuestion
 from query.parameters import collect_parameters, parse_campaigns, parse_id
 from query.question import MEASURES, Question, Retention, parse_question
 from query.row_scope import RowScope
 from query.sums import Sums
 from query.times import parse_time
-from stream.insights.detector import CRITICAL, WARNING, DetectorBank
+from stream.insights import rules
+from stream.insights.rules import KINDS as KINDS
+from stream.insights.rules import Finding
+from stream.insights.watch import Watch
 
-SEVERITIES = ("warning", "critical")
-KINDS = {
-    "ctr-drop": "the click rate fell",
-    "spend-spike": "more was spent than three times the usual",
-    "zero-impressions": "no impressions, where more than a hundred are usual",
-    "surge-ctr-collapse": "five times the usual impressions, at a tenth of the usual click rate",
-}
-"""What each kind is about."""
 GRAINS = {"hour": (HOUR_MS, 7 * DAY_MS), "minute": (MINUTE_MS, 6 * HOUR_MS)}
 """Granularity → the length of its buckets, and how far back anomalies are listed by default."""
-_SPIKE, _FEWEST_IMPRESSIONS, _SURGE, _COLLAPSE = 3.0, 100.0, 5.0, 0.1
 # Buckets of a campaign before which nothing is said of it, and buckets between two that are unusual in the same way of one episode.
 _LEARNED, _GAP = 24, 1
 _MOST_VALUES = 2_000_000
-# What the rules are about.
-_MEASURES = ("impressions", "clicks", "spend_micros")
 
 
 @dataclass(frozen=True)
@@ -50,30 +42,31 @@ class AnomaliesQuestion:
 
 
 class Episode(NamedTuple):
-    """Consecutive buckets of a campaign that are unusual in the same way. `deviations`, `value` and `expected` are those of its worst
-    bucket, of `measure`. `end_ms`: the end of its last bucket."""
+    """Consecutive buckets of a campaign that are unusual in the same way. `end_ms`: the end of the last one."""
 
     campaign: int
-    kind: str
+    worst: Finding
     start_ms: int
     end_ms: int
     open: bool
-    deviations: float
-    measure: str
-    value: float
-    expected: float
+
+    @property
+    def kind(self) -> str:
+        """What is unusual."""
+        return self.worst.kind
 
     @property
     def severity(self) -> str:
-        """By how many deviations it is away."""
-        return SEVERITIES[abs(self.deviations) >= CRITICAL]
+        """That of the worst bucket."""
+        return self.worst.severity
 
     def document(self) -> dict[str, Any]:
         """As it goes over HTTP."""
+        worst = self.worst
         return {
             "campaign_id": self.campaign, "kind": self.kind, "severity": self.severity, "start": iso(self.start_ms), "end": iso(self.end_ms),
-            "open": self.open, "measure": self.measure, "value": _number(self.value), "expected": _number(self.expected),
-            "deviations": round(self.deviations, 2),
+            "open": self.open, "measure": worst.measure, "value": _number(worst.value), "expected": _number(worst.expected),
+            "deviations": round(worst.deviations, 2),
         }  # fmt: skip
 
 
@@ -122,90 +115,45 @@ def find_anomalies(
     for start_ms, until_ms in degraded:
         unknown |= (times + size_ms > start_ms) & (times < until_ms)
     matrices = dict[str, Any]()
-    for name in _MEASURES:
+    for name in rules.MEASURES:
         matrices[name] = np.zeros((len(times), len(campaigns)))
         matrices[name][rows[kept], columns[kept]] = table.measures[MEASURES.index(name)][kept].astype(np.float64)
         matrices[name][unknown] = np.nan
-    finder = _Finder(campaigns, size_ms, end_ms)
+    watch, found = Watch(_LEARNED), _Episodes(size_ms, end_ms)
+    watch.rows_of(campaigns, np.zeros_like(campaigns))
     for number, at_ms in enumerate(times.tolist()):
-        finder.take(at_ms, {name: matrix[number] for name, matrix in matrices.items()})
-    episodes = [e for e in finder.episodes() if e.end_ms > question.from_ms and e.severity in question.severities]
+        for (campaign, _), finding in watch.take(at_ms, *(matrices[name][number] for name in rules.MEASURES)):
+            found.add(campaign, at_ms, finding)
+    episodes = [e for e in found.all() if e.end_ms > question.from_ms and e.severity in question.severities]
     return sorted(episodes, key=lambda e: (-e.start_ms, e.campaign, e.kind))
 
 
-class _Finder:
-    """Takes the buckets of all campaigns, one after the other."""
+class _Episodes:
+    """Puts unusual buckets together that follow each other."""
 
-    def __init__(self, campaigns: Ints, size_ms: int, end_ms: int) -> None:
-        self._campaigns, self._size_ms, self._end_ms = campaigns, size_ms, end_ms
-        self._rows = np.arange(len(campaigns))
-        self._counts, self._spend = DetectorBank(len(campaigns), counts=True), DetectorBank(len(campaigns), counts=True)
-        self._rates = DetectorBank(len(campaigns))
-        self._known = np.zeros(len(campaigns), np.int64)
+    def __init__(self, size_ms: int, end_ms: int) -> None:
+        self._size_ms, self._end_ms = size_ms, end_ms
         self._running: dict[tuple[int, str], Episode] = {}
         self._over: list[Episode] = []
 
-    def take(self, at_ms: int, values: dict[str, Any]) -> None:
-        """The next bucket. Of a campaign without any event so far nothing is known, not even that it has none."""
-        self._known += (self._known > 0) | (values["impressions"] > 0) | (values["spend_micros"] > 0)
-        started = self._known > 0
-        impressions, clicks = (np.where(started, values[name], np.nan) for name in ("impressions", "clicks"))
-        spend = np.where(started, values["spend_micros"], np.nan)
-        times = np.full(len(self._rows), at_ms)
-        of_counts = self._counts.update(self._rows, times, impressions, np.sqrt(np.maximum(impressions, 1)))[:2]
-        of_spend = self._spend.update(self._rows, times, spend)[:2]
-        rate, noise = _click_rates(impressions, clicks)
-        of_rates = self._rates.update(self._rows, times, rate, noise)[:2]
-        learned = self._known > _LEARNED
-        for kind, measure, unusual, (deviations, expected), value in _rules(
-            impressions, spend, rate, of_counts, of_spend, of_rates
-        ):
-            for row in np.flatnonzero(unusual & learned).tolist():
-                campaign = int(self._campaigns[row])
-                self._add(
-                    Episode(
-                        campaign, kind, at_ms, at_ms + self._size_ms, True, float(deviations[row]), measure, float(value[row]),
-                        float(expected[row]),
-                    )
-                )  # fmt: skip
-
-    def _add(self, bucket: Episode) -> None:
-        key = bucket.campaign, bucket.kind
+    def add(self, campaign: int, at_ms: int, finding: Finding) -> None:
+        """An unusual bucket, after those before it."""
+        bucket = Episode(campaign, finding, at_ms, at_ms + self._size_ms, True)
+        key = campaign, finding.kind
         running = self._running.get(key)
-        if running is not None and bucket.start_ms <= running.end_ms + _GAP * self._size_ms:
-            worst = max(running, bucket, key=lambda episode: abs(episode.deviations))
+        if running is not None and at_ms <= running.end_ms + _GAP * self._size_ms:
+            worst = max(running, bucket, key=lambda episode: abs(episode.worst.deviations))
             self._running[key] = worst._replace(start_ms=running.start_ms, end_ms=bucket.end_ms)
             return
         if running is not None:
             self._over.append(running._replace(open=False))
         self._running[key] = bucket
 
-    def episodes(self) -> Iterator[Episode]:
+    def all(self) -> Iterator[Episode]:
         """All of them. One is open while it reaches to the last closed bucket, or nearly."""
         yield from self._over
         for running in self._running.values():
             yield running._replace(open=running.end_ms + _GAP * self._size_ms >= self._end_ms)
-
-
-def _click_rates(impressions: Any, clicks: Any) -> tuple[Any, Any]:
-    """Click rates, and the deviation that each has by chance: that of a binomial share. NaN without impressions."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rates = np.where(impressions > 0, clicks / impressions, np.nan)
-        # Of a share of 0 or 1 the plain estimate is 0: two more of each, as Agresti and Coull have it (1998).
-        likely = (clicks + 2) / (impressions + 4)
-        return rates, np.nan_to_num(np.sqrt(likely * (1 - likely) / (impressions + 4)))
-
-
-def _rules(
-    impressions: Any, spend: Any, rate: Any, of_counts: Any, of_spend: Any, of_rates: Any
-) -> Iterator[tuple[str, str, Any, Any, Any]]:
-    """Of each kind: its measure, in which rows it is true, deviations and expected values, and the values."""
-    yield "ctr-drop", "ctr", of_rates[0] <= -WARNING, of_rates, rate
-    yield "spend-spike", "spend_micros", (of_spend[0] >= WARNING) & (spend > _SPIKE * of_spend[1]), of_spend, spend
-    silent = (impressions == 0) & (of_counts[1] > _FEWEST_IMPRESSIONS) & (of_counts[0] <= -WARNING)
-    yield "zero-impressions", "impressions", silent, of_counts, impressions
-    surge = (of_counts[0] >= WARNING) & (impressions > _SURGE * of_counts[1]) & (rate < _COLLAPSE * of_rates[1])
-    yield "surge-ctr-collapse", "impressions", surge, of_counts, impressions
 
 
 def _number(value: float) -> float | int:

@@ -7,9 +7,11 @@ completes, and the input starts at the fence found there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import faust
@@ -22,7 +24,9 @@ from infra.errors import AdclickError, CorruptLog
 from infra.kafka import topics
 from infra.kafka.admin import Admin
 from infra.kafka.client import METADATA_REFRESH_MS
+from infra.kafka.stalls import PATIENCE_S, StallWatch, has_message
 from infra.priority import BACKGROUND, give_way_here
+from infra.retries import WAITS
 from infra.settings import Settings
 from ingest import blocks
 from ingest.partials import Partials
@@ -34,7 +38,7 @@ from stream.topology import MINUTE, STAGES, Stage
 _DEAD_LIMIT_S = 5.0
 _SETTLE_S = 4.0
 _THREADS = 16
-_WATCH_S = 5.0
+_WATCH_S, _LOOK_FOR_STALL_EVERY_S = 5.0, 15.0
 
 
 class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
@@ -99,6 +103,8 @@ class Agents:
         self._topic_ids = dict[str, str]()
         self._watched: Any = None
         self._confirmed_at = 0.0
+        self._stalls = dict[str, StallWatch]()
+        self._unowned_since: float | None = None
         self.app = StreamApp(
             settings.topic(topics.STREAM_GROUP),
             fences=self._fences,
@@ -128,6 +134,7 @@ class Agents:
             self._add_agent(topic, stage)
         self.app.timer(interval=settings.flush_ms / 1000)(self._tick)
         self.app.timer(interval=_WATCH_S)(self._watch_topics)
+        self.app.timer(interval=_LOOK_FOR_STALL_EVERY_S)(self._watch_progress)
 
     # -- agents ---------------------------------------------------------------------------------------------
 
@@ -185,6 +192,7 @@ class Agents:
         for owned in [*self._owned.values(), *self._recovering]:
             owned.die()
         self._owned.clear()
+        self._stalls.clear()
         await self._wait_for_recoveries()
         generation = self.app.consumer_generation_id
         # Nothing of ours is in partitions beyond the setting: others have added them.
@@ -243,6 +251,35 @@ class Agents:
             if before != state.topic_id:
                 error = f"topic {name} was deleted and made again: its id was {before}, it is {state.topic_id}"
                 self._fail(CorruptLog(error, hint="start in a new folder, and replay the archive"))
+
+    async def _watch_progress(self, *_: Any) -> None:
+        """Stop when messages have waited for long and none comes, or when what the group has assigned is not taken over: Faust may hang
+        after a rebalance. Nothing stands still while a backend is away."""
+        if WAITS.reasons():
+            return
+        with contextlib.suppress(AdclickError):
+            stalled = await asyncio.get_running_loop().run_in_executor(self._patient_pool, self._find_stalled)
+            if stalled:
+                self._fail(RuntimeError(f"{', '.join(stalled)}: there are messages, and the client brings none"))
+        idle = self.app.consumer.assignment() and not self._owned and all(f.done() for f in self._recoveries)
+        self._unowned_since = (self._unowned_since or time.monotonic()) if idle else None
+        if self._unowned_since is not None and time.monotonic() - self._unowned_since > PATIENCE_S:
+            self._fail(RuntimeError("partitions are assigned, and were not taken over"))
+
+    def _find_stalled(self) -> list[str]:
+        """The inputs that stand still though there are messages. Blocks; raises Unavailable."""
+        admin, stalled = Admin(self._settings.kafka, timeout_s=_WATCH_S), list[str]()
+        for topic in self._by_topic:
+            watch = self._stalls.setdefault(topic, StallWatch(partial(has_message, self._settings.kafka, topic)))
+            # One that waits for its flush takes no more on purpose.
+            positions = {
+                tp.partition: owned.intake.next_message
+                for tp, owned in self._owned.copy().items()
+                if tp.topic == topic and not owned.dead.is_set() and owned.intake.waiting_rows <= MAX_WAITING_ROWS
+            }
+            ends = admin.ends(topic, self._settings.block_partitions) if positions else []
+            stalled += [f"{topic}/{p}" for p in watch.stalled(positions, dict(enumerate(ends)))]
+        return stalled
 
     # -- flush ----------------------------------------------------------------------------------------------
 

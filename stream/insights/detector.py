@@ -96,6 +96,27 @@ class DetectorBank:
         )  # fmt: skip
         return deviations, expected, scores
 
+    def grow(self, series: int) -> None:
+        """Make room for so many series in all."""
+        more = series - len(self)
+        self._numbers = np.vstack([self._numbers, np.zeros((more, _NUMBERS), np.float32)])
+        self._profiles = np.vstack([self._profiles, np.full((more, _BINS), _UNKNOWN, np.int8)])
+
+    def keep(self, rows: Ints) -> None:
+        """Keep these series, in this order, and no others."""
+        self._numbers, self._profiles = self._numbers[rows], self._profiles[rows]
+
+    def arrays(self) -> dict[str, Any]:
+        """The states of all series."""
+        return {"numbers": self._numbers, "profiles": self._profiles}
+
+    def restore(self, arrays: dict[str, Any]) -> None:
+        """Go on with what `arrays` gave. Raises ValueError for arrays of another shape."""
+        numbers, profiles = arrays["numbers"], arrays["profiles"]
+        if numbers.shape[1:] != (_NUMBERS,) or profiles.shape != (len(numbers), _BINS):
+            raise ValueError(f"states of series have {_NUMBERS} numbers and {_BINS} bins each")
+        self._numbers, self._profiles = numbers, profiles
+
     def encode(self, row: int) -> bytes:
         """The state of a series, of STATE_BYTES."""
         return bytes(self._numbers[row].tobytes() + self._profiles[row].tobytes())

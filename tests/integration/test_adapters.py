@@ -19,7 +19,7 @@ from infra.clickhouse.schema import apply_migrations
 from infra.embedded import ports
 from infra.errors import Aborted, AdclickError, Fenced, OffsetOutOfRange, Unavailable, UserError
 from infra.file_store import FileStore
-from infra.kafka import topic_setup, topics
+from infra.kafka import stalls, topic_setup, topics
 from infra.kafka.admin import Admin
 from infra.kafka.consumers import GroupConsumer, read_to_end
 from infra.kafka.records import Committed, Record
@@ -55,6 +55,17 @@ def test_the_retention_of_a_topic_follows_the_settings(settings: Settings) -> No
         assert value_of(events, "message.timestamp.type") == "LogAppendTime"
     finally:
         topic_setup.ensure(settings)
+
+
+def test_markers_after_the_last_message_are_no_messages(settings: Settings) -> None:
+    topic, admin = settings.topic(topics.BLOCKS), Admin(settings.kafka)
+    producer = TransactionalProducer(settings.kafka, f"{settings.namespace}markers")
+    producer.open()
+    producer.write([Record(topic, b"one", b"", 1)])
+    end = admin.ends(topic, 2)[1]
+    assert end == 2  # the message, and the marker of its transaction
+    assert stalls.has_message(settings.kafka, topic, 1, 0)
+    assert not stalls.has_message(settings.kafka, topic, 1, 1)
 
 
 def test_a_transaction_is_seen_whole_or_not_at_all(settings: Settings) -> None:

@@ -108,7 +108,9 @@ def test_sums_are_exact_however_large(rows: list[tuple[int, int, int, bool]]) ->
     columns = list(zip(*rows, strict=True)) or [()] * 4
     amounts = np.array(columns[2], np.int64)
     flags = np.array(columns[3], bool)
-    part = Sums(np.array(columns[0], np.int64), (np.array(columns[1], np.int64),), (amounts,) * len(MEASURES), flags, flags)
+    part = Sums(
+        np.array(columns[0], np.int64), (np.array(columns[1], np.int64),), (amounts,) * len(MEASURES), flags, flags
+    )
     merged = sums.merge_pieces(question, [part, sums.decode_sums(sums.encode_sums(part, 7))[0]])
     expected: dict[tuple[int, int], tuple[int, bool]] = {}
     for bucket, group, amount, flag in rows:

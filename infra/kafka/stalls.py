@@ -1,0 +1,52 @@
+"""Notices that messages are there and nothing takes them: a client that hangs looks like one that has nothing to do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from infra.kafka.consumers import read_to_end
+
+PATIENCE_S = 45.0
+"""How long a partition may stand still with messages to read before it is looked at."""
+
+
+def has_message(servers: str, topic: str, partition: int, offset: int) -> bool:
+    """Whether any committed message is at or after an offset: what follows may be markers of transactions alone. Raises Unavailable."""
+    return next(iter(read_to_end(servers, topic, partition, offset)), None) is not None
+
+
+class StallWatch:
+    """Watches how far the partitions of a topic were read. Not thread-safe."""
+
+    def __init__(
+        self,
+        has_message: Callable[[int, int], bool],
+        patience_s: float = PATIENCE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`has_message(partition, offset)`: see above."""
+        self._has_message, self._patience_s, self._clock = has_message, patience_s, clock
+        self._since: dict[int, tuple[int, float]] = {}
+        """Partition → where it stands, and since when."""
+        self._empty: dict[int, tuple[int, int]] = {}
+        """Partition → offsets between which there is no message."""
+
+    def stalled(self, positions: Mapping[int, int], ends: Mapping[int, int]) -> list[int]:
+        """The partitions that have stood still for long though there is a message to read. `positions`: the next offset of each, of all that
+        are read; `ends`: the last stable offsets. Raises Unavailable."""
+        now = self._clock()
+        self._since = {
+            p: self._since[p] if self._since.get(p, (None, 0.0))[0] == position else (position, now)
+            for p, position in positions.items()
+        }
+        return [p for p, position in positions.items() if self._is_stalled(p, position, ends.get(p, position), now)]
+
+    def _is_stalled(self, partition: int, position: int, end: int, now: float) -> bool:
+        known = position >= end or self._empty.get(partition) == (position, end)
+        if known or now - self._since[partition][1] < self._patience_s:
+            return False
+        if self._has_message(partition, position):
+            return True
+        self._empty[partition] = position, end
+        return False

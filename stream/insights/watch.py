@@ -1,0 +1,119 @@
+"""Watches the numbers of campaigns, bucket by bucket in the order of time, and says what is unusual. Pure.
+
+Each campaign of an advertiser is a series for the detector in three ways: its impressions, its spend and its click rate. Campaigns are
+added when they are first seen, and forgotten when they have had no event for long.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from infra.columnar.columns import Ints
+from stream.insights import rules
+from stream.insights.detector import DetectorBank
+from stream.insights.rules import Finding, Judged
+
+Key = tuple[int, int]
+"""A campaign, and the advertiser that its events name."""
+
+
+class Watch:
+    """The series of many campaigns."""
+
+    def __init__(self, learned: int) -> None:
+        """`learned`: buckets of a campaign before which nothing is said of it."""
+        self._learned = learned
+        self._rows: dict[Key, int] = {}
+        self._keys = np.zeros((0, 2), np.int64)
+        self._known = np.zeros(0, np.int64)
+        """How many buckets of each campaign were taken; 0 before its first event."""
+        self._seen_ms = np.zeros(0, np.int64)
+        """The last bucket in which it had any event."""
+        self._counts, self._spend, self._rates = (DetectorBank(0, counts=kind) for kind in (True, True, False))
+        self.expecting = 0
+        """How many campaigns were to have enough impressions in the last bucket for none to be unusual."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def rows_of(self, campaigns: Ints, advertisers: Ints) -> Ints:
+        """The row of each, which is made where it is new. Rows are numbered as campaigns come."""
+        keys = list(zip(campaigns.tolist(), advertisers.tolist(), strict=True))
+        new = [key for key in dict.fromkeys(keys) if key not in self._rows]
+        if new:
+            size = len(self._rows) + len(new)
+            self._rows |= zip(new, range(len(self._rows), size), strict=True)
+            self._keys = np.vstack([self._keys, np.array(new, np.int64)])
+            self._known, self._seen_ms = (_longer(column, size) for column in (self._known, self._seen_ms))
+            for bank in (self._counts, self._spend, self._rates):
+                bank.grow(size)
+        return np.array([self._rows[key] for key in keys], np.int64)
+
+    def take(self, at_ms: int, impressions: Any, clicks: Any, spend: Any) -> Iterator[tuple[Key, Finding]]:
+        """The next bucket: a value for each row; what is not known is NaN. Returns what is unusual in it.
+
+        Of a campaign without any event so far nothing is known, not even that it has none.
+        """
+        active = (impressions > 0) | (clicks > 0) | (spend > 0)
+        self._seen_ms[active] = at_ms
+        self._known += (self._known > 0) | active
+        started = self._known > 0
+        impressions, clicks, spend = (np.where(started, column, np.nan) for column in (impressions, clicks, spend))
+        rows, times = np.arange(len(self._known)), np.full(len(self._known), at_ms)
+        of_counts = Judged(*self._counts.update(rows, times, impressions, np.sqrt(np.maximum(impressions, 1)))[:2])
+        of_spend = Judged(*self._spend.update(rows, times, spend)[:2])
+        rate, noise = rules.click_rates(impressions, clicks)
+        of_rates = Judged(*self._rates.update(rows, times, rate, noise)[:2])
+        learned = self._known > self._learned
+        self.expecting = int((learned & (of_counts.expected > rules.FEWEST_IMPRESSIONS)).sum())
+        return self._findings(learned, rules.unusual_rows(impressions, spend, rate, of_counts, of_spend, of_rates))
+
+    def _findings(self, learned: Any, unusual: Any) -> Iterator[tuple[Key, Finding]]:
+        for kind, measure, holds, judged, values in unusual:
+            for row in np.flatnonzero(holds & learned).tolist():
+                numbers = (float(column[row]) for column in (judged.deviations, values, judged.expected))
+                yield self.key_of(row), Finding(kind, measure, *numbers)
+
+    def key_of(self, row: int) -> Key:
+        """The campaign of a row."""
+        campaign, advertiser = self._keys[row].tolist()
+        return campaign, advertiser
+
+    def forget(self, before_ms: int) -> None:
+        """Drop the campaigns that have had no event since a moment."""
+        kept = np.flatnonzero(self._seen_ms >= before_ms)
+        if len(kept) < len(self._rows):
+            self._keys, self._known, self._seen_ms = self._keys[kept], self._known[kept], self._seen_ms[kept]
+            for bank in (self._counts, self._spend, self._rates):
+                bank.keep(kept)
+            self._rows = {(c, a): row for row, (c, a) in enumerate(self._keys.tolist())}
+
+    def encode(self) -> bytes:
+        """All that is known, to be gone on with."""
+        into = io.BytesIO()
+        banks = {f"{n}_{part}": array for n, bank in enumerate(self._banks) for part, array in bank.arrays().items()}
+        np.savez_compressed(into, keys=self._keys, known=self._known, seen_ms=self._seen_ms, **banks)
+        return into.getvalue()
+
+    def decode(self, state: bytes) -> None:
+        """Go on with what `encode` gave. Raises ValueError for anything else."""
+        try:
+            with np.load(io.BytesIO(state), allow_pickle=False) as arrays:
+                self._keys, self._known, self._seen_ms = arrays["keys"], arrays["known"], arrays["seen_ms"]
+                for number, bank in enumerate(self._banks):
+                    bank.restore({part: arrays[f"{number}_{part}"] for part in ("numbers", "profiles")})
+        except (KeyError, OSError, EOFError) as error:
+            raise ValueError(f"not the state of a watch: {error}") from error
+        self._rows = {(c, a): row for row, (c, a) in enumerate(self._keys.tolist())}
+
+    @property
+    def _banks(self) -> tuple[DetectorBank, ...]:
+        return self._counts, self._spend, self._rates
+
+
+def _longer(column: Ints, size: int) -> Ints:
+    return np.concatenate([column, np.zeros(size - len(column), np.int64)])

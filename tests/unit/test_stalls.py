@@ -1,0 +1,62 @@
+"""A partition that has messages and is not read is noticed; one that has none, or is read, is not."""
+
+from __future__ import annotations
+
+from infra.kafka.stalls import StallWatch
+
+OFFSETS = {5, 6, 20}
+"""Of messages; all others are of markers."""
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_partition_that_stands_still_with_messages_is_stalled() -> None:
+    clock, looks = Clock(), list[int]()
+
+    def has_message(_partition: int, offset: int) -> bool:
+        looks.append(offset)
+        return any(offset <= of for of in OFFSETS)
+
+    watch = StallWatch(has_message, patience_s=10.0, clock=clock)
+    assert watch.stalled({0: 5}, {0: 21}) == []
+    clock.now = 9.0
+    assert watch.stalled({0: 5}, {0: 21}) == []
+    clock.now = 11.0
+    assert watch.stalled({0: 5}, {0: 21}) == [0]
+    # It moves on: its time begins anew.
+    assert watch.stalled({0: 7}, {0: 21}) == []
+    clock.now = 22.0
+    assert watch.stalled({0: 7}, {0: 21}) == [0]
+    assert looks == [5, 7]
+
+
+def test_markers_alone_are_no_messages_and_are_looked_at_once() -> None:
+    clock, looks = Clock(), list[int]()
+
+    def has_message(_partition: int, offset: int) -> bool:
+        looks.append(offset)
+        return any(offset <= of for of in OFFSETS)
+
+    watch = StallWatch(has_message, patience_s=10.0, clock=clock)
+    for now in (0.0, 11.0, 22.0, 33.0):
+        clock.now = now
+        assert watch.stalled({0: 21, 1: 30}, {0: 23, 1: 30}) == []
+    assert looks == [21]
+
+
+def test_a_partition_that_was_away_begins_anew() -> None:
+    clock = Clock()
+    watch = StallWatch(lambda _partition, _offset: True, patience_s=10.0, clock=clock)
+    watch.stalled({0: 5}, {0: 9})
+    clock.now = 11.0
+    assert watch.stalled({}, {}) == []
+    assert watch.stalled({0: 5}, {0: 9}) == []
+    clock.now = 22.0
+    assert watch.stalled({0: 5}, {0: 9}) == [0]
