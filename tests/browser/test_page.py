@@ -459,7 +459,7 @@ def test_of_several_runs_of_a_day_the_bill_shows_the_current_one(visit: Visit) -
     ]
     document = json.dumps({"data": runs, "rows": 2})
     page.route("**/v1/reconciliations?*", lambda route: route.fulfill(content_type="application/json", body=document))
-    page.get_by_role("link", name="Bills").click()
+    page.get_by_role("navigation").get_by_role("link", name="Bills").click()
     expect(page.locator(".calendar .sealed")).to_contain_text("drift 25.00%")
 
 

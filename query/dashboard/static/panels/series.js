@@ -6,7 +6,7 @@ import { badge, finalityOf } from "../finality.js";
 import * as format from "../format.js";
 import { axisText, MEASURES, measureOf, text } from "../measures.js";
 import { begun, bucketEnd } from "../ranges.js";
-import { choose, params } from "../store.js";
+import { choose, fragmentOf, params } from "../store.js";
 import { table } from "../table.js";
 
 /** @type {{answer: any, measure: string, second: string, compare: string, model: any}} */
@@ -45,7 +45,7 @@ function late(totals) {
   const clicks = Number(totals.clicks);
   const share = clicks ? ` (${format.percent(Number(totals.late_clicks) / clicks)})` : "";
   return html`<p id="late"><b>Late:</b> <b data-late="clicks">${format.integer(totals.late_clicks)}</b> of ${format.integer(totals.clicks)} clicks${share}, and of all events <b data-late="events">${format.integer(totals.late_events)}</b>.
-    <span class="note">They came between five minutes and an hour after their minute was over, and are counted. What came later than that is added by the nightly run: see <a href="#view=bill">Bills</a>.</span></p>`;
+    <span class="note">They came between five minutes and an hour after their minute was over, and are counted. What came later than that is added by the nightly run: see <a href=${fragmentOf({ ...params, view: "bill" })}>Bills</a>.</span></p>`;
 }
 
 /** The model of the chart; the same object while nothing has changed. @param {any} answer @param {import("../ranges.js").Range} range @param {string} zone @param {string} currency */
