@@ -25,7 +25,7 @@ POINTS = {
     "ingest.committed": "a batch is committed; the worker does not know it yet",
     **{
         f"{stage}.{point}": text
-        for stage in ("minute", "hour", "day")
+        for stage in ("minute", "hour", "day", "insight")
         for point, text in (
             ("recovering", "the transactional id is registered; the state log is not read yet"),
             ("flushing", "a flush was taken from the input; it is not folded yet"),
@@ -38,6 +38,9 @@ POINTS = {
     "hot.written": "Redis has a flush; the worker does not know it yet",
     "hot.packed": "Redis has some packed cells of a closed minute; others are missing",
     "warm.half": "ClickHouse has some rows of a flush; others, or the border, are missing",
+    "insights.found": "alerts were found in minutes that are in the log; none is in ClickHouse",
+    "insights.written": "alerts are in ClickHouse; the worker does not know it yet",
+    "insights.checkpointed": "a checkpoint of the detector is in ClickHouse; the worker does not know it yet",
     "archive.renamed": "files of a range are durable; the archive's offset is not committed",
     "archive.merged": "a merged file is durable; the files that it stands for are still there",
     "store.written": "a file has its temporary name; it is not renamed yet (in a bucket: not uploaded yet)",

@@ -154,6 +154,11 @@ class Settings(BaseSettings):
     tls_key: str = Field("", description="file of the certificate's key")
     drift_share: Share = Field(0.001, description="a number further off than this has drifted")
     alert_share: Share = Field(0.005, description="a run that corrects more of its dimensions raises an alert")
+    alert_severity: Literal["warning", "critical"] = Field(
+        "critical", description="least severe anomaly that raises an alert"
+    )
+    alert_cooldown_s: int = Field(1_800, ge=0, le=86_400, description="between two alerts of a campaign and kind")
+    alerts_a_day: int = Field(20, ge=1, description="alerts of a campaign on a day of UTC, at most")
     alert_webhook: WebAddress = Field("", description="where alerts of nightly runs are sent to, as JSON")
     spark_memory: str = Field("2g", pattern=r"^[1-9]\d*[kmgtKMGT]$", description="heap of the Spark driver")
 

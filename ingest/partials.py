@@ -172,6 +172,13 @@ def widened(partials: Partials, grain_ms: int) -> Partials:
     return partials.with_column(WINDOW, window - window % grain_ms)
 
 
+def by_campaign(rows: Partials) -> Partials:
+    """The sums by window, campaign and advertiser; the other dimensions are 0."""
+    zero = _constant(np.uint8(0), len(rows))
+    other = [name for name in KEYS if name not in (*_PLACE, "advertiser_id")]
+    return merge_partials([Partials({**rows.columns, **dict.fromkeys(other, zero)})]) if len(rows) else rows
+
+
 def ordered(partials: Partials) -> Partials:
     """In the order of windows and campaigns."""
     place, places = _places(partials)

@@ -111,8 +111,8 @@ def _read_text(where: str, message: Any, row_limit: int) -> Content:
 _READERS: dict[str, Callable[[str, Any, int], Content]] = {
     topics.BLOCKS: _read_block,
     topics.ARCHIVE: _read_archived,
-    **dict.fromkeys((topics.MINUTES, topics.HOURS), _read_chunk),
-    **dict.fromkeys((topics.MINUTE_STATE, topics.HOUR_STATE, topics.DAY_STATE), _read_chunk),
+    **dict.fromkeys((topics.MINUTES, topics.HOURS, topics.CAMPAIGN_MINUTES), _read_chunk),
+    **dict.fromkeys((topics.MINUTE_STATE, topics.HOUR_STATE, topics.DAY_STATE, topics.INSIGHT_STATE), _read_chunk),
 }
 
 

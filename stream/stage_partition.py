@@ -24,6 +24,7 @@ from infra.kafka.records import Record
 from infra.kafka.transactions import TransactionalProducer
 from infra.retries import WAITS, patiently
 from infra.settings import Settings
+from ingest.partials import by_campaign
 from stream import chunks
 from stream.intake import Applied, Durable, Intake
 from stream.published import Publication
@@ -241,7 +242,7 @@ class StagePartition:
         self.intake.settle(durable)
 
     def _records(self, flush: Flush) -> list[Record]:
-        """The messages of a flush: tombstones and chunk to the state log, chunk to the next stage."""
+        """The messages of a flush: tombstones and chunk to the state log, chunk to the next stage, sums by campaign to that of insights."""
         topic = self._settings.topic(self.stage.state_topic)
         state = list(chunks.encode(flush.state, flush.state_header))
         records = [Record(topic, None, key, self.partition) for key in flush.tombstones]
@@ -250,6 +251,9 @@ class StagePartition:
             output = self._settings.topic(self.stage.output)
             delta = state if flush.state is flush.delta else chunks.encode(flush.delta, flush.header)
             records += [Record(output, value, key, self.partition) for key, value in delta]
+        if self.stage.totals is not None:
+            totals, campaigns = self._settings.topic(self.stage.totals), by_campaign(flush.delta)
+            records += [Record(totals, v, k, self.partition) for k, v in chunks.encode(campaigns, flush.header)]
         return records
 
     def _warn_of_rows_too_old(self) -> None:

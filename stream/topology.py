@@ -1,4 +1,4 @@
-"""The three stages: what each reads, and what it writes."""
+"""The four stages: what each reads, and what it writes."""
 
 from __future__ import annotations
 
@@ -11,24 +11,34 @@ from stream.flush_policy import FlushPolicy, Fresh, Patient
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the cascade. `source`, `state_topic` and `output` are topics without the namespace."""
+    """One step of the cascade. `source`, `state_topic`, `output` and `totals` are topics without the namespace."""
 
     name: str
+    grain_ms: int
+    """Its window."""
     source: str
     state_topic: str
-    output: str | None
-    """None: no stage comes after this one."""
     flush_policy: FlushPolicy
-    is_fresh: bool
+    output: str | None = None
+    """None: no stage comes after this one."""
+    totals: str | None = None
+    """Where the sums by campaign go, for a stage that needs no other dimension."""
+    is_fresh: bool = False
     """Whether readers wait for what it shows. Hours and days are answered from minutes until they close."""
 
-    @property
-    def grain_ms(self) -> int:
-        """Its window."""
-        return GRAINS[self.name]
 
-
-MINUTE = Stage("minute", topics.BLOCKS, topics.MINUTE_STATE, topics.MINUTES, Fresh(), is_fresh=True)
-HOUR = Stage("hour", topics.MINUTES, topics.HOUR_STATE, topics.HOURS, Patient(), is_fresh=False)
-DAY = Stage("day", topics.HOURS, topics.DAY_STATE, None, Patient(), is_fresh=False)
-STAGES = {stage.name: stage for stage in (MINUTE, HOUR, DAY)}
+MINUTE = Stage(
+    "minute",
+    GRAINS["minute"],
+    topics.BLOCKS,
+    topics.MINUTE_STATE,
+    Fresh(),
+    output=topics.MINUTES,
+    totals=topics.CAMPAIGN_MINUTES,
+    is_fresh=True,
+)
+HOUR = Stage("hour", GRAINS["hour"], topics.MINUTES, topics.HOUR_STATE, Patient(), output=topics.HOURS)
+DAY = Stage("day", GRAINS["day"], topics.HOURS, topics.DAY_STATE, Patient())
+INSIGHT = Stage("insight", GRAINS["minute"], topics.CAMPAIGN_MINUTES, topics.INSIGHT_STATE, Patient())
+"""Minutes of campaigns once more, for the detector: its windows close as those of minutes do."""
+STAGES = {stage.name: stage for stage in (MINUTE, HOUR, DAY, INSIGHT)}

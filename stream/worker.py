@@ -23,8 +23,10 @@ from infra.wait_reports import reporting
 from infra.worker_process import Every, StopSignal, freeze_heap, start_worker
 from stream.agents import Agents
 from stream.hot.writer import HotSink
+from stream.insights.alerting import AlertPolicy
+from stream.insights.sink import InsightSink
 from stream.stage_partition import Sink
-from stream.topology import HOUR, MINUTE, Stage
+from stream.topology import HOUR, INSIGHT, MINUTE, Stage
 from stream.warm.writer import WarmSink, lowest_border
 
 _TIERS = {"hour": "hours", "day": "days"}
@@ -111,6 +113,9 @@ class _Sinks:
             self._by_partition[partition] = sink
             return sink
         client = ClickHouse(settings.clickhouse, settings.database)
+        if stage is INSIGHT:
+            policy = AlertPolicy(settings.alert_severity, settings.alert_cooldown_s * 1000, settings.alerts_a_day)
+            return InsightSink(client, partition, policy)
         return WarmSink(client, _TIERS[stage.name], stage.grain_ms, partition)
 
     def expire_minutes(self) -> None:
@@ -164,7 +169,7 @@ class _EvictionGuard:
 
 @declare.command("stream", "ADCLICK_KAFKA=broker:9092 ADCLICK_CLICKHOUSE=http://… adclick stream")
 def stream(app: App) -> None:
-    """Run one stream worker: fold blocks into minutes, hours and days, and show them in Redis and ClickHouse."""
+    """Run one stream worker: fold blocks into minutes, hours and days, show them in Redis and ClickHouse, and raise alerts."""
     name = start_worker(app, "stream", PIPELINE)
     migration.check_tables(app.settings)
     with reporting(app.settings, name):

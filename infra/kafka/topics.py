@@ -19,9 +19,11 @@ BLOCKS = "ad-blocks"
 ARCHIVE = "ad-archive"
 MINUTES = "ad-minutes"
 HOURS = "ad-hours"
+CAMPAIGN_MINUTES = "ad-campaign-minutes"
 MINUTE_STATE = "ad-minute-state"
 HOUR_STATE = "ad-hour-state"
 DAY_STATE = "ad-day-state"
+INSIGHT_STATE = "ad-insight-state"
 
 INGEST_GROUP = "adclick-ingest"
 ARCHIVE_GROUP = "adclick-archive"
@@ -62,9 +64,11 @@ def wanted(settings: Settings) -> list[Topic]:
         Topic(settings.topic(BLOCKS), b, internal),
         Topic(settings.topic(MINUTES), b, internal),
         Topic(settings.topic(HOURS), b, internal),
+        Topic(settings.topic(CAMPAIGN_MINUTES), b, internal),
         Topic(settings.topic(MINUTE_STATE), b, state),
         Topic(settings.topic(HOUR_STATE), b, state),
         Topic(settings.topic(DAY_STATE), b, state),
+        Topic(settings.topic(INSIGHT_STATE), b, state),
     ]
 
 

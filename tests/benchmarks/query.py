@@ -126,7 +126,7 @@ def plant(stack: Bench, campaigns_per_advertiser: int = 5, days_of_hours: int = 
                     100 + number % 50, ['AT','BE','BR','DE','FR','GB','IN','US'][1 + cityHash64(number) % 8],
                     ['ctv','desktop','mobile','other','tablet'][1 + number % 5], number % 4,
                     cityHash64(number, 1) % 1000, cityHash64(number, 2) % 30, number % 3, cityHash64(number, 3) % 1000000,
-                    0, 0, 0, 0, 1, 0
+                    0, 0, 0, 0, 1, 0, 0
                 FROM numbers({total})"""
         )
         return total

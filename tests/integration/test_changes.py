@@ -175,7 +175,7 @@ def test_a_nightly_run_replaces_cells_and_says_why(client: ClickHouse) -> None:
     def publish(run: str, fence: int, exact: int, causes: dict[str, int]) -> None:
         for table in ("exact_hours", "exact_days"):
             client.command(
-                f"INSERT INTO {db}.{table} VALUES ({DAY // 1000}, 7, 1, 1, 1, 'DE', 'mobile', '{run}', {exact}, 0, 0, 0, 0, 0)"
+                f"INSERT INTO {db}.{table} VALUES ({DAY // 1000}, 7, 1, 1, 1, 'DE', 'mobile', '{run}', {exact}, 0, 0, 0, 0, 0, 0)"
             )
         for cause, share in causes.items():
             client.command(

@@ -153,7 +153,7 @@ def test_what_cannot_be_taken_names_the_field_at_fault(http: httpx.Client) -> No
 def numbers_of(clickhouse: ClickHouse, settings: Settings, ids: list[tuple[int, int, int]], hours: int = 1) -> dict[str, str]:  # fmt: skip
     """Closed hours with a row for each (advertiser, campaign, ad); returns the question about advertiser 1's ads."""
     rows = ", ".join(
-        f"({(HOUR + hour * HOUR_MS) // 1000}, {campaign}, {advertiser}, {ad}, 5, 'DE', 'mobile', 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0)"
+        f"({(HOUR + hour * HOUR_MS) // 1000}, {campaign}, {advertiser}, {ad}, 5, 'DE', 'mobile', 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0)"
         for hour in range(hours)
         for advertiser, campaign, ad in ids
     )

@@ -48,6 +48,8 @@ def test_answers_are_exact_after_ingest_dies_between_two_writes(settings: Settin
         "hour.produced:2",
         "hour.committed:2",
         "day.committed:2",
+        "insight.produced:2",
+        "insight.committed:2",
         "hot.written:3",  # shown, and nothing in memory has moved
         "warm.half",  # rows in ClickHouse, the border not moved
     ],

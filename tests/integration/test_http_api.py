@@ -43,7 +43,7 @@ def client(settings: Settings) -> ClickHouse:
     clickhouse = ClickHouse(settings.clickhouse, settings.database)
     rows = ", ".join(
         f"({(HOUR + h * HOUR_MS) // 1000}, 7, {advertiser}, {ad}, 5, 'DE', 'mobile', 0, {impressions + h}, 10, 1, 2500000, 0, 0, 0,"
-        f" {int(h == 2)}, 1, {now_ms() // 1000 if h == 2 else 0})"
+        f" {int(h == 2)}, 1, {now_ms() // 1000 if h == 2 else 0}, 0)"
         for h in range(HOURS)
         for advertiser, ad, impressions in ((MINE, 1, _MINE), (OTHERS, 2, _OTHERS))
     )
@@ -144,7 +144,7 @@ def test_anomalies_and_budgets_are_those_that_a_key_sees(
     _, mine = key(client, MINE)
     rows = ", ".join(
         f"({(HOUR + h * HOUR_MS) // 1000}, 9, {MINE}, 1, 5, 'DE', 'mobile', 0, {1_000 + h % 7}, 10, 1, {(25 if h == 4 else 1) * 2_500_000 + h % 7},"
-        " 0, 0, 0, 0, 1, 0)"
+        " 0, 0, 0, 0, 1, 0, 0)"
         for h in range(-60, HOURS)
     )
     client.command(f"INSERT INTO {settings.database}.stream_hours VALUES {rows}")
@@ -239,7 +239,7 @@ def _reconcile_long_ago(client: ClickHouse) -> str:
     for advertiser, ad, impressions in ((MINE, 1, _MINE), (OTHERS, 2, _OTHERS)):
         keys = f"{start // 1000}, 7, {advertiser}, {ad}, 5, 'DE', 'mobile', 'run'"
         for table in ("exact_hours", "exact_days"):
-            client.command(f"INSERT INTO {client.database}.{table} VALUES ({keys}, {impressions}, 0, 0, 0, 0, 0)")
+            client.command(f"INSERT INTO {client.database}.{table} VALUES ({keys}, {impressions}, 0, 0, 0, 0, 0, 0)")
         client.command(f"INSERT INTO {client.database}.ledger VALUES ({keys}, 'late', 1, 0, 0, 0)")
     client.command(
         f"INSERT INTO {client.database}.runs SELECT '{date}', 'run', now64(3), '', 2, 0, 2, 0, 0, '{{}}', 1, 0,"

@@ -52,7 +52,7 @@ def server(backends: Path) -> Iterator[Server]:
     apply_migrations(clickhouse)
     clickhouse.command(
         f"INSERT INTO {settings.database}.stream_hours SELECT {START // 1000} + intDiv(number, {ADS}) * 3600, 7, 1, number % {ADS}, 5,"
-        f" 'DE', 'mobile', 0, 1000, number % {ADS} + intDiv(number, {ADS}), 1, 2500000, 0, 0, 0, 0, 1, 0 FROM numbers({HOURS * ADS})"
+        f" 'DE', 'mobile', 0, 1000, number % {ADS} + intDiv(number, {ADS}), 1, 2500000, 0, 0, 0, 0, 1, 0, 0 FROM numbers({HOURS * ADS})"
     )
     border = START + HOURS * HOUR_MS
     borders.publish(clickhouse, "hours", range(settings.block_partitions), border)

@@ -106,7 +106,7 @@ def plant(settings: Settings) -> None:
         client.command(
             f"INSERT INTO {settings.database}.stream_hours"
             " SELECT toDateTime({time:UInt32}, 'UTC'), 1, 3, 2, {publisher:UInt64}, {country:String}, {device:String}, 0,"
-            " 0, {clicks:UInt64}, 0, {clicks:UInt64} * 7, 0, 0, 0, 0, 1, 0",
+            " 0, {clicks:UInt64}, 0, {clicks:UInt64} * 7, 0, 0, 0, 0, 1, 0, 0",
             {
                 "time": (DAY + HOUR_MS) // 1000, "publisher": publisher, "clicks": clicks,
                 "country": events.COUNTRIES[0], "device": events.DEVICES[0],
@@ -301,10 +301,12 @@ def test_only_differences_of_closed_and_unchanged_hours_are_unexplained(settings
     place = "1, 3, 2, {publisher:UInt64}, 'DE', 'mobile'"
     for publisher, ((hour, counted, stream, changed_at), _) in rows.items():
         parameters = {"time": DAY // 1000 + hour * 3600, "publisher": publisher}
-        numbers = [(f"exact_hours SELECT toDateTime({{time:UInt32}}, 'UTC'), {place}, 'r', 0, {counted}, 0, 0, 0, 0")]
+        numbers = [
+            (f"exact_hours SELECT toDateTime({{time:UInt32}}, 'UTC'), {place}, 'r', 0, {counted}, 0, 0, 0, 0, 0")
+        ]
         if stream:
             numbers += [
-                f"stream_hours SELECT toDateTime({{time:UInt32}}, 'UTC'), {place}, 0, 0, {stream}, 0, 0, 0, 0, 0, 0, 1, {changed_at}"
+                f"stream_hours SELECT toDateTime({{time:UInt32}}, 'UTC'), {place}, 0, 0, {stream}, 0, 0, 0, 0, 0, 0, 1, {changed_at}, 0"
             ]
         for values in numbers:
             client.command(f"INSERT INTO {settings.database}.{values}", parameters)
@@ -325,10 +327,10 @@ def test_a_run_of_an_open_day_covers_the_hours_that_had_closed(settings: Setting
     place = "1, 3, 2, 4, 'DE', 'mobile'"
     for hour in (1, 2, 3):
         at = f"toDateTime({DAY // 1000 + hour * 3600}, 'UTC')"
-        client.command(f"INSERT INTO {db}.exact_hours SELECT {at}, {place}, 'forced', 0, 100, 0, 0, 0, 0")
-        client.command(f"INSERT INTO {db}.stream_hours SELECT {at}, {place}, 0, 0, {hour}, 0, 0, 0, 0, 0, 0, 1, 0")
+        client.command(f"INSERT INTO {db}.exact_hours SELECT {at}, {place}, 'forced', 0, 100, 0, 0, 0, 0, 0")
+        client.command(f"INSERT INTO {db}.stream_hours SELECT {at}, {place}, 0, 0, {hour}, 0, 0, 0, 0, 0, 0, 1, 0, 0")
     client.command(
-        f"INSERT INTO {db}.exact_days SELECT toDateTime({DAY // 1000}, 'UTC'), {place}, 'forced', 0, 300, 0, 0, 0, 0"
+        f"INSERT INTO {db}.exact_days SELECT toDateTime({DAY // 1000}, 'UTC'), {place}, 'forced', 0, 300, 0, 0, 0, 0, 0"
     )
     borders.publish(client, "hours", range(settings.block_partitions), DAY + DAY_MS)
 

@@ -51,7 +51,7 @@ class Bills:
     def publish(self, dates: Sequence[dt.date], run: str, spend: int) -> None:
         """A run of each day, `run` with its date: of advertiser 3 with campaigns 7 and 8, and of another one."""
         amounts = ((3, 7, spend), (3, 8, 1), (4, 7, 999_999))
-        cells = [(advertiser, campaign, f"10, 2, 1, {amount}, 0, 0") for advertiser, campaign, amount in amounts]
+        cells = [(advertiser, campaign, f"10, 2, 1, {amount}, 0, 0, 0") for advertiser, campaign, amount in amounts]
         self.insert("exact_days", dates, cells, f"'{run}'")
         self.fence += 1
         table_id = "(SELECT uuid FROM system.tables WHERE database = {database:String} AND name = '%s')"
@@ -69,7 +69,7 @@ def test_a_month_is_issued_once_it_is_reconciled_and_again_when_a_day_is_restate
     client = ClickHouse(settings.clickhouse, settings.database)
     bills = Bills(client)
     counted = [date for date in DAYS if date != EMPTY]
-    numbers = "9, 2, 1, 5, 0, 0, 0, 0, 1, 0"
+    numbers = "9, 2, 1, 5, 0, 0, 0, 0, 1, 0, 0"
     bills.insert("stream_days", counted, [(3, 7, numbers), (3, 8, numbers)], "0")
     bills.publish([date for date in counted if date != LAST], "run-{}", LARGE)
     for tier in ("hours", "days"):

@@ -140,7 +140,7 @@ def test_a_day_whose_exact_rows_are_lost_is_reported_and_reconciled_again(two: T
     client, db = ClickHouse(settings.clickhouse, settings.database), settings.database
     date = dt.datetime.fromtimestamp(AT / 1000, dt.UTC).date()
     client.command(
-        f"INSERT INTO {db}.exact_hours SELECT toDateTime({START // 1000}, 'UTC'), 1, 3, 2, 4, 'DE', 'mobile', 'run', 9, 0, 0, 0, 0, 0"
+        f"INSERT INTO {db}.exact_hours SELECT toDateTime({START // 1000}, 'UTC'), 1, 3, 2, 4, 'DE', 'mobile', 'run', 9, 0, 0, 0, 0, 0, 0"
     )
     two.store_first_hour(5, START + 3 * HOUR_MS)
     tables = publish.exact_tables(client)

@@ -40,12 +40,14 @@ def client(settings: Settings) -> ClickHouse:
     clickhouse = ClickHouse(settings.clickhouse, settings.database)
     for (advertiser, campaign), impressions in IMPRESSIONS.items():
         dimensions = f"{campaign}, {advertiser}, 1, 5, 'DE', 'mobile'"
-        counted = f"0, {impressions}, 10, 1, 2500000, 0, 0, 0, 1, 1, {now_ms() // 1000}"
+        counted = f"0, {impressions}, 10, 1, 2500000, 0, 0, 0, 1, 1, {now_ms() // 1000}, 0"
         clickhouse.command(
             f"INSERT INTO {settings.database}.stream_hours VALUES ({HOUR // 1000}, {dimensions}, {counted})"
         )
         keys = f"{(HOUR - 5 * DAY_MS) // 1000}, {dimensions}, 'run'"
-        clickhouse.command(f"INSERT INTO {settings.database}.exact_hours VALUES ({keys}, {impressions}, 0, 0, 0, 0, 0)")
+        clickhouse.command(
+            f"INSERT INTO {settings.database}.exact_hours VALUES ({keys}, {impressions}, 0, 0, 0, 0, 0, 0)"
+        )
         clickhouse.command(f"INSERT INTO {settings.database}.ledger VALUES ({keys}, 'late', 1, 0, 0, 0)")
     clickhouse.command(
         f"INSERT INTO {settings.database}.runs SELECT '{RECONCILED}', 'run', now64(3), '', 2, 0, 2, 0, 0, '{{}}', 1, 0,"

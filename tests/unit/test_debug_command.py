@@ -112,7 +112,9 @@ def test_the_list_of_fault_points_is_that_of_the_code() -> None:
     literal = {name for call in calls for name in re.findall(r'(?<!f)"([a-z.-]+\.[a-z]+)"', call)}
     by_stage = re.findall(r'faults\.point\(f"\{self\.stage\.name\}\.([a-z]+)"', code)
     by_producer = re.findall(r'f"\{kind\}\.([a-z]+)"', code)
-    stages = {f"{stage}.{point}" for stage in ("minute", "hour", "day") for point in (*by_stage, *by_producer)}
+    stages = {
+        f"{stage}.{point}" for stage in ("minute", "hour", "day", "insight") for point in (*by_stage, *by_producer)
+    }
     producers = {f"{kind}.{point}" for kind in ("ingest", "dead-letters") for point in by_producer}
     assert by_stage and by_producer and all('"' in c or "self._" in c for c in calls)
     assert set(faults.POINTS) == literal | stages | producers

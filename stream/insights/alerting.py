@@ -1,0 +1,229 @@
+"""From unusual minutes to alerts: what opens, worsens, closes and is withdrawn. Pure: it lives in event time alone.
+
+An alert is an episode of a campaign and kind. It opens with its first minute that is unusual enough, and closes when there was none for a
+while. Where late events take away all that was unusual, it is withdrawn. What is said of one is a series of versions; see
+`infra.clickhouse.alerts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from infra.clickhouse.alerts import NOBODY, SEVERITIES, Alert, alert_id
+from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from stream.insights import rules
+from stream.insights.rules import Finding
+from stream.insights.watch import Key
+
+ALL_SILENT = "all-silent"
+"""The kind of the one alert for the operator in place of many of silent campaigns."""
+# So many campaigns, and such a share of those that expect impressions, are silent at once: then it is not theirs.
+_SILENT_CAMPAIGNS, _SILENT_SHARE = 20, 0.5
+# Minutes without anything unusual after which an episode is over, and for how long late events may still correct its minutes.
+_QUIET_MS, _CORRECTABLE_MS = 5 * MINUTE_MS, HOUR_MS + 10 * MINUTE_MS
+_VERBS = {
+    "ctr-drop": "its click rate fell to {value}, where {expected} is usual",
+    "spend-spike": "it spent {value} micros in a minute, where {expected} are usual",
+    "zero-impressions": "it had no impressions in a minute, where {expected} are usual",
+    "surge-ctr-collapse": "it had {value} impressions in a minute, where {expected} are usual, and hardly any clicks",
+}
+
+
+@dataclass(frozen=True)
+class AlertPolicy:
+    """Of what alerts are made. `severity`: the least severe minute that opens one. `cooldown_ms`: how long after an alert the next one of
+    its campaign and kind opens at the earliest. `daily_cap`: alerts of a campaign on a day of UTC at most."""
+
+    severity: str = "critical"
+    cooldown_ms: int = 30 * MINUTE_MS
+    daily_cap: int = 20
+
+    def is_severe(self, finding: Finding) -> bool:
+        """Whether a minute is unusual enough."""
+        return SEVERITIES.index(finding.severity) >= SEVERITIES.index(self.severity)
+
+
+class RunningAlert(msgspec.Struct):
+    """An alert as it is told so far: by its newest version, and the unusual minutes that can still be corrected."""
+
+    kind: str
+    campaign: int
+    advertiser: int
+    opened_ms: int
+    last_ms: int
+    """The start of its last unusual minute."""
+    version: int
+    severity: str
+    worst: Finding
+    minutes: dict[int, Finding]
+    firm: int = 0
+    """How many unusual minutes can no longer be corrected."""
+    closed: bool = False
+
+
+class State(msgspec.Struct):
+    """All that is remembered between minutes."""
+
+    episodes: list[RunningAlert] = []
+    opened_on: dict[int, dict[str, int]] = {}
+    """Day (epoch ms) → campaign and advertiser, as CAMPAIGN/ADVERTISER → how many alerts have opened."""
+    silent: RunningAlert | None = None
+
+
+class Alerting:
+    """The alerts of the campaigns of a shard."""
+
+    def __init__(self, policy: AlertPolicy, state: bytes = b"") -> None:
+        """`state`: what `encode` gave, to be gone on with."""
+        self.policy = policy
+        self._state = msgspec.json.decode(state, type=State) if state else State()
+        self._episodes: dict[Key, list[RunningAlert]] = {}
+        for episode in self._state.episodes:
+            self._episodes.setdefault((episode.campaign, episode.advertiser), []).append(episode)
+
+    def encode(self) -> bytes:
+        """All that is remembered."""
+        self._state.episodes = [e for episodes in self._episodes.values() for e in episodes]
+        return msgspec.json.encode(self._state)
+
+    @property
+    def open_ids(self) -> set[str]:
+        """Of the alerts that are open."""
+        running = [e for episodes in self._episodes.values() for e in episodes if not e.closed]
+        return {_id_of(e) for e in (*running, *([self._state.silent] if self._state.silent else []))}
+
+    def take(self, at_ms: int, findings: Iterable[tuple[Key, Finding]], expecting: int) -> Iterator[Alert]:
+        """The unusual minutes that begin at `at_ms`; `expecting`: how many campaigns were to have impressions then."""
+        severe = [(key, finding) for key, finding in findings if self.policy.is_severe(finding)]
+        silent = [key for key, finding in severe if finding.kind == "zero-impressions"]
+        if len(silent) >= _SILENT_CAMPAIGNS and len(silent) >= _SILENT_SHARE * expecting:
+            yield from self._open_silence(at_ms)
+        # While all are silent, nothing is said of each.
+        hushed = self._state.silent is not None and self._state.silent.last_ms == at_ms
+        for key, finding in severe:
+            if not (hushed and finding.kind == "zero-impressions"):
+                yield from self._add(key, at_ms, finding)
+        yield from self._close(at_ms)
+        self._forget(at_ms)
+
+    def _open_silence(self, at_ms: int) -> Iterator[Alert]:
+        silent = self._state.silent
+        if silent is not None:
+            silent.last_ms = at_ms
+            return
+        finding = Finding("zero-impressions", "impressions", 0.0, 0.0, 0.0)
+        self._state.silent = RunningAlert(ALL_SILENT, NOBODY, NOBODY, at_ms, at_ms, 1, "critical", finding, {})
+        yield _alert(self._state.silent, "open", 0)
+
+    def _add(self, key: Key, at_ms: int, finding: Finding) -> Iterator[Alert]:
+        running = next((e for e in self._of(key, finding.kind) if not e.closed), None)
+        if running is None:
+            yield from self._open(key, at_ms, finding)
+            return
+        running.last_ms = at_ms
+        running.minutes[at_ms] = finding
+        if abs(finding.deviations) > abs(running.worst.deviations):
+            running.worst = finding
+        if SEVERITIES.index(finding.severity) > SEVERITIES.index(running.severity):
+            running.severity = finding.severity
+            yield self._told_again(running, "open", 0)
+
+    def _open(self, key: Key, at_ms: int, finding: Finding) -> Iterator[Alert]:
+        campaign, advertiser = key
+        ended = max((e.last_ms + MINUTE_MS for e in self._of(key, finding.kind)), default=None)
+        opened = self._state.opened_on.setdefault(at_ms // DAY_MS * DAY_MS, {})
+        name = f"{campaign}/{advertiser}"
+        cools_down = ended is not None and at_ms < ended + self.policy.cooldown_ms
+        if cools_down or opened.get(name, 0) >= self.policy.daily_cap:
+            return
+        opened[name] = opened.get(name, 0) + 1
+        episode = RunningAlert(
+            finding.kind, campaign, advertiser, at_ms, at_ms, 1, finding.severity, finding, {at_ms: finding}
+        )
+        self._episodes.setdefault(key, []).append(episode)
+        yield _alert(episode, "open", 0)
+
+    def _close(self, at_ms: int) -> Iterator[Alert]:
+        silent = self._state.silent
+        if silent is not None and at_ms >= silent.last_ms + _QUIET_MS:
+            self._state.silent = None
+            yield self._told_again(silent, "closed", silent.last_ms + MINUTE_MS)
+        for episode in [e for episodes in self._episodes.values() for e in episodes]:
+            if not episode.closed and at_ms >= episode.last_ms + _QUIET_MS:
+                episode.closed = True
+                yield self._told_again(episode, "closed", episode.last_ms + MINUTE_MS)
+
+    def _forget(self, at_ms: int) -> None:
+        """Drop what nothing can change any more."""
+        keep_ms = max(_CORRECTABLE_MS, self.policy.cooldown_ms)
+        for key, episodes in list(self._episodes.items()):
+            kept = [e for e in episodes if not e.closed or at_ms < e.last_ms + keep_ms]
+            for episode in kept:
+                for minute in [minute for minute in episode.minutes if at_ms >= minute + _CORRECTABLE_MS]:
+                    del episode.minutes[minute]
+                    episode.firm += 1
+            self._episodes[key] = kept
+            if not kept:
+                del self._episodes[key]
+        days = self._state.opened_on
+        for day in [day for day in days if at_ms >= day + 2 * DAY_MS]:
+            del days[day]
+
+    def correct(self, at_ms: int, key: Key, impressions: float, clicks: float, spend: float) -> Iterator[Alert]:
+        """A closed minute has other numbers now. An alert of which no unusual minute is left is withdrawn."""
+        for episode in self._of(key, None):
+            finding = episode.minutes.get(at_ms)
+            if finding is None:
+                continue
+            changed = rules.still_unusual(finding, impressions, clicks, spend)
+            if changed is not None and self.policy.is_severe(changed):
+                episode.minutes[at_ms] = changed
+                continue
+            del episode.minutes[at_ms]
+            if not episode.minutes and not episode.firm:
+                self._episodes[key].remove(episode)
+                yield self._told_again(episode, "withdrawn", episode.last_ms + MINUTE_MS)
+
+    def _of(self, key: Key, kind: str | None) -> list[RunningAlert]:
+        return [e for e in self._episodes.get(key, []) if kind in (e.kind, None)]
+
+    def has(self, key: Key) -> bool:
+        """Whether anything of a campaign may be corrected."""
+        return key in self._episodes
+
+    def _told_again(self, episode: RunningAlert, state: str, ended_ms: int) -> Alert:
+        episode.version += 1
+        return _alert(episode, state, ended_ms)
+
+
+def _id_of(episode: RunningAlert) -> str:
+    return alert_id(episode.kind, episode.advertiser, episode.campaign, episode.opened_ms)
+
+
+def _alert(episode: RunningAlert, state: str, ended_ms: int) -> Alert:
+    worst = episode.worst
+    if episode.kind == ALL_SILENT:
+        summary, detail = "All campaigns have had no impressions at once", dict[str, Any]()
+    else:
+        told = _VERBS[episode.kind].format(value=_written(worst.value), expected=_written(worst.expected))
+        summary = f"Campaign {episode.campaign}: {told}"
+        detail = {
+            "measure": worst.measure, "value": _rounded(worst.value), "expected": _rounded(worst.expected),
+            "deviations": round(worst.deviations, 2),
+        }  # fmt: skip
+    return Alert(
+        _id_of(episode), episode.version, episode.kind, episode.severity,
+        state, episode.advertiser, episode.campaign, episode.opened_ms, ended_ms, summary, detail,
+    )  # fmt: skip
+
+
+def _rounded(value: float) -> float | int:
+    return round(value) if abs(value) >= 100 else round(value, 4)
+
+
+def _written(value: float) -> str:
+    return f"{_rounded(value):,}"

@@ -1,0 +1,59 @@
+"""What the detector knows, kept in ClickHouse: more than a state log should carry, since each minute changes all of it.
+
+The state log holds the minutes since; with a checkpoint they give what was known before a worker ended.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from infra.clickhouse.client import ClickHouse
+
+TABLE = "detector_checkpoints"
+_PART_BYTES = 8 << 20
+_SLOTS = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """As of `upto_ms`: all minutes that end by then were taken."""
+
+    upto_ms: int
+    watch: bytes
+    alerting: bytes
+
+
+def read_checkpoint(client: ClickHouse, shard: int) -> tuple[Checkpoint | None, int]:
+    """The newest one that is complete, None where there is none; and the slot for the next. Raises Unavailable."""
+    rows = client.rows(
+        f"SELECT slot, upto_ms, part, parts, body FROM {client.database}.{TABLE} FINAL"
+        " WHERE shard = {shard:UInt16} ORDER BY upto_ms DESC, part",
+        {"shard": shard},
+    )
+    # Of a slot that was written in part, some rows are of the checkpoint before: these have another moment.
+    for slot, upto_ms in dict.fromkeys((row[0], row[1]) for row in rows):
+        parts = [row for row in rows if (row[0], row[1]) == (slot, upto_ms)]
+        if len(parts) == parts[0][3]:
+            watch, alerting = "".join(row[4] for row in parts).split(" ")
+            checkpoint = Checkpoint(int(upto_ms), base64.b64decode(watch), base64.b64decode(alerting))
+            return checkpoint, (int(slot) + 1) % _SLOTS
+    return None, 0
+
+
+def write_checkpoint(client: ClickHouse, shard: int, slot: int, checkpoint: Checkpoint) -> None:
+    """Write one into a slot. Safe to repeat. Raises Unavailable."""
+    body = f"{base64.b64encode(checkpoint.watch).decode()} {base64.b64encode(checkpoint.alerting).decode()}"
+    parts = [body[start : start + _PART_BYTES] for start in range(0, len(body), _PART_BYTES)]
+    for number, part in enumerate(parts):
+        row = {
+            "shard": shard,
+            "slot": slot,
+            "part": number,
+            "parts": len(parts),
+            "upto_ms": checkpoint.upto_ms,
+            "body": part,
+        }
+        client.insert(TABLE, pa.table({name: [value] for name, value in row.items()}))
