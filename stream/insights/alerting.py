@@ -35,7 +35,8 @@ _VERBS = {
 
 @dataclass(frozen=True)
 class AlertPolicy:
-    """Of what alerts are made. `severity`: the least severe minute that opens one. `cooldown_ms`: how long after an alert the next one of
+    """Of what alerts are made. `severity`: how severe a minute must be to open one; two in a row that are
+    unusual in the same way count as a critical one. `cooldown_ms`: how long after an alert the next one of
     its campaign and kind opens at the earliest. `daily_cap`: alerts of a campaign on a day of UTC at most."""
 
     severity: str = "critical"
@@ -43,7 +44,7 @@ class AlertPolicy:
     daily_cap: int = 20
 
     def is_severe(self, finding: Finding) -> bool:
-        """Whether a minute is unusual enough."""
+        """Whether a minute is unusual enough by itself."""
         return SEVERITIES.index(finding.severity) >= SEVERITIES.index(self.severity)
 
 
@@ -72,6 +73,10 @@ class State(msgspec.Struct):
     opened_on: dict[int, dict[str, int]] = {}
     """Day (epoch ms) → campaign and advertiser, as CAMPAIGN/ADVERTISER → how many alerts have opened."""
     silent: RunningAlert | None = None
+    newest_ms: int = 0
+    """The start of the minute that was taken last."""
+    newest: set[tuple[int, int, str]] = set()
+    """Campaign, advertiser and kind of all that was unusual in it."""
 
 
 class Alerting:
@@ -98,7 +103,7 @@ class Alerting:
 
     def take(self, at_ms: int, findings: Iterable[tuple[Key, Finding]], expecting: int) -> Iterator[Alert]:
         """The unusual minutes that begin at `at_ms`; `expecting`: how many campaigns were to have impressions then."""
-        severe = [(key, finding) for key, finding in findings if self.policy.is_severe(finding)]
+        severe = list(self._severe(at_ms, findings))
         silent = [key for key, finding in severe if finding.kind == "zero-impressions"]
         if len(silent) >= _SILENT_CAMPAIGNS and len(silent) >= _SILENT_SHARE * expecting:
             yield from self._open_silence(at_ms)
@@ -109,6 +114,15 @@ class Alerting:
                 yield from self._add(key, at_ms, finding)
         yield from self._close(at_ms)
         self._forget(at_ms)
+
+    def _severe(self, at_ms: int, findings: Iterable[tuple[Key, Finding]]) -> Iterator[tuple[Key, Finding]]:
+        before = self._state.newest if self._state.newest_ms == at_ms - MINUTE_MS else set[tuple[int, int, str]]()
+        self._state.newest_ms, self._state.newest = at_ms, set()
+        for key, finding in findings:
+            place = (*key, finding.kind)
+            self._state.newest.add(place)
+            if self.policy.is_severe(finding) or place in before:
+                yield key, finding
 
     def _open_silence(self, at_ms: int) -> Iterator[Alert]:
         silent = self._state.silent
@@ -180,7 +194,7 @@ class Alerting:
             if finding is None:
                 continue
             changed = rules.still_unusual(finding, impressions, clicks, spend)
-            if changed is not None and self.policy.is_severe(changed):
+            if changed is not None:
                 episode.minutes[at_ms] = changed
                 continue
             del episode.minutes[at_ms]

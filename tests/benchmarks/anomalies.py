@@ -6,7 +6,8 @@ With DATA=DIR and OUT=DIR it scores every series of a folder, for others to judg
 
 Without, campaigns are made up: four weeks of minutes whose volume follows the time of the day and of the week, with changes planted in
 the last two. Printed are the share that is found within five minutes and the alarms where nothing was planted, at five deviations and
-at four, beside those of two fixed thresholds. Figures go to `.bench/anomalies.json`.
+at four, beside those of two fixed thresholds; and the same of the alerts that the stream writes, by kind. Figures go to
+`.bench/anomalies.json`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from typing import Any
 import numpy as np
 
 from infra.clock import DAY_MS, MINUTE_MS
+from stream.insights.alerting import Alerting, AlertPolicy
 from stream.insights.detector import Detector, DetectorBank
+from stream.insights.watch import Watch
 from tests.benchmarks.stack import save
 
 _CRITICAL, _FOUR = 0.5, 4 / 9
@@ -36,6 +39,13 @@ _LASTS, _FOUND_WITHIN, _ECHO = 15, 5, 30
 _CHANGES = (3.0, 5.0, 1 / 3, 0.0)
 # Of the usual volume all over: a fixed threshold for each campaign.
 _FIXED_HIGH, _FIXED_LOW = 3.0, 1 / 3
+# Of an alert's kind: by which factors impressions, click rate and spend of an impression change.
+_PLANTED_KINDS = {
+    "spend-spike": (1.0, 1.0, 4.0), "zero-impressions": (0.0, 1.0, 1.0), "ctr-drop": (1.0, 1 / 4, 1.0),
+    "surge-ctr-collapse": (6.0, 1 / 20, 1.0),
+}  # fmt: skip
+# Below so many clicks a minute a lower click rate is within chance; and above so many impressions none are unusual.
+_ENOUGH_CLICKS, _ENOUGH_IMPRESSIONS = 10.0, 150.0
 
 
 @dataclass(frozen=True)
@@ -102,13 +112,55 @@ def measure_planted() -> int:
     for name, alarms in {**detected, "fixed": begins(fixed)}.items():
         recall, false = judge(alarms, traffic.planted)
         figures |= {f"{name}_recall": round(recall, 4), f"{name}_false_a_campaign_and_month": round(false, 3)}
+    figures |= measure_alerts()
     for name, value in figures.items():
-        print(f"{name:38} {value}")
+        print(f"{name:45} {value}")
     save("anomalies", figures)
     return 0
 
 
-def make_traffic(seed: int = 1) -> Traffic:
+def measure_alerts(seed: int = 2) -> dict[str, float]:
+    """The share of planted changes of which the stream's alerts tell in time, by kind, and false alerts."""
+    random = np.random.default_rng(seed)
+    traffic = make_traffic(seed, plants=False)
+    kinds, names = random.integers(0, len(_PLANTED_KINDS), (_CAMPAIGNS, 10)), list(_PLANTED_KINDS)
+    rate = random.uniform(0.01, 0.08, _CAMPAIGNS)
+    factors = np.ones((3, *traffic.values.shape), np.float32)
+    planted = dict[tuple[int, int], str]()
+    for campaign in range(_CAMPAIGNS):
+        days = random.choice(np.arange(_LEARNED_DAYS, _DAYS), kinds.shape[1], replace=False)
+        for day, kind in zip(days.tolist(), kinds[campaign].tolist(), strict=True):
+            first = int(day * _DAY + random.integers(0, _DAY - _LASTS - _ECHO))
+            usual = traffic.values[first - 10 : first, campaign].mean()
+            name = names[kind]
+            if usual < _ENOUGH_IMPRESSIONS or (name == "ctr-drop" and usual * rate[campaign] < _ENOUGH_CLICKS):
+                continue
+            factors[:, first : first + _LASTS, campaign] = np.array(_PLANTED_KINDS[name])[:, None]
+            planted[campaign, first] = name
+    watch, alerting, opened = Watch(120), Alerting(AlertPolicy()), list[tuple[int, int, str]]()
+    watch.rows_of(np.arange(_CAMPAIGNS), np.zeros(_CAMPAIGNS, np.int64))
+    for minute, values in enumerate(traffic.values):
+        at_ms, (volume, click_rate, price) = 4 * DAY_MS + minute * MINUTE_MS, factors[:, minute]
+        impressions = np.round(values * volume)
+        clicks = random.binomial(impressions.astype(np.int64), rate * click_rate)
+        spend = impressions * price * random.uniform(900, 1_100, _CAMPAIGNS)
+        for alert in alerting.take(at_ms, watch.take(at_ms, impressions, clicks, spend), watch.expecting):
+            if alert.version == 1 and minute >= _LEARNED_DAYS * _DAY:
+                opened.append((alert.campaign_id, minute, alert.kind))
+    found = dict.fromkeys(names, 0)
+    for (campaign, first), name in planted.items():
+        found[name] += any(c == campaign and k == name and first <= m < first + _FOUND_WITHIN for c, m, k in opened)
+    false = sum(
+        not any(c == campaign and first <= m < first + _LASTS + _ECHO for campaign, first in planted)
+        for c, m, _ in opened
+    )
+    counts = {name: list(planted.values()).count(name) for name in names}
+    recall = {f"alerts_{name}_recall_of_{counts[name]}": round(found[name] / counts[name], 4) for name in names}
+    months = _CAMPAIGNS * (_DAYS - _LEARNED_DAYS) / _MONTH
+    return recall | {"alerts_false_a_campaign_and_month": round(false / months, 3)}
+
+
+def make_traffic(seed: int = 1, *, plants: bool = True) -> Traffic:
     """Campaigns of 20 to 5,000 impressions a minute, each with its own curve, and ten changes each."""
     random = np.random.default_rng(seed)
     minutes = np.arange(_DAYS * _DAY)[:, None]
@@ -118,7 +170,7 @@ def make_traffic(seed: int = 1) -> Traffic:
     weekend = np.where(minutes // _DAY % 7 >= 5, random.uniform(0.5, 1.2, _CAMPAIGNS), 1.0)
     mean = level * curve * weekend * random.lognormal(0, 0.05, (len(minutes), _CAMPAIGNS))
     planted = list[tuple[int, int, float]]()
-    for campaign in range(_CAMPAIGNS):
+    for campaign in range(_CAMPAIGNS if plants else 0):
         for day in random.choice(np.arange(_LEARNED_DAYS, _DAYS), 10, replace=False):
             first = int(day * _DAY + random.integers(0, _DAY - _LASTS - _ECHO))
             factor = float(random.choice(_CHANGES))

@@ -45,7 +45,12 @@ def test_an_episode_is_one_alert_that_opens_worsens_and_closes() -> None:
 
 
 def test_what_is_less_severe_than_the_policy_wants_opens_nothing() -> None:
-    assert told(Alerting(AlertPolicy("critical")), [[MILD]] * 5) == []
+    assert told(Alerting(AlertPolicy("critical")), [[MILD], []] * 5) == []
+
+
+def test_two_warnings_in_a_row_count_as_a_critical_minute() -> None:
+    assert told(Alerting(AlertPolicy()), [[MILD], [], [MILD], [NONE._replace(deviations=-3.5)], []]) == []
+    assert steps(told(Alerting(AlertPolicy()), [[MILD], [MILD], []])) == [("open", 1, "warning")]
 
 
 def test_the_next_alert_of_a_kind_waits_for_the_cooldown() -> None:
@@ -79,7 +84,7 @@ def test_an_alert_keeps_what_can_no_longer_be_corrected() -> None:
 
 
 def test_when_all_campaigns_are_silent_at_once_the_operator_gets_one_alert() -> None:
-    alerting, campaigns = Alerting(AlertPolicy()), range(100_000)
+    alerting, campaigns = Alerting(AlertPolicy()), range(30_000)
     alerts = list[Alert]()
     for minute in range(3):
         alerts += alerting.take(START + minute * MINUTE_MS, [((c, 1), NONE) for c in campaigns], len(campaigns))
