@@ -23,7 +23,7 @@ from query.times import parse_time
 from stream.insights import rules
 from stream.insights.rules import KINDS as KINDS
 from stream.insights.rules import Finding
-from stream.insights.watch import Watch
+from stream.insights.watch import Key, Watch
 
 GRAINS = {"hour": (HOUR_MS, 7 * DAY_MS), "minute": (MINUTE_MS, 6 * HOUR_MS)}
 """Granularity → the length of its buckets, and how far back anomalies are listed by default."""
@@ -96,15 +96,44 @@ def parse_anomalies_question(
     return AnomaliesQuestion(numbers, since_ms, SEVERITIES[SEVERITIES.index(severity) :])
 
 
-def find_anomalies(
-    question: AnomaliesQuestion, table: Sums, closed_ms: int | None, degraded: Sequence[tuple[int, int]] = ()
-) -> list[Episode]:
-    """The episodes, the newest first. `table`: the rows of the answer; `closed_ms`: buckets that end by then speak. `degraded`: ranges,
-    [start, end), in which numbers are missing, or may be: these are unknown, and not zero. Raises BadQuestion for too many numbers."""
-    numbers = question.numbers
-    size_ms = GRAINS[numbers.grain][0]
-    end_ms = min(numbers.end_ms, (closed_ms or 0) // size_ms * size_ms)
-    times = np.arange(numbers.start_ms, end_ms, size_ms)
+@dataclass(frozen=True)
+class ClosedNumbers:
+    """The rows of an answer. `closed_ms`: buckets that end by then speak. `degraded`: ranges, [start, end), in which numbers are missing, or
+    may be: these are unknown, and not zero."""
+
+    table: Sums
+    closed_ms: int | None
+    degraded: Sequence[tuple[int, int]] = ()
+
+    def end_ms(self, question: Question) -> int:
+        """The end of the last bucket that speaks."""
+        size_ms = GRAINS[question.grain][0]
+        return min(question.end_ms, (self.closed_ms or 0) // size_ms * size_ms)
+
+
+class Bucket(NamedTuple):
+    """What is unusual in a bucket, and how many campaigns were to have impressions in it."""
+
+    at_ms: int
+    findings: Iterator[tuple[Key, Finding]]
+    watch: Watch
+
+
+def find_anomalies(question: AnomaliesQuestion, closed: ClosedNumbers) -> list[Episode]:
+    """The episodes, the newest first. Raises BadQuestion for too many numbers."""
+    size_ms, end_ms = GRAINS[question.numbers.grain][0], closed.end_ms(question.numbers)
+    found = _Episodes(size_ms, end_ms)
+    for bucket in watch_buckets(question.numbers, closed):
+        for (campaign, _), finding in bucket.findings:
+            found.add(campaign, bucket.at_ms, finding)
+    episodes = [e for e in found.all() if e.end_ms > question.from_ms and e.severity in question.severities]
+    return sorted(episodes, key=lambda e: (-e.start_ms, e.campaign, e.kind))
+
+
+def watch_buckets(numbers: Question, closed: ClosedNumbers) -> Iterator[Bucket]:
+    """All closed buckets, in the order of time. The advertiser of each key is 0. Raises BadQuestion for too many numbers."""
+    table, size_ms = closed.table, GRAINS[numbers.grain][0]
+    times = np.arange(numbers.start_ms, closed.end_ms(numbers), size_ms)
     campaigns, columns = np.unique(table.groups[0], return_inverse=True)
     if len(times) * len(campaigns) > _MOST_VALUES:
         detail = f"{len(campaigns):,} campaigns are too many at granularity={numbers.grain}; name fewer by campaign_id"
@@ -112,20 +141,18 @@ def find_anomalies(
     rows = (table.buckets - numbers.start_ms) // size_ms
     kept = rows < len(times)
     unknown = np.zeros(len(times), bool)
-    for start_ms, until_ms in degraded:
+    for start_ms, until_ms in closed.degraded:
         unknown |= (times + size_ms > start_ms) & (times < until_ms)
     matrices = dict[str, Any]()
     for name in rules.MEASURES:
         matrices[name] = np.zeros((len(times), len(campaigns)))
         matrices[name][rows[kept], columns[kept]] = table.measures[MEASURES.index(name)][kept].astype(np.float64)
         matrices[name][unknown] = np.nan
-    watch, found = Watch(_LEARNED), _Episodes(size_ms, end_ms)
+    watch = Watch(_LEARNED)
     watch.rows_of(campaigns, np.zeros_like(campaigns))
     for number, at_ms in enumerate(times.tolist()):
-        for (campaign, _), finding in watch.take(at_ms, *(matrices[name][number] for name in rules.MEASURES)):
-            found.add(campaign, at_ms, finding)
-    episodes = [e for e in found.all() if e.end_ms > question.from_ms and e.severity in question.severities]
-    return sorted(episodes, key=lambda e: (-e.start_ms, e.campaign, e.kind))
+        findings = watch.take(at_ms, *(matrices[name][number] for name in rules.MEASURES))
+        yield Bucket(at_ms, findings, watch)
 
 
 class _Episodes:

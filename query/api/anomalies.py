@@ -8,7 +8,7 @@ import numpy as np
 from starlette.requests import Request
 
 from infra.clock import iso
-from query.anomalies import KINDS, find_anomalies, parse_anomalies_question
+from query.anomalies import KINDS, ClosedNumbers, find_anomalies, parse_anomalies_question
 from query.api.access import HttpReply
 from query.api.bills import encode
 from query.finality import PROVISIONAL
@@ -41,7 +41,9 @@ class Anomalies:
         question = parse_anomalies_question(parameters, self._now(), self._router.retention, access.rows)
         answer = self._router.answer(question.numbers)
         degraded = [(range_.start_ms, range_.end_ms) for range_ in answer.degraded]
-        episodes = find_anomalies(question, answer.page.rows.sums, _closed_ms(question.numbers, answer), degraded)
+        episodes = find_anomalies(
+            question, ClosedNumbers(answer.page.rows.sums, _closed_ms(question.numbers, answer), degraded)
+        )
         campaigns = np.array([episode.campaign for episode in episodes], np.int64)
         names = self._router.directory.current().snapshot.names("campaign", campaigns, access.rows)
         data = [

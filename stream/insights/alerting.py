@@ -82,9 +82,10 @@ class State(msgspec.Struct):
 class Alerting:
     """The alerts of the campaigns of a shard."""
 
-    def __init__(self, policy: AlertPolicy, state: bytes = b"") -> None:
-        """`state`: what `encode` gave, to be gone on with."""
-        self.policy = policy
+    def __init__(self, policy: AlertPolicy, state: bytes = b"", bucket_ms: int = MINUTE_MS) -> None:
+        """`state`: what `encode` gave, to be gone on with. `bucket_ms`: the length of what is called a minute here."""
+        self.policy, self._bucket_ms = policy, bucket_ms
+        self._quiet_ms = max(_QUIET_MS, bucket_ms)
         self._state = msgspec.json.decode(state, type=State) if state else State()
         self._episodes: dict[Key, list[RunningAlert]] = {}
         for episode in self._state.episodes:
@@ -116,7 +117,7 @@ class Alerting:
         self._forget(at_ms)
 
     def _severe(self, at_ms: int, findings: Iterable[tuple[Key, Finding]]) -> Iterator[tuple[Key, Finding]]:
-        before = self._state.newest if self._state.newest_ms == at_ms - MINUTE_MS else set[tuple[int, int, str]]()
+        before = self._state.newest if self._state.newest_ms == at_ms - self._bucket_ms else set[tuple[int, int, str]]()
         self._state.newest_ms, self._state.newest = at_ms, set()
         for key, finding in findings:
             place = (*key, finding.kind)
@@ -148,7 +149,7 @@ class Alerting:
 
     def _open(self, key: Key, at_ms: int, finding: Finding) -> Iterator[Alert]:
         campaign, advertiser = key
-        ended = max((e.last_ms + MINUTE_MS for e in self._of(key, finding.kind)), default=None)
+        ended = max((e.last_ms + self._bucket_ms for e in self._of(key, finding.kind)), default=None)
         opened = self._state.opened_on.setdefault(at_ms // DAY_MS * DAY_MS, {})
         name = f"{campaign}/{advertiser}"
         cools_down = ended is not None and at_ms < ended + self.policy.cooldown_ms
@@ -163,13 +164,13 @@ class Alerting:
 
     def _close(self, at_ms: int) -> Iterator[Alert]:
         silent = self._state.silent
-        if silent is not None and at_ms >= silent.last_ms + _QUIET_MS:
+        if silent is not None and at_ms >= silent.last_ms + self._quiet_ms:
             self._state.silent = None
-            yield self._told_again(silent, "closed", silent.last_ms + MINUTE_MS)
+            yield self._told_again(silent, "closed", silent.last_ms + self._bucket_ms)
         for episode in [e for episodes in self._episodes.values() for e in episodes]:
-            if not episode.closed and at_ms >= episode.last_ms + _QUIET_MS:
+            if not episode.closed and at_ms >= episode.last_ms + self._quiet_ms:
                 episode.closed = True
-                yield self._told_again(episode, "closed", episode.last_ms + MINUTE_MS)
+                yield self._told_again(episode, "closed", episode.last_ms + self._bucket_ms)
 
     def _forget(self, at_ms: int) -> None:
         """Drop what nothing can change any more."""
@@ -200,7 +201,7 @@ class Alerting:
             del episode.minutes[at_ms]
             if not episode.minutes and not episode.firm:
                 self._episodes[key].remove(episode)
-                yield self._told_again(episode, "withdrawn", episode.last_ms + MINUTE_MS)
+                yield self._told_again(episode, "withdrawn", episode.last_ms + self._bucket_ms)
 
     def _of(self, key: Key, kind: str | None) -> list[RunningAlert]:
         return [e for e in self._episodes.get(key, []) if kind in (e.kind, None)]

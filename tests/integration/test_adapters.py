@@ -62,8 +62,8 @@ def test_markers_after_the_last_message_are_no_messages(settings: Settings) -> N
     producer = TransactionalProducer(settings.kafka, f"{settings.namespace}markers")
     producer.open()
     producer.write([Record(topic, b"one", b"", 1)])
-    end = admin.ends(topic, 2)[1]
-    assert end == 2  # the message, and the marker of its transaction
+    # The message, and the marker of its transaction, which follows a moment later.
+    wait_until(lambda: admin.ends(topic, 2)[1] == 2, 10, "the marker is there")
     assert stalls.has_message(settings.kafka, topic, 1, 0)
     assert not stalls.has_message(settings.kafka, topic, 1, 1)
 

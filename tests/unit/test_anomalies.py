@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from infra.clock import DAY_MS, HOUR_MS, iso
-from query.anomalies import AnomaliesQuestion, Episode, find_anomalies, parse_anomalies_question
+from query.anomalies import AnomaliesQuestion, ClosedNumbers, Episode, find_anomalies, parse_anomalies_question
 from query.bad_question import BadQuestion
 from query.question import MEASURES, Retention
 from query.row_scope import ALL_ROWS, RowScope
@@ -61,7 +61,7 @@ def as_sums(values: dict[str, Any], start_ms: int) -> Sums:
 @pytest.fixture(scope="module")
 def found() -> list[Episode]:
     question = parse(advertiser_id="3", since="-7d")
-    return find_anomalies(question, as_sums(make_hours(), question.numbers.start_ms), NOW)
+    return find_anomalies(question, ClosedNumbers(as_sums(make_hours(), question.numbers.start_ms), NOW))
 
 
 def test_planted_anomalies_are_found_and_nothing_else_is_critical(found: list[Episode]) -> None:
@@ -86,10 +86,14 @@ def test_an_episode_has_the_numbers_that_led_to_it(found: list[Episode]) -> None
 def test_hours_that_are_not_closed_say_nothing_and_the_last_closed_ones_are_open() -> None:
     question = parse(campaign_id="2")
     start, values = question.numbers.start_ms, make_hours()
-    assert not find_anomalies(question, as_sums(values, start), None)
-    before = find_anomalies(question, as_sums(values, start), at(-10))
+    assert not find_anomalies(question, ClosedNumbers(as_sums(values, start), None))
+    before = find_anomalies(question, ClosedNumbers(as_sums(values, start), at(-10)))
     assert "zero-impressions" not in {e.kind for e in before}
-    during = [e for e in find_anomalies(question, as_sums(values, start), at(-9)) if e.kind == "zero-impressions"]
+    during = [
+        e
+        for e in find_anomalies(question, ClosedNumbers(as_sums(values, start), at(-9)))
+        if e.kind == "zero-impressions"
+    ]
     assert [(e.start_ms, e.open) for e in during] == [(at(-10), True)]
 
 
@@ -98,18 +102,18 @@ def test_numbers_that_are_missing_are_no_anomaly() -> None:
     for matrix in values.values():
         matrix[-60:-50] = 0
     rows = as_sums(values, question.numbers.start_ms)
-    silent = {e.campaign for e in find_anomalies(question, rows, NOW) if e.kind == "zero-impressions"}
+    silent = {e.campaign for e in find_anomalies(question, ClosedNumbers(rows, NOW)) if e.kind == "zero-impressions"}
     assert len(silent) > 3
-    degraded = find_anomalies(question, rows, NOW, [(at(-60), at(-50))])
+    degraded = find_anomalies(question, ClosedNumbers(rows, NOW, [(at(-60), at(-50))]))
     assert {e.campaign for e in degraded if e.kind == "zero-impressions"} == {SILENT}
     assert {e.campaign for e in degraded if e.severity == "critical"} == {SPIKE, SILENT, DROP, SURGE}
 
 
 def test_the_severity_and_the_time_of_a_question_count() -> None:
     values, start = make_hours(), parse(advertiser_id="3").numbers.start_ms
-    critical = find_anomalies(parse(advertiser_id="3", severity="critical"), as_sums(values, start), NOW)
+    critical = find_anomalies(parse(advertiser_id="3", severity="critical"), ClosedNumbers(as_sums(values, start), NOW))
     assert critical and {e.severity for e in critical} == {"critical"}
-    recent = find_anomalies(parse(advertiser_id="3", since="-6h"), as_sums(values, start), NOW)
+    recent = find_anomalies(parse(advertiser_id="3", since="-6h"), ClosedNumbers(as_sums(values, start), NOW))
     assert {e.campaign for e in recent if e.severity == "critical"} == {SPIKE}
 
 
