@@ -37,15 +37,18 @@ def parse_top_question(
     groups = parse_limit({"k": values.get("k", str(USUAL_GROUPS))}, "k")
     group_by = DIMENSIONS[dimension]
     question = {
-        "advertiser_id": values.get("advertiser_id") or _only_advertiser(scope, admin), "start": f"-{range_}", "end": "now",
+        "advertiser_id": parse_subject_or_only(values, scope, admin), "start": f"-{range_}", "end": "now",
         "granularity": "total", "group_by": group_by, "top": f"{groups}", "by": by, "order": f"-{by}", "limit": f"{groups}",
         "names": "true",
     }  # fmt: skip
     return parse_question(list(question.items()), now_ms, retention, scope, admin=admin)
 
 
-def _only_advertiser(scope: RowScope, admin: bool) -> str:
-    """Whose rows a list is about that names no advertiser."""
+def parse_subject_or_only(values: dict[str, str], scope: RowScope, admin: bool) -> str:
+    """Whose rows a list is about: the advertiser that is named, or else the only one that the key may see, or for admin keys all. Raises
+    BadQuestion."""
+    if values.get("advertiser_id"):
+        return values["advertiser_id"]
     if scope.advertisers is not None and len(scope.advertisers) == 1:
         return f"{next(iter(scope.advertisers))}"
     if admin:

@@ -147,6 +147,14 @@ def _add_data_routes(app: FastAPI, api: Api) -> dict[str, Endpoint]:
         "anomalies",
     )  # fmt: skip
     route(
+        "/v1/alerts/backtest", api.anomalies.backtest, "Which alerts a policy would have raised on the numbers that are retained",
+        document.BACKTEST_OF, "backtest",
+    )  # fmt: skip
+    route(
+        "/v1/trending", api.trending.list, "The campaigns, ads or publishers that have more events than usual, now",
+        document.TRENDING_OF, "trending",
+    )  # fmt: skip
+    route(
         "/v1/budgets", api.budgets.list, "What campaigns have spent of their budgets, and when the rest will be gone",
         document.BUDGETS_OF, "budgets",
     )  # fmt: skip

@@ -24,6 +24,8 @@ from query.reconciliations import MOST_DAYS, USUAL_DAYS
 from query.statements.reader import FORMATS as STATEMENT_FORMATS
 from query.top import DIMENSIONS as TOP_DIMENSIONS
 from query.top import USUAL_GROUPS, USUAL_MEASURE, USUAL_RANGE
+from query.trending import DIMENSIONS as TRENDING_DIMENSIONS
+from query.trending import USUAL_VOLUME, VOLUMES
 
 _TIME = {
     "type": "string",
@@ -172,6 +174,18 @@ ANOMALIES_OF = [
     _parameter("granularity", {"type": "string", "enum": list(GRAINS_OF_ANOMALIES), "default": "hour"}, "of the numbers", "minute"),
     _parameter("since", _TIME, "only anomalies since then: by default seven days of hours, or six hours of minutes", "-24h"),
     _parameter("severity", {"type": "string", "enum": list(SEVERITIES), "default": SEVERITIES[0]}, "at least", "critical"),
+]  # fmt: skip
+BACKTEST_OF = [
+    *(parameter for parameter in ANOMALIES_OF if parameter["name"] != "severity"),
+    _parameter("severity", {"type": "string", "enum": list(SEVERITIES)}, "how severe a bucket must be; by default as set", "warning"),
+    _parameter("cooldown_s", {"type": "integer", "minimum": 0, "maximum": 86_400}, "between two alerts of a campaign and kind; by default as set", 1_800),
+    _parameter("alerts_a_day", {"type": "integer", "minimum": 1, "maximum": 10_000}, "of a campaign, at most; by default as set", 20),
+]  # fmt: skip
+TRENDING_OF = [
+    _parameter("dimension", {"type": "string", "enum": list(TRENDING_DIMENSIONS), "default": "campaign"}, "what is listed", "ad"),
+    _parameter("by", {"type": "string", "enum": list(VOLUMES), "default": USUAL_VOLUME}, "the events that count", "clicks"),
+    _parameter("k", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": USUAL_GROUPS}, "groups at most", 50),
+    _ADVERTISER | {"description": "whose; by default the only one that the key may see, or with an admin key all"},
 ]  # fmt: skip
 BUDGETS_OF = [
     _ADVERTISER | {"required": True, "description": "whose campaigns"},
@@ -407,6 +421,8 @@ RESPONSES = {
         _json(document_bills.STATEMENT) | {"text/csv": {"schema": {"type": "string"}}}, (400, 404, 422, *_KEYED)
     ),
     "anomalies": _responses(_json(document_bills.ANOMALIES), (400, 422, *_KEYED)),
+    "backtest": _responses(_json(document_bills.BACKTEST), (400, 422, *_KEYED)),
+    "trending": _responses(_json(document_bills.TRENDING), (400, 422, *_KEYED)),
     "budgets": _responses(_json(document_bills.BUDGETS), (400, *_KEYED)),
     "started": {202: {"description": "the run was asked for", "content": _json(document_bills.STARTED)}}
     | {k: v for k, v in _responses({}, (400, 409, 413, 415, *_KEYED)).items() if k != 200}

@@ -186,6 +186,52 @@ ANOMALIES = {
         "warnings": {"type": "array", "items": {"type": "string"}},
     },
 }
+BACKTEST = {
+    "type": "object",
+    "required": ["policy", "alerts", "campaigns", "a_campaign_and_month", "by_kind", "data"],
+    "properties": {
+        "policy": {"type": "object"},
+        "alerts": _NUMBER,
+        "campaigns": _NUMBER,
+        "a_campaign_and_month": {"type": ["number", "null"], "description": "alerts of a campaign in thirty days"},
+        "by_kind": {"type": "object", "additionalProperties": _NUMBER},
+        "data": {"type": "array", "description": "the newest first", "items": {"type": "object"}},
+        "warnings": {"type": "array", "items": {"type": "string"}},
+    },
+}
+TRENDING = {
+    "type": "object",
+    "required": ["data", "rows", "by", "start", "end", "warnings"],
+    "properties": {
+        "data": {
+            "type": "array",
+            "description": "the highest score first",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "campaign_id": _NUMBER,
+                    "ad_id": _NUMBER,
+                    "publisher_id": _NUMBER,
+                    "name": {"type": "string"},
+                    "score": {"type": "number", "description": "growth × diversity × recency"},
+                    "volume": _NUMBER | {"description": "events of the last hour"},
+                    "usual": {"type": "number", "description": "events of an hour, by the seven days before"},
+                    "growth": {"type": "number", "description": "volume ÷ usual"},
+                    "diversity": {
+                        "type": "number",
+                        "description": "probability that two events have different sources",
+                    },
+                    "recency": {"type": "number", "description": "1 for a steady hour, more for one that grows"},
+                },
+            },
+        },
+        "rows": _NUMBER,
+        "by": {"type": "string"},
+        "start": _INSTANT,
+        "end": _INSTANT,
+        "warnings": {"type": "array", "items": {"type": "string"}},
+    },
+}
 BUDGETS = {
     "type": "object",
     "required": ["data", "rows", "finality", "watermark", "warnings"],

@@ -32,6 +32,7 @@ from query.api.live import Live
 from query.api.negotiation import CODINGS, IDENTITY, matches_any, preferred_coding, preferred_format, vary
 from query.api.problems import Problem
 from query.api.slots import Slot
+from query.api.trending import Trending
 from query.changed_cells import ChangesReader
 from query.changes import parse_changes_question
 from query.directory.editor import DirectoryEditor
@@ -78,7 +79,8 @@ class Api:
         self._pipeline = PipelineReader(settings, stack)
         self.dead_letters = DeadLetters(settings, self.router.signer, now)
         self.bills = Bills(clickhouse, self.router, settings, now, stack)
-        self.budgets, self.anomalies = Budgets(self.router, now), Anomalies(self.router, now)
+        self.budgets, self.anomalies = Budgets(self.router, now), Anomalies(self.router, settings, now)
+        self.trending = Trending(self.router, now)
         limits = RateLimits(redis, self.router.guards["redis"], settings.key_prefix)
         brief = ClickHouse(settings.clickhouse, settings.database, timeout_s=BRIEF_TIMEOUT_S)
         root = settings.api_key.get_secret_value()

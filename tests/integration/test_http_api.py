@@ -260,8 +260,10 @@ def _parameters_of(path: str, subject: tuple[str, str], group: str) -> tuple[tup
         return (advertiser, ("month", iso(HOUR)[:7]))
     if path in ("/v1/budgets", "/v1/top"):
         return (advertiser,) if path == "/v1/budgets" else (advertiser, ("range", "3d"))
-    if path == "/v1/anomalies":
+    if path in ("/v1/anomalies", "/v1/alerts/backtest"):
         return (subject,)
+    if path == "/v1/trending":
+        return (advertiser,)
     return (subject, ("since", "-1h")) if path == "/v1/metrics/changes" else ()
 
 
