@@ -55,9 +55,12 @@ class InsightSink:
             self._watch.decode(checkpoint.watch)
             self._alerting = Alerting(self._policy, checkpoint.alerting)
             self._upto_ms = self._checkpoint_ms = checkpoint.upto_ms
+            self._refuse_gap(snapshot.dropped_ms)
         self._take_closed(snapshot)
         self._send()
         self._withdraw_others()
+        # The next flush may drop minutes before anything of it is shown.
+        self._maybe_checkpoint(snapshot.settled_ms)
         self._attached = True
 
     def write(self, published: Publication) -> bool:
@@ -77,6 +80,17 @@ class InsightSink:
 
     def pack(self, given_up: Callable[[], bool]) -> None:
         """Nothing."""
+
+    def _refuse_gap(self, dropped_ms: int) -> None:
+        """Minutes that the state no longer holds are unknown, and not without events: as when the table of checkpoints was restored."""
+        if self._upto_ms is not None and self._upto_ms < dropped_ms // MINUTE_MS * MINUTE_MS:
+            logs.get("stream").warning(
+                "the detector has not seen some minutes",
+                shard=self._shard,
+                start=iso(self._upto_ms),
+                end=iso(dropped_ms),
+            )
+            self._upto_ms = dropped_ms // MINUTE_MS * MINUTE_MS
 
     def _take_closed(self, published: Publication) -> None:
         windows = {w.start: w for w in published.newly_closed if self._upto_ms is None or w.start >= self._upto_ms}

@@ -108,6 +108,33 @@ def test_alerts_are_the_same_whenever_a_worker_ends(owner: Owner, before_write: 
     assert written(owner.client) == expected
 
 
+def test_alerts_are_the_same_where_every_worker_ends_before_it_shows_anything(owner: Owner) -> None:
+    numbers = planted()
+    for minute, values in enumerate(numbers):
+        owner.flush(minute, values)
+        if minute % 4 == 3:
+            owner.succeed()
+    owner.succeed()
+    assert written(owner.client) == expected_alerts(numbers)
+
+
+def test_minutes_that_no_one_has_kept_are_no_minutes_without_events(owner: Owner) -> None:
+    numbers = minutes_of(CAMPAIGNS, MINUTES)
+    for minute, values in enumerate(numbers[:150]):
+        assert owner.sink.write(owner.flush(minute, values))
+    old, slot = read_checkpoint(owner.client, 0)
+    assert old is not None
+    for minute in range(150, 290):
+        assert owner.sink.write(owner.flush(minute, numbers[minute]))
+    # A backup of the checkpoints, from before the minutes that the log still has.
+    owner.client.command(f"TRUNCATE TABLE {owner.client.database}.detector_checkpoints")
+    write_checkpoint(owner.client, 0, slot, old)
+    owner.succeed()
+    for minute in range(290, MINUTES):
+        assert owner.sink.write(owner.flush(minute, numbers[minute]))
+    assert written(owner.client) == set()
+
+
 def test_late_events_withdraw_an_alert_also_one_that_a_successor_does_not_know(owner: Owner) -> None:
     numbers = minutes_of(CAMPAIGNS, MINUTES)
     numbers[200, :, 5] = 0
