@@ -44,6 +44,8 @@ class Access:
     """The id of the token; empty where the key itself was sent."""
     origin: str = ""
     """The only origin whose pages may use the token; empty: any."""
+    share: bool = False
+    """Whether the key stands in a link to a dashboard, which changes nothing."""
     digest: str = field(default="", repr=False)
     """Of the secret that was sent, with which tokens can be bought; empty for a token."""
 
@@ -56,6 +58,11 @@ class Access:
     def scopes(self) -> tuple[str, ...]:
         """What may be done, as the API names it."""
         return ("read", "admin") if self.admin else ("read",)
+
+    @property
+    def may_act_on_alerts(self) -> bool:
+        """Whether alerts may be acknowledged and muted: with a key, or a token that has the scope admin; not by a shared link."""
+        return not self.share and (self.admin or not self.token)
 
     def narrowed(self, claims: Claims) -> Access:
         """What a token of this key allows: never more than the key."""
@@ -116,7 +123,8 @@ class Key(msgspec.Struct, frozen=True):
         """What the key allows; `digest`: of the secret that was sent."""
         rows = self.rows
         return Access(
-            self.id, rows.advertisers, self.admin, self.rate, self.burst, rows.campaigns, self.name, self.expires_ms, digest=digest
+            self.id, rows.advertisers, self.admin, self.rate, self.burst, rows.campaigns, self.name, self.expires_ms,
+            share=self.share, digest=digest,
         )  # fmt: skip
 
 
@@ -188,7 +196,7 @@ class Keys:
         return str(self.client.rows(sql, {"database": self.client.database})[0][0])
 
     def audit(self, limit: int, *, only_keys: bool = True) -> list[tuple[str, str, str, str, str]]:
-        """(at, actor, action, subject, detail), newest first. A subject is the id of a key; of the directory, it is kind/id."""
+        """(at, actor, action, subject, detail), newest first. A subject is the id of a key; of anything else, it is kind/id."""
         which = "WHERE position(subject, '/') = 0" if only_keys else ""
         return [
             (row[0], row[1], row[2], row[3], row[4])

@@ -30,6 +30,7 @@ COMMANDS = {
     "query": ("query.query_command:query", "Ask the router for numbers."),
     "directory": ("query.directory.command:directory", "Names of campaigns and the like: import, export."),
     "keys": ("query.keys_command:keys", "Keys of the HTTP interface: create, list, rotate, revoke, audit."),
+    "alerts": ("query.alerts.command:alerts", "Alerts: list, show, acknowledge, mute."),
     "share": ("query.share_command:share", "Print a link to a read-only dashboard."),
     "reconcile": ("batch.reconcile:reconcile", "Recompute days exactly from the archive."),
     "audit": ("batch.audit:audit", "Prove a day from its archive: what was shown, and what was published."),

@@ -18,6 +18,7 @@ from fastapi_offline import FastAPIOffline
 from infra.clock import now_ms
 from infra.settings import Settings
 from query.api import document, document_bills, document_credentials
+from query.api.alert_routes import add_alert_routes
 from query.api.directory import COLLECTIONS
 from query.api.edge import Edge, Endpoint
 from query.api.handlers import Api
@@ -158,6 +159,7 @@ def _add_data_routes(app: FastAPI, api: Api) -> dict[str, Endpoint]:
         "/v1/budgets", api.budgets.list, "What campaigns have spent of their budgets, and when the rest will be gone",
         document.BUDGETS_OF, "budgets",
     )  # fmt: skip
+    add_alert_routes(routes, app.add_api_route, api.gate, api.live, api.alerts)
 
     route(
         "/v1/reconciliations", api.bills.start_run, "Start a nightly run; with an admin key", [], "started", method="POST",
@@ -206,7 +208,7 @@ def _add_data_routes(app: FastAPI, api: Api) -> dict[str, Endpoint]:
     route(
         "/v1/audit",
         api.keys.audit,
-        "Changes of keys and of the directory; with an admin key",
+        "Changes of keys, of the directory, of alerts and mutes; with an admin key",
         document.AUDITED,
         "audit",
         admin=True,

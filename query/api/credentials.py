@@ -31,6 +31,7 @@ class Credentials:
             "admin": access.admin,
             "token": bool(access.token),
             "origin": access.origin or None,
+            "may_act_on_alerts": access.may_act_on_alerts,
             "currency": self._currency,
         }
         return HttpReply(msgspec.json.encode(described))

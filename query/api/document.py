@@ -6,9 +6,10 @@ from typing import Any
 
 from ingest.events import MAX_INT, Reason
 from ingest.partials import BILLED
+from query.alerts.questions import MOST_LISTED, USUALLY_LISTED
 from query.anomalies import GRAINS as GRAINS_OF_ANOMALIES
 from query.anomalies import SEVERITIES
-from query.api import document_bills, document_credentials, problems
+from query.api import document_alerts, document_bills, document_credentials, problems
 from query.api.directory import FILTERS
 from query.comparison import COMPARISONS
 from query.directory.entries import BUDGETS, KINDS, MAX_NAME_CHARACTERS, STATUSES, fields_of, required_of
@@ -191,6 +192,22 @@ BUDGETS_OF = [
     _ADVERTISER | {"required": True, "description": "whose campaigns"},
     _ROWS | {"description": "campaigns at most"},
 ]
+
+LIVE_ALERTS = [
+    _parameter("kind", document_alerts.KIND, "only of this kind", "spend-spike"),
+    _parameter("severity", document_alerts.SEVERITY | {"default": SEVERITIES[0]}, "at least", "critical"),
+    _parameter("state", document_alerts.STATE, "only in this state", "open"),
+    _CAMPAIGN | {"description": "only about these campaigns, several by comma"},
+    _ADVERTISER | {"description": "only about this advertiser; 0, with an admin key that sees all: the operator's"},
+    _parameter("muted", {"type": "string", "enum": ["false", "true"], "default": "false"}, "true: also those that are muted", "true"),
+]  # fmt: skip
+ALERTS = [
+    *LIVE_ALERTS,
+    _parameter("since", _TIME, "only those that have opened since then, by event time", "-7d"),
+    _parameter("limit", {"type": "integer", "minimum": 1, "maximum": MOST_LISTED, "default": USUALLY_LISTED}, "alerts at most", 50),
+    _CURSOR,
+]  # fmt: skip
+MUTES = [_ADVERTISER | {"description": "only of this advertiser"}]
 
 DEAD_LETTERS = [
     _parameter(
@@ -431,6 +448,13 @@ RESPONSES = {
     "replay": _responses(_json(document_bills.REPLAYED), (400, 404, 409, 413, 415, *_KEYED)),
     "pipeline": _responses(_json(document_bills.PIPELINE), _KEYED),
     "live": _responses({"text/event-stream": {"schema": {"type": "string"}}}, (400, 413, 414, 422, *_KEYED)),
+    "alerts": _responses(_json(document_alerts.ALERTS), (400, 413, 414, *_KEYED)),
+    "alert": _responses(_json(document_alerts.ALERT_WITH_HISTORY), (400, 404, 413, 414, *_KEYED)),
+    "acknowledged": _responses(_json(document_alerts.ALERT), (404, *_BODIED, *_KEYED)),
+    "live alerts": _responses({"text/event-stream": {"schema": {"type": "string"}}}, (400, 413, 414, *_KEYED)),
+    "mutes": _responses(_json(document_alerts.MUTES), (400, 413, 414, *_KEYED)),
+    "mute": _responses(_json(document_alerts.MUTE), (*_BODIED, *_KEYED)),
+    "ended mute": _responses(_json(document_alerts.MUTE), (400, 404, 413, 414, *_KEYED)),
     "access": _responses(_json(document_credentials.ACCESS), (400, *_KEYED)),
     "issued": _responses(_json(document_credentials.ISSUED), (*_BODIED, *_KEYED), 201),
     "keys": _responses(_json(document_credentials.KEYS), (400, *_KEYED)),

@@ -47,12 +47,16 @@ ISSUED = {
 }
 ACCESS = {
     "type": "object",
-    "required": ["name", "admin", "token", "currency", *_ALLOWED],
+    "required": ["name", "admin", "token", "may_act_on_alerts", "currency", *_ALLOWED],
     "properties": {
         **_ALLOWED,
         "name": {"type": "string"},
         "admin": {"type": "boolean"},
         "token": {"type": "boolean", "description": "whether a token was sent, not the key itself"},
+        "may_act_on_alerts": {
+            "type": "boolean",
+            "description": "whether it may acknowledge and mute the alerts that it sees",
+        },
         "currency": {"type": "string"},
     },
 }
@@ -119,7 +123,10 @@ _ENTRY = {
     "at": _INSTANT,
     "actor": {"type": "string", "description": "a user of the operating system, or key ID over HTTP"},
     "action": {"type": "string"},
-    "subject": {"type": "string", "description": "the id of a key; of the directory, campaign/7, say"},
+    "subject": {
+        "type": "string",
+        "description": "the id of a key; of the directory, campaign/7, say; of alerts, alert/ID or mute/ID",
+    },
     "detail": {"type": "string"},
 }
 AUDIT = {

@@ -19,7 +19,9 @@ from infra.clock import iso, now_ms
 from infra.redis.client import Redis
 from infra.settings import Settings
 from query import export_stretches, formats
+from query.alerts.store import AlertStore
 from query.api.access import Gate, HttpReply
+from query.api.alerts import AlertsApi
 from query.api.anomalies import Anomalies
 from query.api.bills import Bills
 from query.api.budgets import Budgets
@@ -81,6 +83,7 @@ class Api:
         self.bills = Bills(clickhouse, self.router, settings, now, stack)
         self.budgets, self.anomalies = Budgets(self.router, now), Anomalies(self.router, settings, now)
         self.trending = Trending(self.router, now)
+        self.alerts = AlertsApi(AlertStore(clickhouse), self.router.signer, self.router.guards["clickhouse"], now)
         limits = RateLimits(redis, self.router.guards["redis"], settings.key_prefix)
         brief = ClickHouse(settings.clickhouse, settings.database, timeout_s=BRIEF_TIMEOUT_S)
         root = settings.api_key.get_secret_value()

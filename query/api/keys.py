@@ -94,7 +94,7 @@ class KeyOperations:
         return self._changed(self._keys.revoke(key.id, actor=_actor(access)))
 
     def audit(self, request: Request, _access: Access) -> HttpReply:
-        """Changes of keys and of the directory, newest first."""
+        """Changes of keys, of the directory, of alerts and mutes, newest first."""
         values, _ = collect_parameters(request.query_params.multi_items(), ("limit",))
         limit = parse_limit({"limit": values.get("limit", _AUDITED)})
         names = ("at", "actor", "action", "subject", "detail")

@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from infra.clickhouse.client import ClickHouse
-from query.directory.entries import Entry, kind_of
+from query.directory.entries import KINDS, Entry, kind_of
 
 _SELECTED = (
     "kind, id, name, advertiser_id, campaign_id, timezone, status, start_date AS start, end_date AS `end`, budget,"
@@ -85,8 +85,9 @@ class DirectoryStore:
         """(at, actor, action, kind/id, detail) of changes of the directory, newest first."""
         rows = self._client.rows(
             "SELECT formatDateTime(at, '%Y-%m-%dT%H:%i:%SZ'), actor, action, subject, detail"
-            f" FROM {self._client.database}.audit WHERE position(subject, '/') > 0 ORDER BY at DESC LIMIT {{limit:UInt32}}",
-            {"limit": limit},
+            f" FROM {self._client.database}.audit WHERE splitByChar('/', subject)[1] IN {{kinds:Array(String)}} AND position(subject, '/') > 0"
+            " ORDER BY at DESC LIMIT {limit:UInt32}",
+            {"limit": limit, "kinds": list(KINDS)},
         )
         return [(row[0], row[1], row[2], row[3], row[4]) for row in rows]
 

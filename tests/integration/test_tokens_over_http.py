@@ -157,9 +157,11 @@ def test_access_tells_what_a_key_or_token_allows(http: httpx.Client, client: Cli
     expected = {"key": id_, "name": "test", "admin": False, "scopes": ["read"], "currency": settings.currency}
     assert of_key == expected | {
         "advertisers": [1, 2], "campaigns": None, "expires_at": None, "token": False, "origin": None,
+        "may_act_on_alerts": True,
     }  # fmt: skip
     assert of_token.pop("expires_at") > iso(now_ms())
-    assert of_token == expected | {"advertisers": [1], "campaigns": [OPEN], "token": True, "origin": PAGE}
+    narrowed = {"advertisers": [1], "campaigns": [OPEN], "token": True, "origin": PAGE, "may_act_on_alerts": False}
+    assert of_token == expected | narrowed
     of_root = http.get("/v1/access", headers=root(settings)).json()
     assert (of_root["key"], of_root["advertisers"], of_root["scopes"]) == ("root", None, ["read", "admin"])
     assert http.get("/v1/access").status_code == 401
