@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -59,18 +59,24 @@ class Server:
 class Events:
     """Reads a stream of events in a thread."""
 
-    def __init__(self, server: Server, headers: dict[str, str]) -> None:
+    def __init__(
+        self,
+        server: Server,
+        headers: dict[str, str],
+        path: str = "/v1/stream",
+        asked: Sequence[tuple[str, str]] = _LIVE,
+    ) -> None:
         self.events: list[dict[str, str]] = []
         self.status = 0
         self.ended = threading.Event()
         self._client = httpx.Client(timeout=20 * PATIENCE)
-        self._arguments = (f"{server.settings.http}/v1/stream", headers)
+        self._arguments = (f"{server.settings.http}{path}", headers, httpx.QueryParams(tuple(asked)))
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        url, headers = self._arguments
+        url, headers, parameters = self._arguments
         try:
-            with self._client.stream("GET", url, params=httpx.QueryParams(tuple(_LIVE)), headers=headers) as answer:
+            with self._client.stream("GET", url, params=parameters, headers=headers) as answer:
                 self.status, event = answer.status_code, dict[str, str]()
                 for line in answer.iter_lines():
                     name, _, value = line.partition(": ")
