@@ -65,13 +65,19 @@ def address() -> Iterator[str]:
 def answers(path: str, parameters: dict[str, list[str]]) -> Any:
     """Made-up answers of the HTTP interface."""
     if path == "/v1/access":
-        return {"key": "k", "name": "tests", "admin": True, "advertisers": None, "campaigns": None, "currency": "USD"}
+        return {
+            "key": "k", "name": "tests", "admin": True, "advertisers": None, "campaigns": None, "currency": "USD",
+            "may_act_on_alerts": True,
+        }  # fmt: skip
     if path == "/v1/advertisers":
         return {
             "data": [{"id": n, "name": name, "timezone": "Asia/Kolkata"} for n, name in HOSTILE.items()],
             "next_cursor": None,
         }
-    if path in ("/v1/campaigns", "/v1/budgets", "/v1/anomalies"):
+    if path == "/v1/alerts":
+        number = int(parameters["advertiser_id"][0])
+        return {"data": [alert(n, number) for n in (1, 2, 4)] if number < 2 else [], "rows": 3, "next_cursor": None}
+    if path in ("/v1/campaigns", "/v1/budgets", "/v1/anomalies", "/v1/mutes"):
         return {"data": [], "rows": 0, "next_cursor": None}
     if path != "/v1/metrics":
         return None
@@ -99,6 +105,17 @@ def answers(path: str, parameters: dict[str, list[str]]) -> Any:
         "answer_id": "0123456789abcdef", "watermark": "2026-11-29T10:02:11.000Z", "statistics": {"tiers": []},
         "warnings": ["<b>a warning</b>"],
     }  # fmt: skip
+
+
+def alert(number: int, advertiser: int, **fields: Any) -> dict[str, Any]:
+    """A made-up alert whose summary is hostile."""
+    opened = dt.datetime.now(dt.UTC) - dt.timedelta(hours=3 + number)
+    return {
+        "id": f"al_{number}", "version": 1, "kind": "spend-spike", "severity": "critical" if number == 1 else "warning", "state": "open",
+        "campaign_id": number if advertiser else 0, "advertiser_id": advertiser, "opened": opened.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "ended": None, "summary": HOSTILE[number], "detail": {}, "updated": "2026-11-29T10:00:00Z", "acknowledged": None,
+        "muted_until": None,
+    } | fields  # fmt: skip
 
 
 def pretend(page: Page) -> None:
@@ -478,6 +495,105 @@ def test_a_statement_shows_its_warnings(visit: Visit) -> None:
     page.get_by_role("link", name="Statements").click()
     expect(page.locator(".paper")).to_contain_text("Minutes are missing")
     expect(page.locator(".paper")).to_contain_text("2026-11-05")
+
+
+def act_on_alerts(page: Page, answers: dict[str, Any]) -> list[tuple[str, str, Any]]:
+    """Let alerts be acknowledged and muted, as `answers` then has them; returns what is requested: method, path, body."""
+    requests: list[tuple[str, str, Any]] = []
+
+    def answer(route: Route) -> None:
+        method, path = route.request.method, urlsplit(route.request.url).path
+        if method != "GET":
+            requests.append((method, path, route.request.post_data_json))
+        route.fulfill(content_type="application/json", body=json.dumps(answers.get(path, {"data": [], "rows": 0})))
+
+    page.route("**/v1/alerts**", answer)
+    page.route("**/v1/alerts/**", answer)
+    page.route("**/v1/mutes**", answer)
+    page.route("**/v1/mutes/**", answer)
+    return requests
+
+
+def test_alerts_are_text_and_are_acknowledged_muted_and_heard_again(visit: Visit) -> None:
+    page = visit.page
+    panel = page.get_by_role("region", name="Alerts")
+    expect(panel.locator(".summary")).to_have_text([HOSTILE[1], HOSTILE[2], HOSTILE[4]])
+    expect(panel.locator("li").first).to_contain_text("critical")
+    expect(panel.locator("li").first).to_contain_text("since")
+    answers: dict[str, Any] = {"/v1/alerts": {"data": [alert(1, 1), alert(2, 1)], "rows": 2}}
+    requests = act_on_alerts(page, answers)
+    seen = {"version": 1, "by": "key k", "at": "2026-11-29T10:00:00Z"}
+    answers["/v1/alerts"] = {"data": [alert(1, 1, acknowledged=seen), alert(2, 1)], "rows": 2}
+    panel.locator("li").first.get_by_role("button", name="Acknowledge").click()
+    expect(panel.locator("li").first).to_contain_text("acknowledged by key k")
+    expect(panel.locator("li").first.get_by_role("button", name="Acknowledge")).to_have_count(0)
+    assert requests == [("POST", "/v1/alerts/al_1/acknowledge", {"version": 1})]
+    until = "2099-12-01T00:00:00Z"
+    answers["/v1/alerts"] = {
+        "data": [alert(1, 1, muted_until=until), alert(2, 1, state="closed", ended="2026-11-29T10:00:00Z")]
+    }
+    mute = {
+        "id": "mu_1",
+        "kind": "spend-spike",
+        "advertiser_id": 1,
+        "campaign_id": 1,
+        "until": until,
+        "by": "key k",
+        "at": until,
+    }
+    answers["/v1/mutes"] = {"data": [mute], "rows": 1}
+    panel.locator("li").first.get_by_role("button", name="Mute for a week").click()
+    expect(panel.get_by_text("Muted: 1")).to_be_visible()
+    method, path, body = requests[1]
+    assert (method, path) == ("PUT", "/v1/mutes")
+    ends = dt.datetime.fromisoformat(body.pop("until"))
+    assert body == {"kind": "spend-spike", "advertiser_id": 1, "campaign_id": 1}
+    assert abs(ends - dt.datetime.now(dt.UTC) - dt.timedelta(days=7)) < dt.timedelta(minutes=5)
+    panel.get_by_text("Muted: 1").click()
+    answers["/v1/alerts"] = answers["/v1/mutes"] = {"data": [], "rows": 0}
+    panel.get_by_role("button", name="End this mute").click()
+    expect(panel).to_have_count(0)
+    assert requests[2][:2] == ("DELETE", "/v1/mutes/mu_1")
+    assert page.evaluate("window.pwned") is None
+    assert visit.complaints == []
+
+
+def test_an_alert_that_holds_is_a_band_on_the_chart(visit: Visit) -> None:
+    page = visit.page
+    bands = "document.querySelector('ad-chart')._model.bands.map(b => [b.critical, b.text])"
+    wait_until(page, lambda: len(page.evaluate(bands)) == 3)
+    assert page.evaluate(bands)[0] == [True, HOSTILE[1]]
+    page.locator("ad-chart").press("Home")
+    expect(page.locator(".chart-tip")).to_be_visible()
+    page.get_by_role("combobox", name="Advertiser").select_option("2")
+    expect(page.get_by_role("region", name="Alerts")).to_have_count(0)
+    wait_until(page, lambda: page.evaluate(bands) == [])
+
+
+def test_operators_see_their_alerts_beside_the_pipeline_and_readers_have_no_buttons(visit: Visit) -> None:
+    page = visit.page
+    page.get_by_role("link", name="Pipeline").click()
+    panel = page.get_by_role("region", name="Alerts")
+    expect(panel.locator("li")).to_have_count(3)
+    asked = [url for url in visit.requests if "/v1/alerts?" in url][-1]
+    assert parse_qs(urlsplit(asked).query)["advertiser_id"] == ["0"]
+    expect(panel.get_by_role("button", name="Mute for a day")).to_have_count(3)
+    reader = json.dumps(
+        {
+            "key": "k",
+            "admin": True,
+            "advertisers": [1],
+            "campaigns": None,
+            "currency": "USD",
+            "may_act_on_alerts": False,
+        }
+    )
+    page.route("**/v1/access", lambda route: route.fulfill(content_type="application/json", body=reader))
+    page.evaluate(f"location.hash = 'token={KEY}-of-another&advertiser=1&view=pipeline'")
+    expect(panel).to_have_count(0)
+    page.get_by_role("link", name="Overview").click()
+    expect(panel.locator("li")).to_have_count(3)
+    expect(panel.get_by_role("button", name="Mute for a day")).to_have_count(0)
 
 
 def refuse(page: Page, pattern: str, status: int, detail: str) -> None:

@@ -4,9 +4,10 @@ import uPlot from "./vendor/uplot.js";
 
 /**
  * @typedef {{label: string, color: string, values: (number | null)[], text: (index: number) => string, short: (value: number) => string, before?: (number | null)[]}} Series
+ * @typedef {{start: number, end: number, critical: boolean, text: string}} Band a time in which an alert held
  * @typedef {{
  *   label: string, times: number[], ends: number[], series: Series[], finality: string[], watermark: number | null,
- *   axisTime: (ms: number) => string, describe: (index: number) => [string, string][],
+ *   bands?: Band[], axisTime: (ms: number) => string, describe: (index: number) => [string, string][],
  * }} Model
  */
 
@@ -15,7 +16,7 @@ const STRIP = 7;
 /** Room for the label of a bucket. */
 const LABEL_WIDTH = 96;
 
-const COLORS = ["--ink-soft", "--line", "--panel", "--open", "--closed", "--corrected", "--reconciled", "--provisional", "--watermark",
+const COLORS = ["--ink-soft", "--line", "--panel", "--open", "--closed", "--corrected", "--reconciled", "--provisional", "--watermark", "--bad",
   "--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8"];
 
 /** What the colours depend on: paper is light whatever the screen is. */
@@ -166,7 +167,7 @@ export class AdChart extends HTMLElement {
       width: this.clientWidth, height: HEIGHT, series, axes, legend: { show: false }, padding: [14, 8, 0, 0],
       scales: { x: { time: true, range: () => this.xRange() }, y: zero, y2: zero },
       cursor: { y: false, drag: { x: false, y: false }, points: bars ? { show: false } : { size: 7 } },
-      hooks: { drawClear: [() => this.drawOpen()], draw: [() => this.drawFinality()], setCursor: [() => this.showTip()] },
+      hooks: { drawClear: [() => this.drawBands(), () => this.drawOpen()], draw: [() => this.drawFinality()], setCursor: [() => this.showTip()] },
     };
   }
 
@@ -182,6 +183,27 @@ export class AdChart extends HTMLElement {
     const model = this._model;
     if (!model || !model.times.length) return [0, 1];
     return [model.times[0] / 1000, model.ends[model.ends.length - 1] / 1000];
+  }
+
+  /** Shade the times in which alerts held. */
+  drawBands() {
+    const { plot, _model: model } = this;
+    if (!plot || !model) return;
+    const { ctx, bbox } = plot;
+    ctx.save();
+    for (const band of model.bands ?? []) {
+      const [from, to] = this.xRange();
+      const left = plot.valToPos(Math.max(band.start / 1000, from), "x", true);
+      const right = plot.valToPos(Math.min(band.end / 1000, to), "x", true);
+      if (right <= left) continue;
+      const color = this.colors[band.critical ? "--bad" : "--corrected"];
+      const width = Math.max(2 * devicePixelRatio, right - left);
+      ctx.fillStyle = translucent(color, 0.1);
+      ctx.fillRect(left, bbox.top, width, bbox.height);
+      ctx.fillStyle = color;
+      ctx.fillRect(left, bbox.top, width, 3 * devicePixelRatio);
+    }
+    ctx.restore();
   }
 
   /** Hatch what is open. */

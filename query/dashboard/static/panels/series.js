@@ -9,8 +9,8 @@ import { begun, bucketEnd } from "../ranges.js";
 import { choose, fragmentOf, params } from "../store.js";
 import { table } from "../table.js";
 
-/** @type {{answer: any, measure: string, second: string, compare: string, model: any}} */
-let last = { answer: null, measure: "", second: "", compare: "", model: null };
+/** @type {{answer: any, measure: string, second: string, compare: string, bands: string, model: any}} */
+let last = { answer: null, measure: "", second: "", compare: "", bands: "", model: null };
 
 /** Which measures are shown, and what they are compared with. */
 export function seriesChoices() {
@@ -27,13 +27,13 @@ export function seriesChoices() {
     </div>`;
 }
 
-/** @param {any} answer @param {import("../ranges.js").Range} range @param {string} zone @param {string} currency */
-export function series(answer, range, zone, currency) {
+/** @param {any} answer @param {import("../ranges.js").Range} range @param {string} zone @param {string} currency @param {import("../chart.js").Band[]} bands */
+export function series(answer, range, zone, currency, bands) {
   const compared = answer.comparison
     ? html`<p class="note">dashed: ${format.range(Date.parse(answer.comparison.start), Date.parse(answer.comparison.end), zone)}</p>`
     : params.compare === "none" ? nothing : html`<p class="note">Not compared: the numbers before are no longer retained by ${range.grain}; choose a coarser one.</p>`;
   return html`${compared}
-    ${answer.data.length ? html`<ad-chart .model=${model(answer, range, zone, currency)}></ad-chart>` : html`<p class="empty">No events in this range.</p>`}
+    ${answer.data.length ? html`<ad-chart .model=${model(answer, range, zone, currency, bands)}></ad-chart>` : html`<p class="empty">No events in this range.</p>`}
     ${late(answer.totals)}
     <details><summary>The same as a table</summary>
       ${asTable(answer, range, zone, currency)}</details>`;
@@ -48,9 +48,10 @@ function late(totals) {
     <span class="note">They came between five minutes and an hour after their minute was over, and are counted. What came later than that is added by the nightly run: see <a href=${fragmentOf({ ...params, view: "bill" })}>Bills</a>.</span></p>`;
 }
 
-/** The model of the chart; the same object while nothing has changed. @param {any} answer @param {import("../ranges.js").Range} range @param {string} zone @param {string} currency */
-function model(answer, range, zone, currency) {
-  if (last.answer === answer && last.measure === params.measure && last.second === params.second) return last.model;
+/** The model of the chart; the same object while nothing has changed. @param {any} answer @param {import("../ranges.js").Range} range @param {string} zone @param {string} currency @param {import("../chart.js").Band[]} bands */
+function model(answer, range, zone, currency, bands) {
+  const shown = JSON.stringify(bands);
+  if (last.answer === answer && last.measure === params.measure && last.second === params.second && last.bands === shown) return last.model;
   const rows = begun(answer.data, Date.now());
   const times = rows.map((/** @type {any} */ row) => Date.parse(row.time));
   const chosen = [params.measure, ...(params.second && params.second !== params.measure ? [params.second] : [])].map(measureOf);
@@ -66,9 +67,13 @@ function model(answer, range, zone, currency) {
       label: measure.title, color: measure.color, values: numbers(measure.id), short: (/** @type {number} */ v) => axisText(measure, v, currency),
       before: number === 0 && answer.comparison ? numbers(`previous_${measure.id}`) : undefined,
     })),
-    describe: (/** @type {number} */ index) => describe(rows[index], times[index], chosen, answer, range, zone, currency),
+    bands,
+    describe: (/** @type {number} */ index) => [
+      ...describe(rows[index], times[index], chosen, answer, range, zone, currency),
+      ...bands.filter((band) => band.start < bucketEnd(times[index], range.grain, zone) && band.end > times[index]).map((band) => /** @type {[string, string]} */ ([band.critical ? "critical" : "warning", band.text])),
+    ],
   };
-  last = { answer, measure: params.measure, second: params.second, compare: params.compare, model: made };
+  last = { answer, measure: params.measure, second: params.second, compare: params.compare, bands: shown, model: made };
   return made;
 }
 

@@ -8,6 +8,7 @@ import * as format from "../format.js";
 import { badge, legend } from "../finality.js";
 import { LiveStream } from "../live.js";
 import { SUMMED } from "../measures.js";
+import { alertBands, alertPanel, readAlerts } from "../panels/alerts.js";
 import { anomalies } from "../panels/anomalies.js";
 import { breakdown } from "../panels/breakdown.js";
 import { controls, subjectOf, zoneOf } from "../panels/controls.js";
@@ -64,6 +65,7 @@ export function overview(context) {
   const entry = ask("series", "v1/metrics", full, range.open ? POLL_MS : SETTLED_POLL_MS);
   follow(range.open ? shown : null);
   const answer = entry.value && merge(entry);
+  const alerts = /^\d+$/.test(params.advertiser) ? readAlerts(params.advertiser) : null;
   return html`<h1 class="visually-hidden">Overview</h1>
     ${controls(context, range, zone)}
     <section aria-labelledby="figures-title">
@@ -79,9 +81,10 @@ export function overview(context) {
         </div>
       </div>
       ${seriesChoices()}
-      ${panelBody(entry, () => series(answer, range, zone, context.currency))}
+      ${panelBody(entry, () => series(answer, range, zone, context.currency, alerts ? alertBands(alerts, range) : []))}
       ${legend()}
     </section>
+    ${alerts ? alertPanel(context, alerts, zone, "Alerts") : nothing}
     ${anomalies(context, range, zone)}
     ${breakdown(context, range, query)}`;
 }

@@ -3,6 +3,7 @@
 import { html, nothing, svg } from "../vendor/lit-html.js";
 import { request } from "../api.js";
 import * as format from "../format.js";
+import { alertPanel, readAlerts } from "../panels/alerts.js";
 import { isoDate } from "../ranges.js";
 import { panelBody } from "../states.js";
 import { ask, changed, refresh } from "../store.js";
@@ -16,7 +17,10 @@ let started = "";
 export function pipeline(context) {
   const state = ask("pipeline", "v1/pipeline", {}, 2000);
   const runs = ask("runs", "v1/reconciliations", {}, 10_000);
+  // The operator's alerts are for keys that see all advertisers.
+  const all = context.access.advertisers === null && context.access.campaigns === null;
   return html`<h1>Pipeline</h1>
+    ${all ? alertPanel(context, readAlerts("0"), "UTC", "Alerts") : nothing}
     ${panelBody(state, (answer) => html`${health(answer)} ${flow(answer)} ${lags(answer)} ${dedup(answer)} ${processes(answer)}`)}
     <section class="panel" aria-labelledby="runs-title">
       <div class="panel-head"><h2 id="runs-title">Nightly runs</h2>
