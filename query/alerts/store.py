@@ -20,6 +20,7 @@ _COLUMNS = (
 )
 # How far an alert may have opened, by event time, behind the moment at which its versions were written.
 _AHEAD_MS = DAY_MS
+_LATELY_MS = 30 * DAY_MS
 _CAMPAIGNS_OF = "if(every_campaign, 'all', toString(campaign_id))"
 _IS_MUTED = (
     "((advertiser_id, toString(kind), toString(campaign_id)) IN mutes OR (advertiser_id, '', toString(campaign_id)) IN mutes"
@@ -41,6 +42,27 @@ class AlertStore:
 
     def page(self, question: AlertsQuestion, as_of_ms: int, now_ms: int) -> list[AlertVersion]:
         """The current versions of a page of alerts, one more than its limit where there are more. `now_ms`: of mutes."""
+        newest_ms = as_of_ms if question.after is None else min(as_of_ms, question.after[0])
+        # Most pages are full of what has opened lately, and the rest of the table need not be read.
+        since_ms = max(newest_ms - _LATELY_MS, question.since_ms or 0)
+        keys = self._page_keys(question, since_ms, as_of_ms, now_ms)
+        if len(keys) <= question.limit and since_ms > (question.since_ms or 0):
+            keys = self._page_keys(question, question.since_ms, as_of_ms, now_ms)
+        if not keys:
+            return []
+        written = [at_ms for _, _, at_ms in keys]
+        versions = self._read(
+            "WHERE id IN {ids:Array(String)} AND at BETWEEN fromUnixTimestamp64Milli({from:Int64}) AND fromUnixTimestamp64Milli({to:Int64})"
+            " LIMIT 1 BY id, version",
+            {"ids": [id_ for id_, _, _ in keys], "from": min(written), "to": max(written)},
+        )
+        stored = {(v.id, v.version): v for v in versions}
+        return [stored[id_, version] for id_, version, _ in keys if (id_, version) in stored]
+
+    def _page_keys(
+        self, question: AlertsQuestion, since_ms: int | None, as_of_ms: int, now_ms: int
+    ) -> list[tuple[str, int, int]]:
+        """Id and version of the alerts of a page, and when that was written, as far as they have opened since a moment."""
         within, parameters = question.filter.fixed_conditions()
         within.append("at <= fromUnixTimestamp64Milli({as_of:Int64})")
         outside = ["last_severity IN {severities:Array(String)}"]
@@ -48,11 +70,11 @@ class AlertStore:
         if question.filter.state:
             outside.append("last_state = {state:String}")
             parameters["state"] = question.filter.state
-        if question.since_ms is not None:
+        if since_ms is not None:
             # The second one skips months of the table.
             outside.append("opened >= {since:UInt64}")
             within.append("at >= fromUnixTimestamp64Milli({written_since:Int64})")
-            parameters |= {"since": question.since_ms, "written_since": max(0, question.since_ms - _AHEAD_MS)}
+            parameters |= {"since": since_ms, "written_since": max(0, since_ms - _AHEAD_MS)}
         if question.after is not None:
             outside.append("(opened < {after:UInt64} OR (opened = {after:UInt64} AND id > {after_id:String}))")
             parameters |= {"after": question.after[0], "after_id": question.after[1]}
@@ -65,14 +87,13 @@ class AlertStore:
             within.append(f"NOT {_IS_MUTED}")
             parameters["now"] = now_ms
         rows = self._client.rows(
-            f"{mutes}SELECT id, newest FROM (SELECT id, max(version) AS newest, argMax(severity, version) AS last_severity,"
+            f"{mutes}SELECT id, newest, toUnixTimestamp64Milli(written) FROM (SELECT id, max(version) AS newest, argMax(at, version) AS written, argMax(severity, version) AS last_severity,"
             f" argMax(state, version) AS last_state, argMax(opened_ms, version) AS opened FROM {self._db}.{TABLE}"
             f" WHERE {' AND '.join(within)} GROUP BY id) WHERE {' AND '.join(outside)}"
             " ORDER BY opened DESC, id LIMIT {limit:UInt32}",
             parameters,
         )
-        stored = {(v.id, v.version): v for v in self.versions([id_ for id_, _ in rows])}
-        return [stored[key] for id_, version in rows if (key := (id_, int(version))) in stored]
+        return [(id_, int(version), int(at_ms)) for id_, version, at_ms in rows]
 
     def versions(self, ids: Sequence[str]) -> list[AlertVersion]:
         """All versions of some alerts, each once, the oldest first."""
