@@ -34,19 +34,19 @@ _MUTE_COLUMNS = ("id", "kind", "advertiser_id", "campaign_id", "until", "by", "a
 
 
 @dataclass(frozen=True)
-class _Desk:
+class _Session:
     reader: AlertReader
     actions: AlertActions
     signer: Signer
 
 
-def _open(app: App) -> _Desk:
+def _open(app: App) -> _Session:
     """The alerts of the configured ClickHouse, whose tables are brought up to date."""
     client = ClickHouse(app.settings.clickhouse, app.settings.database)
     apply_migrations(client)
     store, signer = AlertStore(client), Signer(app.settings.api_key.get_secret_value())
     reader = AlertReader(store, signer)
-    return _Desk(reader, AlertActions(store, reader, now_ms), signer)
+    return _Session(reader, AlertActions(store, reader, now_ms), signer)
 
 
 @contextmanager
@@ -83,12 +83,12 @@ def alerts() -> None:
 @click.option("--limit", type=click.IntRange(1, 1_000), default=50, show_default=True)
 def list_(app: App, muted: bool, limit: int, **filters: str | None) -> None:
     """Show alerts, newest first."""
-    desk = _open(app)
+    session = _open(app)
     parameters = [(name, value) for name, value in filters.items() if value is not None]
     parameters += [("limit", str(limit)), ("muted", "true" if muted else "false")]
     with _errors():
-        question = parse_alerts_question(parameters, now_ms(), WHOLE_INSTALLATION, desk.signer)
-    rows = desk.reader.page(question, now_ms())["data"]
+        question = parse_alerts_question(parameters, now_ms(), WHOLE_INSTALLATION, session.signer)
+    rows = session.reader.page(question, now_ms())["data"]
     if app.json:
         app.data(rows)
         return

@@ -22,6 +22,7 @@ from query.alerts.questions import AlertFilter
 from query.alerts.reader import AlertReader
 from query.alerts.scope import WHOLE_INSTALLATION, AlertScope
 from query.alerts.store import AlertStore
+from query.api import live
 from query.api.app import create_app
 from query.directory.store import DirectoryStore
 from query.keys import Keys
@@ -167,6 +168,21 @@ def test_pages_neither_repeat_nor_miss_while_alerts_come(http: httpx.Client, cli
     ordered = sorted(before, key=lambda a: (-a.opened_ms, a.id))
     assert [(a["id"], a["version"]) for a in seen] == [(a.id, 1) for a in ordered]
     assert http.get("/v1/alerts", params={"limit": "4", "cursor": "x"}).status_code == 400
+
+
+def test_what_has_opened_long_ago_follows_what_has_opened_lately(http: httpx.Client, clickhouse: ClickHouse) -> None:
+    days = [0, 1, 29, 31, 31, 65, 200, 390]
+    insert_alerts(clickhouse, [alert(n, opened_ms=OPENED - day * DAY_MS) for n, day in enumerate(days, 1)])
+    assert sorted(campaigns_of(listed(http))) == list(range(1, 9))
+    assert sorted(campaigns_of(listed(http, since="-50d"))) == [1, 2, 3, 4, 5]
+    seen, parameters = list[int](), {"limit": "2"}
+    while True:
+        page = http.get("/v1/alerts", params=parameters).json()
+        seen += campaigns_of(page["data"])
+        if page["next_cursor"] is None:
+            break
+        parameters["cursor"] = page["next_cursor"]
+    assert sorted(seen) == list(range(1, 9)) and seen[:3] == [1, 2, 3] and seen[5:] == [6, 7, 8]
 
 
 def test_an_acknowledgement_is_of_a_version_and_is_in_the_audit_log(http: httpx.Client, clickhouse: ClickHouse) -> None:
@@ -320,17 +336,17 @@ def test_each_version_is_streamed_once_also_after_a_reconnect(server: Server, cl
     def follow(**more: str) -> Events:
         return Events(server, mine | more, "/v1/alerts/stream", [])
 
-    live = follow()
-    wait_until(lambda: live.events, 10, "the first event")
-    assert versions_of(live.events) == []
+    first = follow()
+    wait_until(lambda: first.events, 10, "the first event")
+    assert versions_of(first.events) == []
     insert_alerts(clickhouse, [alert(1, 2), alert(2), alert(7, advertiser=OTHERS), alert(0, advertiser=OPERATOR)])
-    wait_until(lambda: len(versions_of(live.events)) == 2, 5, "two versions")
+    wait_until(lambda: len(versions_of(first.events)) == 2, 5, "two versions")
     insert_alerts(clickhouse, [alert(1, 2), alert(3)])  # one of them once more
-    wait_until(lambda: len(versions_of(live.events)) == 3, 5, "a third one")
-    assert sorted(versions_of(live.events)) == [(1, 2), (2, 1), (3, 1)]
-    live.close()
+    wait_until(lambda: len(versions_of(first.events)) == 3, 5, "a third one")
+    assert sorted(versions_of(first.events)) == [(1, 2), (2, 1), (3, 1)]
+    first.close()
     insert_alerts(clickhouse, [alert(1, 3, state="closed")])
-    resumed = follow(**{"Last-Event-ID": live.events[-1]["id"]})
+    resumed = follow(**{"Last-Event-ID": first.events[-1]["id"]})
     from_list = follow(**{"Last-Event-ID": page["as_of"]})
     wait_until(lambda: versions_of(resumed.events) == [(1, 3)], 5, "what was missed")
     wait_until(lambda: len(versions_of(from_list.events)) == 4, 5, "what came after the list")
@@ -360,6 +376,14 @@ def test_a_stream_leaves_out_what_is_muted_and_ends_with_its_key(server: Server,
     for stream in streams:
         wait_until(stream.ended.is_set, 10, "the stream ends")
         assert stream.events[-1]["event"] == "problem"
+
+
+def test_a_key_has_a_limit_of_streams(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "STREAMS_A_KEY", 0)
+    with TestClient(create_app(settings)) as http:
+        headers = {"Authorization": f"Bearer {settings.api_key.get_secret_value()}"}
+        refused = http.get("/v1/alerts/stream", headers=headers)
+        assert (refused.status_code, refused.json()["type"]) == (429, "/problems/too-many-streams")
 
 
 def test_a_stream_that_is_far_behind_catches_up_in_steps(clickhouse: ClickHouse, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip

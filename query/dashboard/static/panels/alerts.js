@@ -50,13 +50,13 @@ export function alertBands(known, range) {
  * @param {import("../main.js").Context} context @param {Known} known @param {string} zone @param {string} title
  */
 export function alertPanel(context, known, zone, title) {
-  const audible = known.alerts.filter((a) => !a.muted_until);
+  const unmuted = known.alerts.filter((a) => !a.muted_until);
   const muted = known.alerts.filter((a) => a.muted_until);
-  if (!audible.length && !muted.length && !known.mutes.length && !known.error) return nothing;
+  if (!unmuted.length && !muted.length && !known.mutes.length && !known.error) return nothing;
   return html`<section class="panel" aria-labelledby="alerts-title"><h2 id="alerts-title">${title}</h2>
     ${known.error ? problemText(known.error) : nothing}
-    ${audible.length ? list(context, audible.slice(0, SHOWN), zone) : html`<p class="note">None that is not muted.</p>`}
-    ${audible.length > SHOWN ? html`<p class="note">The newest ${SHOWN} of ${audible.length}${audible.length >= ASKED ? " or more" : ""}.</p>` : nothing}
+    ${unmuted.length ? list(context, unmuted.slice(0, SHOWN), zone) : html`<p class="note">None that is not muted.</p>`}
+    ${unmuted.length > SHOWN ? html`<p class="note">The newest ${SHOWN} of ${unmuted.length}${unmuted.length >= ASKED ? " or more" : ""}.</p>` : nothing}
     ${muted.length || known.mutes.length ? html`<details><summary>Muted: ${muted.length}</summary>${list(context, muted.slice(0, SHOWN), zone)}${muteList(context, known.mutes, zone)}</details>` : nothing}
   </section>`;
 }
