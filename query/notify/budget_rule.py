@@ -1,0 +1,51 @@
+"""The rule of budgets: a campaign has nearly spent its budget, or all of it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from query.budgets import NEARLY_SPENT
+from query.notify.changes import Condition, Verdict
+
+KIND = "budget"
+
+
+@dataclass(frozen=True)
+class BudgetFacts:
+    """Rows as `query.budgets.read_budgets` has them, of budgets whose period is running, each with its advertiser. `is_complete`: whether
+    all budgets are among them, and all of their spending is known."""
+
+    rows: tuple[tuple[int, dict[str, Any]], ...]
+    is_complete: bool = True
+
+    @property
+    def exhausted(self) -> list[int]:
+        """The active campaigns whose budget is spent."""
+        return [row["campaign_id"] for _, row in self.rows if row["state"] == "exhausted" and row["status"] == "active"]
+
+
+def judge_budgets(facts: BudgetFacts, now_ms: int) -> Verdict:
+    """One alert for a campaign and period of its budget: a warning from 90 % on, critical once it is spent."""
+    return Verdict((KIND,), tuple(_conditions(facts.rows, now_ms)), facts.is_complete)
+
+
+def _conditions(rows: Iterable[tuple[int, dict[str, Any]]], now_ms: int) -> Iterable[Condition]:
+    for advertiser, row in rows:
+        if row["state"] == "on-track":
+            continue
+        exhausted = row["state"] == "exhausted"
+        spent, budget = row["spent_micros"], row["budget_micros"]
+        share = "all" if exhausted else f"more than {NEARLY_SPENT:.0%}"
+        detail = {
+            name: row[name] for name in ("budget", "budget_micros", "spent_micros", "share", "start", "end", "last_hour_micros")
+        }  # fmt: skip
+        summary = (
+            f"campaign {row['campaign_id']} ({row['name']}) has spent {share} of its {row['budget']} budget:"
+            f" {spent:,} of {budget:,} micros"
+        )
+        severity = "critical" if exhausted else "warning"
+        # What is read of a total budget may begin later each day: numbers of two years ago are dropped.
+        occasion = row["start"] if row["budget"] == "daily" else row["budget"]
+        yield Condition(KIND, occasion, severity, now_ms, summary, detail, advertiser, row["campaign_id"])
