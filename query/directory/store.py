@@ -85,7 +85,7 @@ class DirectoryStore:
         """(at, actor, action, kind/id, detail) of changes of the directory, newest first."""
         rows = self._client.rows(
             "SELECT formatDateTime(at, '%Y-%m-%dT%H:%i:%SZ'), actor, action, subject, detail"
-            f" FROM {self._client.database}.audit WHERE position(subject, '/') > 0 ORDER BY at DESC LIMIT {{limit:UInt32}}",
+            f" FROM {self._client.database}.audit WHERE position(subject, '/') > 0 AND NOT startsWith(subject, 'webhook/') ORDER BY at DESC LIMIT {{limit:UInt32}}",
             {"limit": limit},
         )
         return [(row[0], row[1], row[2], row[3], row[4]) for row in rows]

@@ -20,11 +20,6 @@ class BudgetFacts:
     rows: tuple[tuple[int, dict[str, Any]], ...]
     is_complete: bool = True
 
-    @property
-    def exhausted(self) -> list[int]:
-        """The active campaigns whose budget is spent."""
-        return [row["campaign_id"] for _, row in self.rows if row["state"] == "exhausted" and row["status"] == "active"]
-
 
 def judge_budgets(facts: BudgetFacts, now_ms: int) -> Verdict:
     """One alert for a campaign and period of its budget: a warning from 90 % on, critical once it is spent."""
