@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infra.clock import DAY_MS, day_start_ms
-from query.notify.changes import Condition, Verdict
+from query.notify.changes import Condition, RuleFindings
 from query.webhooks.webhooks import Webhook
 
 RUN_ALERT, UNBILLED = "run-alert", "unbilled-events"
@@ -41,7 +41,7 @@ class IssueFacts:
     issued_ms: int
 
 
-def judge_runs(runs: Sequence[RunFacts]) -> Verdict:
+def judge_runs(runs: Sequence[RunFacts]) -> RuleFindings:
     """A day's current run has raised an alert, or events of the day were found after it. Both end with the day's next run."""
     conditions = []
     for run in runs:
@@ -60,10 +60,10 @@ def judge_runs(runs: Sequence[RunFacts]) -> Verdict:
             summary = f"{run.unbilled:,} events of {date} arrived after its nightly run: reconcile the day again"
             detail = {"date": date, "run_id": run.run_id, "events": run.unbilled}
             conditions.append(Condition(UNBILLED, date, "warning", began_ms, summary, detail))
-    return Verdict((RUN_ALERT, UNBILLED), tuple(conditions))
+    return RuleFindings((RUN_ALERT, UNBILLED), tuple(conditions))
 
 
-def judge_statements(issues: Sequence[IssueFacts], now_ms: int) -> Verdict:
+def judge_statements(issues: Sequence[IssueFacts], now_ms: int) -> RuleFindings:
     """A statement was issued, or issued again since a day was restated."""
     conditions = []
     for issue in issues:
@@ -79,10 +79,10 @@ def judge_statements(issues: Sequence[IssueFacts], now_ms: int) -> Verdict:
                 issue.advertiser_id,
             )
         )  # fmt: skip
-    return Verdict((STATEMENT_READY, STATEMENT_RESTATED), tuple(conditions))
+    return RuleFindings((STATEMENT_READY, STATEMENT_RESTATED), tuple(conditions))
 
 
-def judge_webhooks(webhooks: Sequence[Webhook], now_ms: int) -> Verdict:
+def judge_webhooks(webhooks: Sequence[Webhook], now_ms: int) -> RuleFindings:
     """A webhook was disabled since it took no message for a day."""
     conditions = []
     for webhook in webhooks:
@@ -93,4 +93,4 @@ def judge_webhooks(webhooks: Sequence[Webhook], now_ms: int) -> Verdict:
         summary = f"webhook {webhook.id} {of} took no message for a day, and is disabled: {webhook.disabled_why}"
         occasion = f"{webhook.id}/{webhook.since_ms}"
         conditions.append(Condition(WEBHOOK_DISABLED, occasion, "warning", now_ms, summary, detail))
-    return Verdict((WEBHOOK_DISABLED,), tuple(conditions))
+    return RuleFindings((WEBHOOK_DISABLED,), tuple(conditions))

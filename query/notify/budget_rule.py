@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from query.budgets import NEARLY_SPENT
-from query.notify.changes import Condition, Verdict
+from query.notify.changes import Condition, RuleFindings
 
 KIND = "budget"
 
@@ -21,9 +21,9 @@ class BudgetFacts:
     is_complete: bool = True
 
 
-def judge_budgets(facts: BudgetFacts, now_ms: int) -> Verdict:
+def judge_budgets(facts: BudgetFacts, now_ms: int) -> RuleFindings:
     """One alert for a campaign and period of its budget: a warning from 90 % on, critical once it is spent."""
-    return Verdict((KIND,), tuple(_conditions(facts.rows, now_ms)), facts.is_complete)
+    return RuleFindings((KIND,), tuple(_conditions(facts.rows, now_ms)), facts.is_complete)
 
 
 def _conditions(rows: Iterable[tuple[int, dict[str, Any]]], now_ms: int) -> Iterable[Condition]:

@@ -31,7 +31,7 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RuleFindings:
     """What a rule finds of some kinds of alerts. `is_complete`: whether what is not among the conditions no longer holds; False where
     facts are missing."""
 
@@ -40,7 +40,7 @@ class Verdict:
     is_complete: bool = True
 
 
-def find_changes(current: Mapping[str, Alert], verdicts: Iterable[Verdict], now_ms: int) -> list[Alert]:
+def find_changes(current: Mapping[str, Alert], verdicts: Iterable[RuleFindings], now_ms: int) -> list[Alert]:
     """The versions to be written. `current`: the newest version of each alert, by id: of all that are open, and of those that the
     conditions are about."""
     conditions = dict[str, Condition]()

@@ -9,7 +9,7 @@ from typing import Any
 
 from infra.clickhouse.alerts import NOBODY, Alert
 from infra.clock import HOUR_MS, MINUTE_MS, iso
-from query.notify.changes import Condition, Verdict
+from query.notify.changes import Condition, RuleFindings
 
 OVERLOAD, DEAD_LETTERS, SILENCE, WORKER_STOPPED = "overload", "dead-letters", "silence", "worker-stopped"
 OVERLOADED_FOR_MS = MINUTE_MS
@@ -80,28 +80,30 @@ def _growth(first: tuple[int, int], last: tuple[int, int]) -> tuple[int, int]:
     return last if last[0] < first[0] else (last[0] - first[0], last[1] - first[1])
 
 
-def judge_overload(facts: PipelineFacts, open_alerts: Sequence[Alert], now_ms: int) -> Verdict:
+def judge_overload(facts: PipelineFacts, open_alerts: Sequence[Alert], now_ms: int) -> RuleFindings:
     """The overload level is not normal for more than a minute; critical where events are shed."""
     if facts.level is None:
-        return Verdict((OVERLOAD,), is_complete=False)
+        return RuleFindings((OVERLOAD,), is_complete=False)
     if facts.level == "normal" or (not open_alerts and now_ms - facts.level_since_ms <= OVERLOADED_FOR_MS):
-        return Verdict((OVERLOAD,))
+        return RuleFindings((OVERLOAD,))
     severity = "warning" if facts.level == "elevated" else "critical"
     summary = f"the overload level is {facts.level}: ingest is behind"
-    return Verdict(
+    return RuleFindings(
         (OVERLOAD,), (_lasting(OVERLOAD, open_alerts, facts.level_since_ms, severity, summary, {"level": facts.level}),)
     )
 
 
-def judge_dead_letters(facts: PipelineFacts, open_alerts: Sequence[Alert], most_share: float, now_ms: int) -> Verdict:
+def judge_dead_letters(
+    facts: PipelineFacts, open_alerts: Sequence[Alert], most_share: float, now_ms: int
+) -> RuleFindings:
     """Of the messages of the last minutes a larger share than this was rejected."""
     if facts.messages is None or facts.rejected is None:
-        return Verdict((DEAD_LETTERS,), is_complete=False)
+        return RuleFindings((DEAD_LETTERS,), is_complete=False)
     if facts.rejected < _FEWEST_REJECTED or facts.rejected <= most_share * facts.messages:
-        return Verdict((DEAD_LETTERS,))
+        return RuleFindings((DEAD_LETTERS,))
     summary = f"{facts.rejected:,} of the last {facts.messages:,} messages were rejected; see adclick dead-letters list"
     detail = {"messages": facts.messages, "rejected": facts.rejected}
-    return Verdict((DEAD_LETTERS,), (_lasting(DEAD_LETTERS, open_alerts, now_ms, "warning", summary, detail),))
+    return RuleFindings((DEAD_LETTERS,), (_lasting(DEAD_LETTERS, open_alerts, now_ms, "warning", summary, detail),))
 
 
 def is_silent(facts: PipelineFacts, for_ms: int, now_ms: int) -> bool:
@@ -111,34 +113,34 @@ def is_silent(facts: PipelineFacts, for_ms: int, now_ms: int) -> bool:
 
 def judge_silence(
     facts: PipelineFacts, open_alerts: Sequence[Alert], for_ms: int, usual_per_hour: float, now_ms: int
-) -> Verdict:
+) -> RuleFindings:
     """No event has come for so long, at a time at which there usually are some. One alert, whatever else is missing because of it."""
     if facts.arrived is None:
-        return Verdict((SILENCE,), is_complete=False)
+        return RuleFindings((SILENCE,), is_complete=False)
     if any(alert.detail.get("arrived") == facts.arrived for alert in open_alerts):
         since_ms = open_alerts[0].opened_ms
     elif is_silent(facts, for_ms, now_ms) and usual_per_hour * for_ms / HOUR_MS >= _FEWEST_MISSED:
         since_ms = facts.arrived_since_ms
     else:
-        return Verdict((SILENCE,))
+        return RuleFindings((SILENCE,))
     summary = (
         f"no event has come since {iso(since_ms // 1000 * 1000)}; {usual_per_hour:,.0f} an hour are usual at this time"
     )
     detail = {"arrived": facts.arrived, "usual_per_hour": round(usual_per_hour)}
-    return Verdict((SILENCE,), (_lasting(SILENCE, open_alerts, since_ms, "critical", summary, detail),))
+    return RuleFindings((SILENCE,), (_lasting(SILENCE, open_alerts, since_ms, "critical", summary, detail),))
 
 
-def judge_workers(facts: PipelineFacts, open_alerts: Sequence[Alert], now_ms: int) -> Verdict:
+def judge_workers(facts: PipelineFacts, open_alerts: Sequence[Alert], now_ms: int) -> RuleFindings:
     """A worker has stopped with an error."""
     if facts.stopped is None:
-        return Verdict((WORKER_STOPPED,), is_complete=False)
+        return RuleFindings((WORKER_STOPPED,), is_complete=False)
     conditions = []
     for worker, error in sorted(facts.stopped.items()):
         of_worker = [alert for alert in open_alerts if alert.detail.get("worker") == worker]
         detail = {"worker": worker, "error": error}
         summary = f"{worker} stopped: {error}"
         conditions.append(_lasting(WORKER_STOPPED, of_worker, now_ms, "critical", summary, detail, worker))
-    return Verdict((WORKER_STOPPED,), tuple(conditions))
+    return RuleFindings((WORKER_STOPPED,), tuple(conditions))
 
 
 def _lasting(

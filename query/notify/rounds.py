@@ -14,7 +14,7 @@ from infra.settings import Settings
 from query.directory.editor import DirectoryEditor
 from query.directory.store import DirectoryStore
 from query.notify import bill_rules, budget_rule, facts, pipeline_rules
-from query.notify.changes import Verdict, find_changes
+from query.notify.changes import RuleFindings, find_changes
 from query.notify.outbox import Outbox
 from query.notify.pipeline_rules import PipelineFacts, PipelineWatch
 from query.router import Router
@@ -65,7 +65,7 @@ class Rounds:
     def run(self, check_lease: Callable[[], None]) -> int:
         """Evaluate all rules once; returns how many versions were written. `check_lease` raises LeaseLost where another worker is the
         active one: then nothing is written."""
-        rules: dict[str, Callable[[], list[Verdict]]] = {
+        rules: dict[str, Callable[[], list[RuleFindings]]] = {
             "pipeline": self._judge_pipeline,
             "runs": lambda: [bill_rules.judge_runs(facts.read_run_facts(self._client))],
             "statements": self._judge_statements,
@@ -81,7 +81,7 @@ class Rounds:
             self._log.info("alert", id=change.id, version=change.version, kind=change.kind, state=change.state)
         return len(changes)
 
-    def _judge(self, name: str, rule: Callable[[], list[Verdict]]) -> list[Verdict]:
+    def _judge(self, name: str, rule: Callable[[], list[RuleFindings]]) -> list[RuleFindings]:
         """What a rule finds; nothing where its facts cannot be read, which is logged when it begins and when it ends."""
         try:
             verdicts = rule()
@@ -94,7 +94,7 @@ class Rounds:
             self._log.info("rule evaluated again", rule=name)
         return verdicts
 
-    def _judge_pipeline(self) -> list[Verdict]:
+    def _judge_pipeline(self) -> list[RuleFindings]:
         status, now_ms, open_ = read_status(self._settings), self._now(), self._outbox.open
         seen, share = self._watch.observe(status, now_ms), self._settings.dead_letter_share
         return [
@@ -104,17 +104,17 @@ class Rounds:
             self._judge_silence(seen, now_ms),
         ]
 
-    def _judge_silence(self, seen: PipelineFacts, now_ms: int) -> Verdict:
+    def _judge_silence(self, seen: PipelineFacts, now_ms: int) -> RuleFindings:
         open_, for_ms = self._outbox.open(pipeline_rules.SILENCE), self._settings.silence_alert_s * 1000
         if not for_ms:
-            return Verdict((pipeline_rules.SILENCE,))
+            return RuleFindings((pipeline_rules.SILENCE,))
         usual = 0.0
         # What is usual is looked up only where it matters.
         if pipeline_rules.is_silent(seen, for_ms, now_ms) and not open_:
             usual = facts.read_usual_events(self._client, now_ms)
         return pipeline_rules.judge_silence(seen, open_, for_ms, usual, now_ms)
 
-    def _judge_budgets(self) -> list[Verdict]:
+    def _judge_budgets(self) -> list[RuleFindings]:
         now_ms = self._now()
         budgets = facts.read_budget_facts(self._router, now_ms)
         verdict = budget_rule.judge_budgets(budgets, now_ms)
@@ -132,7 +132,7 @@ class Rounds:
                 self._log.info("campaigns paused: their budgets are spent", campaigns=paused)
         return [verdict]
 
-    def _judge_statements(self) -> list[Verdict]:
+    def _judge_statements(self) -> list[RuleFindings]:
         now_ms = self._now()
         if now_ms - self._statements_at_ms >= _STATEMENTS_EVERY_MS:
             self._issuer.issue(now_ms)

@@ -26,7 +26,7 @@ from infra.worker_process import run_until_signal, worker_name
 from query.notify.rounds import Rounds
 from query.webhooks.delivery import POLL_S, WebhookDelivery
 from query.webhooks.queues import RetryPolicy
-from query.webhooks.sending import Sender
+from query.webhooks.sending import WebhookSender
 from query.webhooks.targets import TargetPolicy
 
 _LEASE_S, _STANDBY_S = 15, 2.0
@@ -89,7 +89,7 @@ class NotifyWorker:
         settings = self._settings
         delivery = WebhookDelivery(
             ClickHouse(settings.clickhouse, settings.database, timeout_s=30),
-            Sender(TargetPolicy.of(settings.webhook_allowed_networks, settings.webhook_ports)), self._policy,
+            WebhookSender(TargetPolicy.of(settings.webhook_allowed_networks, settings.webhook_ports)), self._policy,
             address=settings.http, now=self._now, actor=self._name, log=self._log, poll_s=self._poll_s,
         )  # fmt: skip
         over = threading.Event()

@@ -20,7 +20,7 @@ from infra.retries import patiently
 from query.webhooks.deliveries import FAILED, REQUESTED, Attempt, DeliveryStore
 from query.webhooks.payloads import AlertEvent, encode_event, encode_test
 from query.webhooks.queues import Delivery, Queues, RetryPolicy
-from query.webhooks.sending import Sender
+from query.webhooks.sending import WebhookSender
 from query.webhooks.signature import sign
 from query.webhooks.webhooks import Webhook, WebhookStore
 
@@ -50,7 +50,7 @@ class WebhookDelivery:
     """Delivers until it is stopped. Lives for as long as the worker is the active one."""
 
     def __init__(
-        self, client: ClickHouse, sender: Sender, policy: RetryPolicy, *, address: str, now: Callable[[], int], actor: str, log: Any,
+        self, client: ClickHouse, sender: WebhookSender, policy: RetryPolicy, *, address: str, now: Callable[[], int], actor: str, log: Any,
         poll_s: float = POLL_S,
     ) -> None:  # fmt: skip
         """`address`: of the router, for payloads. `actor`: of what is audited."""

@@ -43,7 +43,7 @@ class TargetReply:
     problem: str = ""
 
 
-class Sender:
+class WebhookSender:
     """Posts messages. Used in one event loop."""
 
     def __init__(

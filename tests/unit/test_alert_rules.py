@@ -16,7 +16,7 @@ from query.budgets import Spending, read_budgets
 from query.directory.entries import Campaign
 from query.notify.bill_rules import IssueFacts, RunFacts, judge_runs, judge_statements, judge_webhooks
 from query.notify.budget_rule import BudgetFacts, judge_budgets
-from query.notify.changes import Condition, Verdict, find_changes
+from query.notify.changes import Condition, RuleFindings, find_changes
 from query.notify.pipeline_rules import (
     PipelineFacts,
     PipelineWatch,
@@ -37,7 +37,7 @@ class Table:
     def __init__(self) -> None:
         self.newest: dict[str, Alert] = {}
 
-    def apply(self, *verdicts: Verdict, now_ms: int = NOW) -> list[tuple[str, str, int]]:
+    def apply(self, *verdicts: RuleFindings, now_ms: int = NOW) -> list[tuple[str, str, int]]:
         """Write the changes; returns (state, severity, version) of each."""
         changes = find_changes(self.newest, verdicts, now_ms)
         for change in changes:
@@ -252,7 +252,7 @@ CONDITIONS = st.builds(
 )  # fmt: skip
 VERDICTS = st.lists(
     st.builds(
-        lambda kind, conditions, is_complete: Verdict(
+        lambda kind, conditions, is_complete: RuleFindings(
             (kind,), tuple(c for c in conditions if c.kind == kind), is_complete
         ),
         st.sampled_from("ab"), st.lists(CONDITIONS, max_size=6), st.booleans(),
@@ -262,7 +262,7 @@ VERDICTS = st.lists(
 
 
 @given(st.lists(VERDICTS, max_size=6))
-def test_the_same_facts_twice_write_nothing(rounds: list[list[Verdict]]) -> None:
+def test_the_same_facts_twice_write_nothing(rounds: list[list[RuleFindings]]) -> None:
     table = Table()
     for number, verdicts in enumerate(rounds):
         table.apply(*verdicts, now_ms=number)
@@ -270,7 +270,7 @@ def test_the_same_facts_twice_write_nothing(rounds: list[list[Verdict]]) -> None
 
 
 @given(st.lists(VERDICTS, max_size=6))
-def test_after_a_round_exactly_what_holds_or_is_not_known_is_open(rounds: list[list[Verdict]]) -> None:
+def test_after_a_round_exactly_what_holds_or_is_not_known_is_open(rounds: list[list[RuleFindings]]) -> None:
     table = Table()
     for number, verdicts in enumerate(rounds):
         before = {id_ for id_, alert in table.newest.items() if alert.state == "open"}

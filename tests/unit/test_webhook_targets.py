@@ -8,7 +8,7 @@ import ipaddress
 import pytest
 
 from infra.addresses import check_networks, check_ports
-from query.webhooks.sending import Sender
+from query.webhooks.sending import WebhookSender
 from query.webhooks.targets import Address, BadTarget, TargetPolicy, literal_address
 
 PUBLIC = TargetPolicy()
@@ -132,7 +132,7 @@ def test_a_name_that_resolves_to_a_private_address_is_refused_before_anything_is
     async def resolve(host: str, _port: int) -> list[Address]:
         return [ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("169.254.169.254")]
 
-    reply = asyncio.run(Sender(PUBLIC, resolve=resolve).post("https://rebound.example/", b"{}", {}))
+    reply = asyncio.run(WebhookSender(PUBLIC, resolve=resolve).post("https://rebound.example/", b"{}", {}))
     assert (reply.status, reply.body) == (0, b"")
     assert reply.problem.startswith("refused: 169.254.169.254 is a link-local address")
 
