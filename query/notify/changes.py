@@ -33,31 +33,33 @@ class Condition:
 @dataclass(frozen=True)
 class RuleFindings:
     """What a rule finds of some kinds of alerts. `is_complete`: whether what is not among the conditions no longer holds; False where
-    facts are missing."""
+    facts are missing. `undecided`: ids of alerts of which that is not known."""
 
     kinds: tuple[str, ...]
     conditions: tuple[Condition, ...] = ()
     is_complete: bool = True
+    undecided: frozenset[str] = frozenset()
 
 
-def find_changes(current: Mapping[str, Alert], verdicts: Iterable[RuleFindings], now_ms: int) -> list[Alert]:
+def find_changes(current: Mapping[str, Alert], all_findings: Iterable[RuleFindings], now_ms: int) -> list[Alert]:
     """The versions to be written. `current`: the newest version of each alert, by id: of all that are open, and of those that the
     conditions are about."""
     conditions = dict[str, Condition]()
-    judged = set[str]()
-    for verdict in verdicts:
-        for condition in verdict.conditions:
+    judged, undecided = set[str](), set[str]()
+    for findings in all_findings:
+        for condition in findings.conditions:
             former = conditions.get(condition.id)
             if former is None or is_worse(condition.severity, former.severity):
                 conditions[condition.id] = condition
-        if verdict.is_complete:
-            judged |= {*verdict.kinds}
+        undecided |= findings.undecided
+        if findings.is_complete:
+            judged |= {*findings.kinds}
     changes = [
         change for id_, condition in conditions.items() if (change := _opened(current.get(id_), condition)) is not None
     ]
     ended = (
         alert for id_, alert in current.items()
-        if alert.state == OPEN and alert.kind in judged and id_ not in conditions
+        if alert.state == OPEN and alert.kind in judged and id_ not in conditions and id_ not in undecided
     )  # fmt: skip
     return changes + [
         replace(alert, version=alert.version + 1, state=CLOSED, ended_ms=max(alert.opened_ms, now_ms))

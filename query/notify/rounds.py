@@ -72,9 +72,9 @@ class Rounds:
             "webhooks": lambda: [bill_rules.judge_webhooks(self._webhooks.all(), self._now())],
             "budgets": self._judge_budgets,
         }
-        verdicts = [verdict for name, rule in rules.items() for verdict in self._judge(name, rule)]
-        conditions = [condition.id for verdict in verdicts for condition in verdict.conditions]
-        changes = find_changes(self._outbox.current(conditions), verdicts, self._now())
+        all_findings = [findings for name, rule in rules.items() for findings in self._judge(name, rule)]
+        conditions = [condition.id for findings in all_findings for condition in findings.conditions]
+        changes = find_changes(self._outbox.current(conditions), all_findings, self._now())
         check_lease()
         self._outbox.write(changes)
         for change in changes:
@@ -84,7 +84,7 @@ class Rounds:
     def _judge(self, name: str, rule: Callable[[], list[RuleFindings]]) -> list[RuleFindings]:
         """What a rule finds; nothing where its facts cannot be read, which is logged when it begins and when it ends."""
         try:
-            verdicts = rule()
+            all_findings = rule()
         except AdclickError as error:
             if self._failing.get(name) != type(error).__name__:
                 self._log.warning("rule not evaluated", rule=name, why=str(error))
@@ -92,7 +92,7 @@ class Rounds:
             return []
         if self._failing.pop(name, None):
             self._log.info("rule evaluated again", rule=name)
-        return verdicts
+        return all_findings
 
     def _judge_pipeline(self) -> list[RuleFindings]:
         status, now_ms, open_ = read_status(self._settings), self._now(), self._outbox.open
@@ -117,20 +117,20 @@ class Rounds:
     def _judge_budgets(self) -> list[RuleFindings]:
         now_ms = self._now()
         budgets = facts.read_budget_facts(self._router, now_ms)
-        verdict = budget_rule.judge_budgets(budgets, now_ms)
-        if self._settings.budget_pause == "on" and verdict.conditions:
-            current = self._outbox.current([condition.id for condition in verdict.conditions])
+        findings = budget_rule.judge_budgets(budgets, now_ms)
+        if self._settings.budget_pause == "on" and findings.conditions:
+            current = self._outbox.current([condition.id for condition in findings.conditions])
             # Once, when the alert becomes critical: whoever activates the campaign again is right.
             spent = [
                 c.campaign_id
-                for c in verdict.conditions
+                for c in findings.conditions
                 if c.severity == "critical"
                 and not ((known := current.get(c.id)) and known.state == "open" and known.severity == c.severity)
             ]
             paused = facts.pause_campaigns(self._editor, self._router.directory.newest(), spent, self._actor)
             if paused:
                 self._log.info("campaigns paused: their budgets are spent", campaigns=paused)
-        return [verdict]
+        return [findings]
 
     def _judge_statements(self) -> list[RuleFindings]:
         now_ms = self._now()

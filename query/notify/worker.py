@@ -51,6 +51,8 @@ class NotifyWorker:
         self._sessions = Sessions(self._stopping, self._log, losses, time.monotonic, pause)
         self._redis, self._lease = Redis(settings.redis, timeout_s=3.0), f"{settings.key_prefix}notify"
         self._stands_by = False
+        self.rounds = 0
+        """How often all rules were evaluated."""
 
     def stop(self) -> None:
         """Finish what is under way, and return from `run`."""
@@ -115,6 +117,7 @@ class NotifyWorker:
             began = time.monotonic()
             await asyncio.to_thread(rounds.run, check_lease)
             self._sessions.works()
+            self.rounds += 1
             await asyncio.sleep(max(self._settings.notify_every_s, _REST * (time.monotonic() - began)))
 
     async def _watch(self, check_lease: Callable[[], None]) -> None:

@@ -102,9 +102,11 @@ def test_a_total_budget_has_one_alert_however_far_back_numbers_reach() -> None:
 def test_spending_that_is_not_all_known_closes_nothing() -> None:
     table = Table()
     table.apply(judge_budgets(budgets(1_000), NOW))
-    unknown = BudgetFacts((), is_complete=False)
-    assert table.apply(judge_budgets(unknown, NOW)) == []
-    assert table.apply(judge_budgets(BudgetFacts(()), NOW)) == [("closed", "critical", 2)]
+    partly_known = BudgetFacts(budgets(10).rows, is_complete=False)
+    assert table.apply(judge_budgets(partly_known, NOW)) == []
+    # That a period is over is known all the same.
+    tomorrow = BudgetFacts(budgets(10, now_ms=NOW + DAY_MS).rows, is_complete=False)
+    assert table.apply(judge_budgets(tomorrow, NOW)) == [("closed", "critical", 2)]
 
 
 # -- the pipeline ------------------------------------------------------------------------------------------------------
