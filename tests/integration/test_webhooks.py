@@ -25,16 +25,20 @@ from starlette.testclient import TestClient
 from infra.clickhouse.alerts import Alert, alert_id, insert_alerts
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, now_ms
+from infra.errors import AdclickError
 from infra.redis.client import Redis
 from infra.settings import Settings
+from ingest.published_status import publish_stop
 from query.api.app import create_app
 from query.keys import Keys
+from query.notify.facts import read_usual_events
 from query.notify.worker import NotifyWorker
 from query.webhooks.deliveries import DeliveryStore
 from query.webhooks.queues import RetryPolicy
 from stream.hot.layout import ShardKeys, SpanField
 from tests import borders
 from tests.flow import worker_environment
+from tests.integration.test_statements import DAYS, MONTH, RESTATED, Bills
 from tests.product import PATIENCE, assert_stays, wait_until
 
 Handle = Callable[[BaseHTTPRequestHandler, int], None]
@@ -521,6 +525,43 @@ def test_what_nightly_runs_find_is_told_to_the_operator(installation: Installati
         wait_until(lambda: alerts_of(client) == opened, 20, "both are told")
         publish("r2", 2, 0, {"causes": {}})
         wait_until(lambda: [a[5] for a in alerts_of(client)] == ["open", "closed"] * 2, 20, "the next run closes both")
+
+
+def test_a_worker_that_stopped_is_told_and_what_is_usual_is_the_median_of_this_hour(installation: Installation) -> None:
+    client, settings = installation.client, installation.settings
+    publish_stop(Redis(settings.redis), settings.key_prefix, "ingest-9", AdclickError("ad-events/0 has a hole"))
+    with worker(installation):
+        stopped = ("worker-stopped", 0, 0, 1, "critical", "open")
+        wait_until(lambda: stopped in alerts_of(client), 20, "it is told")
+    now = now_ms()
+    assert read_usual_events(client, now) == 0
+    for day, events in ((1, 90), (2, 50), (3, 70), (9, 1_000)):
+        time_s = (now // HOUR_MS * HOUR_MS - day * DAY_MS) // 1000
+        client.command(
+            f"INSERT INTO {client.database}.stream_hours (time, campaign_id, shard, impressions, clicks, version)"
+            f" VALUES ({time_s}, 7, 0, {events - 1}, 1, 1)"
+        )
+    assert read_usual_events(client, now) == 70
+
+
+def test_statements_are_issued_and_told_once_their_month_is_reconciled(installation: Installation) -> None:
+    client = installation.client
+    bills = Bills(client)
+    bills.publish(DAYS, "run-{}", 1_000)
+    for tier in ("hours", "days"):
+        borders.publish(client, tier, range(installation.settings.block_partitions), now_ms() // DAY_MS * DAY_MS)
+    with worker(installation):
+        ready = [("statement-ready", advertiser, 0, 1, "warning", "open") for advertiser in (3, 4)]
+        wait_until(lambda: alerts_of(client) == ready, 30, "both advertisers are told")
+    assert client.rows(f"SELECT count() FROM {client.database}.statements FINAL") == [(2,)]
+    month = {"advertiser_id": "3", "month": f"{MONTH:%Y-%m}"}
+    statement = installation.http.get("/v1/statements", params=month, headers=installation.tenant).json()
+    assert (statement["status"], statement["issue"]) == ("final", 1)
+    bills.publish([RESTATED], "again-{}", 2_000)
+    with worker(installation):
+        restated = ("statement-restated", 3, 0, 1, "warning", "open")
+        wait_until(lambda: restated in alerts_of(client), 30, "that it was restated is told")
+    assert len(alerts_of(client)) == 4
 
 
 def test_the_worker_ends_at_once_when_told_to(installation: Installation, tmp_path: Path) -> None:
