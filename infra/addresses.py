@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
@@ -111,6 +112,25 @@ def check_archive(text: str) -> str:
         return str(Path(text).expanduser()) if text.startswith("~") else text
     except RuntimeError:
         raise ValueError("is below ~, but no home folder is known") from None
+
+
+def check_networks(text: str) -> str:
+    """Networks in CIDR notation, by comma. Raises ValueError."""
+    networks = [part.strip() for part in text.split(",") if part.strip()]
+    for network in networks:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            raise ValueError(f"must be networks by comma, like 10.0.0.0/8: {error}") from None
+    return ",".join(networks)
+
+
+def check_ports(text: str) -> str:
+    """Numbers of ports, by comma. Raises ValueError."""
+    ports = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) and int(port) in _PORTS for port in ports):
+        raise ValueError("must be ports from 1 to 65535, by comma, like 443,8443")
+    return ",".join(ports)
 
 
 def check_web(text: str) -> str:

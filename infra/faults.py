@@ -49,6 +49,9 @@ POINTS = {
     "reconcile.written": "exact hours and causes are in ClickHouse; days and the rest of the ledger are missing",
     "reconcile.compared": "days and ledger are in ClickHouse; the run is not published",
     "reconcile.published": "the run is the day's current one; the command has not said so",
+    "notify.paused": "a campaign is paused since its budget is spent; the alert is not written",
+    "notify.written": "new versions of alerts are written; the worker does not know it yet",
+    "webhooks.sent": "a message is sent to a webhook; the attempt is not recorded",
     "dead-letters.produced": "events sent again and their marks are in Kafka; they are not committed",
     "dead-letters.committed": "events sent again and their marks are committed; the command does not know it yet",
 }

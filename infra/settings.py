@@ -160,6 +160,22 @@ class Settings(BaseSettings):
     alert_cooldown_s: int = Field(1_800, ge=0, le=86_400, description="between two alerts of a campaign and kind")
     alerts_a_day: int = Field(20, ge=1, description="alerts of a campaign on a day of UTC, at most")
     alert_webhook: WebAddress = Field("", description="where alerts of nightly runs are sent to, as JSON")
+    notify_every_s: Count = Field(15, ge=1, le=3600, description="how often rules of alerts are evaluated")
+    budget_pause: Literal["on", "off"] = Field(
+        "off", description="set a campaign to paused in the directory once its budget is spent"
+    )
+    dead_letter_share: Share = Field(
+        0.01, description="a larger share of rejected messages within five minutes raises an alert"
+    )
+    silence_alert_s: Count = Field(
+        900, ge=0, description="no event for so long, where there usually are some, raises an alert; 0: never"
+    )
+    webhook_allowed_networks: Annotated[str, AfterValidator(addresses.check_networks)] = Field(
+        "", description="networks (CIDR) that webhooks may be sent to although they are not public, by comma"
+    )
+    webhook_ports: Annotated[str, AfterValidator(addresses.check_ports)] = Field(
+        "", description="ports that webhooks may be sent to, by comma; empty: any"
+    )
     spark_memory: str = Field("2g", pattern=r"^[1-9]\d*[kmgtKMGT]$", description="heap of the Spark driver")
 
     @field_validator("events_retention_s")

@@ -19,7 +19,10 @@ from infra.settings import resolve
 @click.option("--ingest-workers", type=click.IntRange(0, 64), default=1, show_default=True)
 @click.option("--stream-workers", type=click.IntRange(0, 64), default=1, show_default=True)
 @click.option("--query-workers", type=click.IntRange(1, 64), default=1, show_default=True)
-def up(app: App, detach: bool, ingest_workers: int, stream_workers: int, query_workers: int) -> None:
+@click.option("--notify-workers", type=click.IntRange(0, 64), default=1, show_default=True)
+def up(
+    app: App, detach: bool, ingest_workers: int, stream_workers: int, query_workers: int, notify_workers: int
+) -> None:
     """Start Kafka, Redis, ClickHouse and the workers, and keep them running.
 
     Prints the addresses and writes DIR/endpoints.json when all is ready. Ctrl-C stops everything in order.
@@ -31,9 +34,11 @@ def up(app: App, detach: bool, ingest_workers: int, stream_workers: int, query_w
     folder = Folder(path)
     folder.make()
     workers = {"ingest": ingest_workers, "archive": 1, "stream": stream_workers, "query": query_workers}
+    workers["notify"] = notify_workers
     overrides = _overrides(app)
     if detach:
-        counts = [word for kind in ("ingest", "stream", "query") for word in (f"--{kind}-workers", str(workers[kind]))]
+        kinds = ("ingest", "stream", "query", "notify")
+        counts = [word for kind in kinds for word in (f"--{kind}-workers", str(workers[kind]))]
         more = ["-v"] if app.verbose else []
         _announce(app, supervisor.detach(folder, ["up", "--dir", str(path), *counts, *more]), path)
         return

@@ -44,10 +44,10 @@ class Access:
     """The id of the token; empty where the key itself was sent."""
     origin: str = ""
     """The only origin whose pages may use the token; empty: any."""
-    share: bool = False
-    """Whether the key stands in a link to a dashboard, which changes nothing."""
     digest: str = field(default="", repr=False)
     """Of the secret that was sent, with which tokens can be bought; empty for a token."""
+    share: bool = False
+    """Whether it is the key of a link to the dashboard, or a token of it."""
 
     @property
     def rows(self) -> RowScope:
@@ -123,8 +123,8 @@ class Key(msgspec.Struct, frozen=True):
         """What the key allows; `digest`: of the secret that was sent."""
         rows = self.rows
         return Access(
-            self.id, rows.advertisers, self.admin, self.rate, self.burst, rows.campaigns, self.name, self.expires_ms,
-            share=self.share, digest=digest,
+            self.id, rows.advertisers, self.admin, self.rate, self.burst, rows.campaigns, self.name, self.expires_ms, digest=digest,
+            share=self.share,
         )  # fmt: skip
 
 

@@ -52,7 +52,18 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield Path(running)
         return
     folder = tmp_path_factory.mktemp("backends") / "stack"
-    result = adclick("up", "--detach", "--dir", str(folder), "--ingest-workers", "0", "--stream-workers", "0")
+    result = adclick(
+        "up",
+        "--detach",
+        "--dir",
+        str(folder),
+        "--ingest-workers",
+        "0",
+        "--stream-workers",
+        "0",
+        "--notify-workers",
+        "0",
+    )
     assert result.returncode == 0, result.stderr
     yield folder
     adclick("down", "--dir", str(folder))

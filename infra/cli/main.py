@@ -42,6 +42,7 @@ COMMANDS = {
     "archive": ("ingest.archive.worker:archive", "Run one archive worker."),
     "stream": ("stream.worker:stream", "Run one stream worker."),
     "serve": ("query.serve:serve", "Run one query router."),
+    "notify": ("query.notify.worker:notify", "Run one notify worker: alerts and webhooks."),
     "debug": ("stream.debug_command:debug", "Look into topics; list fault points."),
 }
 
@@ -156,7 +157,7 @@ def _close_output() -> None:
 
 def _is_worker() -> bool:
     """Whether standard error is a log, in which a defect must show where it is."""
-    return not {"ingest", "archive", "stream", "serve"}.isdisjoint(sys.argv[1:])
+    return not {"ingest", "archive", "stream", "serve", "notify"}.isdisjoint(sys.argv[1:])
 
 
 if __name__ == "__main__":

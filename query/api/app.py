@@ -20,7 +20,7 @@ from infra.settings import Settings
 from query.api import document, document_bills, document_credentials
 from query.api.alert_routes import add_alert_routes
 from query.api.directory import COLLECTIONS
-from query.api.edge import Edge, Endpoint
+from query.api.edge import Edge
 from query.api.handlers import Api
 from query.api.live import LiveRows
 from query.api.metrics import Metrics
@@ -28,6 +28,7 @@ from query.api.pages import add_pages
 from query.api.problems import EXPECTED, problem_of
 from query.api.routes import Routes
 from query.api.tracing import Tracing
+from query.api.webhook_routes import add_webhook_routes
 from query.router import Answer
 from query.status import find_unready
 
@@ -67,7 +68,9 @@ def create_app(
         title="adclick", version="1", description="Exact ad-click numbers: minutes, hours and days, and how final each is.",
     )  # fmt: skip
     _add_problem_handlers(app)
-    direct = _add_data_routes(app, api)
+    routes = Routes(app.add_api_route, api.gate)
+    _add_data_routes(app, api, routes)
+    add_webhook_routes(routes, api.webhooks)
     _add_operational_routes(app, api, settings, metrics)
     describe = app.openapi
 
@@ -82,7 +85,7 @@ def create_app(
 
     app.openapi = openapi  # type: ignore[method-assign]
     return Edge(
-        app, direct, answered=metrics.answered, traced=tracing, log=settings.access_log == "on",
+        app, routes.direct, answered=metrics.answered, traced=tracing, log=settings.access_log == "on",
         tls=settings.http.startswith("https"), origins=settings.origins,
     )  # fmt: skip
 
@@ -95,9 +98,8 @@ def _add_problem_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, respond)
 
 
-def _add_data_routes(app: FastAPI, api: Api) -> dict[str, Endpoint]:
-    """The routes under /v1, each a handler behind the gate. Returns those that the edge may call directly: those of a fixed path."""
-    routes = Routes(app.add_api_route, api.gate)
+def _add_data_routes(app: FastAPI, api: Api, routes: Routes) -> None:
+    """The routes under /v1, each a handler behind the gate."""
     route = routes.add
 
     route("/v1/metrics", api.metrics, "Numbers of campaigns, by time and dimension", document.METRICS, "metrics")
@@ -242,7 +244,6 @@ def _add_data_routes(app: FastAPI, api: Api) -> dict[str, Endpoint]:
         "/v1/stream", stream, summary="Live rows of a query, as server-sent events", response_model=None,
         response_class=Response, responses=document.RESPONSES["live"], openapi_extra={"parameters": document.LIVE},
     )  # fmt: skip
-    return routes.direct
 
 
 def _add_operational_routes(app: FastAPI, api: Api, settings: Settings, metrics: Metrics) -> None:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from starlette.requests import Request
 
 from infra import logs
 from infra.clickhouse.client import ClickHouse
-from infra.clock import iso
-from infra.redis.client import Redis
 from infra.settings import Settings
 from query.api.access import HttpReply
 from query.api.bodies import decode_body
@@ -24,7 +20,6 @@ from query.formats import MEDIA_TYPES, encode_warnings
 from query.keys import Access
 from query.parameters import parse_date
 from query.pipeline import OwnStack
-from query.question import Question, parse_question
 from query.reconciliations import (
     BillReader,
     causes_document,
@@ -32,12 +27,10 @@ from query.reconciliations import (
     parse_runs_question,
     run_document,
 )
-from query.router import Answer, Router
-from query.row_scope import RowScope
+from query.router import Router
 from query.statements.contents import month_text
-from query.statements.reader import NoSuchIssue, StatementNames, StatementReader, parse_statement_question
-
-_LEASE_S = 10
+from query.statements.reader import NoSuchIssue, StatementReader, parse_statement_question
+from query.statements.sources import RouterSources
 
 
 class Bills:
@@ -49,7 +42,7 @@ class Bills:
         """`now`: epoch ms; `stack`: whose supervisor starts nightly runs."""
         self._runs = NightlyRuns(client, settings, stack)
         self._reader, self._guard, self._now = BillReader(client), router.guards["clickhouse"], now
-        sources = _Sources(router, settings, now)
+        sources = RouterSources(router, settings, now)
         self._statements = StatementReader(client, sources, settings.currency, settings.block_partitions)
 
     def reconciliations(self, request: Request, access: Access) -> HttpReply:
@@ -117,40 +110,6 @@ class Bills:
         headers["Content-Disposition"] = f'attachment; filename="{name}"'
         headers["X-Adclick-Warnings"] = encode_warnings(statement.warnings)
         return HttpReply(statement.contents.csv, MEDIA_TYPES["csv"], headers, rows)
-
-
-class _Sources:
-    """What statements are made from, beside the rows of runs."""
-
-    def __init__(self, router: Router, settings: Settings, now: Callable[[], int]) -> None:
-        self._router, self._now = router, now
-        self._redis, self._lease = Redis(settings.redis, timeout_s=1.0), f"{settings.key_prefix}statements"
-
-    def ask(self, advertiser: int, start_ms: int, end_ms: int, granularity: str, group_by: str) -> Question:
-        """As a client would ask it."""
-        parameters = {
-            "advertiser_id": f"{advertiser}",
-            "start": iso(start_ms),
-            "end": iso(end_ms),
-            "granularity": granularity,
-        }
-        parameters |= {"group_by": group_by} if group_by else {}
-        return parse_question(list(parameters.items()), self._now(), self._router.retention)
-
-    def answer(self, question: Question) -> Answer:
-        """The router's."""
-        return self._router.answer(question)
-
-    def names(self, advertiser: int, campaigns: Sequence[int]) -> StatementNames:
-        """As the directory has them, and within what the advertiser may see; digits where it has none."""
-        snapshot, scope = self._router.directory.current().snapshot, RowScope(frozenset({advertiser}))
-        of_campaigns = snapshot.names("campaign", np.array(campaigns, np.int64), scope)
-        (own,) = snapshot.names("advertiser", np.array([advertiser], np.int64), scope)
-        return StatementNames(own, dict(zip(campaigns, of_campaigns, strict=True)))
-
-    def lease(self) -> AbstractContextManager[int]:
-        """In Redis; it expires by itself where its holder dies."""
-        return self._redis.lease(self._lease, _LEASE_S, "another router is issuing statements")
 
 
 def encode(document: Any) -> bytes:

@@ -9,7 +9,7 @@ from ingest.partials import BILLED
 from query.alerts.questions import MOST_LISTED, USUALLY_LISTED
 from query.anomalies import GRAINS as GRAINS_OF_ANOMALIES
 from query.anomalies import SEVERITIES
-from query.api import document_alerts, document_bills, document_credentials, problems
+from query.api import document_alerts, document_bills, document_credentials, document_webhooks, problems
 from query.api.directory import FILTERS
 from query.comparison import COMPARISONS
 from query.directory.entries import BUDGETS, KINDS, MAX_NAME_CHARACTERS, STATUSES, fields_of, required_of
@@ -329,7 +329,7 @@ _EXAMPLES = {
     403: ("forbidden", "this key may not see advertiser 9", "advertiser_id"),
     404: ("not-found", "there is no /v2/metrics; /docs lists what there is", None),
     409: ("in-use", "advertiser 3 has 12 campaigns; delete these first", None),
-    405: ("method-not-allowed", "PATCH is not allowed; use GET, HEAD, OPTIONS", None),
+    405: ("method-not-allowed", "TRACE is not allowed; use GET, HEAD, OPTIONS", None),
     406: (
         "not-acceptable",
         "Accept allows none of application/json, text/csv; retry with one of them, or with format=",
@@ -462,6 +462,12 @@ RESPONSES = {
     "new key": _responses(_json(document_credentials.KEY_WITH_SECRET), (*_BODIED, *_KEYED), 201),
     "rotated key": _responses(_json(document_credentials.KEY_WITH_SECRET), (404, 409, *_BODIED, *_KEYED)),
     "audit": _responses(_json(document_credentials.AUDIT), (400, *_KEYED)),
+    "webhooks": _responses(_json(document_webhooks.WEBHOOKS), (400, *_KEYED)),
+    "webhook": _responses(_json(document_webhooks.WEBHOOK), (404, *_BODIED, *_KEYED)),
+    "new webhook": _responses(_json(document_webhooks.WEBHOOK_WITH_SECRET), (409, *_BODIED, *_KEYED), 201),
+    "webhook secret": _responses(_json(document_webhooks.WEBHOOK_WITH_SECRET), (404, *_BODIED, *_KEYED)),
+    "attempts": _responses(_json(document_webhooks.ATTEMPTS), (400, 404, *_KEYED)),
+    "attempt": _responses(_json(document_webhooks.ATTEMPT), (404, 409, *_BODIED, *_KEYED), 202),
     "plain": _responses(_json(_OBJECT), _KEYED),
     "open": _responses(_json(_OBJECT), ()),
     "ready": _responses(_json(_OBJECT), ()) | {503: {"description": "what is not up", "content": _json(_OBJECT)}},

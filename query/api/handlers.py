@@ -35,6 +35,7 @@ from query.api.negotiation import CODINGS, IDENTITY, matches_any, preferred_codi
 from query.api.problems import Problem
 from query.api.slots import Slot
 from query.api.trending import Trending
+from query.api.webhooks import Webhooks
 from query.changed_cells import ChangesReader
 from query.changes import parse_changes_question
 from query.directory.editor import DirectoryEditor
@@ -84,6 +85,7 @@ class Api:
         self.budgets, self.anomalies = Budgets(self.router, now), Anomalies(self.router, settings, now)
         self.trending = Trending(self.router, now)
         self.alerts = AlertsApi(AlertStore(clickhouse), self.router.signer, self.router.guards["clickhouse"], now)
+        self.webhooks = Webhooks(clickhouse, settings, now)
         limits = RateLimits(redis, self.router.guards["redis"], settings.key_prefix)
         brief = ClickHouse(settings.clickhouse, settings.database, timeout_s=BRIEF_TIMEOUT_S)
         root = settings.api_key.get_secret_value()

@@ -24,7 +24,7 @@ EXPOSED = (
     "X-Adclick-Totals", "X-Adclick-Warnings", "X-Request-ID",
 )  # fmt: skip
 """Headers of an answer that a page may read, besides those that every page may."""
-_READING, _ALL = ("GET", "HEAD"), ("GET", "HEAD", "POST", "PUT", "DELETE")
+_READING, _ALL = ("GET", "HEAD"), ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _PREFLIGHT_S = 600
 
 

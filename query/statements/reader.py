@@ -165,6 +165,24 @@ class StatementReader:
         statement = self._read(question, now_ms)
         return replace(statement, answer_id=self._identify_total(statement.contents))
 
+    def due_runs(self, month: dt.date, now_ms: int) -> tuple[str, ...]:
+        """The runs that statements of a month would be issued from now; none while it is not due."""
+        read = self._read_month(month, now_ms)
+        return read.run_ids if read.is_due else ()
+
+    def billed_advertisers(self, runs: Sequence[str], month: dt.date) -> list[int]:
+        """The advertisers that have rows in some runs of a month."""
+        rows = self._client.rows(
+            f"SELECT DISTINCT advertiser_id FROM {self._client.database}.exact_days WHERE run_id IN {{runs:Array(String)}}"
+            " AND toDate(time) BETWEEN {first:Date} AND {last:Date} ORDER BY advertiser_id",
+            {"runs": list(runs), "first": month, "last": days_of(month)[-1]},
+        )
+        return [int(advertiser) for (advertiser,) in rows]
+
+    def issue_due(self, advertiser: int, month: dt.date, now_ms: int) -> None:
+        """Issue the statement of a month that is due, as a request for it would; nothing where the newest issue stands."""
+        self._read(StatementQuestion(advertiser, month, None, FORMATS[0]), now_ms)
+
     def _identify_total(self, contents: Contents) -> str | None:
         try:
             question = self._sources.ask(contents.advertiser_id, *_range_of(contents.month), "total", "")

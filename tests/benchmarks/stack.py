@@ -53,7 +53,18 @@ class Bench:
 
     def __init__(self, work: Path) -> None:
         self.work, self.stack = work, work / "stack"
-        words = ["up", "--dir", str(self.stack), "--ingest-workers", "0", "--stream-workers", "0", "-q"]
+        words = [
+            "up",
+            "--dir",
+            str(self.stack),
+            "--ingest-workers",
+            "0",
+            "--stream-workers",
+            "0",
+            "--notify-workers",
+            "0",
+            "-q",
+        ]
         # Not detached: in one session with the workers that are started here, as all are that the supervisor starts.
         self._supervisor = subprocess.Popen([*ADCLICK, *words], stdout=subprocess.DEVNULL, process_group=0)
         folder = Folder(self.stack)

@@ -214,7 +214,18 @@ def main() -> None:
     print(f"seed {seed}: {count:,} hostile messages", flush=True)
     with tempfile.TemporaryDirectory(prefix="adclick-hostile-") as folder:
         stack = Path(folder) / "stack"
-        result = adclick("up", "--detach", "--dir", str(stack), "--ingest-workers", "0", "--stream-workers", "0")
+        result = adclick(
+            "up",
+            "--detach",
+            "--dir",
+            str(stack),
+            "--ingest-workers",
+            "0",
+            "--stream-workers",
+            "0",
+            "--notify-workers",
+            "0",
+        )
         assert result.returncode == 0, result.stderr
         try:
             # The stack has an archive worker of its own, for the topics without a namespace.

@@ -97,7 +97,9 @@ def test_every_answer_is_exact_after_kills_and_a_restart(product: Product) -> No
 
 
 def test_processes_of_the_pipeline_have_lower_priority_than_the_router(product: Product) -> None:
-    wait_until(lambda: {"ingest-0", "archive-0", "query-0"} <= set(product.folder.processes()), 20, "all run")
+    wait_until(
+        lambda: {"ingest-0", "archive-0", "query-0", "notify-0"} <= set(product.folder.processes()), 20, "all run"
+    )
     processes = product.folder.processes()
     # Across sessions niceness may not count.
     assert len({os.getsid(process.pid) for process in processes.values()}) == 1
@@ -107,7 +109,8 @@ def test_processes_of_the_pipeline_have_lower_priority_than_the_router(product: 
         routers = nice["query-0"]
         expected = {"redis": routers, "clickhouse": routers}
         expected |= {
-            name: max(routers, n) for name, n in (("kafka", LOG), ("ingest-0", PIPELINE), ("archive-0", BACKGROUND))
+            name: max(routers, n)
+            for name, n in (("kafka", LOG), ("ingest-0", PIPELINE), ("archive-0", BACKGROUND), ("notify-0", BACKGROUND))
         }
         return {name: nice[name] for name in expected} == expected
 

@@ -43,12 +43,15 @@ CLIENTS = {
     "httpx": "query/client.py",
     "itsdangerous": "query/signing.py",
     "jwt": "query/tokens.py",
+    "httptools": "query/webhooks/sending.py",
+    "standardwebhooks": "query/webhooks/signature.py",
 }
 PURE = [
     "ingest/events.py", "ingest/decoding/decode.py", "ingest/decoding/scan.py", "ingest/decoding/tokens.py", "infra/columnar/grouping.py", "ingest/lateness.py", "ingest/shedding.py", "ingest/salting.py", "ingest/partials.py",
     "ingest/blocks.py", "ingest/dedup/copies.py", "stream/closing.py", "stream/window.py", "stream/intake.py", "stream/state.py",
     "stream/published.py", "stream/flush_policy.py", "stream/chunks.py", "stream/hot/cell_format.py", "stream/hot/layout.py",
     "stream/hot/limits.py", "stream/hot/gathering.py", "query/question.py", "query/buckets.py", "query/plan.py", "query/reading.py", "query/sums.py", "query/rows.py", "query/page.py", "query/warnings.py", "query/times.py", "query/row_scope.py", "query/parameters.py", "query/finality.py",
+    "query/notify/changes.py", "query/notify/budget_rule.py", "query/notify/pipeline_rules.py",
 ]  # fmt: skip
 IMPURE = {
     "infra.kafka.client", "infra.redis.client", "infra.clickhouse.client", "infra.settings", "infra.clock.now_ms",
@@ -58,6 +61,7 @@ PURE_TO_USE = {
     "infra/clock.py": "but for now_ms, only constants and formats",
     "infra/columnar/jit.py": "what it compiles is pure; it looks for a folder to keep that in",
     "infra/faults.py": "a point is an empty function outside tests",
+    "infra/clickhouse/alerts.py": "an alert is a value; only writing it takes a client",
     "ingest/dedup/bloom.py": "pybloom-live computes, no more",
     "query/signing.py": "itsdangerous computes, no more",
 }

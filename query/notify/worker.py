@@ -1,0 +1,140 @@
+"""`adclick notify`, the worker: one of them evaluates rules and delivers alerts; others stand by, and one takes over where it ends.
+
+A lease in Redis decides which one is active. One that loses it stops as soon as it sees that a later holder has a higher number.
+Nothing depends on that being at once: alerts have stable ids, and a message that two workers send has the same id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+
+from infra import logs, migration
+from infra.cli import declare
+from infra.cli.app import App
+from infra.clickhouse.client import ClickHouse
+from infra.clock import now_ms
+from infra.errors import LeaseLost, Unavailable, UserError
+from infra.priority import BACKGROUND, give_way
+from infra.redis.client import Redis
+from infra.retries import Sessions, pause_s
+from infra.settings import Settings
+from infra.worker_process import run_until_signal, worker_name
+from query.notify.rounds import Rounds
+from query.webhooks.delivery import POLL_S, WebhookDelivery
+from query.webhooks.queues import RetryPolicy
+from query.webhooks.sending import WebhookSender
+from query.webhooks.targets import TargetPolicy
+
+_LEASE_S, _STANDBY_S = 15, 2.0
+# A round that takes long is followed by a pause of so many times that: rules take a fifth of a core at most.
+_REST = 4.0
+_TICK_S = 0.2
+
+
+class NotifyWorker:
+    """One worker. `run` blocks until `stop` is called."""
+
+    def __init__(
+        self, settings: Settings, name: str, *, policy: RetryPolicy | None = None, now: Callable[[], int] = now_ms,
+        pause: Callable[[int], float] = pause_s, lease_s: int = _LEASE_S, poll_s: float = POLL_S,
+    ) -> None:  # fmt: skip
+        """`policy`: of messages that were not taken. `pause(failures)`: after so many lost sessions in a row, in s."""
+        self._settings, self._name, self._now, self._lease_s, self._poll_s = settings, name, now, lease_s, poll_s
+        self._policy = policy or RetryPolicy()
+        self._log = logs.get("notify").bind(worker=name)
+        self._stopping = threading.Event()
+        losses = (Unavailable, LeaseLost)
+        self._sessions = Sessions(self._stopping, self._log, losses, time.monotonic, pause)
+        self._redis, self._lease = Redis(settings.redis, timeout_s=3.0), f"{settings.key_prefix}notify"
+        self._stands_by = False
+        self.rounds = 0
+        """How often all rules were evaluated."""
+
+    def stop(self) -> None:
+        """Finish what is under way, and return from `run`."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Be the active worker, or wait to become it, until stopped."""
+        with contextlib.closing(self._redis):
+            self._sessions.run(self._session)
+
+    def _session(self) -> None:
+        with contextlib.ExitStack() as held:
+            try:
+                lease = self._redis.lease(self._lease, self._lease_s, "another worker is active")
+                fence = held.enter_context(lease)
+            except UserError:
+                if not self._stands_by:
+                    self._log.info("standing by: another worker is active")
+                self._stands_by = True
+                self._sessions.works()
+                self._stopping.wait(_STANDBY_S)
+                return
+            self._stands_by = False
+            self._log.info("active", fence=fence)
+            asyncio.run(self._serve(lambda: self._check_lease(fence)))
+
+    def _check_lease(self, fence: int) -> None:
+        """Raise LeaseLost where another worker holds the lease. While Redis is away, no other one can take it."""
+        with contextlib.suppress(Unavailable):
+            newest = self._redis.call("GET", f"{self._lease}:fence")
+            if newest is None or int(newest) != fence:
+                raise LeaseLost("another worker holds the lease of adclick notify")
+
+    async def _serve(self, check_lease: Callable[[], None]) -> None:
+        """Evaluate rules and deliver, side by side, until stopped or until one of them fails."""
+        settings = self._settings
+        delivery = WebhookDelivery(
+            ClickHouse(settings.clickhouse, settings.database, timeout_s=30),
+            WebhookSender(TargetPolicy.of(settings.webhook_allowed_networks, settings.webhook_ports)), self._policy,
+            address=settings.http, now=self._now, actor=self._name, log=self._log, poll_s=self._poll_s,
+        )  # fmt: skip
+        over = threading.Event()
+        tasks = [
+            asyncio.create_task(delivery.run(over)),
+            asyncio.create_task(self._evaluate(check_lease)),
+            asyncio.create_task(self._watch(check_lease)),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            over.set()
+            tasks[1].cancel()
+            tasks[2].cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _evaluate(self, check_lease: Callable[[], None]) -> None:
+        rounds = Rounds(self._settings, self._name, self._now, self._log)
+        while True:
+            began = time.monotonic()
+            await asyncio.to_thread(rounds.run, check_lease)
+            self._sessions.works()
+            self.rounds += 1
+            await asyncio.sleep(max(self._settings.notify_every_s, _REST * (time.monotonic() - began)))
+
+    async def _watch(self, check_lease: Callable[[], None]) -> None:
+        """Return once the worker is to stop. Raises LeaseLost."""
+        check_at = time.monotonic()
+        while not self._stopping.is_set():
+            if time.monotonic() >= check_at:
+                await asyncio.to_thread(check_lease)
+                check_at = time.monotonic() + _STANDBY_S
+            await asyncio.sleep(_TICK_S)
+
+
+@declare.command("notify", "ADCLICK_CLICKHOUSE=http://… ADCLICK_REDIS=redis://… adclick notify")
+def notify(app: App) -> None:
+    """Run one notify worker: write alerts about budgets, bills and the pipeline, and deliver them to webhooks."""
+    logs.configure(verbose=app.verbose, quiet=app.quiet)
+    give_way(BACKGROUND)
+    migration.check_tables(app.settings)
+    name = worker_name("notify")
+    run_until_signal(NotifyWorker(app.settings, name), app.settings, name)

@@ -1,0 +1,138 @@
+"""The loop that delivers: reads what is new, sends what is due, and records each attempt before its message counts as delivered.
+
+A message is sent at least once: a process that dies between sending and recording leaves it to be sent again, under the same id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from infra import faults
+from infra.clickhouse.client import ClickHouse
+from infra.clock import HOUR_MS, MINUTE_MS
+from infra.retries import patiently
+from query.webhooks.deliveries import FAILED, REQUESTED, Attempt, DeliveryStore
+from query.webhooks.payloads import AlertEvent, encode_event, encode_test
+from query.webhooks.queues import Delivery, Queues, RetryPolicy
+from query.webhooks.sending import WebhookSender
+from query.webhooks.signature import sign
+from query.webhooks.webhooks import Webhook, WebhookStore
+
+POLL_S = 2.0
+_TICK_S = 0.2
+# Rows become visible a little after the moment that they carry, and clocks of machines differ.
+_OVERLAP_MS = MINUTE_MS
+# Beyond the time in which a message is tried again.
+_MARGIN_MS = 2 * HOUR_MS
+# For what is under way when the worker stops; what is cut off is sent again.
+_GRACE_S = 3.0
+
+
+@dataclass(frozen=True)
+class _News:
+    """What was read of the tables."""
+
+    webhooks: list[Webhook]
+    events: list[AlertEvent]
+    latest: list[Attempt]
+    unfinished: list[Attempt]
+    events_of_unfinished: list[AlertEvent]
+    failing: dict[str, tuple[int, int]] | None
+
+
+class WebhookDelivery:
+    """Delivers until it is stopped. Lives for as long as the worker is the active one."""
+
+    def __init__(
+        self, client: ClickHouse, sender: WebhookSender, policy: RetryPolicy, *, address: str, now: Callable[[], int], actor: str, log: Any,
+        poll_s: float = POLL_S,
+    ) -> None:  # fmt: skip
+        """`address`: of the router, for payloads. `actor`: of what is audited."""
+        self._webhooks, self._deliveries, self._sender = WebhookStore(client), DeliveryStore(client), sender
+        self._policy, self._address, self._now, self._actor, self._log = policy, address, now, actor, log
+        self._poll_s, self._queues = poll_s, Queues(policy)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._read_to_ms = 0
+
+    async def run(self, stopping: threading.Event) -> None:
+        """Raises what a send raises that is no failure of its target."""
+        try:
+            await self._loop(stopping)
+        finally:
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=_GRACE_S)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._sender.close()
+
+    async def _loop(self, stopping: threading.Event) -> None:
+        clock = asyncio.get_running_loop().time
+        poll_at = clock()
+        while not stopping.is_set():
+            if clock() >= poll_at:
+                began_ms = self._now()
+                self._take(await asyncio.to_thread(patiently, self._read, stopping, self._log))
+                self._read_to_ms, poll_at = began_ms, clock() + self._poll_s
+            for webhook, delivery in self._queues.due(self._now()):
+                task = asyncio.create_task(self._deliver(webhook, delivery, stopping))
+                self._tasks.add(task)
+            for task in [task for task in self._tasks if task.done()]:
+                self._tasks.discard(task)
+                task.result()
+            await asyncio.sleep(_TICK_S)
+
+    def _read(self) -> _News:
+        """What is new since the last time; the first time, of as long as messages are tried again. Raises Unavailable."""
+        is_first, webhooks = not self._read_to_ms, self._webhooks.all()
+        reach_ms = self._policy.for_ms + _MARGIN_MS if is_first else _OVERLAP_MS
+        since_ms = (self._now() if is_first else self._read_to_ms) - reach_ms
+        if not any(webhook.enabled for webhook in webhooks):
+            return _News(webhooks, [], [], [], [], {} if is_first else None)
+        events = self._deliveries.read_events(since_ms)
+        latest = self._deliveries.latest_of_alerts(list({event.alert.id for event in events}))
+        outcomes = (REQUESTED, FAILED) if is_first else (REQUESTED,)
+        unfinished = self._deliveries.unfinished_since(since_ms, outcomes)
+        about = self._deliveries.events_of_alerts(list({a.alert_id for a in unfinished if a.alert_version}))
+        failing = self._deliveries.failing() if is_first else None
+        return _News(webhooks, events, latest, unfinished, about, failing)
+
+    def _take(self, news: _News) -> None:
+        self._queues.set_webhooks(news.webhooks)
+        if news.failing is not None:
+            self._queues.set_failing(news.failing, self._now())
+        self._queues.add_attempts(news.unfinished, news.events_of_unfinished)
+        self._queues.add_events(news.events, news.latest)
+        self._queues.forget_finished(self._now() - 10 * _OVERLAP_MS)
+
+    async def _deliver(self, webhook: Webhook, delivery: Delivery, stopping: threading.Event) -> None:
+        now_ms = self._now()
+        body = (
+            encode_event(delivery.event, webhook.format, self._address)
+            if delivery.event is not None
+            else encode_test(webhook.id, delivery.began_ms, webhook.format, self._address)
+        )
+        headers = sign(delivery.message_id, now_ms, body, webhook.secrets_in_use(now_ms))
+        reply = await self._sender.post(webhook.url, body, headers)
+        faults.point("webhooks.sent")
+        attempt = self._queues.judge(delivery, reply, self._now())
+        await asyncio.to_thread(patiently, lambda: self._deliveries.add([attempt]), stopping, self._log)
+        if self._queues.finish(delivery, attempt):
+            await asyncio.to_thread(patiently, lambda: self._disable(webhook.id, attempt), stopping, self._log)
+
+    def _disable(self, id_: str, attempt: Attempt) -> None:
+        """Disable a webhook that has failed for too long, unless that was done, or it was changed, meanwhile."""
+        webhook = self._webhooks.find(id_)
+        if webhook is None or not webhook.enabled or webhook.since_ms > attempt.began_ms:
+            return
+        disabled = msgspec.structs.replace(
+            webhook, enabled=False, disabled_why=attempt.problem or "it failed", version=webhook.version + 1
+        )
+        self._webhooks.write(disabled, "disable", self._actor, self._now(), webhook)
+        self._log.warning("webhook disabled: it took no message for a day", webhook=id_, why=attempt.problem)

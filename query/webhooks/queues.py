@@ -1,0 +1,187 @@
+"""What is still to be delivered, by webhook: which messages are due, how many at once, when a failed one is tried again, and when a
+webhook has failed for too long. The loop that sends is `query.webhooks.delivery`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from infra.clock import DAY_MS
+from infra.retries import pause_s
+from query.webhooks.deliveries import DELIVERED, FAILED, GAVE_UP, REQUESTED, Attempt, delivery_id
+from query.webhooks.payloads import TEST_TYPE, AlertEvent
+from query.webhooks.sending import KEPT_BYTES, TargetReply
+from query.webhooks.webhooks import Webhook
+
+AT_ONCE = 4
+"""Messages under way to one webhook; one while it fails, so that a target that hangs holds little."""
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """A failed message is tried again after anything up to a limit that doubles from `first_s` to `longest_s`, until `for_ms` after the
+    first attempt. A webhook that has taken nothing for `disable_ms`, and failed for as long, is disabled."""
+
+    first_s: float = 5.0
+    longest_s: float = 3600.0
+    for_ms: int = DAY_MS
+    disable_ms: int = DAY_MS
+    pause: Callable[[int, float, float], float] = pause_s
+
+
+@dataclass
+class Delivery:
+    """A message that a webhook has not taken yet. `event` None: a test. `attempts`: the number of the last one that is recorded."""
+
+    id: str
+    webhook_id: str
+    message_id: str
+    event: AlertEvent | None
+    began_ms: int
+    next_ms: int
+    attempts: int = 0
+    failures: int = 0
+    under_way: bool = False
+
+    @property
+    def type(self) -> str:
+        """Of the message."""
+        return self.event.type if self.event is not None else TEST_TYPE
+
+
+@dataclass
+class _Queue:
+    deliveries: dict[str, Delivery] = field(default_factory=dict)
+    failing_since_ms: int = 0
+    """When it first failed since it last took a message; 0 where it has not."""
+
+
+class Queues:
+    """Deliveries that are not finished. Knows neither clock nor store. Not thread-safe."""
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
+        self._webhooks: dict[str, Webhook] = {}
+        self._queues: dict[str, _Queue] = {}
+        # Finished lately: what was read before the end was recorded must not bring them back.
+        self._finished: dict[str, Attempt] = {}
+
+    def __len__(self) -> int:
+        return sum(len(queue.deliveries) for queue in self._queues.values())
+
+    def set_webhooks(self, webhooks: Iterable[Webhook]) -> None:
+        """The webhooks there are now. Deliveries to those that are gone, disabled or enabled again since are dropped."""
+        self._webhooks = {webhook.id: webhook for webhook in webhooks if webhook.enabled}
+        self._queues = {id_: self._queues.get(id_, _Queue()) for id_ in self._webhooks}
+        for id_, queue in self._queues.items():
+            since_ms = self._webhooks[id_].since_ms
+            if queue.failing_since_ms < since_ms:
+                queue.failing_since_ms = 0
+            for delivery in [d for d in queue.deliveries.values() if d.began_ms < since_ms and not d.under_way]:
+                del queue.deliveries[delivery.id]
+
+    def set_failing(self, failing: dict[str, tuple[int, int]], now_ms: int) -> None:
+        """Since when webhooks fail, by their first and last failed attempt since they last took a message. One that was not tried
+        lately begins anew: that it failed before an outage of the worker says nothing of the time since."""
+        for id_, (first_ms, last_ms) in failing.items():
+            is_recent = now_ms - last_ms <= 2_000 * self._policy.longest_s
+            if id_ in self._queues and first_ms >= self._webhooks[id_].since_ms and is_recent:
+                self._queues[id_].failing_since_ms = first_ms
+
+    def add_events(self, events: Sequence[AlertEvent], latest: Iterable[Attempt]) -> None:
+        """Queue what webhooks want of events and have not got. `latest`: the last recorded attempt of each delivery of their alerts."""
+        attempts = {attempt.id: attempt for attempt in latest}
+        for event in events:
+            for webhook in self._webhooks.values():
+                id_ = delivery_id(webhook.id, event.message_id)
+                if event.at_ms < webhook.since_ms or not webhook.wants(event.alert) or self._is_known(webhook.id, id_):
+                    continue
+                attempt = attempts.get(id_)
+                if attempt is None:
+                    self._queue(Delivery(id_, webhook.id, event.message_id, event, event.at_ms, 0))
+                elif attempt.outcome in (FAILED, REQUESTED):
+                    self._resume(attempt, event)
+
+    def add_attempts(self, attempts: Iterable[Attempt], events: Iterable[AlertEvent]) -> None:
+        """Queue what was asked for, or failed before. `events`: those that the attempts are about; a test has none."""
+        by_message = {event.message_id: event for event in events}
+        for attempt in attempts:
+            event = by_message.get(attempt.message_id)
+            webhook = self._webhooks.get(attempt.webhook_id)
+            if webhook is None or attempt.began_ms < webhook.since_ms or (event is None and attempt.type != TEST_TYPE):
+                continue
+            present = self._queues[webhook.id].deliveries.get(attempt.id)
+            finished = self._finished.get(attempt.id)
+            if present is None:
+                if finished is None or attempt.attempt > finished.attempt:
+                    self._resume(attempt, event)
+            elif attempt.outcome == REQUESTED and attempt.attempt > present.attempts:
+                present.attempts, present.next_ms, present.failures = attempt.attempt, 0, 0
+                present.began_ms = attempt.began_ms
+
+    def due(self, now_ms: int) -> list[tuple[Webhook, Delivery]]:
+        """The messages to be sent now, the oldest first. They count as under way until `finish`."""
+        chosen = list[tuple[Webhook, Delivery]]()
+        for id_, queue in self._queues.items():
+            free = (1 if queue.failing_since_ms else AT_ONCE) - sum(d.under_way for d in queue.deliveries.values())
+            if free <= 0:
+                continue
+            waiting = [d for d in queue.deliveries.values() if not d.under_way and d.next_ms <= now_ms]
+            for delivery in sorted(waiting, key=lambda d: (d.next_ms > 0, d.began_ms, d.message_id))[:free]:
+                delivery.under_way = True
+                chosen.append((self._webhooks[id_], delivery))
+        return chosen
+
+    def judge(self, delivery: Delivery, reply: TargetReply, now_ms: int) -> Attempt:
+        """The attempt to be recorded: delivered, to be tried again, or given up."""
+        outcome, next_ms = DELIVERED, 0
+        if reply.problem:
+            is_last = delivery.event is None or now_ms - delivery.began_ms >= self._policy.for_ms
+            outcome = GAVE_UP if is_last else FAILED
+            if not is_last:
+                pause = self._policy.pause(delivery.failures, self._policy.first_s, self._policy.longest_s)
+                next_ms = now_ms + round(pause * 1000)
+        alert = delivery.event.alert if delivery.event is not None else None
+        return Attempt(
+            delivery.id, delivery.webhook_id, delivery.message_id, alert.id if alert else delivery.message_id,
+            alert.version if alert else 0, delivery.type, delivery.attempts + 1, outcome, reply.status, reply.elapsed_ms,
+            reply.body[:KEPT_BYTES].decode(errors="replace"), reply.problem, delivery.began_ms, next_ms, now_ms,
+        )  # fmt: skip
+
+    def finish(self, delivery: Delivery, attempt: Attempt) -> bool:
+        """An attempt is recorded. Returns whether its webhook is to be disabled, since it has failed for too long."""
+        delivery.under_way, delivery.attempts = False, max(delivery.attempts, attempt.attempt)
+        delivery.next_ms = attempt.next_ms
+        queue = self._queues.get(delivery.webhook_id)
+        if attempt.outcome in (DELIVERED, GAVE_UP):
+            self._finished[delivery.id] = attempt
+        if queue is None:
+            return False
+        if attempt.outcome == DELIVERED:
+            queue.failing_since_ms = 0
+        elif delivery.event is not None:
+            delivery.failures += 1
+            queue.failing_since_ms = queue.failing_since_ms or attempt.at_ms
+        if attempt.outcome != FAILED:
+            queue.deliveries.pop(delivery.id, None)
+        # A test may fail as often as it likes.
+        has_failed = attempt.outcome != DELIVERED and delivery.event is not None
+        return has_failed and attempt.at_ms - queue.failing_since_ms >= self._policy.disable_ms
+
+    def forget_finished(self, before_ms: int) -> None:
+        """Drop what was remembered of deliveries that were finished before a moment."""
+        self._finished = {id_: attempt for id_, attempt in self._finished.items() if attempt.at_ms >= before_ms}
+
+    def _is_known(self, webhook_id: str, id_: str) -> bool:
+        return id_ in self._finished or id_ in self._queues[webhook_id].deliveries
+
+    def _resume(self, attempt: Attempt, event: AlertEvent | None) -> None:
+        self._queue(
+            Delivery(
+                attempt.id, attempt.webhook_id, attempt.message_id, event, attempt.began_ms, attempt.next_ms, attempt.attempt,
+                failures=0 if attempt.outcome == REQUESTED else attempt.attempt,
+            )
+        )  # fmt: skip
+
+    def _queue(self, delivery: Delivery) -> None:
+        self._queues[delivery.webhook_id].deliveries[delivery.id] = delivery
