@@ -77,6 +77,14 @@ def answers(path: str, parameters: dict[str, list[str]]) -> Any:
     if path == "/v1/alerts":
         number = int(parameters["advertiser_id"][0])
         return {"data": [alert(n, number) for n in (1, 2, 4)] if number < 2 else [], "rows": 3, "next_cursor": None}
+    if path == "/v1/trending":
+        factors = {"score": 3.61, "volume": 240, "usual": 60.0, "growth": 4.0, "diversity": 0.95, "recency": 0.95}
+        quiet = factors | {"score": 0.9, "growth": 1.0, "volume": 60}
+        names = list(HOSTILE.items())
+        rows = [
+            {"campaign_id": n, "name": name, **(quiet if at else factors)} for at, (n, name) in enumerate(names[:2])
+        ]
+        return {"data": rows, "rows": len(rows), "warnings": []}
     if path in ("/v1/campaigns", "/v1/budgets", "/v1/anomalies", "/v1/mutes"):
         return {"data": [], "rows": 0, "next_cursor": None}
     if path != "/v1/metrics":
@@ -568,6 +576,15 @@ def test_an_alert_that_holds_is_a_band_on_the_chart(visit: Visit) -> None:
     page.get_by_role("combobox", name="Advertiser").select_option("2")
     expect(page.get_by_role("region", name="Alerts")).to_have_count(0)
     wait_until(page, lambda: page.evaluate(bands) == [])
+
+
+def test_campaigns_that_trend_are_listed_and_steady_ones_are_not(visit: Visit) -> None:
+    rows = visit.page.get_by_role("region", name="Campaigns that trend").locator("tbody tr")
+    expect(rows).to_have_count(1)
+    expect(rows.first).to_contain_text(next(iter(HOSTILE.values()))[:20])
+    expect(rows.first).to_contain_text("×4")
+    rows.first.get_by_role("button").click()
+    expect(visit.page.get_by_role("list", name="Filters")).to_contain_text("Campaign")
 
 
 def test_operators_see_their_alerts_beside_the_pipeline_and_readers_have_no_buttons(visit: Visit) -> None:

@@ -4,6 +4,7 @@ const LOCALE = navigator.language;
 const integers = new Intl.NumberFormat(LOCALE);
 const compact = new Intl.NumberFormat(LOCALE, { notation: "compact", maximumFractionDigits: 1 });
 const percents = new Intl.NumberFormat(LOCALE, { style: "percent", minimumFractionDigits: 2, maximumFractionDigits: 2 });
+const factors = new Intl.NumberFormat(LOCALE, { maximumSignificantDigits: 3 });
 const changes = new Intl.NumberFormat(LOCALE, { style: "percent", signDisplay: "exceptZero", maximumFractionDigits: 1 });
 /** @type {Map<string, Intl.NumberFormat>} */
 const moneys = new Map();
@@ -18,6 +19,11 @@ export const NONE = "–";
 /** @param {Integer | null | undefined} value */
 export function integer(value) {
   return value === null || value === undefined ? NONE : integers.format(value);
+}
+
+/** A factor or a score. @param {number} value */
+export function factor(value) {
+  return factors.format(value);
 }
 
 /**

@@ -14,6 +14,7 @@ import { breakdown } from "../panels/breakdown.js";
 import { controls, subjectOf, zoneOf } from "../panels/controls.js";
 import { figures } from "../panels/figures.js";
 import { series, seriesChoices } from "../panels/series.js";
+import { trending } from "../panels/trending.js";
 import { comparison, resolveRange } from "../ranges.js";
 import { panelBody, warnings } from "../states.js";
 import { ask, changed, params } from "../store.js";
@@ -86,6 +87,7 @@ export function overview(context) {
     </section>
     ${alerts ? alertPanel(context, alerts, zone, "Alerts") : nothing}
     ${anomalies(context, range, zone)}
+    ${trending(range)}
     ${breakdown(context, range, query)}`;
 }
 

@@ -1,0 +1,35 @@
+/** What is trending: an advertiser's campaigns that have more clicks in the last hour than usual, from many sources. */
+
+import { html, nothing } from "../vendor/lit-html.js";
+import * as format from "../format.js";
+import { ask, filter, params } from "../store.js";
+import { table } from "../table.js";
+
+const POLL_MS = 60_000;
+const SHOWN = 5;
+/** Of a steady campaign the score is below 1. */
+const LEAST_SCORE = 1.3;
+
+/** Nothing where no campaign trends. @param {import("../ranges.js").Range} range */
+export function trending(range) {
+  if (!/^\d+$/.test(params.advertiser) || !range.open) return nothing;
+  const entry = ask("trending", "v1/trending", { advertiser_id: params.advertiser, k: SHOWN }, POLL_MS);
+  if (!entry.value || entry.former) return nothing;
+  const rows = entry.value.data.filter((/** @type {any} */ row) => row.score >= LEAST_SCORE);
+  if (!rows.length) return nothing;
+  return html`<section class="panel" aria-labelledby="trending-title"><h2 id="trending-title">Trending in the last hour</h2>
+    ${table({
+      caption: "Campaigns that trend",
+      rows,
+      key: (row) => String(row.campaign_id),
+      columns: [
+        { id: "name", title: "Campaign", cell: (row) => html`<button type="button" class="link" @click=${() => filter("campaign_id", String(row.campaign_id), true)}><span class="name" dir="auto">${row.name}</span></button>` },
+        { id: "volume", title: "Clicks", number: true, cell: (row) => format.integer(row.volume) },
+        { id: "usual", title: "Usual in an hour", number: true, cell: (row) => format.integer(Math.round(row.usual)) },
+        { id: "growth", title: "Growth", number: true, cell: (row) => `×${format.factor(row.growth)}` },
+        { id: "diversity", title: "Diversity", number: true, cell: (row) => format.percent(row.diversity) },
+        { id: "score", title: "Score", number: true, cell: (row) => format.factor(row.score) },
+      ],
+    })}
+    <p class="note">Growth is by the hourly mean of the seven days before. Diversity is the probability that two clicks come from different publishers, countries or devices.</p></section>`;
+}
