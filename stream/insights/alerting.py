@@ -83,10 +83,13 @@ class Alerting:
     """The alerts of the campaigns of a shard."""
 
     def __init__(self, policy: AlertPolicy, state: bytes = b"", bucket_ms: int = MINUTE_MS) -> None:
-        """`state`: what `encode` gave, to be gone on with. `bucket_ms`: the length of what is called a minute here."""
+        """Raises ValueError for a `state` that is not what `encode` gave, to be gone on with. `bucket_ms`: the length of what is called a minute here."""
         self.policy, self._bucket_ms = policy, bucket_ms
         self._quiet_ms = max(_QUIET_MS, bucket_ms)
-        self._state = msgspec.json.decode(state, type=State) if state else State()
+        try:
+            self._state = msgspec.json.decode(state, type=State) if state else State()
+        except msgspec.MsgspecError as error:
+            raise ValueError(f"not the state of alerting: {error}") from error
         self._episodes: dict[Key, list[RunningAlert]] = {}
         for episode in self._state.episodes:
             self._episodes.setdefault((episode.campaign, episode.advertiser), []).append(episode)

@@ -15,6 +15,7 @@ from infra import faults, logs
 from infra.clickhouse.alerts import TABLE, Alert, insert_alerts
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, MINUTE_MS, iso
+from infra.errors import Unavailable
 from ingest.partials import Partials
 from stream.insights.alerting import Alerting, AlertPolicy
 from stream.insights.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
@@ -43,17 +44,19 @@ class InsightSink:
         self._empty = 0
         """How many minutes in a row were without any event."""
         self._unsent: list[Alert] = []
-        self._attached = False
+        self._attached = self._broken = False
 
     def attach(self, snapshot: Publication) -> None:
         """Go on from the last checkpoint, with the minutes since. Raises Unavailable."""
-        self._attached = False
+        self._attached = self._broken = False
+        self._isolated(lambda: self._go_on(snapshot))
+        self._attached = True
+
+    def _go_on(self, snapshot: Publication) -> None:
         checkpoint, self._slot = read_checkpoint(self._client, self._shard)
         self._watch, self._alerting = Watch(_LEARNED), Alerting(self._policy)
         self._upto_ms, self._checkpoint_ms, self._empty, self._unsent = None, 0, 0, []
-        if checkpoint is not None:
-            self._watch.decode(checkpoint.watch)
-            self._alerting = Alerting(self._policy, checkpoint.alerting)
+        if checkpoint is not None and self._decode(checkpoint):
             self._upto_ms = self._checkpoint_ms = checkpoint.upto_ms
             self._refuse_gap(snapshot.dropped_ms)
         self._take_closed(snapshot)
@@ -61,18 +64,40 @@ class InsightSink:
         self._withdraw_others()
         # The next flush may drop minutes before anything of it is shown.
         self._maybe_checkpoint(snapshot.settled_ms)
-        self._attached = True
+
+    def _decode(self, checkpoint: Checkpoint) -> bool:
+        """Take over what is in a checkpoint; False for one that another version wrote."""
+        try:
+            watch, alerting = Watch(_LEARNED), Alerting(self._policy, checkpoint.alerting)
+            watch.decode(checkpoint.watch)
+        except ValueError as error:
+            logs.get("stream").warning("the detector begins anew", shard=self._shard, why=str(error))
+            return False
+        self._watch, self._alerting = watch, alerting
+        return True
+
+    def _isolated(self, call: Callable[[], None]) -> None:
+        """An error of the detector ends its alerts, until the worker starts again, and not the numbers that bills are made of."""
+        try:
+            call()
+        except Unavailable:
+            raise
+        except Exception as error:
+            logs.get("stream").error("the detector has stopped", shard=self._shard, why=str(error), exc_info=error)
+            self._broken = True
 
     def write(self, published: Publication) -> bool:
         """Take what a flush has closed and corrected; False before the first `attach`. Raises Unavailable; safe to repeat."""
-        if not self._attached:
-            return False
+        if self._attached and not self._broken:
+            self._isolated(lambda: self._show(published))
+        return self._attached
+
+    def _show(self, published: Publication) -> None:
         if not self._unsent:
             self._correct(published)
             self._take_closed(published)
         self._send()
         self._maybe_checkpoint(published.settled_ms)
-        return True
 
     def refresh(self, sent_ms: int) -> bool:
         """There is nothing that could be lost."""

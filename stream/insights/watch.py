@@ -7,6 +7,8 @@ added when they are first seen, and forgotten when they have had no event for lo
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,7 +108,7 @@ class Watch:
                 self._keys, self._known, self._seen_ms = arrays["keys"], arrays["known"], arrays["seen_ms"]
                 for number, bank in enumerate(self._banks):
                     bank.restore({part: arrays[f"{number}_{part}"] for part in ("numbers", "profiles")})
-        except (KeyError, OSError, EOFError) as error:
+        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"not the state of a watch: {error}") from error
         self._rows = {(c, a): row for row, (c, a) in enumerate(self._keys.tolist())}
 

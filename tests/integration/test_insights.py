@@ -185,6 +185,24 @@ def test_an_alert_that_only_the_outbox_knows_is_withdrawn(owner: Owner, settings
     assert sorted((version, state) for _, version, _, state in written(owner.client)) == [(1, "open"), (2, "withdrawn")]
 
 
+def test_what_breaks_the_detector_does_not_stop_the_stage(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = minutes_of(CAMPAIGNS, 130)
+    write_checkpoint(owner.client, 0, 0, Checkpoint(START, b"of another version", b"{}"))
+    owner.succeed()
+    for minute, values in enumerate(numbers[:125]):
+        assert owner.sink.write(owner.flush(minute, values))
+    with monkeypatch.context() as broken:
+        broken.setattr(Watch, "take", lambda *_: 1 / 0)
+        assert owner.sink.write(owner.flush(125, numbers[125]))
+    assert owner.sink.write(owner.flush(126, numbers[126]))
+    # Once it starts again, it has missed nothing.
+    owner.succeed()
+    numbers[129, 2, 4] *= 9
+    for minute in (127, 128, 129):
+        assert owner.sink.write(owner.flush(minute, numbers[minute]))
+    assert [kind for _, _, kind, _ in written(owner.client)] == ["spend-spike"]
+
+
 def test_a_standstill_of_all_is_one_alert_for_the_operator(owner: Owner) -> None:
     numbers = minutes_of(CAMPAIGNS, 180)
     numbers[150:160] = 0

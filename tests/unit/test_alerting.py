@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -152,3 +153,11 @@ def test_a_campaign_that_is_forgotten_leaves_the_others_what_they_were() -> None
             watch.forget(START + n * MINUTE_MS - HOUR_MS)
             assert len(watch) == 2
     assert watch.rows_of(np.array([2, 9]), np.array([3, 3])).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("state", [b"", b"x", b"PK\x03\x04 not a zip", b"\x93NUMPY"])
+def test_the_state_of_another_version_is_refused_as_such(state: bytes) -> None:
+    with pytest.raises(ValueError, match="not the state of a watch"):
+        Watch(120).decode(state)
+    with pytest.raises(ValueError, match="not the state of alerting"):
+        Alerting(AlertPolicy(), state or b"[]")
