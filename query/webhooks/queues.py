@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from infra.clock import DAY_MS
+from infra.clock import DAY_MS, MINUTE_MS
 from infra.retries import pause_s
 from query.webhooks.deliveries import DELIVERED, FAILED, GAVE_UP, REQUESTED, Attempt, delivery_id
 from query.webhooks.payloads import TEST_TYPE, AlertEvent
@@ -20,12 +20,13 @@ AT_ONCE = 4
 @dataclass(frozen=True)
 class RetryPolicy:
     """A failed message is tried again after anything up to a limit that doubles from `first_s` to `longest_s`, until `for_ms` after the
-    first attempt. A webhook that has taken nothing for `disable_ms`, and failed for as long, is disabled."""
+    first attempt began. A webhook that has taken nothing for `disable_ms`, and failed for as long, is disabled: a little less, since
+    the first failure comes with the end of an attempt."""
 
     first_s: float = 5.0
     longest_s: float = 3600.0
     for_ms: int = DAY_MS
-    disable_ms: int = DAY_MS
+    disable_ms: int = DAY_MS - 10 * MINUTE_MS
     pause: Callable[[int, float, float], float] = pause_s
 
 
@@ -129,6 +130,8 @@ class Queues:
             waiting = [d for d in queue.deliveries.values() if not d.under_way and d.next_ms <= now_ms]
             for delivery in sorted(waiting, key=lambda d: (d.next_ms > 0, d.began_ms, d.message_id))[:free]:
                 delivery.under_way = True
+                if not delivery.attempts:
+                    delivery.began_ms = now_ms  # not when the alert was written: the worker may have been away
                 chosen.append((self._webhooks[id_], delivery))
         return chosen
 

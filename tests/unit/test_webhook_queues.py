@@ -95,6 +95,17 @@ def test_pauses_grow_and_a_message_is_given_up_after_a_day() -> None:
     assert disabled and len(queues) == 0
 
 
+def test_what_the_worker_finds_after_an_outage_is_tried_for_a_day_from_then_on() -> None:
+    queues = queues_of(webhook())
+    queues.add_events([event(at_ms=NOW - 25 * HOUR_MS)], [])
+    ((_, delivery),) = queues.due(NOW)
+    attempt = queues.judge(delivery, BAD, NOW + 9_000)
+    assert (attempt.outcome, queues.finish(delivery, attempt)) == (FAILED, False)
+    ((_, delivery),) = queues.due(NOW + DAY_MS)
+    attempt = queues.judge(delivery, BAD, NOW + DAY_MS)
+    assert (attempt.outcome, queues.finish(delivery, attempt)) == (GAVE_UP, True)
+
+
 def test_a_webhook_that_takes_something_is_not_disabled() -> None:
     queues = queues_of(webhook())
     queues.add_events([event(1)], [])
