@@ -174,7 +174,7 @@ class Settings(BaseSettings):
         "", description="networks (CIDR) that webhooks may be sent to although they are not public, by comma"
     )
     webhook_ports: Annotated[str, AfterValidator(addresses.check_ports)] = Field(
-        "", description="ports that webhooks may be sent to, by comma; empty: any"
+        "80,443,8080,8443", description="ports that webhooks may be sent to, by comma; empty: any"
     )
     spark_memory: str = Field("2g", pattern=r"^[1-9]\d*[kmgtKMGT]$", description="heap of the Spark driver")
 

@@ -31,13 +31,14 @@ def _key(prefix: str, worker: str) -> str:
 
 
 def publish_report(
-    redis: Redis, prefix: str, worker: str, *, level: Level, lag: int, counts: Counts, sent_ms: int, now_ms: int,
-    partitions: Mapping[int, dict[str, Any]],
+    redis: Redis, prefix: str, worker: str, *, level: Level, lag: int, counts: Counts, started_ms: int, sent_ms: int,
+    now_ms: int, partitions: Mapping[int, dict[str, Any]],
 ) -> None:  # fmt: skip
-    """Publish a worker's state; best effort. `lag`: messages to read; `sent_ms`: when its last blocks were sent."""
+    """Publish a worker's state; best effort. `lag`: messages to read; `started_ms`: when its counts were 0; `sent_ms`: when its
+    last blocks were sent."""
     report = {
         "worker": worker, "level": LEVELS[level], "lag": lag, "doubt": counts.doubt, "sent_ms": sent_ms, "at_ms": now_ms,
-        "counts": msgspec.structs.asdict(counts),
+        "started_ms": started_ms, "counts": msgspec.structs.asdict(counts),
         "partitions": {str(p): partition for p, partition in partitions.items()},
     }  # fmt: skip
     _publish(redis, prefix, report, _REPORT_S)

@@ -83,7 +83,7 @@ class IngestWorker:
         self._is_first_transaction = False
         """Whether no transaction has committed since the partitions were assigned."""
         self._aborts = self._sent_ms = 0
-        self._counts = Counts()
+        self._counts, self._started_ms = Counts(), now_ms()
         self._sent_at_s = self._reported_at_s = 0.0
         self._admin, self._stall_look = Admin(settings.kafka), Every(_LOOK_FOR_STALL_EVERY_S)
         self._stalls: StallWatch
@@ -325,7 +325,7 @@ class IngestWorker:
         processor.level = shedding.next_level(processor.level, readable, processor.policy)
         published_status.publish_report(
             self._redis, self._settings.key_prefix, self._name, level=processor.level, lag=lag, counts=self._counts,
-            sent_ms=self._sent_ms, now_ms=now_ms(),
+            started_ms=self._started_ms, sent_ms=self._sent_ms, now_ms=now_ms(),
             partitions={p: owned.report(self._consumer.end(p), now_s) for p, owned in self._owned.items()},
         )  # fmt: skip
 

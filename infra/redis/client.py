@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,7 @@ return next
 """
 
 
+_LEASE_POLL_S = 0.02
 _MULTI, _EXEC = pack_command("MULTI"), pack_command("EXEC")
 
 
@@ -191,6 +193,21 @@ class Redis:
             thread.join()
             with contextlib.suppress(redis.RedisError):
                 lock.release()
+
+    @contextlib.contextmanager
+    def wait_for_lease(self, name: str, seconds: int, wait_s: float, busy: str) -> Iterator[int]:
+        """Hold a lease, as `lease` does, once its holder has released it. Raises Unavailable(`busy`) after `wait_s`."""
+        deadline = time.monotonic() + wait_s
+        with contextlib.ExitStack() as lock:
+            while True:
+                try:
+                    fence = lock.enter_context(self.lease(name, seconds, busy))
+                    break
+                except UserError as error:
+                    if time.monotonic() > deadline:
+                        raise Unavailable(f"{busy} by another process", hint="retry") from error
+                    time.sleep(_LEASE_POLL_S)
+            yield fence
 
     def close(self) -> None:
         """Close the pool."""

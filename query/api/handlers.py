@@ -85,7 +85,7 @@ class Api:
         self.budgets, self.anomalies = Budgets(self.router, now), Anomalies(self.router, settings, now)
         self.trending = Trending(self.router, now)
         self.alerts = AlertsApi(AlertStore(clickhouse), self.router.signer, self.router.guards["clickhouse"], now)
-        self.webhooks = Webhooks(clickhouse, settings, now)
+        self.webhooks = Webhooks(clickhouse, redis, settings, now)
         limits = RateLimits(redis, self.router.guards["redis"], settings.key_prefix)
         brief = ClickHouse(settings.clickhouse, settings.database, timeout_s=BRIEF_TIMEOUT_S)
         root = settings.api_key.get_secret_value()

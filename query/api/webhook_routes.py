@@ -22,19 +22,21 @@ def add_webhook_routes(routes: Routes, webhooks: Webhooks) -> None:
     )
     route(
         "/v1/webhooks", webhooks.create, f"Make a webhook; {_KEYS}", [], "new webhook", method="POST",
-        body=document_webhooks.REQUEST,
+        waits=True, body=document_webhooks.REQUEST,
     )  # fmt: skip
     route(path, webhooks.get, f"One of the webhooks; {_KEYS}", one, "webhook")
     route(
         path, webhooks.change, f"Change a webhook, or enable it again; {_KEYS}", one, "webhook", method="PATCH",
-        body=document_webhooks.CHANGE,
+        waits=True, body=document_webhooks.CHANGE,
     )  # fmt: skip
-    route(path, webhooks.delete, f"Delete a webhook; {_KEYS}", one, "webhook", method="DELETE")
+    route(path, webhooks.delete, f"Delete a webhook; {_KEYS}", one, "webhook", method="DELETE", waits=True)
     route(
         f"{path}/rotate", webhooks.rotate, f"Give a webhook a new secret; {_KEYS}", one, "webhook secret", method="POST",
-        body=document_webhooks.ROTATE,
+        waits=True, body=document_webhooks.ROTATE,
     )  # fmt: skip
-    route(f"{path}/test", webhooks.test, f"Have a test message sent; {_KEYS}", one, "attempt", method="POST")
+    route(
+        f"{path}/test", webhooks.test, f"Have a test message sent; {_KEYS}", one, "attempt", method="POST", waits=True
+    )
     route(
         f"{path}/deliveries", webhooks.deliveries, f"What was sent to a webhook, newest first; {_KEYS}", [*one, document.AUDITED[0] | {"description": "attempts at most; 100 by default"}],
         "attempts",

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from infra.clickhouse.alerts import NOBODY
 from infra.clickhouse.client import ClickHouse
 from infra.clock import iso
+from infra.redis.client import Redis
 from infra.settings import Settings
 from ingest.events import MAX_INT
 from query.api.access import HttpReply
@@ -24,6 +25,7 @@ from query.keys import Access
 from query.parameters import collect_parameters, parse_id, parse_limit
 from query.row_scope import ALL_ROWS
 from query.webhooks.deliveries import REQUESTED, Attempt, DeliveryStore, delivery_id
+from query.webhooks.editor import PendingTest, TooManyWebhooks, WebhookEditor
 from query.webhooks.payloads import TEST_TYPE
 from query.webhooks.signature import new_secret
 from query.webhooks.targets import BadTarget, TargetPolicy
@@ -61,9 +63,10 @@ class WebhookChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Webhooks:
     """Handlers, called once the gate has let a key in. Thread-safe."""
 
-    def __init__(self, client: ClickHouse, settings: Settings, now: Callable[[], int]) -> None:
+    def __init__(self, client: ClickHouse, redis: Redis, settings: Settings, now: Callable[[], int]) -> None:
         """`now`: epoch ms."""
         self._webhooks, self._deliveries, self._now = WebhookStore(client), DeliveryStore(client), now
+        self._editor = WebhookEditor(self._webhooks, self._deliveries, redis, settings.key_prefix)
         self._policy = TargetPolicy.of(settings.webhook_allowed_networks, settings.webhook_ports)
 
     def list(self, request: Request, access: Access) -> HttpReply:
@@ -90,18 +93,20 @@ class Webhooks:
         _refuse(access, advertiser)
         self._check_url(wanted.url)
         _check_description(wanted.description)
-        if sum(webhook.advertiser_id == advertiser for webhook in self._webhooks.all()) >= MOST_OF_AN_ADVERTISER:
-            raise Problem(409, "too-many-webhooks", f"there are {MOST_OF_AN_ADVERTISER} already; delete one first")
         webhook = Webhook(
             f"wh_{secrets.token_hex(8)}", advertiser, wanted.url, wanted.description.strip(), sorted(set(wanted.kinds)), wanted.format,
-            new_secret(), "", 0, True, "", now_ms, now_ms, False, 1,
+            new_secret(), "", 0, True, "", now_ms, self._deliveries.now_ms(), False, 1,
         )  # fmt: skip
-        self._webhooks.write(webhook, "create", _actor(access), now_ms)
+        try:
+            self._editor.create(webhook, _actor(access), now_ms)
+        except TooManyWebhooks:
+            detail = f"there are {MOST_OF_AN_ADVERTISER} already; delete one first"
+            raise Problem(409, "too-many-webhooks", detail) from None
         return _reply(_describe(webhook) | {"secret": webhook.secret}, status=201)
 
     def change(self, request: Request, access: Access) -> HttpReply:
         """Change some fields of a webhook. One that is enabled again gets the alerts from then on."""
-        wanted, former, now_ms = decode_body(request, WebhookChange), *self._found(request, access), self._now()
+        wanted, webhook = decode_body(request, WebhookChange), self._found(request, access)
         fields = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not msgspec.UNSET}
         if "url" in fields:
             self._check_url(fields["url"])
@@ -110,44 +115,54 @@ class Webhooks:
             fields["description"] = fields["description"].strip()
         if "kinds" in fields:
             fields["kinds"] = sorted(set(fields["kinds"]))
-        if "enabled" in fields:
-            fields["disabled_why"] = "" if fields["enabled"] != former.enabled else former.disabled_why
-            fields |= {"since_ms": now_ms} if fields["enabled"] and not former.enabled else {}
-        webhook = msgspec.structs.replace(former, **fields)
-        if webhook != former:
-            self._write(webhook, former, "change", access, now_ms)
-        return _reply(_describe(webhook))
+
+        def edit(former: Webhook) -> Webhook:
+            more: dict[str, object] = {}
+            if fields.get("enabled", former.enabled) != former.enabled:
+                more = {"disabled_why": ""} | ({} if former.enabled else {"since_ms": self._deliveries.now_ms()})
+            return msgspec.structs.replace(former, **fields, **more)
+
+        return _reply(_describe(self._change(webhook, edit, "change", access)))
 
     def rotate(self, request: Request, access: Access) -> HttpReply:
         """A new secret, shown once. Messages are signed with the former one, too, for `grace_s` more."""
-        wanted, former, now_ms = decode_body(request, RotateRequest), *self._found(request, access), self._now()
-        webhook = msgspec.structs.replace(
-            former, secret=new_secret(), former_secret=former.secret if wanted.grace_s else "",
-            former_until_ms=now_ms + wanted.grace_s * 1000 if wanted.grace_s else 0,
-        )  # fmt: skip
-        self._write(webhook, former, "rotate", access, now_ms)
+        wanted, webhook = decode_body(request, RotateRequest), self._found(request, access)
+
+        def edit(former: Webhook) -> Webhook:
+            return msgspec.structs.replace(
+                former, secret=new_secret(), former_secret=former.secret if wanted.grace_s else "",
+                former_until_ms=self._now() + wanted.grace_s * 1000 if wanted.grace_s else 0,
+            )  # fmt: skip
+
+        webhook = self._change(webhook, edit, "rotate", access)
         return _reply(_describe(webhook) | {"secret": webhook.secret})
 
     def delete(self, request: Request, access: Access) -> HttpReply:
         """Delete a webhook; what it has not got is not sent any more."""
-        (former,) = self._found(request, access)
-        webhook = msgspec.structs.replace(former, deleted=True, enabled=False, secret="", former_secret="")
-        self._write(webhook, former, "delete", access, self._now())
-        return _reply(_describe(webhook))
+
+        def edit(former: Webhook) -> Webhook:
+            return msgspec.structs.replace(former, deleted=True, enabled=False, secret="", former_secret="")
+
+        return _reply(_describe(self._change(self._found(request, access), edit, "delete", access)))
 
     def test(self, request: Request, access: Access) -> HttpReply:
-        """Have the worker send a test message, once."""
-        (webhook,) = self._found(request, access)
-        message = f"test_{secrets.token_hex(10)}"
-        return self._request(webhook, Attempt(
+        """Have the worker send a test message, once. A webhook has one test at a time."""
+        webhook, message = self._found(request, access), f"test_{secrets.token_hex(10)}"
+        attempt = self._dated(webhook, Attempt(
             delivery_id(webhook.id, message), webhook.id, message, message, 0, TEST_TYPE, 1, REQUESTED, 0, 0, "", "", 0, 0, 0,
         ))  # fmt: skip
+        try:
+            self._editor.request_test(webhook, attempt)
+        except PendingTest:
+            detail = f"a test is under way; wait until GET /v1/webhooks/{webhook.id}/deliveries has its outcome"
+            raise Problem(409, "test-pending", detail) from None
+        return _reply(_describe_attempt(attempt), status=202)
 
     def deliveries(self, request: Request, access: Access) -> HttpReply:
         """Attempts to deliver to a webhook, and requests to do so, the newest first."""
         values, _ = collect_parameters(request.query_params.multi_items(), ("limit",))
         limit = parse_limit({"limit": values.get("limit", _LISTED)})
-        (webhook,) = self._found(request, access)
+        webhook = self._found(request, access)
         data = [_describe_attempt(attempt) for attempt in self._deliveries.of_webhook(webhook.id, limit)]
         return _reply({"data": data, "rows": len(data)}, rows=len(data))
 
@@ -160,31 +175,34 @@ class Webhooks:
         webhook = self._find(attempt.webhook_id, access)
         if attempt.type == TEST_TYPE:
             raise Problem(409, "is-a-test", f"this was a test; POST /v1/webhooks/{webhook.id}/test sends another one")
-        return self._request(webhook, msgspec.structs.replace(
+        attempt = self._dated(webhook, msgspec.structs.replace(
             attempt, attempt=attempt.attempt + 1, outcome=REQUESTED, status=0, elapsed_ms=0, reply="", problem="", next_ms=0
         ))  # fmt: skip
-
-    def _request(self, webhook: Webhook, attempt: Attempt) -> HttpReply:
-        if not webhook.enabled:
-            raise Problem(409, "webhook-disabled", "the webhook is disabled; enable it first")
-        now_ms = self._now()
-        attempt = msgspec.structs.replace(attempt, began_ms=now_ms, at_ms=now_ms)
         self._deliveries.add([attempt])
         return _reply(_describe_attempt(attempt), status=202)
 
-    def _write(self, webhook: Webhook, former: Webhook, action: str, access: Access, now_ms: int) -> None:
-        newer = msgspec.structs.replace(webhook, version=former.version + 1)
-        self._webhooks.write(newer, action, _actor(access), now_ms, former)
+    def _dated(self, webhook: Webhook, attempt: Attempt) -> Attempt:
+        """A request for a message, as of now. Raises Problem where the webhook is disabled."""
+        if not webhook.enabled:
+            raise Problem(409, "webhook-disabled", "the webhook is disabled; enable it first")
+        now_ms = self._deliveries.now_ms()
+        return msgspec.structs.replace(attempt, began_ms=now_ms, at_ms=now_ms)
 
-    def _found(self, request: Request, access: Access) -> tuple[Webhook]:
-        return (self._find(request.path_params["id"], access),)
+    def _change(self, webhook: Webhook, edit: Callable[[Webhook], Webhook], action: str, access: Access) -> Webhook:
+        changed = self._editor.change(webhook, edit, action, _actor(access), self._now())
+        if changed is None:
+            raise _no_webhook(webhook.id)
+        return changed
+
+    def _found(self, request: Request, access: Access) -> Webhook:
+        return self._find(request.path_params["id"], access)
 
     def _find(self, id_: str, access: Access) -> Webhook:
         """One that the key may change. Raises Problem: 403 for tokens and links, 404 for one of others, too."""
         _refuse_bearer(access)
         webhook = self._webhooks.find(id_)
         if webhook is None or _why_refused(access, webhook.advertiser_id):
-            raise Problem(404, "not-found", f"no such webhook: {id_[:40]}; GET /v1/webhooks lists them")
+            raise _no_webhook(id_)
         return webhook
 
     def _check_url(self, url: str) -> None:
@@ -192,6 +210,10 @@ class Webhooks:
             self._policy.parse(url)
         except BadTarget as error:
             raise BadQuestion("url", f"url: {error}") from None
+
+
+def _no_webhook(id_: str) -> Problem:
+    return Problem(404, "not-found", f"no such webhook: {id_[:40]}; GET /v1/webhooks lists them")
 
 
 def _refuse(access: Access, advertiser: int) -> None:

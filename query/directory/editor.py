@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from infra.errors import Unavailable, UserError
 from infra.redis.client import Redis
 from query.directory.entries import PARENTS, BadEntry, Entry, kind_of
 from query.directory.reader import DirectoryReader
@@ -20,7 +18,7 @@ from query.directory.snapshot import Snapshot
 from query.directory.store import Change, DirectoryStore
 from query.row_scope import ALL_ROWS
 
-_LEASE_S, _WAIT_S, _POLL_S = 30, 20.0, 0.02
+_LEASE_S, _WAIT_S = 30, 20.0
 
 
 @dataclass
@@ -75,18 +73,8 @@ class DirectoryEditor:
 
     @contextlib.contextmanager
     def _exclusively(self) -> Iterator[int]:
-        deadline = time.monotonic() + _WAIT_S
-        with contextlib.ExitStack() as lock:
-            while True:
-                try:
-                    fence = lock.enter_context(
-                        self._redis.lease(self._lock, _LEASE_S, "the directory is being changed")
-                    )
-                    break
-                except UserError as error:
-                    if time.monotonic() > deadline:
-                        raise Unavailable("the directory is being changed by another process", hint="retry") from error
-                    time.sleep(_POLL_S)
+        busy = "the directory is being changed"
+        with self._redis.wait_for_lease(self._lock, _LEASE_S, _WAIT_S, busy) as fence:
             yield fence
 
 

@@ -33,6 +33,15 @@ class PipelineFacts:
     stopped: Mapping[str, str] | None = None
 
 
+@dataclass(frozen=True)
+class _WorkerCounts:
+    """What an ingest worker has done since it started; `started_ms` 0: it does not say when that was."""
+
+    started_ms: int
+    messages: int
+    rejected: int
+
+
 @dataclass
 class PipelineWatch:
     """What was seen of the pipeline so far. Knows no clock."""
@@ -41,7 +50,7 @@ class PipelineWatch:
     _level_since_ms: int = 0
     _arrived: int = -1
     _arrived_since_ms: int = 0
-    _samples: deque[tuple[int, dict[str, tuple[int, int]]]] = field(default_factory=deque)
+    _samples: deque[tuple[int, dict[str, _WorkerCounts]]] = field(default_factory=deque)
 
     def observe(self, status: Mapping[str, Any], now_ms: int) -> PipelineFacts:
         """The facts of a status, as `query.status.read_status` has it."""
@@ -51,8 +60,8 @@ class PipelineWatch:
         arrived = status["arrived"]
         if arrived is not None and arrived != self._arrived:
             self._arrived, self._arrived_since_ms = arrived, now_ms
-        messages, rejected = self._count(status["ingest_workers"], now_ms)
         is_redis_away = "redis" in status["problems"] and not status["ingest_workers"]
+        messages, rejected = (None, None) if is_redis_away else self._count(status["ingest_workers"], now_ms)
         stopped = None if is_redis_away else dict(status["stopped_workers"])
         return PipelineFacts(
             level, self._level_since_ms, arrived, self._arrived_since_ms, messages, rejected, stopped
@@ -61,23 +70,28 @@ class PipelineWatch:
     def _count(self, workers: Sequence[Mapping[str, Any]], now_ms: int) -> tuple[int | None, int | None]:
         """Messages and rejected ones over the window; None while less than a minute of it is known."""
         counts = {
-            str(w["worker"]): (int(w["counts"]["messages"]), int(w["counts"]["rejected"]))
+            str(w["worker"]): _WorkerCounts(w.get("started_ms", 0), w["counts"]["messages"], w["counts"]["rejected"])
             for w in workers
             if "counts" in w
         }
         self._samples.append((now_ms, counts))
         while len(self._samples) > 2 and self._samples[1][0] <= now_ms - _WINDOW_MS:
             self._samples.popleft()
-        first_ms, first = self._samples[0]
+        first_ms = self._samples[0][0]
         if now_ms - first_ms < MINUTE_MS:
             return None, None
-        growth = [_growth(first.get(worker, (0, 0)), last) for worker, last in counts.items()]
+        growth = [self._growth(worker, last) for worker, last in counts.items()]
         return sum(messages for messages, _ in growth), sum(rejected for _, rejected in growth)
 
-
-def _growth(first: tuple[int, int], last: tuple[int, int]) -> tuple[int, int]:
-    """By how much the counts of a worker have grown; one that has started anew counts from 0."""
-    return last if last[0] < first[0] else (last[0] - first[0], last[1] - first[1])
+    def _growth(self, worker: str, last: _WorkerCounts) -> tuple[int, int]:
+        """By how much the counts of a worker have grown within the samples. One that started within them counts from 0. Of one that
+        ran before, but whose reports the first samples lack, only what later ones show counts."""
+        at_ms, first = next((at_ms, counts[worker]) for at_ms, counts in self._samples if worker in counts)
+        since_ms = self._samples[0][0]
+        is_new = at_ms > since_ms and last.started_ms > since_ms
+        if is_new or last.started_ms != first.started_ms or last.messages < first.messages:
+            return last.messages, last.rejected
+        return last.messages - first.messages, last.rejected - first.rejected
 
 
 def judge_overload(facts: PipelineFacts, open_alerts: Sequence[Alert], now_ms: int) -> RuleFindings:

@@ -24,10 +24,13 @@ from infra.retries import Sessions, pause_s
 from infra.settings import Settings
 from infra.worker_process import run_until_signal, worker_name
 from query.notify.rounds import Rounds
+from query.webhooks.deliveries import DeliveryStore
 from query.webhooks.delivery import POLL_S, WebhookDelivery
+from query.webhooks.editor import WebhookEditor
 from query.webhooks.queues import RetryPolicy
 from query.webhooks.sending import WebhookSender
 from query.webhooks.targets import TargetPolicy
+from query.webhooks.webhooks import WebhookStore
 
 _LEASE_S, _STANDBY_S = 15, 2.0
 # A round that takes long is followed by a pause of so many times that: rules take a fifth of a core at most.
@@ -89,8 +92,10 @@ class NotifyWorker:
     async def _serve(self, check_lease: Callable[[], None]) -> None:
         """Evaluate rules and deliver, side by side, until stopped or until one of them fails."""
         settings = self._settings
+        client = ClickHouse(settings.clickhouse, settings.database, timeout_s=30)
+        webhooks, deliveries = WebhookStore(client), DeliveryStore(client)
         delivery = WebhookDelivery(
-            ClickHouse(settings.clickhouse, settings.database, timeout_s=30),
+            webhooks, deliveries, WebhookEditor(webhooks, deliveries, self._redis, settings.key_prefix),
             WebhookSender(TargetPolicy.of(settings.webhook_allowed_networks, settings.webhook_ports)), self._policy,
             address=settings.http, now=self._now, actor=self._name, log=self._log, poll_s=self._poll_s,
         )  # fmt: skip

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from infra.clickhouse.alerts import Alert
 from infra.clickhouse.client import ClickHouse
+from infra.clock import DAY_MS
 from query.webhooks.payloads import TEST_TYPE, AlertEvent, events_of
 
 REQUESTED, DELIVERED, FAILED, GAVE_UP = "requested", "delivered", "failed", "gave-up"
@@ -61,6 +62,11 @@ class DeliveryStore:
     def __init__(self, client: ClickHouse) -> None:
         self._client = client
 
+    def now_ms(self) -> int:
+        """The clock by which versions of alerts are written. All moments of deliveries, and `since_ms` of webhooks, are taken from it:
+        clocks of machines differ, and these are compared with each other."""
+        return int(self._client.rows("SELECT toUnixTimestamp64Milli(now64(3))")[0][0])
+
     def add(self, attempts: Sequence[Attempt]) -> None:
         """Record attempts. Safe to repeat."""
         columns = {
@@ -99,6 +105,16 @@ class DeliveryStore:
         )
         attempts = self._read(recent, since=since_ms, outcomes=list(outcomes))
         return [attempt for attempt in attempts if attempt.outcome in outcomes and attempt.at_ms >= since_ms]
+
+    def has_pending_test(self, webhook_id: str, since_ms: int, now_ms: int) -> bool:
+        """Whether a test of a webhook was requested since a moment, and has not ended. After a day no worker sends it any more."""
+        rows = self._client.rows(
+            f"SELECT 1 FROM {self._client.database}.webhook_deliveries WHERE webhook_id = {{webhook:String}} AND type = '{TEST_TYPE}'"
+            " AND at >= fromUnixTimestamp64Milli({since:Int64}) GROUP BY id"
+            f" HAVING argMax(outcome, attempt) = '{REQUESTED}' LIMIT 1",
+            {"webhook": webhook_id, "since": max(since_ms, now_ms - DAY_MS)},
+        )
+        return bool(rows)
 
     def failing(self) -> dict[str, tuple[int, int]]:
         """webhook → (first, last failed attempt since it last took a message), epoch ms. Tests do not count."""

@@ -11,22 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from infra import faults
-from infra.clickhouse.client import ClickHouse
 from infra.clock import HOUR_MS, MINUTE_MS
 from infra.retries import patiently
 from query.webhooks.deliveries import FAILED, REQUESTED, Attempt, DeliveryStore
+from query.webhooks.editor import WebhookEditor
 from query.webhooks.payloads import AlertEvent, encode_event, encode_test
 from query.webhooks.queues import Delivery, Queues, RetryPolicy
+from query.webhooks.resolver import ResolverBusy
 from query.webhooks.sending import WebhookSender
 from query.webhooks.signature import sign
 from query.webhooks.webhooks import Webhook, WebhookStore
 
 POLL_S = 2.0
 _TICK_S = 0.2
-# Rows become visible a little after the moment that they carry, and clocks of machines differ.
+# Rows become visible a little after the moment that they carry.
 _OVERLAP_MS = MINUTE_MS
 # Beyond the time in which a message is tried again.
 _MARGIN_MS = 2 * HOUR_MS
@@ -36,8 +35,10 @@ _GRACE_S = 3.0
 
 @dataclass(frozen=True)
 class _News:
-    """What was read of the tables."""
+    """What was read of the tables. `at_ms`: when, and `ahead_ms`: how far the clock of ClickHouse was ahead of this machine's."""
 
+    at_ms: int
+    ahead_ms: int
     webhooks: list[Webhook]
     events: list[AlertEvent]
     latest: list[Attempt]
@@ -50,15 +51,15 @@ class WebhookDelivery:
     """Delivers until it is stopped. Lives for as long as the worker is the active one."""
 
     def __init__(
-        self, client: ClickHouse, sender: WebhookSender, policy: RetryPolicy, *, address: str, now: Callable[[], int], actor: str, log: Any,
-        poll_s: float = POLL_S,
+        self, webhooks: WebhookStore, deliveries: DeliveryStore, editor: WebhookEditor, sender: WebhookSender, policy: RetryPolicy, *,
+        address: str, now: Callable[[], int], actor: str, log: Any, poll_s: float = POLL_S,
     ) -> None:  # fmt: skip
-        """`address`: of the router, for payloads. `actor`: of what is audited."""
-        self._webhooks, self._deliveries, self._sender = WebhookStore(client), DeliveryStore(client), sender
+        """`address`: of the router, for payloads. `now`: this machine's clock. `actor`: of what is audited."""
+        self._webhooks, self._deliveries, self._editor, self._sender = webhooks, deliveries, editor, sender
         self._policy, self._address, self._now, self._actor, self._log = policy, address, now, actor, log
         self._poll_s, self._queues = poll_s, Queues(policy)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._read_to_ms = 0
+        self._read_to_ms = self._ahead_ms = 0
 
     async def run(self, stopping: threading.Event) -> None:
         """Raises what a send raises that is no failure of its target."""
@@ -77,10 +78,9 @@ class WebhookDelivery:
         poll_at = clock()
         while not stopping.is_set():
             if clock() >= poll_at:
-                began_ms = self._now()
                 self._take(await asyncio.to_thread(patiently, self._read, stopping, self._log))
-                self._read_to_ms, poll_at = began_ms, clock() + self._poll_s
-            for webhook, delivery in self._queues.due(self._now()):
+                poll_at = clock() + self._poll_s
+            for webhook, delivery in self._queues.due(self._stored_now()):
                 task = asyncio.create_task(self._deliver(webhook, delivery, stopping))
                 self._tasks.add(task)
             for task in [task for task in self._tasks if task.done()]:
@@ -90,26 +90,29 @@ class WebhookDelivery:
 
     def _read(self) -> _News:
         """What is new since the last time; the first time, of as long as messages are tried again. Raises Unavailable."""
+        own_ms = self._now()
+        at_ms = self._deliveries.now_ms()
         is_first, webhooks = not self._read_to_ms, self._webhooks.all()
         reach_ms = self._policy.for_ms + _MARGIN_MS if is_first else _OVERLAP_MS
-        since_ms = (self._now() if is_first else self._read_to_ms) - reach_ms
+        since_ms = (at_ms if is_first else self._read_to_ms) - reach_ms
         if not any(webhook.enabled for webhook in webhooks):
-            return _News(webhooks, [], [], [], [], {} if is_first else None)
+            return _News(at_ms, at_ms - own_ms, webhooks, [], [], [], [], {} if is_first else None)
         events = self._deliveries.read_events(since_ms)
         latest = self._deliveries.latest_of_alerts(list({event.alert.id for event in events}))
         outcomes = (REQUESTED, FAILED) if is_first else (REQUESTED,)
         unfinished = self._deliveries.unfinished_since(since_ms, outcomes)
         about = self._deliveries.events_of_alerts(list({a.alert_id for a in unfinished if a.alert_version}))
         failing = self._deliveries.failing() if is_first else None
-        return _News(webhooks, events, latest, unfinished, about, failing)
+        return _News(at_ms, at_ms - own_ms, webhooks, events, latest, unfinished, about, failing)
 
     def _take(self, news: _News) -> None:
+        self._read_to_ms, self._ahead_ms = news.at_ms, news.ahead_ms
         self._queues.set_webhooks(news.webhooks)
         if news.failing is not None:
-            self._queues.set_failing(news.failing, self._now())
+            self._queues.set_failing(news.failing, news.at_ms)
         self._queues.add_attempts(news.unfinished, news.events_of_unfinished)
         self._queues.add_events(news.events, news.latest)
-        self._queues.forget_finished(self._now() - 10 * _OVERLAP_MS)
+        self._queues.forget_finished(news.at_ms - 10 * _OVERLAP_MS)
 
     async def _deliver(self, webhook: Webhook, delivery: Delivery, stopping: threading.Event) -> None:
         now_ms = self._now()
@@ -119,20 +122,23 @@ class WebhookDelivery:
             else encode_test(webhook.id, delivery.began_ms, webhook.format, self._address)
         )
         headers = sign(delivery.message_id, now_ms, body, webhook.secrets_in_use(now_ms))
-        reply = await self._sender.post(webhook.url, body, headers)
+        try:
+            reply = await self._sender.post(webhook.url, body, headers, webhook.advertiser_id)
+        except ResolverBusy as busy:
+            self._log.info("message put back", webhook=webhook.id, why=str(busy))
+            self._queues.put_back(delivery)
+            return
         faults.point("webhooks.sent")
-        attempt = self._queues.judge(delivery, reply, self._now())
+        attempt = self._queues.judge(delivery, reply, self._stored_now())
         await asyncio.to_thread(patiently, lambda: self._deliveries.add([attempt]), stopping, self._log)
         if self._queues.finish(delivery, attempt):
-            await asyncio.to_thread(patiently, lambda: self._disable(webhook.id, attempt), stopping, self._log)
+            await asyncio.to_thread(patiently, lambda: self._disable(webhook, attempt.problem), stopping, self._log)
 
-    def _disable(self, id_: str, attempt: Attempt) -> None:
-        """Disable a webhook that has failed for too long, unless that was done, or it was changed, meanwhile."""
-        webhook = self._webhooks.find(id_)
-        if webhook is None or not webhook.enabled or webhook.since_ms > attempt.began_ms:
-            return
-        disabled = msgspec.structs.replace(
-            webhook, enabled=False, disabled_why=attempt.problem or "it failed", version=webhook.version + 1
-        )
-        self._webhooks.write(disabled, "disable", self._actor, self._now(), webhook)
-        self._log.warning("webhook disabled: it took no message for a day", webhook=id_, why=attempt.problem)
+    def _disable(self, webhook: Webhook, problem: str) -> None:
+        """Disable a webhook that has failed for too long, as it was when the message was sent."""
+        if self._editor.disable(webhook, problem or "it failed", self._actor, self._now()):
+            self._log.warning("webhook disabled: it took no message for a day", webhook=webhook.id, why=problem)
+
+    def _stored_now(self) -> int:
+        """The moment by the clock of ClickHouse, with whose moments in the tables it is compared."""
+        return self._now() + self._ahead_ms

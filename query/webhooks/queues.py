@@ -3,6 +3,7 @@ webhook has failed for too long. The loop that sends is `query.webhooks.delivery
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,8 @@ from query.webhooks.webhooks import Webhook
 
 AT_ONCE = 4
 """Messages under way to one webhook; one while it fails, so that a target that hangs holds little."""
+AT_ONCE_OF_ADVERTISER = 8
+"""Messages under way to all webhooks of an advertiser, so that targets that hang hold little of what all advertisers share."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Delivery:
     attempts: int = 0
     failures: int = 0
     under_way: bool = False
+    advertiser: int = 0
+    """On whose behalf it is under way."""
 
     @property
     def type(self) -> str:
@@ -55,6 +60,8 @@ class _Queue:
     deliveries: dict[str, Delivery] = field(default_factory=dict)
     failing_since_ms: int = 0
     """When it first failed since it last took a message; 0 where it has not."""
+    turn: int = 0
+    """Numbers the messages that were sent; that of the last one to this webhook."""
 
 
 class Queues:
@@ -66,6 +73,8 @@ class Queues:
         self._queues: dict[str, _Queue] = {}
         # Finished lately: what was read before the end was recorded must not bring them back.
         self._finished: dict[str, Attempt] = {}
+        # By advertiser, also of webhooks that are gone meanwhile.
+        self._under_way, self._turns = Counter[int](), 0
 
     def __len__(self) -> int:
         return sum(len(queue.deliveries) for queue in self._queues.values())
@@ -121,19 +130,34 @@ class Queues:
                 present.began_ms = attempt.began_ms
 
     def due(self, now_ms: int) -> list[tuple[Webhook, Delivery]]:
-        """The messages to be sent now, the oldest first. They count as under way until `finish`."""
+        """The messages to be sent now, of each webhook the oldest first. They count as under way until `finish` or `put_back`. Webhooks
+        of an advertiser take turns: the one that was sent to the longest ago comes first."""
         chosen = list[tuple[Webhook, Delivery]]()
-        for id_, queue in self._queues.items():
-            free = (1 if queue.failing_since_ms else AT_ONCE) - sum(d.under_way for d in queue.deliveries.values())
-            if free <= 0:
-                continue
-            waiting = [d for d in queue.deliveries.values() if not d.under_way and d.next_ms <= now_ms]
-            for delivery in sorted(waiting, key=lambda d: (d.next_ms > 0, d.began_ms, d.message_id))[:free]:
-                delivery.under_way = True
-                if not delivery.attempts:
-                    delivery.began_ms = now_ms  # not when the alert was written: the worker may have been away
-                chosen.append((self._webhooks[id_], delivery))
+        candidates = {id_: _candidates(queue, now_ms) for id_, queue in self._queues.items() if queue.deliveries}
+        order = sorted((id_ for id_ in candidates if candidates[id_]), key=lambda id_: self._queues[id_].turn)
+        while order:
+            for id_ in order:
+                webhook = self._webhooks[id_]
+                if self._under_way[webhook.advertiser_id] < AT_ONCE_OF_ADVERTISER:
+                    chosen.append((webhook, self._start(candidates[id_].pop(0), webhook, now_ms)))
+                else:
+                    candidates[id_].clear()
+            order = [id_ for id_ in order if candidates[id_]]
         return chosen
+
+    def _start(self, delivery: Delivery, webhook: Webhook, now_ms: int) -> Delivery:
+        delivery.under_way, delivery.advertiser = True, webhook.advertiser_id
+        self._under_way[webhook.advertiser_id] += 1
+        self._turns += 1
+        self._queues[webhook.id].turn = self._turns
+        if not delivery.attempts:
+            delivery.began_ms = now_ms  # not when the alert was written: the worker may have been away
+        return delivery
+
+    def put_back(self, delivery: Delivery) -> None:
+        """A message was not sent, for a reason that is not its target's: it is due as before, and nothing is counted."""
+        delivery.under_way = False
+        self._under_way[delivery.advertiser] -= 1
 
     def judge(self, delivery: Delivery, reply: TargetReply, now_ms: int) -> Attempt:
         """The attempt to be recorded: delivered, to be tried again, or given up."""
@@ -153,7 +177,8 @@ class Queues:
 
     def finish(self, delivery: Delivery, attempt: Attempt) -> bool:
         """An attempt is recorded. Returns whether its webhook is to be disabled, since it has failed for too long."""
-        delivery.under_way, delivery.attempts = False, max(delivery.attempts, attempt.attempt)
+        self.put_back(delivery)
+        delivery.attempts = max(delivery.attempts, attempt.attempt)
         delivery.next_ms = attempt.next_ms
         queue = self._queues.get(delivery.webhook_id)
         if attempt.outcome in (DELIVERED, GAVE_UP):
@@ -188,3 +213,14 @@ class Queues:
 
     def _queue(self, delivery: Delivery) -> None:
         self._queues[delivery.webhook_id].deliveries[delivery.id] = delivery
+
+
+def _candidates(queue: _Queue, now_ms: int) -> list[Delivery]:
+    """The messages that may be sent to a webhook now; of tests one at a time."""
+    under_way = [d for d in queue.deliveries.values() if d.under_way]
+    waiting = [d for d in queue.deliveries.values() if not d.under_way and d.next_ms <= now_ms]
+    waiting.sort(key=lambda d: (d.next_ms > 0, d.began_ms, d.message_id))
+    may_test = all(d.event is not None for d in under_way)
+    test = next((d for d in waiting if d.event is None), None) if may_test else None
+    allowed = [d for d in waiting if d.event is not None or d is test]
+    return allowed[: max(0, (1 if queue.failing_since_ms else AT_ONCE) - len(under_way))]

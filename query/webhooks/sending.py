@@ -7,30 +7,25 @@ parsed by httptools, of which this is the only importer.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 
 import httptools
 
+from query.webhooks.resolver import Resolver
 from query.webhooks.targets import Address, BadTarget, Target, TargetPolicy, literal_address
 
 LIMIT_S = 10.0
-"""From looking up the name to the end of what is read."""
+"""From the begin of the name's lookup to the end of what is read."""
 MOST_BYTES = 64 * 1024
 KEPT_BYTES = 500
 """Of the body of a reply."""
 _CHUNK_BYTES = 16 * 1024
-# A name server that does not answer holds a thread for as long as the system's resolver waits.
-_RESOLVER_THREADS = 32
 # Addresses of a host that are tried: an IPv6 and an IPv4 one, say.
 _ADDRESSES_TRIED = 2
-
-Resolve = Callable[[str, int], Awaitable[list[Address]]]
 
 
 @dataclass(frozen=True)
@@ -47,19 +42,22 @@ class WebhookSender:
     """Posts messages. Used in one event loop."""
 
     def __init__(
-        self, policy: TargetPolicy, *, limit_s: float = LIMIT_S, resolve: Resolve | None = None,
+        self, policy: TargetPolicy, *, limit_s: float = LIMIT_S, resolver: Resolver | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:  # fmt: skip
-        """`resolve`: the addresses of a host. `tls`: by which certificates are checked; the system's authorities by default."""
-        self._policy, self._limit_s, self._resolve, self._tls = policy, limit_s, resolve or self._look_up, tls
-        self._resolvers: ThreadPoolExecutor | None = None
+        """`tls`: by which certificates are checked; the system's authorities by default."""
+        self._policy, self._limit_s, self._resolver, self._tls = policy, limit_s, resolver or Resolver(), tls
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> TargetReply:
-        """Send a message once. Raises nothing but CancelledError: what goes wrong is the reply's problem."""
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str], advertiser: int = 0) -> TargetReply:
+        """Send a message once, on behalf of an advertiser. What goes wrong is the reply's problem. Raises ResolverBusy where nothing
+        was sent, since the lookup of the host's name could not begin; waiting for it is not part of the limit."""
         began, response, problem = time.monotonic(), _Response(), ""
         try:
+            target = self._policy.parse(url)
+            lookup = await self._begin_lookup(target, advertiser)
+            began = time.monotonic()
             async with asyncio.timeout(self._limit_s):
-                await self._exchange(self._policy.parse(url), body, headers, response)
+                await self._exchange(target, await lookup, body, headers, response)
         except TimeoutError:
             problem = f"no response within {self._limit_s:.0f} s"
         except BadTarget as error:
@@ -76,14 +74,20 @@ class WebhookSender:
 
     def close(self) -> None:
         """End the threads that look up names, without waiting for them."""
-        if self._resolvers is not None:
-            self._resolvers.shutdown(wait=False, cancel_futures=True)
+        self._resolver.close()
 
-    async def _exchange(self, target: Target, body: bytes, headers: Mapping[str, str], response: _Response) -> None:
+    async def _begin_lookup(self, target: Target, advertiser: int) -> Awaitable[list[Address]]:
         literal = literal_address(target.host)
-        known = [literal] if literal is not None else await self._resolve(target.host, target.port)
-        addresses = self._policy.choose(known)[:_ADDRESSES_TRIED]
-        reader, writer = await self._connect(target, addresses)
+        if literal is None:
+            return await self._resolver.begin(target.host, target.port, advertiser)
+        known = asyncio.get_running_loop().create_future()
+        known.set_result([literal])
+        return known
+
+    async def _exchange(
+        self, target: Target, addresses: list[Address], body: bytes, headers: Mapping[str, str], response: _Response
+    ) -> None:
+        reader, writer = await self._connect(target, self._policy.choose(addresses)[:_ADDRESSES_TRIED])
         try:
             writer.write(_encode_request(target, body, headers))
             await writer.drain()
@@ -120,13 +124,6 @@ class WebhookSender:
             except OSError as reason:
                 error = reason
         raise error
-
-    async def _look_up(self, host: str, port: int) -> list[Address]:
-        self._resolvers = self._resolvers or ThreadPoolExecutor(_RESOLVER_THREADS, thread_name_prefix="names")
-        entries = await asyncio.get_running_loop().run_in_executor(
-            self._resolvers, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        )
-        return list(dict.fromkeys(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in entries))
 
 
 class _Response:

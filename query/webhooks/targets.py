@@ -23,6 +23,11 @@ _VISIBLE = re.compile(r"[!-~]+", re.ASCII)
 _NUMERIC = re.compile(r"(0[xX])?[0-9a-fA-F]+(\.(0[xX])?[0-9a-fA-F]+){0,3}", re.ASCII)
 # Behind these an IPv4 address is reached (RFC 6052, RFC 8215), which would have to be checked by the gateway's rules.
 _TRANSLATED = tuple(ipaddress.ip_network(text) for text in ("64:ff9b::/96", "64:ff9b:1::/48"))
+# Not of the public Internet, although `ipaddress` of some Python takes them, or a part of them, for it: protocol assignments, relays of
+# 6to4, documentation (RFC 9637), and an address of Azure's platform that each of its machines reaches.
+_NOT_PUBLIC = tuple(
+    ipaddress.ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "3fff::/20")
+)
 
 
 class BadTarget(Exception):
@@ -143,6 +148,10 @@ def _is_ipv6(host: str) -> bool:
         return False
 
 
+def _is_listed(address: Address) -> bool:
+    return any(address in network for network in _NOT_PUBLIC if network.version == address.version)
+
+
 def _why_not_public(address: Address) -> str:
     """What makes an address one that is not of the public Internet; empty for one that is."""
     if isinstance(address, ipaddress.IPv6Address):
@@ -160,6 +169,6 @@ def _why_not_public(address: Address) -> str:
         "a link-local address": address.is_link_local,
         "a multicast address": address.is_multicast,
         "a private address": address.is_private,
-        "a reserved address": address.is_reserved or not address.is_global,
+        "a reserved address": address.is_reserved or not address.is_global or _is_listed(address),
     }
     return next((kind for kind, is_so in kinds.items() if is_so), "")

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from query.webhooks.resolver import Resolver
 from query.webhooks.sending import TargetReply, WebhookSender
 from query.webhooks.targets import Address, TargetPolicy
 
@@ -65,7 +66,7 @@ def post(
         await writer.drain()
         writer.close()
 
-    async def resolve(_host: str, _port: int) -> list[Address]:
+    def look_up(_host: str, _port: int) -> list[Address]:
         nonlocal lookups
         lookups += 1
         return answers[lookups - 1]
@@ -77,7 +78,7 @@ def post(
             server_context.load_cert_chain(server_tls)
         server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=server_context)
         client_context = None if trusted is None else ssl.create_default_context(cafile=str(trusted))
-        sender = WebhookSender(LOOPBACK, resolve=resolve, tls=client_context)
+        sender = WebhookSender(LOOPBACK, resolver=Resolver(look_up), tls=client_context)
         async with server:
             return await sender.post(url(server.sockets[0].getsockname()[1]), b"{}", {})
 

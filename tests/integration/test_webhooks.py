@@ -138,7 +138,9 @@ class Installation:
 
 @pytest.fixture
 def installation(settings: Settings) -> Iterator[Installation]:
-    changes = {"webhook_allowed_networks": "127.0.0.0/8", "notify_every_s": 1, "query_timeout_s": 60}
+    changes = {
+        "webhook_allowed_networks": "127.0.0.0/8", "webhook_ports": "", "notify_every_s": 1, "query_timeout_s": 60
+    }  # fmt: skip
     settings = settings.model_copy(update=changes)
     client = ClickHouse(settings.clickhouse, settings.database)
     _, key = Keys(client).create(
@@ -317,8 +319,15 @@ def test_tests_and_replays_are_sent_by_the_worker(installation: Installation) ->
         path = f"/v1/webhooks/{webhook['id']}"
         asked = installation.http.post(f"{path}/test", headers=installation.tenant)
         assert (asked.status_code, asked.json()["outcome"]) == (202, "requested")
+        again = installation.http.post(f"{path}/test", headers=installation.tenant)
+        assert (again.status_code, again.json()["type"]) == (409, "/problems/test-pending")
         with worker(installation):
-            wait_until(lambda: len(receiving.messages) == 1, 20, "the test comes")
+            wait_until(lambda: installation.deliveries(webhook)[0]["outcome"] == "delivered", 20, "the test comes")
+            assert len(receiving.messages) == 1
+            asked = installation.http.post(f"{path}/test", headers=installation.tenant)
+            assert asked.status_code == 202
+            wait_until(lambda: len(receiving.messages) == 2, 20, "another one comes")
+            receiving.messages.pop()
             id_ = installation.raise_alert("a")
             wait_until(lambda: len(receiving.messages) == 2, 20, "the alert comes")
             wait_until(lambda: installation.deliveries(webhook)[0]["message_id"] == id_, 20, "it is recorded")

@@ -176,21 +176,57 @@ def status(**more: Any) -> dict[str, Any]:
     return UNKNOWN_STATUS | {"problems": {}} | more
 
 
-def report(worker: str, messages: int, rejected: int) -> dict[str, Any]:
+def report(worker: str, messages: int, rejected: int, started_ms: int = NOW - DAY_MS) -> dict[str, Any]:
     """An ingest worker's."""
-    return {"worker": worker, "counts": {"messages": messages, "rejected": rejected}}
+    return {"worker": worker, "started_ms": started_ms, "counts": {"messages": messages, "rejected": rejected}}
 
 
 def test_the_watch_counts_over_minutes_also_when_a_worker_starts_anew() -> None:
     watch = PipelineWatch()
     assert watch.observe(status(ingest_workers=[report("a", 100, 1)]), NOW).messages is None
-    facts = watch.observe(status(ingest_workers=[report("a", 300, 4), report("b", 50, 2)]), NOW + MINUTE_MS)
+    facts = watch.observe(status(ingest_workers=[report("a", 300, 4), report("b", 50, 2, NOW + 1)]), NOW + MINUTE_MS)
     assert (facts.messages, facts.rejected) == (250, 5)
     facts = watch.observe(status(ingest_workers=[report("a", 30, 3)]), NOW + 2 * MINUTE_MS)
     assert (facts.messages, facts.rejected) == (30, 3)
     # Of a minute long ago nothing is counted any more.
     facts = watch.observe(status(ingest_workers=[report("a", 40, 3)]), NOW + HOUR_MS)
     assert (facts.messages, facts.rejected) == (10, 0)
+
+
+def test_what_workers_did_before_redis_was_away_is_not_counted_when_it_is_back() -> None:
+    watch, away = PipelineWatch(), status(problems={"redis": "away"})
+    assert watch.observe(away, NOW).messages is None
+    assert watch.observe(status(ingest_workers=[report("a", 9_000, 900)]), NOW + MINUTE_MS).messages is None
+    assert watch.observe(away, NOW + 2 * MINUTE_MS).messages is None
+    facts = watch.observe(status(ingest_workers=[report("a", 9_100, 901)]), NOW + 3 * MINUTE_MS)
+    assert (facts.messages, facts.rejected) == (100, 1)
+    # However long Redis was away, the sample before is the base.
+    for minute in range(4, 20):
+        watch.observe(away, NOW + minute * MINUTE_MS)
+    facts = watch.observe(status(ingest_workers=[report("a", 9_200, 902)]), NOW + 20 * MINUTE_MS)
+    assert (facts.messages, facts.rejected) == (100, 1)
+
+
+@pytest.mark.parametrize(
+    ("started_ms", "counted"),
+    [(NOW + 1, (9_100, 901)), (NOW - 1, (100, 1)), (0, (100, 1))],
+    ids=["it is new", "its report had expired", "its report is of the version before"],
+)
+def test_of_a_worker_that_appears_only_a_new_one_counts_from_its_start(
+    started_ms: int, counted: tuple[int, int]
+) -> None:
+    watch = PipelineWatch()
+    watch.observe(status(), NOW)
+    watch.observe(status(ingest_workers=[report("a", 9_000, 900, started_ms)]), NOW + MINUTE_MS)
+    facts = watch.observe(status(ingest_workers=[report("a", 9_100, 901, started_ms)]), NOW + 2 * MINUTE_MS)
+    assert (facts.messages, facts.rejected) == counted
+
+
+def test_a_worker_that_started_anew_and_has_done_more_since_counts_from_0() -> None:
+    watch = PipelineWatch()
+    watch.observe(status(ingest_workers=[report("a", 100, 1)]), NOW)
+    facts = watch.observe(status(ingest_workers=[report("a", 150, 30, NOW + 1)]), NOW + MINUTE_MS)
+    assert (facts.messages, facts.rejected) == (150, 30)
 
 
 def test_the_watch_says_since_when_a_level_is_not_normal_and_nothing_has_come() -> None:

@@ -119,6 +119,7 @@ def test_reports_of_ingest_workers_have_the_documented_fields() -> None:
         level=Level.NORMAL,
         lag=0,
         counts=Counts(),
+        started_ms=0,
         sent_ms=0,
         now_ms=0,
         partitions={0: partition.report(2, 0.0)},

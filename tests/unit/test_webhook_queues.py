@@ -17,7 +17,7 @@ from infra.clickhouse.alerts import Alert
 from infra.clock import DAY_MS, HOUR_MS
 from query.webhooks.deliveries import DELIVERED, FAILED, GAVE_UP, REQUESTED, Attempt, delivery_id
 from query.webhooks.payloads import AlertEvent, encode_event, encode_test, events_of
-from query.webhooks.queues import AT_ONCE, Delivery, Queues, RetryPolicy
+from query.webhooks.queues import AT_ONCE, AT_ONCE_OF_ADVERTISER, Delivery, Queues, RetryPolicy
 from query.webhooks.sending import TargetReply, describe_status
 from query.webhooks.signature import new_secret, sign
 from query.webhooks.webhooks import Webhook
@@ -43,6 +43,13 @@ def queues_of(*webhooks: Webhook) -> Queues:
     queues = Queues(POLICY)
     queues.set_webhooks(webhooks)
     return queues
+
+
+def request_of_test(id_: str, number: int) -> Attempt:
+    message = f"test_{number}"
+    return Attempt(
+        delivery_id(id_, message), id_, message, message, 0, "webhook.test", 1, REQUESTED, 0, 0, "", "", NOW, 0, NOW
+    )  # fmt: skip
 
 
 def attempt_of(queues: Queues, delivery: Delivery, reply: TargetReply, now_ms: int) -> Attempt:
@@ -144,6 +151,57 @@ def test_one_webhook_does_not_hold_up_another_and_a_failing_one_gets_one_message
     assert [sum(w.id == id_ for w, _ in then) for id_ in ("wh_bad", "wh_good")] == [1, AT_ONCE]
 
 
+def test_an_advertiser_has_a_few_messages_under_way_and_its_webhooks_take_turns() -> None:
+    many = [webhook(f"wh_{number}") for number in range(20)]
+    queues = queues_of(*many, webhook("wh_other", advertiser_id=4))
+    queues.add_events([event(number) for number in range(3)] + [event(9, advertiser=4)], [])
+    sent, under_way = list[str](), list[Delivery]()
+    for _ in range(6):
+        due = queues.due(NOW)
+        under_way += [delivery for _, delivery in due]
+        assert sum(delivery.advertiser == 3 for delivery in under_way) <= AT_ONCE_OF_ADVERTISER
+        sent += [w.id for w, _ in due]
+        attempt_of(queues, under_way.pop(0), BAD, NOW)
+        attempt_of(queues, under_way.pop(0), OK, NOW)
+    # Each of the first ones once before one comes again; and another advertiser does not wait.
+    assert sent[:AT_ONCE_OF_ADVERTISER] == [f"wh_{number}" for number in range(AT_ONCE_OF_ADVERTISER)]
+    assert sent[AT_ONCE_OF_ADVERTISER] == "wh_other"
+    assert len(set(sent)) == len(sent) > AT_ONCE_OF_ADVERTISER + 1
+
+
+def test_what_is_under_way_to_webhooks_that_are_gone_counts_for_their_advertiser() -> None:
+    queues = queues_of()
+    for turn in range(3):
+        queues.set_webhooks([webhook(f"wh_{turn}_{number}") for number in range(4)])
+        queues.add_events([event(turn)], [])
+        due = queues.due(NOW)
+        assert len(due) == (4, 4, 0)[turn]
+
+
+def test_of_tests_a_webhook_gets_one_at_a_time_beside_its_alerts() -> None:
+    queues = queues_of(webhook())
+    queues.add_attempts([request_of_test("wh_1", number) for number in range(4)], [])
+    queues.add_events([event()], [])
+    due = queues.due(NOW)
+    assert sorted(d.message_id for _, d in due) == ["al_1_1", "test_0"]
+    assert queues.due(NOW) == []
+    for _, delivery in due:
+        attempt_of(queues, delivery, BAD, NOW)
+    assert [d.message_id for _, d in queues.due(NOW)] == ["test_1"]
+
+
+def test_a_message_that_is_put_back_is_due_again_and_is_no_failure() -> None:
+    queues = queues_of(webhook())
+    queues.add_events([event()], [])
+    for late_ms in range(0, 2 * DAY_MS, HOUR_MS):
+        ((_, delivery),) = queues.due(NOW + late_ms)
+        queues.put_back(delivery)
+    ((_, delivery),) = queues.due(NOW + 2 * DAY_MS)
+    attempt = queues.judge(delivery, BAD, NOW + 2 * DAY_MS)
+    assert (attempt.attempt, attempt.outcome) == (1, FAILED)
+    assert not queues.finish(delivery, attempt)
+
+
 def test_a_webhook_gets_nothing_from_before_it_was_made_or_enabled_again() -> None:
     queues = queues_of(webhook(since_ms=NOW))
     queues.add_events([event(1, at_ms=NOW - 1), event(2)], [])
@@ -155,25 +213,7 @@ def test_a_webhook_gets_nothing_from_before_it_was_made_or_enabled_again() -> No
 
 
 def test_a_test_is_sent_once_and_a_replay_under_the_same_id() -> None:
-    queues, requested = queues_of(webhook()), []
-    message = "test_1"
-    test = Attempt(
-        delivery_id("wh_1", message),
-        "wh_1",
-        message,
-        message,
-        0,
-        "webhook.test",
-        1,
-        REQUESTED,
-        0,
-        0,
-        "",
-        "",
-        NOW,
-        0,
-        NOW,
-    )
+    queues, requested, test = queues_of(webhook()), [], request_of_test("wh_1", 1)
     for _ in range(2):
         queues.add_attempts([test], [])
     ((_, delivery),) = queues.due(NOW)

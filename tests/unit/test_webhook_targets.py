@@ -8,7 +8,9 @@ import ipaddress
 import pytest
 
 from infra.addresses import check_networks, check_ports
-from query.webhooks.sending import WebhookSender
+from infra.settings import Settings
+from query.webhooks.resolver import Resolver
+from query.webhooks.sending import TargetReply, WebhookSender
 from query.webhooks.targets import Address, BadTarget, TargetPolicy, literal_address
 
 PUBLIC = TargetPolicy()
@@ -40,6 +42,12 @@ LOOPBACK = TargetPolicy.of("127.0.0.0/8", "")
         ("198.18.0.1", "private"),  # benchmarks
         ("224.0.0.1", "multicast"),
         ("239.255.255.250", "multicast"),
+        ("192.0.0.9", "reserved"),  # protocol assignments, also those that are said to be global
+        ("192.0.0.170", "private|reserved"),
+        ("192.0.0.255", "private|reserved"),
+        ("192.88.99.1", "reserved"),  # relays of 6to4
+        ("168.63.129.16", "reserved"),  # Azure's platform
+        ("0xa83f8110", "reserved"),
         ("240.0.0.1", "private"),
         ("255.255.255.255", "private"),
         ("[::]", "unspecified"),
@@ -51,6 +59,8 @@ LOOPBACK = TargetPolicy.of("127.0.0.0/8", "")
         ("[fec0::1]", "site-local"),
         ("[ff02::1]", "multicast"),
         ("[2001:db8::1]", "private"),
+        ("[3fff::1]", "private|reserved"),  # documentation
+        ("[3fff:fff:ffff::1]", "private|reserved"),
         ("[::ffff:127.0.0.1]", "IPv4-mapped"),
         ("[::ffff:7f00:1]", "IPv4-mapped"),
         ("[::ffff:8.8.8.8]", "IPv4-mapped"),
@@ -67,7 +77,19 @@ def test_an_address_that_is_not_public_is_refused_in_whatever_form(host: str, ki
 
 
 @pytest.mark.parametrize(
-    "host", ["8.8.8.8", "134744072", "0x08080808", "[2606:4700::1111]", "hooks.example.com", "a_b.example"]
+    "host",
+    [
+        "8.8.8.8",
+        "168.63.129.17",
+        "192.0.1.1",
+        "192.88.100.1",
+        "[3ffe::1]",
+        "134744072",
+        "0x08080808",
+        "[2606:4700::1111]",
+        "hooks.example.com",
+        "a_b.example",
+    ],
 )
 def test_public_addresses_and_names_are_accepted(host: str) -> None:
     assert PUBLIC.parse(f"https://{host}/hook").port == 443
@@ -105,6 +127,15 @@ def test_a_url_that_is_not_fit_is_refused(url: str, why: str) -> None:
         PUBLIC.parse(url)
 
 
+def test_ports_of_the_web_are_allowed_by_default_and_no_others() -> None:
+    policy = TargetPolicy.of("", Settings.model_fields["webhook_ports"].default)
+    for url in ("http://a.example/", "https://a.example/", "http://a.example:8080/", "https://a.example:8443/"):
+        policy.parse(url)
+    for port in (22, 25, 6379, 8123):
+        with pytest.raises(BadTarget, match=rf"port {port} is not allowed here; use one of 80, 443, 8080, 8443"):
+            policy.parse(f"http://a.example:{port}/")
+
+
 def test_ports_may_be_limited() -> None:
     policy = TargetPolicy.of("", "443,8443")
     assert policy.parse("https://example.com:8443/").port == 8443
@@ -129,10 +160,13 @@ def test_of_the_addresses_of_a_name_only_those_allowed_are_used() -> None:
 
 
 def test_a_name_that_resolves_to_a_private_address_is_refused_before_anything_is_connected() -> None:
-    async def resolve(host: str, _port: int) -> list[Address]:
+    def look_up(_host: str, _port: int) -> list[Address]:
         return [ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("169.254.169.254")]
 
-    reply = asyncio.run(WebhookSender(PUBLIC, resolve=resolve).post("https://rebound.example/", b"{}", {}))
+    async def run() -> TargetReply:
+        return await WebhookSender(PUBLIC, resolver=Resolver(look_up)).post("https://rebound.example/", b"{}", {})
+
+    reply = asyncio.run(run())
     assert (reply.status, reply.body) == (0, b"")
     assert reply.problem.startswith("refused: 169.254.169.254 is a link-local address")
 
