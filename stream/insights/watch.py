@@ -42,10 +42,12 @@ class Watch:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def rows_of(self, campaigns: Ints, advertisers: Ints) -> Ints:
-        """The row of each, which is made where it is new. Rows are numbered as campaigns come."""
+    def rows_of(self, campaigns: Ints, advertisers: Ints, worthwhile: Any = None) -> Ints:
+        """The row of each, which is made where it is new; -1 for one that is new and not `worthwhile`. Rows are numbered as campaigns
+        come."""
         keys = list(zip(campaigns.tolist(), advertisers.tolist(), strict=True))
-        new = [key for key in dict.fromkeys(keys) if key not in self._rows]
+        candidates = keys if worthwhile is None else [keys[n] for n in np.flatnonzero(worthwhile).tolist()]
+        new = [key for key in dict.fromkeys(candidates) if key not in self._rows]
         if new:
             size = len(self._rows) + len(new)
             self._rows |= zip(new, range(len(self._rows), size), strict=True)
@@ -53,7 +55,7 @@ class Watch:
             self._known, self._seen_ms = (_longer(column, size) for column in (self._known, self._seen_ms))
             for bank in (self._counts, self._spend, self._rates):
                 bank.grow(size)
-        return np.array([self._rows[key] for key in keys], np.int64)
+        return np.array([self._rows.get(key, -1) for key in keys], np.int64)
 
     def take(self, at_ms: int, impressions: Any, clicks: Any, spend: Any) -> Iterator[tuple[Key, Finding]]:
         """The next bucket: a value for each row; what is not known is NaN. Returns what is unusual in it.
@@ -85,9 +87,13 @@ class Watch:
         campaign, advertiser = self._keys[row].tolist()
         return campaign, advertiser
 
-    def forget(self, before_ms: int) -> None:
-        """Drop the campaigns that have had no event since a moment."""
-        kept = np.flatnonzero(self._seen_ms >= before_ms)
+    def forget(self, before_ms: int, *, unlearned_before_ms: int = 0, most: int | None = None) -> None:
+        """Drop the campaigns that have had no event since a moment, another one for those of which nothing is said yet; and of the others all
+        but the `most` that had one last."""
+        before = np.where(self._known > self._learned, before_ms, max(before_ms, unlearned_before_ms))
+        kept = np.flatnonzero(self._seen_ms >= before)
+        if most is not None and len(kept) > most:
+            kept = np.sort(kept[np.argsort(self._seen_ms[kept], kind="stable")[-most:]])
         if len(kept) < len(self._rows):
             self._keys, self._known, self._seen_ms = self._keys[kept], self._known[kept], self._seen_ms[kept]
             for bank in (self._counts, self._spend, self._rates):
@@ -108,7 +114,7 @@ class Watch:
                 self._keys, self._known, self._seen_ms = arrays["keys"], arrays["known"], arrays["seen_ms"]
                 for number, bank in enumerate(self._banks):
                     bank.restore({part: arrays[f"{number}_{part}"] for part in ("numbers", "profiles")})
-        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"not the state of a watch: {error}") from error
         self._rows = {(c, a): row for row, (c, a) in enumerate(self._keys.tolist())}
 
