@@ -28,7 +28,7 @@ _QUIET_MS, _CORRECTABLE_MS = 5 * MINUTE_MS, HOUR_MS + 10 * MINUTE_MS
 _BUCKETS = {MINUTE_MS: "a minute", HOUR_MS: "an hour"}
 _VERBS = {
     "ctr-drop": "its click rate fell to {value}, where {expected} is usual",
-    "spend-spike": "it spent {value} micros in {bucket}, where {expected} are usual",
+    "spend-spike": "it spent {value} in {bucket}, where {expected} is usual",
     "zero-impressions": "it had no impressions in {bucket}, where {expected} are usual",
     "surge-ctr-collapse": "it had {value} impressions in {bucket}, where {expected} are usual, and hardly any clicks",
 }
@@ -43,6 +43,7 @@ class AlertPolicy:
     severity: str = "critical"
     cooldown_ms: int = 30 * MINUTE_MS
     daily_cap: int = 20
+    currency: str = "USD"
 
     def is_severe(self, finding: Finding) -> bool:
         """Whether a minute is unusual enough by itself."""
@@ -232,7 +233,7 @@ class Alerting:
         else:
             bucket = _BUCKETS.get(self._bucket_ms, "a bucket")
             told = _VERBS[episode.kind].format(
-                value=_written(worst.value), expected=_written(worst.expected), bucket=bucket
+                value=self._written(worst, worst.value), expected=self._written(worst, worst.expected), bucket=bucket
             )
             summary = f"Campaign {episode.campaign}: {told}"
             detail = {
@@ -246,6 +247,11 @@ class Alerting:
             episode.opened_ms, ended_ms, summary, detail,
         )  # fmt: skip
 
+    def _written(self, finding: Finding, value: float) -> str:
+        if finding.measure == "spend_micros":
+            return f"{self.policy.currency} {value / 1e6:,.2f}"
+        return f"{_rounded(value):,}"
+
     def _id_of(self, episode: RunningAlert) -> str:
         # Each shard is silent by itself.
         occasion = f"{episode.opened_ms}/{self._shard}" if episode.kind == ALL_SILENT else episode.opened_ms
@@ -254,7 +260,3 @@ class Alerting:
 
 def _rounded(value: float) -> float | int:
     return round(value) if abs(value) >= 100 else round(value, 4)
-
-
-def _written(value: float) -> str:
-    return f"{_rounded(value):,}"

@@ -17,6 +17,7 @@ import numpy as np
 from infra.columnar.columns import Ints
 from stream.insights import rules
 from stream.insights.detector import DetectorBank
+from stream.insights.lumps import LumpSizes
 from stream.insights.rules import Finding, Judged
 
 Key = tuple[int, int]
@@ -36,6 +37,7 @@ class Watch:
         self._seen_ms = np.zeros(0, np.int64)
         """The last bucket in which it had any event."""
         self._counts, self._spend, self._rates = (DetectorBank(0, counts=kind) for kind in (True, True, False))
+        self._lumps = LumpSizes()
         self.expecting = 0
         """How many campaigns were to have enough impressions in the last bucket for none to be unusual."""
 
@@ -53,7 +55,8 @@ class Watch:
             self._rows |= zip(new, range(len(self._rows), size), strict=True)
             self._keys = np.vstack([self._keys, np.array(new, np.int64)])
             self._known, self._seen_ms = (_longer(column, size) for column in (self._known, self._seen_ms))
-            for bank in (self._counts, self._spend, self._rates):
+            self._lumps.grow(size)
+            for bank in self._banks:
                 bank.grow(size)
         return np.array([self._rows.get(key, -1) for key in keys], np.int64)
 
@@ -69,7 +72,9 @@ class Watch:
         impressions, clicks, spend = (np.where(started, column, np.nan) for column in (impressions, clicks, spend))
         rows, times = np.arange(len(self._known)), np.full(len(self._known), at_ms)
         of_counts = Judged(*self._counts.update(rows, times, impressions, np.sqrt(np.maximum(impressions, 1)))[:2])
-        of_spend = Judged(*self._spend.update(rows, times, spend)[:2])
+        # The detector judges the mean of two values, of which one has this deviation, and the other one usually none to speak of.
+        by_chance = self._lumps.update(spend, clicks, impressions) / 2.0
+        of_spend = Judged(*self._spend.update(rows, times, spend, by_chance)[:2])
         rate, noise = rules.click_rates(impressions, clicks)
         of_rates = Judged(*self._rates.update(rows, times, rate, noise)[:2])
         learned = self._known > self._learned
@@ -96,7 +101,8 @@ class Watch:
             kept = np.sort(kept[np.argsort(self._seen_ms[kept], kind="stable")[-most:]])
         if len(kept) < len(self._rows):
             self._keys, self._known, self._seen_ms = self._keys[kept], self._known[kept], self._seen_ms[kept]
-            for bank in (self._counts, self._spend, self._rates):
+            self._lumps.keep(kept)
+            for bank in self._banks:
                 bank.keep(kept)
             self._rows = {(c, a): row for row, (c, a) in enumerate(self._keys.tolist())}
 
@@ -104,7 +110,9 @@ class Watch:
         """All that is known, to be gone on with."""
         into = io.BytesIO()
         banks = {f"{n}_{part}": array for n, bank in enumerate(self._banks) for part, array in bank.arrays().items()}
-        np.savez_compressed(into, keys=self._keys, known=self._known, seen_ms=self._seen_ms, **banks)
+        np.savez_compressed(
+            into, keys=self._keys, known=self._known, seen_ms=self._seen_ms, lumps=self._lumps.numbers, **banks
+        )
         return into.getvalue()
 
     def decode(self, state: bytes) -> None:
@@ -112,6 +120,7 @@ class Watch:
         try:
             with np.load(io.BytesIO(state), allow_pickle=False) as arrays:
                 self._keys, self._known, self._seen_ms = arrays["keys"], arrays["known"], arrays["seen_ms"]
+                self._lumps.restore(arrays["lumps"])
                 for number, bank in enumerate(self._banks):
                     bank.restore({part: arrays[f"{number}_{part}"] for part in ("numbers", "profiles")})
         except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:

@@ -43,7 +43,7 @@ def test_an_episode_is_one_alert_that_opens_worsens_and_closes() -> None:
     assert (last.opened_ms, last.ended_ms) == (START, START + 4 * MINUTE_MS)
     assert (last.campaign_id, last.advertiser_id) == KEY
     assert last.detail == {"measure": "spend_micros", "value": 36_000, "expected": 1_000, "deviations": 9.0}
-    assert last.summary == "Campaign 7: it spent 36,000 micros in a minute, where 1,000 are usual"
+    assert last.summary == "Campaign 7: it spent USD 0.04 in a minute, where USD 0.00 is usual"
 
 
 def test_what_is_less_severe_than_the_policy_wants_opens_nothing() -> None:
@@ -223,3 +223,34 @@ def test_ids_that_are_made_up_are_not_watched_and_those_that_were_active_last_ar
     assert [watch.key_of(row)[0] for row in range(len(watch))] == [4, 6, 8]
     watch.forget(START - DAY_MS, unlearned_before_ms=START + 4 * MINUTE_MS)
     assert [watch.key_of(row)[0] for row in range(len(watch))] == [8]
+
+
+@pytest.mark.parametrize("clicks_a_minute", [0.002, 0.02, 0.2, 2.0])
+def test_rare_and_uneven_clicks_are_no_spike(clicks_a_minute: float) -> None:
+    random, minutes, campaigns = np.random.default_rng(7), 3_000, 20
+    clicks = random.poisson(clicks_a_minute, (minutes, campaigns))
+    spend = np.array([[random.exponential(900_000, n).sum() for n in row] for row in clicks])
+    impressions = random.poisson(20, clicks.shape).astype(np.float64)
+    watch, alerting, alerts = Watch(120), Alerting(AlertPolicy()), list[Alert]()
+    watch.rows_of(np.arange(campaigns), np.zeros(campaigns, np.int64))
+    for n in range(minutes):
+        at_ms = START + n * MINUTE_MS
+        alerts += alerting.take(
+            at_ms, watch.take(at_ms, impressions[n], clicks[n].astype(np.float64), spend[n] + 300), 0
+        )
+    # Forty days of campaigns.
+    assert sum(alert.version == 1 for alert in alerts) <= 1
+
+
+def test_a_price_that_rises_is_a_spike_though_clicks_are_few() -> None:
+    random, watch, alerting, alerts = np.random.default_rng(7), Watch(120), Alerting(AlertPolicy()), list[Alert]()
+    watch.rows_of(np.array([7]), np.array([3]))
+    for n in range(1_000):
+        clicks = random.poisson(3, 1).astype(np.float64)
+        price = 500_000 * (8 if 900 <= n < 915 else 1)
+        at_ms = START + n * MINUTE_MS
+        alerts += alerting.take(at_ms, watch.take(at_ms, clicks * 50, clicks, clicks * price), 0)
+    opened = [(alert.kind, (alert.opened_ms - START) // MINUTE_MS) for alert in alerts if alert.version == 1]
+    assert len(opened) == 1
+    assert opened[0][0] == "spend-spike"
+    assert 900 <= opened[0][1] < 905
