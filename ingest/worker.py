@@ -173,10 +173,12 @@ class IngestWorker:
     def _refuse_stall(self) -> None:
         """Raise ClientBroken where messages have waited for long, and none comes: only a new client goes on."""
         topic, stalled = self._settings.topic(topics.EVENTS), list[int]()
-        with contextlib.suppress(AdclickError):
+        try:
             ends = self._admin.ends(topic, self._settings.event_partitions)
             positions = {p: owned.log_offset for p, owned in self._owned.items()}
             stalled = self._stalls.stalled(positions, dict(enumerate(ends)))
+        except AdclickError:
+            self._stalls.begin_anew()
         if stalled:
             raise ClientBroken(f"{topic}: partitions {stalled} have messages, and the client brings none")
 

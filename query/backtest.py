@@ -47,7 +47,7 @@ def parse_backtest_question(
         for name, default in (("cooldown_s", usual.cooldown_ms // 1000), ("alerts_a_day", usual.daily_cap))
     )
     question = parse_anomalies_question(list(values.items()), now_ms, retention, scope)
-    return BacktestQuestion(question, AlertPolicy(severity, cooldown_s * 1000, alerts))
+    return BacktestQuestion(question, AlertPolicy(severity, cooldown_s * 1000, alerts, usual.currency))
 
 
 def backtest(question: BacktestQuestion, closed: ClosedNumbers) -> list[Alert]:

@@ -7,7 +7,6 @@ completes, and the input starts at the fence found there.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -195,9 +194,7 @@ class Agents:
         self._stalls.clear()
         await self._wait_for_recoveries()
         generation = self.app.consumer_generation_id
-        # Nothing of ours is in partitions beyond the setting: others have added them.
-        count = self._settings.block_partitions
-        assigned = [tp for tp in self.app.consumer.assignment() if tp.topic in self._by_topic and tp.partition < count]
+        assigned = self._assigned()
         partitions = {
             tp: StagePartition(
                 self._settings, self._by_topic[tp.topic], tp.partition, self._make_sink, self._member_since
@@ -219,6 +216,11 @@ class Agents:
             return
         self._owned = partitions
         self._log.info("partitions recovered", count=len(partitions), seconds=round(time.monotonic() - started, 2))
+
+    def _assigned(self) -> list[TP]:
+        """What the group has assigned to this worker. Nothing of ours is in partitions beyond the setting: others have added them."""
+        count = self._settings.block_partitions
+        return [tp for tp in self.app.consumer.assignment() if tp.topic in self._by_topic and tp.partition < count]
 
     def _member_since(self, moment: float) -> bool:
         """Whether the group's coordinator has accepted a heartbeat of this member after a moment of `time.monotonic`."""
@@ -256,12 +258,16 @@ class Agents:
         """Stop when messages have waited for long and none comes, or when what the group has assigned is not taken over: Faust may hang
         after a rebalance. Nothing stands still while a backend is away."""
         if WAITS.reasons():
+            self._stalls.clear()
             return
-        with contextlib.suppress(AdclickError):
+        try:
             stalled = await asyncio.get_running_loop().run_in_executor(self._patient_pool, self._find_stalled)
-            if stalled:
-                self._fail(RuntimeError(f"{', '.join(stalled)}: there are messages, and the client brings none"))
-        idle = self.app.consumer.assignment() and not self._owned and all(f.done() for f in self._recoveries)
+        except AdclickError:
+            self._stalls.clear()
+            return
+        if stalled:
+            self._fail(RuntimeError(f"{', '.join(stalled)}: there are messages, and the client brings none"))
+        idle = self._assigned() and not self._owned and all(f.done() for f in self._recoveries)
         self._unowned_since = (self._unowned_since or time.monotonic()) if idle else None
         if self._unowned_since is not None and time.monotonic() - self._unowned_since > PATIENCE_S:
             self._fail(RuntimeError("partitions are assigned, and were not taken over"))
@@ -271,14 +277,16 @@ class Agents:
         admin, stalled = Admin(self._settings.kafka, timeout_s=_WATCH_S), list[str]()
         for topic in self._by_topic:
             watch = self._stalls.setdefault(topic, StallWatch(partial(has_message, self._settings.kafka, topic)))
-            # One that waits for its flush takes no more on purpose.
-            positions = {
-                tp.partition: owned.intake.next_message
-                for tp, owned in self._owned.copy().items()
-                if tp.topic == topic and not owned.dead.is_set() and owned.intake.waiting_rows <= MAX_WAITING_ROWS
+            owned = {
+                tp.partition: o for tp, o in self._owned.copy().items() if tp.topic == topic and not o.dead.is_set()
             }
+            # One that waits for its flush takes no more on purpose, and keeps the others of its topic waiting.
+            if any(o.intake.waiting_rows > MAX_WAITING_ROWS for o in owned.values()):
+                owned = {}
+            positions = {p: o.intake.next_message for p, o in owned.items()}
             ends = admin.ends(topic, self._settings.block_partitions) if positions else []
-            stalled += [f"{topic}/{p}" for p in watch.stalled(positions, dict(enumerate(ends)))]
+            still = watch.stalled(positions, dict(enumerate(ends)))
+            stalled += [f"{topic}/{p}" for p in still if owned[p].intake.next_message == positions[p]]
         return stalled
 
     # -- flush ----------------------------------------------------------------------------------------------

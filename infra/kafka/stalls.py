@@ -28,23 +28,30 @@ class StallWatch:
         """`has_message(partition, offset)`: see above."""
         self._has_message, self._patience_s, self._clock = has_message, patience_s, clock
         self._since: dict[int, tuple[int, float]] = {}
-        """Partition → where it stands, and since when."""
+        """Partition → where it stands, and since when something may be there to read."""
         self._empty: dict[int, tuple[int, int]] = {}
         """Partition → offsets between which there is no message."""
+
+    def begin_anew(self) -> None:
+        """Forget since when partitions stand still, as after a broker was away."""
+        self._since.clear()
 
     def stalled(self, positions: Mapping[int, int], ends: Mapping[int, int]) -> list[int]:
         """The partitions that have stood still for long though there is a message to read. `positions`: the next offset of each, of all that
         are read; `ends`: the last stable offsets. Raises Unavailable."""
         now = self._clock()
-        self._since = {
-            p: self._since[p] if self._since.get(p, (None, 0.0))[0] == position else (position, now)
-            for p, position in positions.items()
-        }
-        return [p for p, position in positions.items() if self._is_stalled(p, position, ends.get(p, position), now)]
+        former, self._since = self._since, {}
+        return [
+            p for p, position in positions.items() if self._is_stalled(p, position, ends.get(p, position), former, now)
+        ]
 
-    def _is_stalled(self, partition: int, position: int, end: int, now: float) -> bool:
-        known = position >= end or self._empty.get(partition) == (position, end)
-        if known or now - self._since[partition][1] < self._patience_s:
+    def _is_stalled(
+        self, partition: int, position: int, end: int, former: Mapping[int, tuple[int, float]], now: float
+    ) -> bool:
+        stood_at, since = former.get(partition, (None, now))
+        nothing_there = position >= end or self._empty.get(partition) == (position, end)
+        self._since[partition] = (position, now if nothing_there or stood_at != position else since)
+        if nothing_there or now - self._since[partition][1] < self._patience_s:
             return False
         if self._has_message(partition, position):
             return True

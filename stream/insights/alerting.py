@@ -25,11 +25,12 @@ ALL_SILENT = "all-silent"
 _SILENT_CAMPAIGNS, _SILENT_SHARE = 20, 0.5
 # Minutes without anything unusual after which an episode is over, and for how long late events may still correct its minutes.
 _QUIET_MS, _CORRECTABLE_MS = 5 * MINUTE_MS, HOUR_MS + 10 * MINUTE_MS
+_BUCKETS = {MINUTE_MS: "a minute", HOUR_MS: "an hour"}
 _VERBS = {
     "ctr-drop": "its click rate fell to {value}, where {expected} is usual",
-    "spend-spike": "it spent {value} micros in a minute, where {expected} are usual",
-    "zero-impressions": "it had no impressions in a minute, where {expected} are usual",
-    "surge-ctr-collapse": "it had {value} impressions in a minute, where {expected} are usual, and hardly any clicks",
+    "spend-spike": "it spent {value} in {bucket}, where {expected} is usual",
+    "zero-impressions": "it had no impressions in {bucket}, where {expected} are usual",
+    "surge-ctr-collapse": "it had {value} impressions in {bucket}, where {expected} are usual, and hardly any clicks",
 }
 
 
@@ -42,6 +43,7 @@ class AlertPolicy:
     severity: str = "critical"
     cooldown_ms: int = 30 * MINUTE_MS
     daily_cap: int = 20
+    currency: str = "USD"
 
     def is_severe(self, finding: Finding) -> bool:
         """Whether a minute is unusual enough by itself."""
@@ -82,9 +84,12 @@ class State(msgspec.Struct):
 class Alerting:
     """The alerts of the campaigns of a shard."""
 
-    def __init__(self, policy: AlertPolicy, state: bytes = b"", bucket_ms: int = MINUTE_MS) -> None:
-        """Raises ValueError for a `state` that is not what `encode` gave, to be gone on with. `bucket_ms`: the length of what is called a minute here."""
-        self.policy, self._bucket_ms = policy, bucket_ms
+    def __init__(
+        self, policy: AlertPolicy, state: bytes = b"", *, bucket_ms: int = MINUTE_MS, shard: int | None = None
+    ) -> None:
+        """Raises ValueError for a `state` that is not what `encode` gave, to be gone on with. `bucket_ms`: the length of what is called a
+        minute here. `shard`: whose campaigns these are; without it nothing is said of all of them together."""
+        self.policy, self._bucket_ms, self._shard = policy, bucket_ms, shard
         self._quiet_ms = max(_QUIET_MS, bucket_ms)
         try:
             self._state = msgspec.json.decode(state, type=State) if state else State()
@@ -94,22 +99,26 @@ class Alerting:
         for episode in self._state.episodes:
             self._episodes.setdefault((episode.campaign, episode.advertiser), []).append(episode)
 
+    def by_id(self) -> dict[str, RunningAlert]:
+        """The alerts that are remembered."""
+        episodes = [e for episodes in self._episodes.values() for e in episodes]
+        silent = [self._state.silent] if self._state.silent else []
+        return {self._id_of(e): e for e in (*episodes, *silent)}
+
+    def tell_open(self, episode: RunningAlert) -> Alert:
+        """How an open alert stands, as its newest version."""
+        return self._told(episode, "open", 0)
+
     def encode(self) -> bytes:
         """All that is remembered."""
         self._state.episodes = [e for episodes in self._episodes.values() for e in episodes]
         return msgspec.json.encode(self._state)
 
-    @property
-    def open_ids(self) -> set[str]:
-        """Of the alerts that are open."""
-        running = [e for episodes in self._episodes.values() for e in episodes if not e.closed]
-        return {_id_of(e) for e in (*running, *([self._state.silent] if self._state.silent else []))}
-
     def take(self, at_ms: int, findings: Iterable[tuple[Key, Finding]], expecting: int) -> Iterator[Alert]:
         """The unusual minutes that begin at `at_ms`; `expecting`: how many campaigns were to have impressions then."""
         severe = list(self._severe(at_ms, findings))
         silent = [key for key, finding in severe if finding.kind == "zero-impressions"]
-        if len(silent) >= _SILENT_CAMPAIGNS and len(silent) >= _SILENT_SHARE * expecting:
+        if self._shard is not None and len(silent) >= max(_SILENT_CAMPAIGNS, _SILENT_SHARE * expecting):
             yield from self._open_silence(at_ms)
         # While all are silent, nothing is said of each.
         hushed = self._state.silent is not None and self._state.silent.last_ms == at_ms
@@ -135,7 +144,7 @@ class Alerting:
             return
         finding = Finding("zero-impressions", "impressions", 0.0, 0.0, 0.0)
         self._state.silent = RunningAlert(ALL_SILENT, NOBODY, NOBODY, at_ms, at_ms, 1, "critical", finding, {})
-        yield _alert(self._state.silent, "open", 0)
+        yield self._told(self._state.silent, "open", 0)
 
     def _add(self, key: Key, at_ms: int, finding: Finding) -> Iterator[Alert]:
         running = next((e for e in self._of(key, finding.kind) if not e.closed), None)
@@ -163,7 +172,7 @@ class Alerting:
             finding.kind, campaign, advertiser, at_ms, at_ms, 1, finding.severity, finding, {at_ms: finding}
         )
         self._episodes.setdefault(key, []).append(episode)
-        yield _alert(episode, "open", 0)
+        yield self._told(episode, "open", 0)
 
     def _close(self, at_ms: int) -> Iterator[Alert]:
         silent = self._state.silent
@@ -215,33 +224,39 @@ class Alerting:
 
     def _told_again(self, episode: RunningAlert, state: str, ended_ms: int) -> Alert:
         episode.version += 1
-        return _alert(episode, state, ended_ms)
+        return self._told(episode, state, ended_ms)
 
+    def _told(self, episode: RunningAlert, state: str, ended_ms: int) -> Alert:
+        worst = episode.worst
+        if episode.kind == ALL_SILENT:
+            summary, detail = f"All campaigns of shard {self._shard} have had no impressions at once", dict[str, Any]()
+        else:
+            bucket = _BUCKETS.get(self._bucket_ms, "a bucket")
+            told = _VERBS[episode.kind].format(
+                value=self._written(worst, worst.value), expected=self._written(worst, worst.expected), bucket=bucket
+            )
+            summary = f"Campaign {episode.campaign}: {told}"
+            detail = {
+                "measure": worst.measure, "value": _rounded(worst.value), "expected": _rounded(worst.expected),
+                "deviations": round(worst.deviations, 2),
+            }  # fmt: skip
+        if self._shard is not None:
+            detail |= {"shard": self._shard}
+        return Alert(
+            self._id_of(episode), episode.version, episode.kind, episode.severity, state, episode.advertiser, episode.campaign,
+            episode.opened_ms, ended_ms, summary, detail,
+        )  # fmt: skip
 
-def _id_of(episode: RunningAlert) -> str:
-    return alert_id(episode.kind, episode.advertiser, episode.campaign, episode.opened_ms)
+    def _written(self, finding: Finding, value: float) -> str:
+        if finding.measure == "spend_micros":
+            return f"{self.policy.currency} {value / 1e6:,.2f}"
+        return f"{_rounded(value):,}"
 
-
-def _alert(episode: RunningAlert, state: str, ended_ms: int) -> Alert:
-    worst = episode.worst
-    if episode.kind == ALL_SILENT:
-        summary, detail = "All campaigns have had no impressions at once", dict[str, Any]()
-    else:
-        told = _VERBS[episode.kind].format(value=_written(worst.value), expected=_written(worst.expected))
-        summary = f"Campaign {episode.campaign}: {told}"
-        detail = {
-            "measure": worst.measure, "value": _rounded(worst.value), "expected": _rounded(worst.expected),
-            "deviations": round(worst.deviations, 2),
-        }  # fmt: skip
-    return Alert(
-        _id_of(episode), episode.version, episode.kind, episode.severity,
-        state, episode.advertiser, episode.campaign, episode.opened_ms, ended_ms, summary, detail,
-    )  # fmt: skip
+    def _id_of(self, episode: RunningAlert) -> str:
+        # Each shard is silent by itself.
+        occasion = f"{episode.opened_ms}/{self._shard}" if episode.kind == ALL_SILENT else episode.opened_ms
+        return alert_id(episode.kind, episode.advertiser, episode.campaign, occasion)
 
 
 def _rounded(value: float) -> float | int:
     return round(value) if abs(value) >= 100 else round(value, 4)
-
-
-def _written(value: float) -> str:
-    return f"{_rounded(value):,}"

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from infra import logs
 from infra.clickhouse.client import ClickHouse
 
 TABLE = "detector_checkpoints"
 _PART_BYTES = 8 << 20
 _SLOTS = 2
+_VERSION = "1"
+"""A new one for each change of what the detector's numbers mean."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +40,28 @@ def read_checkpoint(client: ClickHouse, shard: int) -> tuple[Checkpoint | None, 
     for slot, upto_ms in dict.fromkeys((row[0], row[1]) for row in rows):
         parts = [row for row in rows if (row[0], row[1]) == (slot, upto_ms)]
         if len(parts) == parts[0][3]:
-            watch, alerting = "".join(row[4] for row in parts).split(" ")
-            checkpoint = Checkpoint(int(upto_ms), base64.b64decode(watch), base64.b64decode(alerting))
-            return checkpoint, (int(slot) + 1) % _SLOTS
+            checkpoint = _decode(int(upto_ms), "".join(row[4] for row in parts))
+            if checkpoint is not None:
+                return checkpoint, (int(slot) + 1) % _SLOTS
+            logs.get("stream").warning("a checkpoint of the detector cannot be read", shard=shard, slot=slot)
     return None, 0
+
+
+def _decode(upto_ms: int, body: str) -> Checkpoint | None:
+    """None for one of another version, or a damaged one."""
+    version, *values = body.split(" ")
+    if version != _VERSION or len(values) != 2:
+        return None
+    try:
+        watch, alerting = (base64.b64decode(value, validate=True) for value in values)
+    except ValueError:
+        return None
+    return Checkpoint(upto_ms, watch, alerting)
 
 
 def write_checkpoint(client: ClickHouse, shard: int, slot: int, checkpoint: Checkpoint) -> None:
     """Write one into a slot. Safe to repeat. Raises Unavailable."""
-    body = f"{base64.b64encode(checkpoint.watch).decode()} {base64.b64encode(checkpoint.alerting).decode()}"
+    body = f"{_VERSION} {base64.b64encode(checkpoint.watch).decode()} {base64.b64encode(checkpoint.alerting).decode()}"
     parts = [body[start : start + _PART_BYTES] for start in range(0, len(body), _PART_BYTES)]
     for number, part in enumerate(parts):
         row = {

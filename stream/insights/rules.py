@@ -71,7 +71,8 @@ def unusual_rows(
     silent = (impressions == 0) & (of_counts.expected > FEWEST_IMPRESSIONS) & (of_counts.deviations <= -WARNING)
     yield "zero-impressions", "impressions", silent, of_counts, impressions
     surge = (of_counts.deviations >= WARNING) & (impressions > _SURGE * of_counts.expected)
-    surge &= rate < _COLLAPSE * of_rates.expected
+    # Of a few impressions none is clicked by chance.
+    surge &= (rate < _COLLAPSE * of_rates.expected) & (of_rates.deviations <= -WARNING)
     yield "surge-ctr-collapse", "impressions", surge, of_counts, impressions
 
 

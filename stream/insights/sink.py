@@ -7,19 +7,20 @@ alerts come out again, with the same ids and versions, and those that were writt
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from infra import faults, logs
-from infra.clickhouse.alerts import TABLE, Alert, insert_alerts
+from infra.clickhouse.alerts import Alert, insert_alerts
 from infra.clickhouse.client import ClickHouse
-from infra.clock import DAY_MS, MINUTE_MS, iso
-from infra.errors import Unavailable
-from ingest.partials import Partials
+from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso
+from infra.errors import Refused, Unavailable
+from ingest.partials import COUNTS, Partials
 from stream.insights.alerting import Alerting, AlertPolicy
 from stream.insights.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from stream.insights.rules import KINDS
+from stream.insights.outbox import left_to_say, read_said
 from stream.insights.watch import Watch
 from stream.published import Publication
 
@@ -27,7 +28,12 @@ from stream.published import Publication
 _LEARNED = 120
 # After so many minutes without any event the next one is that of the next event: nothing can be learned from a standstill.
 _MOST_EMPTY = 60
-_FORGOTTEN_MS = 28 * DAY_MS
+# A campaign is watched from the first minute with so many events on; so an id that was made up costs nothing. One without events is
+# forgotten after a while, soon where nothing is said of it yet.
+_FEWEST_EVENTS, _MOST_CAMPAIGNS = 3, 250_000
+_FORGOTTEN_MS, _UNLEARNED_MS = 28 * DAY_MS, 3 * HOUR_MS
+# After an error that is no outage.
+_RETRY_S = 60.0
 
 
 class InsightSink:
@@ -37,7 +43,7 @@ class InsightSink:
 
     def __init__(self, client: ClickHouse, shard: int, policy: AlertPolicy) -> None:
         self._client, self._shard, self._policy = client, shard, policy
-        self._watch, self._alerting = Watch(_LEARNED), Alerting(policy)
+        self._watch, self._alerting = Watch(_LEARNED), Alerting(policy, shard=shard)
         self._upto_ms: int | None = None
         """The end of the last minute that was taken."""
         self._checkpoint_ms, self._slot = 0, 0
@@ -45,6 +51,7 @@ class InsightSink:
         """How many minutes in a row were without any event."""
         self._unsent: list[Alert] = []
         self._attached = self._broken = False
+        self._retry_at = 0.0
 
     def attach(self, snapshot: Publication) -> None:
         """Go on from the last checkpoint, with the minutes since. Raises Unavailable."""
@@ -54,21 +61,23 @@ class InsightSink:
 
     def _go_on(self, snapshot: Publication) -> None:
         checkpoint, self._slot = read_checkpoint(self._client, self._shard)
-        self._watch, self._alerting = Watch(_LEARNED), Alerting(self._policy)
+        self._watch, self._alerting = Watch(_LEARNED), Alerting(self._policy, shard=self._shard)
         self._upto_ms, self._checkpoint_ms, self._empty, self._unsent = None, 0, 0, []
-        if checkpoint is not None and self._decode(checkpoint):
+        known = checkpoint is not None and self._decode(checkpoint)
+        if checkpoint is not None and known:
             self._upto_ms = self._checkpoint_ms = checkpoint.upto_ms
             self._refuse_gap(snapshot.dropped_ms)
         self._take_closed(snapshot)
+        said = read_said(self._client, self._shard)
+        self._unsent = left_to_say(self._unsent, said, self._alerting, self._upto_ms or 0, anew=not known)
         self._send()
-        self._withdraw_others()
         # The next flush may drop minutes before anything of it is shown.
         self._maybe_checkpoint(snapshot.settled_ms)
 
     def _decode(self, checkpoint: Checkpoint) -> bool:
         """Take over what is in a checkpoint; False for one that another version wrote."""
         try:
-            watch, alerting = Watch(_LEARNED), Alerting(self._policy, checkpoint.alerting)
+            watch, alerting = Watch(_LEARNED), Alerting(self._policy, checkpoint.alerting, shard=self._shard)
             watch.decode(checkpoint.watch)
         except ValueError as error:
             logs.get("stream").warning("the detector begins anew", shard=self._shard, why=str(error))
@@ -77,18 +86,24 @@ class InsightSink:
         return True
 
     def _isolated(self, call: Callable[[], None]) -> None:
-        """An error of the detector ends its alerts, until the worker starts again, and not the numbers that bills are made of."""
+        """An error of the detector ends its alerts, until it is tried again, and not the numbers that bills are made of."""
         try:
             call()
-        except Unavailable:
-            raise
         except Exception as error:
-            logs.get("stream").error("the detector has stopped", shard=self._shard, why=str(error), exc_info=error)
-            self._broken = True
+            # What answers and refuses, such as a table that may not be read, is nothing to wait for here.
+            if isinstance(error, Unavailable) and not isinstance(error, Refused):
+                raise
+            logs.get("stream").error(
+                "the detector has stopped for now", shard=self._shard, why=str(error), exc_info=error
+            )
+            self._broken, self._retry_at = True, time.monotonic() + _RETRY_S
 
     def write(self, published: Publication) -> bool:
-        """Take what a flush has closed and corrected; False before the first `attach`. Raises Unavailable; safe to repeat."""
-        if self._attached and not self._broken:
+        """Take what a flush has closed and corrected; False before the first `attach`, and a while after an error. Raises Unavailable; safe
+        to repeat."""
+        if self._broken:
+            return time.monotonic() < self._retry_at
+        if self._attached:
             self._isolated(lambda: self._show(published))
         return self._attached
 
@@ -133,14 +148,27 @@ class InsightSink:
                 continue
             self._unsent += self._take(at_ms, None if window is None else window.whole())
             self._upto_ms = at_ms + MINUTE_MS
+            if len(self._watch) > _MOST_CAMPAIGNS:
+                self._forget(self._upto_ms)
+
+    def _forget(self, now_ms: int) -> None:
+        """Drop campaigns of which nothing is heard any more, and where there are too many of them all but the last ones."""
+        before = len(self._watch)
+        most = round(0.9 * _MOST_CAMPAIGNS) if before > _MOST_CAMPAIGNS else None
+        self._watch.forget(now_ms - _FORGOTTEN_MS, unlearned_before_ms=now_ms - _UNLEARNED_MS, most=most)
+        if most is not None:
+            logs.get("stream").warning(
+                "too many campaigns to watch", shard=self._shard, campaigns=before, kept=len(self._watch)
+            )
 
     def _take(self, at_ms: int, rows: Partials | None) -> Iterator[Alert]:
         numbers = np.zeros((3, len(self._watch)))
         if rows is not None:
-            places = self._watch.rows_of(rows["campaign_id"], rows["advertiser_id"])
-            numbers = np.zeros((3, len(self._watch)))
+            events = sum(rows[name].astype(np.int64) for name in COUNTS)
+            places = self._watch.rows_of(rows["campaign_id"], rows["advertiser_id"], events >= _FEWEST_EVENTS)
+            known, numbers = places >= 0, np.zeros((3, len(self._watch)))
             for number, name in enumerate(("impressions", "clicks", "spend_micros")):
-                numbers[number, places] = rows[name]
+                numbers[number, places[known]] = rows[name][known]
         findings = self._watch.take(at_ms, *numbers)
         return self._alerting.take(at_ms, findings, self._watch.expecting)
 
@@ -154,9 +182,8 @@ class InsightSink:
 
     def _send(self) -> None:
         if self._unsent:
-            alerts = [_with_shard(alert, self._shard) for alert in self._unsent]
             faults.point("insights.found")
-            insert_alerts(self._client, alerts)
+            insert_alerts(self._client, self._unsent)
             faults.point("insights.written")
             self._unsent = []
             self._checkpoint_ms = 0
@@ -166,45 +193,8 @@ class InsightSink:
         have changed since are not judged again."""
         if self._upto_ms is None or self._checkpoint_ms >= max(settled_ms, 1):
             return
-        self._watch.forget(self._upto_ms - _FORGOTTEN_MS)
+        self._forget(self._upto_ms)
         checkpoint = Checkpoint(self._upto_ms, self._watch.encode(), self._alerting.encode())
         write_checkpoint(self._client, self._shard, self._slot, checkpoint)
         self._checkpoint_ms, self._slot = self._upto_ms, 1 - self._slot
         faults.point("insights.checkpointed")
-
-    def _withdraw_others(self) -> None:
-        """Withdraw alerts of this shard that are open in the outbox, and not here: they opened after the checkpoint, in minutes that late
-        events have changed since."""
-        rows = self._client.rows(
-            "SELECT id, max(version), argMax(tuple(kind, severity, advertiser_id, campaign_id, opened_ms, summary), version)"
-            f" FROM {self._client.database}.{TABLE} WHERE kind IN {{kinds:Array(String)}}"
-            " AND JSONExtractUInt(detail, 'shard') = {shard:UInt32}"
-            " GROUP BY id HAVING argMax(state, version) = 'open'",
-            {"kinds": list(KINDS), "shard": self._shard},
-        )
-        others = [row for row in rows if row[0] not in self._alerting.open_ids]
-        withdrawn = [
-            Alert(
-                id_,
-                version + 1,
-                kind,
-                severity,
-                "withdrawn",
-                advertiser,
-                campaign,
-                opened_ms,
-                self._upto_ms or opened_ms,
-                summary,
-            )
-            for id_, version, (kind, severity, advertiser, campaign, opened_ms, summary) in others
-        ]
-        if withdrawn:
-            logs.get("stream").info("alerts withdrawn", count=len(withdrawn), upto=iso(self._upto_ms or 0))
-        insert_alerts(self._client, [_with_shard(alert, self._shard) for alert in withdrawn])
-
-
-def _with_shard(alert: Alert, shard: int) -> Alert:
-    return Alert(
-        **{name: getattr(alert, name) for name in Alert.__dataclass_fields__}
-        | {"detail": alert.detail | {"shard": shard}}
-    )

@@ -17,6 +17,7 @@ import numpy as np
 from infra.columnar.columns import Ints
 from stream.insights import rules
 from stream.insights.detector import DetectorBank
+from stream.insights.lumps import LumpSizes
 from stream.insights.rules import Finding, Judged
 
 Key = tuple[int, int]
@@ -36,24 +37,28 @@ class Watch:
         self._seen_ms = np.zeros(0, np.int64)
         """The last bucket in which it had any event."""
         self._counts, self._spend, self._rates = (DetectorBank(0, counts=kind) for kind in (True, True, False))
+        self._lumps = LumpSizes()
         self.expecting = 0
         """How many campaigns were to have enough impressions in the last bucket for none to be unusual."""
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def rows_of(self, campaigns: Ints, advertisers: Ints) -> Ints:
-        """The row of each, which is made where it is new. Rows are numbered as campaigns come."""
+    def rows_of(self, campaigns: Ints, advertisers: Ints, worthwhile: Any = None) -> Ints:
+        """The row of each, which is made where it is new; -1 for one that is new and not `worthwhile`. Rows are numbered as campaigns
+        come."""
         keys = list(zip(campaigns.tolist(), advertisers.tolist(), strict=True))
-        new = [key for key in dict.fromkeys(keys) if key not in self._rows]
+        candidates = keys if worthwhile is None else [keys[n] for n in np.flatnonzero(worthwhile).tolist()]
+        new = [key for key in dict.fromkeys(candidates) if key not in self._rows]
         if new:
             size = len(self._rows) + len(new)
             self._rows |= zip(new, range(len(self._rows), size), strict=True)
             self._keys = np.vstack([self._keys, np.array(new, np.int64)])
             self._known, self._seen_ms = (_longer(column, size) for column in (self._known, self._seen_ms))
-            for bank in (self._counts, self._spend, self._rates):
+            self._lumps.grow(size)
+            for bank in self._banks:
                 bank.grow(size)
-        return np.array([self._rows[key] for key in keys], np.int64)
+        return np.array([self._rows.get(key, -1) for key in keys], np.int64)
 
     def take(self, at_ms: int, impressions: Any, clicks: Any, spend: Any) -> Iterator[tuple[Key, Finding]]:
         """The next bucket: a value for each row; what is not known is NaN. Returns what is unusual in it.
@@ -67,7 +72,9 @@ class Watch:
         impressions, clicks, spend = (np.where(started, column, np.nan) for column in (impressions, clicks, spend))
         rows, times = np.arange(len(self._known)), np.full(len(self._known), at_ms)
         of_counts = Judged(*self._counts.update(rows, times, impressions, np.sqrt(np.maximum(impressions, 1)))[:2])
-        of_spend = Judged(*self._spend.update(rows, times, spend)[:2])
+        # The detector judges the mean of two values, of which one has this deviation, and the other one usually none to speak of.
+        by_chance = self._lumps.update(spend, clicks, impressions) / 2.0
+        of_spend = Judged(*self._spend.update(rows, times, spend, by_chance)[:2])
         rate, noise = rules.click_rates(impressions, clicks)
         of_rates = Judged(*self._rates.update(rows, times, rate, noise)[:2])
         learned = self._known > self._learned
@@ -85,12 +92,17 @@ class Watch:
         campaign, advertiser = self._keys[row].tolist()
         return campaign, advertiser
 
-    def forget(self, before_ms: int) -> None:
-        """Drop the campaigns that have had no event since a moment."""
-        kept = np.flatnonzero(self._seen_ms >= before_ms)
+    def forget(self, before_ms: int, *, unlearned_before_ms: int = 0, most: int | None = None) -> None:
+        """Drop the campaigns that have had no event since a moment, another one for those of which nothing is said yet; and of the others all
+        but the `most` that had one last."""
+        before = np.where(self._known > self._learned, before_ms, max(before_ms, unlearned_before_ms))
+        kept = np.flatnonzero(self._seen_ms >= before)
+        if most is not None and len(kept) > most:
+            kept = np.sort(kept[np.argsort(self._seen_ms[kept], kind="stable")[-most:]])
         if len(kept) < len(self._rows):
             self._keys, self._known, self._seen_ms = self._keys[kept], self._known[kept], self._seen_ms[kept]
-            for bank in (self._counts, self._spend, self._rates):
+            self._lumps.keep(kept)
+            for bank in self._banks:
                 bank.keep(kept)
             self._rows = {(c, a): row for row, (c, a) in enumerate(self._keys.tolist())}
 
@@ -98,7 +110,9 @@ class Watch:
         """All that is known, to be gone on with."""
         into = io.BytesIO()
         banks = {f"{n}_{part}": array for n, bank in enumerate(self._banks) for part, array in bank.arrays().items()}
-        np.savez_compressed(into, keys=self._keys, known=self._known, seen_ms=self._seen_ms, **banks)
+        np.savez_compressed(
+            into, keys=self._keys, known=self._known, seen_ms=self._seen_ms, lumps=self._lumps.numbers, **banks
+        )
         return into.getvalue()
 
     def decode(self, state: bytes) -> None:
@@ -106,9 +120,10 @@ class Watch:
         try:
             with np.load(io.BytesIO(state), allow_pickle=False) as arrays:
                 self._keys, self._known, self._seen_ms = arrays["keys"], arrays["known"], arrays["seen_ms"]
+                self._lumps.restore(arrays["lumps"])
                 for number, bank in enumerate(self._banks):
                     bank.restore({part: arrays[f"{number}_{part}"] for part in ("numbers", "profiles")})
-        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"not the state of a watch: {error}") from error
         self._rows = {(c, a): row for row, (c, a) in enumerate(self._keys.tolist())}
 

@@ -43,7 +43,7 @@ def planted() -> np.ndarray:
 
 def expected_alerts(numbers: np.ndarray) -> set[tuple[str, int, str, str]]:
     """(id, version, kind, state) of all alerts, by the pure parts alone."""
-    watch, alerting, alerts = Watch(120), Alerting(AlertPolicy()), list[Alert]()
+    watch, alerting, alerts = Watch(120), Alerting(AlertPolicy(), shard=0), list[Alert]()
     watch.rows_of(np.arange(numbers.shape[2]), np.full(numbers.shape[2], ADVERTISER))
     for minute, values in enumerate(numbers):
         at_ms = START + minute * MINUTE_MS
@@ -187,7 +187,7 @@ def test_an_alert_that_only_the_outbox_knows_is_withdrawn(owner: Owner, settings
 
 def test_what_breaks_the_detector_does_not_stop_the_stage(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = minutes_of(CAMPAIGNS, 130)
-    write_checkpoint(owner.client, 0, 0, Checkpoint(START, b"of another version", b"{}"))
+    write_checkpoint(owner.client, 0, 0, Checkpoint(START, b"damaged", b"{}"))
     owner.succeed()
     for minute, values in enumerate(numbers[:125]):
         assert owner.sink.write(owner.flush(minute, values))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from infra.clickhouse.alerts import Alert
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from stream.insights.alerting import ALL_SILENT, Alerting, AlertPolicy
+from stream.insights.outbox import Said, left_to_say
 from stream.insights.rules import Finding
 from stream.insights.watch import Watch
 
@@ -42,7 +43,7 @@ def test_an_episode_is_one_alert_that_opens_worsens_and_closes() -> None:
     assert (last.opened_ms, last.ended_ms) == (START, START + 4 * MINUTE_MS)
     assert (last.campaign_id, last.advertiser_id) == KEY
     assert last.detail == {"measure": "spend_micros", "value": 36_000, "expected": 1_000, "deviations": 9.0}
-    assert last.summary == "Campaign 7: it spent 36,000 micros in a minute, where 1,000 are usual"
+    assert last.summary == "Campaign 7: it spent USD 0.04 in a minute, where USD 0.00 is usual"
 
 
 def test_what_is_less_severe_than_the_policy_wants_opens_nothing() -> None:
@@ -85,7 +86,7 @@ def test_an_alert_keeps_what_can_no_longer_be_corrected() -> None:
 
 
 def test_when_all_campaigns_are_silent_at_once_the_operator_gets_one_alert() -> None:
-    alerting, campaigns = Alerting(AlertPolicy()), range(30_000)
+    alerting, campaigns = Alerting(AlertPolicy(), shard=2), range(30_000)
     alerts = list[Alert]()
     for minute in range(3):
         alerts += alerting.take(START + minute * MINUTE_MS, [((c, 1), NONE) for c in campaigns], len(campaigns))
@@ -161,3 +162,95 @@ def test_the_state_of_another_version_is_refused_as_such(state: bytes) -> None:
         Watch(120).decode(state)
     with pytest.raises(ValueError, match="not the state of alerting"):
         Alerting(AlertPolicy(), state or b"[]")
+
+
+def test_each_shard_is_silent_by_itself_and_a_backtest_speaks_of_campaigns_alone() -> None:
+    findings = [((campaign, 1), NONE) for campaign in range(40)]
+    ids = {next(iter(Alerting(AlertPolicy(), shard=shard).take(START, findings, 40))).id for shard in range(4)}
+    assert len(ids) == 4
+    assert {alert.kind for alert in Alerting(AlertPolicy()).take(START, findings, 40)} == {"zero-impressions"}
+
+
+def said_by(alerts: Sequence[Alert]) -> dict[str, Said]:
+    return {alert.id: Said(alert) for alert in alerts}
+
+
+def test_what_was_said_is_not_said_again_and_what_differs_is_the_next_version() -> None:
+    opened, worse, closed = told(Alerting(AlertPolicy("warning")), [[MILD], [STRONG], *([[]] * 6)])
+    for said, minutes, expected in (
+        # The same versions, some of which were written.
+        ([opened], [[MILD], [STRONG]], [("open", 2, "critical")]),
+        ([opened, worse], [[MILD], [STRONG]], []),
+        ([opened, worse, closed], [[MILD], [STRONG], *([[]] * 6)], []),
+        # Late events have made the second minute a usual one.
+        ([opened, worse], [[MILD], [], *([[]] * 6)], [("closed", 3, "warning")]),
+        # It was told to be over, and goes on.
+        ([opened, worse, closed], [[MILD], [STRONG]], [("open", 4, "critical")]),
+    ):
+        alerting = Alerting(AlertPolicy("warning"))
+        again = told(alerting, minutes)
+        left = left_to_say(again, said_by(said), alerting, START, anew=False)
+        assert steps(left) == expected
+        rest = told(alerting, [[]] * 10, START + 10 * MINUTE_MS)
+        assert all(alert.version > (left or said)[-1].version for alert in rest)
+
+
+def test_an_open_alert_that_nothing_leads_to_any_more_is_withdrawn_or_ends_where_nothing_is_known() -> None:
+    (opened,) = told(Alerting(AlertPolicy()), [[STRONG]])
+    for anew, state in ((False, "withdrawn"), (True, "closed")):
+        (end,) = left_to_say([], said_by([opened]), Alerting(AlertPolicy()), START + HOUR_MS, anew=anew)
+        assert (end.id, end.version, end.state, end.ended_ms) == (opened.id, 2, state, START + HOUR_MS)
+
+
+def test_an_alert_of_the_checkpoint_that_was_told_to_be_over_is_told_to_go_on() -> None:
+    alerting = Alerting(AlertPolicy())
+    opened, closed = told(alerting, [[STRONG], *([[]] * 6)])
+    going_on = Alerting(AlertPolicy())
+    told(going_on, [[STRONG]])
+    (again,) = left_to_say([], said_by([opened, closed]), going_on, START, anew=False)
+    assert (again.state, again.version) == ("open", 3)
+
+
+def test_ids_that_are_made_up_are_not_watched_and_those_that_were_active_last_are_kept() -> None:
+    watch = Watch(120)
+    ids = np.arange(10)
+    assert watch.rows_of(ids, ids, np.array([1, 0] * 5)).tolist() == [0, -1, 1, -1, 2, -1, 3, -1, 4, -1]
+    for minute in range(5):
+        own = np.zeros(5)
+        own[minute] = 100.0
+        list(watch.take(START + minute * MINUTE_MS, own, own * 0, own))
+    watch.forget(START - DAY_MS, most=3)
+    assert [watch.key_of(row)[0] for row in range(len(watch))] == [4, 6, 8]
+    watch.forget(START - DAY_MS, unlearned_before_ms=START + 4 * MINUTE_MS)
+    assert [watch.key_of(row)[0] for row in range(len(watch))] == [8]
+
+
+@pytest.mark.parametrize("clicks_a_minute", [0.002, 0.02, 0.2, 2.0])
+def test_rare_and_uneven_clicks_are_no_spike(clicks_a_minute: float) -> None:
+    random, minutes, campaigns = np.random.default_rng(7), 3_000, 20
+    clicks = random.poisson(clicks_a_minute, (minutes, campaigns))
+    spend = np.array([[random.exponential(900_000, n).sum() for n in row] for row in clicks])
+    impressions = random.poisson(20, clicks.shape).astype(np.float64)
+    watch, alerting, alerts = Watch(120), Alerting(AlertPolicy()), list[Alert]()
+    watch.rows_of(np.arange(campaigns), np.zeros(campaigns, np.int64))
+    for n in range(minutes):
+        at_ms = START + n * MINUTE_MS
+        alerts += alerting.take(
+            at_ms, watch.take(at_ms, impressions[n], clicks[n].astype(np.float64), spend[n] + 300), 0
+        )
+    # Forty days of campaigns.
+    assert sum(alert.version == 1 for alert in alerts) <= 1
+
+
+def test_a_price_that_rises_is_a_spike_though_clicks_are_few() -> None:
+    random, watch, alerting, alerts = np.random.default_rng(7), Watch(120), Alerting(AlertPolicy()), list[Alert]()
+    watch.rows_of(np.array([7]), np.array([3]))
+    for n in range(1_000):
+        clicks = random.poisson(3, 1).astype(np.float64)
+        price = 500_000 * (8 if 900 <= n < 915 else 1)
+        at_ms = START + n * MINUTE_MS
+        alerts += alerting.take(at_ms, watch.take(at_ms, clicks * 50, clicks, clicks * price), 0)
+    opened = [(alert.kind, (alert.opened_ms - START) // MINUTE_MS) for alert in alerts if alert.version == 1]
+    assert len(opened) == 1
+    assert opened[0][0] == "spend-spike"
+    assert 900 <= opened[0][1] < 905

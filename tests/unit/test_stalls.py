@@ -37,6 +37,18 @@ def test_a_partition_that_stands_still_with_messages_is_stalled() -> None:
     assert looks == [5, 7]
 
 
+def test_a_message_that_has_just_come_to_an_idle_partition_is_no_stall() -> None:
+    clock = Clock()
+    watch = StallWatch(lambda _partition, _offset: True, patience_s=10.0, clock=clock)
+    for minute in range(10):
+        clock.now = 60.0 * minute
+        assert watch.stalled({0: 100}, {0: 100}) == []
+    clock.now += 5.0
+    assert watch.stalled({0: 100}, {0: 102}) == []
+    clock.now += 9.0
+    assert watch.stalled({0: 100}, {0: 102}) == [0]
+
+
 def test_markers_alone_are_no_messages_and_are_looked_at_once() -> None:
     clock, looks = Clock(), list[int]()
 

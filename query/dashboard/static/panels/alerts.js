@@ -19,13 +19,14 @@ const DAY_S = 86_400;
  * @typedef {{alerts: any[], mutes: any[], error: import("../api.js").Problem | null}} Known
  */
 
-/** @param {string} advertiser its id; 0: the operator's alerts @returns {Known} */
+/** @param {string} advertiser its id; 0: the operator's alerts; *: those of all @returns {Known} */
 export function readAlerts(advertiser) {
-  const query = { advertiser_id: advertiser, muted: true, limit: ASKED };
+  const advertiser_id = advertiser === "*" ? undefined : advertiser;
+  const query = { advertiser_id, muted: true, limit: ASKED };
   const entries = [
     ask("alerts-open", "v1/alerts", { ...query, state: "open" }, POLL_MS),
     ask("alerts-recent", "v1/alerts", { ...query, since: RECENT }, POLL_MS),
-    ask("alerts-mutes", "v1/mutes", { advertiser_id: advertiser }, MUTES_POLL_MS),
+    ask("alerts-mutes", "v1/mutes", { advertiser_id }, MUTES_POLL_MS),
   ];
   const [open, recent, mutes] = entries.map((entry) => (entry.former ? [] : (entry.value?.data ?? [])));
   /** @type {Map<string, any>} */
@@ -50,8 +51,10 @@ export function alertBands(known, range) {
  * @param {import("../main.js").Context} context @param {Known} known @param {string} zone @param {string} title
  */
 export function alertPanel(context, known, zone, title) {
-  const unmuted = known.alerts.filter((a) => !a.muted_until);
-  const muted = known.alerts.filter((a) => a.muted_until);
+  const chosen = params.filters.campaign_id;
+  const alerts = known.alerts.filter((a) => !chosen || chosen.includes(String(a.campaign_id)));
+  const unmuted = alerts.filter((a) => !a.muted_until);
+  const muted = alerts.filter((a) => a.muted_until);
   if (!unmuted.length && !muted.length && !known.mutes.length && !known.error) return nothing;
   return html`<section class="panel" aria-labelledby="alerts-title"><h2 id="alerts-title">${title}</h2>
     ${known.error ? problemText(known.error) : nothing}

@@ -44,8 +44,8 @@ function late(totals) {
   if (!totals) return nothing;
   const clicks = Number(totals.clicks);
   const share = clicks ? ` (${format.percent(Number(totals.late_clicks) / clicks)})` : "";
-  return html`<p id="late"><b>Late:</b> <b data-late="clicks">${format.integer(totals.late_clicks)}</b> of ${format.integer(totals.clicks)} clicks${share}, and of all events <b data-late="events">${format.integer(totals.late_events)}</b>.
-    <span class="note">They came between five minutes and an hour after their minute was over, and are counted. What came later than that is added by the nightly run: see <a href=${fragmentOf({ ...params, view: "bill" })}>Bills</a>.</span></p>`;
+  return html`<p id="late"><b>Late, and counted:</b> <b data-late="clicks">${format.integer(totals.late_clicks)}</b> of ${format.integer(totals.clicks)} clicks${share}, and of all events <b data-late="events">${format.integer(totals.late_events)}</b>.
+    <span class="note">They came between five minutes and an hour after their minute was over. Those that came even later are added by the nightly run, and are counted apart: see <a href=${fragmentOf({ ...params, view: "bill" })}>Bills</a>.</span></p>`;
 }
 
 /** The model of the chart; the same object while nothing has changed. @param {any} answer @param {import("../ranges.js").Range} range @param {string} zone @param {string} currency @param {import("../chart.js").Band[]} bands */

@@ -66,7 +66,7 @@ export function overview(context) {
   const entry = ask("series", "v1/metrics", full, range.open ? POLL_MS : SETTLED_POLL_MS);
   follow(range.open ? shown : null);
   const answer = entry.value && merge(entry);
-  const alerts = /^\d+$/.test(params.advertiser) ? readAlerts(params.advertiser) : null;
+  const alerts = params.advertiser ? readAlerts(params.advertiser) : null;
   return html`<h1 class="visually-hidden">Overview</h1>
     ${controls(context, range, zone)}
     <section aria-labelledby="figures-title">
