@@ -359,8 +359,9 @@ def test_integers_beyond_2_to_the_53_are_shown_to_the_last_digit(visit: Visit) -
 
 def test_hostile_names_are_text(visit: Visit) -> None:
     page = visit.page
-    expect(page.locator("table .name")).to_have_count(len(HOSTILE))
-    assert set(page.locator("table .name").all_text_contents()) == set(HOSTILE.values())
+    names = page.get_by_role("region", name="Campaigns in this range").locator(".name")
+    expect(names).to_have_count(len(HOSTILE))
+    assert set(names.all_text_contents()) == set(HOSTILE.values())
     assert page.evaluate("window.pwned") is None
     assert page.locator("main img, main script, main b:has-text('a warning')").count() == 0
     # A name of ten thousand characters does not widen the page.

@@ -274,7 +274,7 @@ def test_the_type_of_a_message_says_what_has_become_of_the_alert() -> None:
 def test_the_standard_payload_has_type_timestamp_and_data() -> None:
     body = json.loads(encode_event(event(), "standard", "http://router"))
     assert (body["type"], list(body)) == ("alert.opened", ["type", "timestamp", "data"])
-    assert (body["data"]["id"], body["data"]["version"], body["data"]["ended_at"]) == ("al_1", 1, None)
+    assert (body["data"]["id"], body["data"]["version"], body["data"]["ended"]) == ("al_1", 1, None)
     assert body["data"]["detail"] == {"share": 0.9}
     assert encode_event(event(), "standard", "a") == encode_event(event(), "standard", "b")
 
