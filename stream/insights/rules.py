@@ -25,13 +25,15 @@ _SPIKE, _SURGE, _COLLAPSE = 3.0, 5.0, 0.1
 
 
 class Finding(NamedTuple):
-    """An unusual bucket of a campaign. `deviations`: how far `value` of `measure` is from `expected`, with its sign."""
+    """An unusual bucket of a campaign. `deviations`: how far `value` of `measure` is from `expected`, with its sign. `click_rate`: the one
+    that was to be expected; 0 where it is not known."""
 
     kind: str
     measure: str
     deviations: float
     value: float
     expected: float
+    click_rate: float = 0.0
 
     @property
     def severity(self) -> str:
@@ -87,6 +89,8 @@ def still_unusual(finding: Finding, impressions: float, clicks: float, spend: fl
     holds = {
         "spend-spike": changed.deviations >= WARNING and spend > _SPIKE * finding.expected,
         "zero-impressions": impressions == 0,
-        "surge-ctr-collapse": changed.deviations >= WARNING and impressions > _SURGE * finding.expected,
+        "surge-ctr-collapse": changed.deviations >= WARNING
+        and impressions > _SURGE * finding.expected
+        and clicks < _COLLAPSE * finding.click_rate * impressions,
     }
     return changed if holds[finding.kind] else None

@@ -79,12 +79,13 @@ class Watch:
         of_rates = Judged(*self._rates.update(rows, times, rate, noise)[:2])
         learned = self._known > self._learned
         self.expecting = int((learned & (of_counts.expected > rules.FEWEST_IMPRESSIONS)).sum())
-        return self._findings(learned, rules.unusual_rows(impressions, spend, rate, of_counts, of_spend, of_rates))
+        unusual = rules.unusual_rows(impressions, spend, rate, of_counts, of_spend, of_rates)
+        return self._findings(learned, unusual, np.nan_to_num(of_rates.expected))
 
-    def _findings(self, learned: Any, unusual: Any) -> Iterator[tuple[Key, Finding]]:
+    def _findings(self, learned: Any, unusual: Any, click_rates: Any) -> Iterator[tuple[Key, Finding]]:
         for kind, measure, holds, judged, values in unusual:
             for row in np.flatnonzero(holds & learned).tolist():
-                numbers = (float(column[row]) for column in (judged.deviations, values, judged.expected))
+                numbers = (float(c[row]) for c in (judged.deviations, values, judged.expected, click_rates))
                 yield self.key_of(row), Finding(kind, measure, *numbers)
 
     def key_of(self, row: int) -> Key:

@@ -78,6 +78,14 @@ def test_an_alert_of_which_late_events_leave_nothing_is_withdrawn() -> None:
     assert told(alerting, [[]] * 10, START + 2 * MINUTE_MS) == []
 
 
+def test_late_clicks_withdraw_a_collapse_of_the_click_rate() -> None:
+    collapse = Finding("surge-ctr-collapse", "impressions", 9.0, 4_000.0, 400.0, click_rate=0.05)
+    for clicks, states in ((10.0, []), (190.0, ["withdrawn"])):
+        alerting = Alerting(AlertPolicy())
+        told(alerting, [[collapse]])
+        assert [a.state for a in alerting.correct(START, KEY, 4_000.0, clicks, 9_000.0)] == states
+
+
 def test_an_alert_keeps_what_can_no_longer_be_corrected() -> None:
     alerting = Alerting(AlertPolicy())
     told(alerting, [[NONE]] * 90)
