@@ -137,10 +137,15 @@ class Flow:
         campaigns = ",".join(map(str, Oracle(self.events.truth).campaigns()))
         return [("campaign_id", campaigns), ("start", iso(self.start_ms - HOUR_MS)), ("end", iso(self.end_ms))]
 
-    def wait_until_something_is_shown(self) -> None:
-        """Wait until answers have rows: the workers are at work then."""
+    def wait_until_something_is_shown(self, unless_ended: str = "") -> None:
+        """Wait until answers have rows: the workers are at work then. Or until a worker has ended."""
         client = RouterClient(self.settings)
-        wait_until(lambda: client.get("", self.parameters())["rows"], 40, "something is shown")
+
+        def is_shown() -> bool:
+            ended = unless_ended and self.workers[unless_ended].poll() is not None
+            return bool(ended or client.get("", self.parameters())["rows"])
+
+        wait_until(is_shown, 40, self._describe_workers)
 
     def wait_until_archived(self, seconds: float) -> None:
         """Wait until the archive has each valid event of the topic once, whatever its files repeat."""
@@ -176,11 +181,14 @@ class Flow:
         return not self.first_difference()
 
     def _describe_difference(self) -> str:
-        """The first difference, what the workers do, and the end of their log."""
+        return f"{self.first_difference()}\n{self._describe_workers()}"
+
+    def _describe_workers(self) -> str:
+        """What the workers do, and the end of their log."""
         states = {name: "runs" if w.poll() is None else f"exit code {w.poll()}" for name, w in self.workers.items()}
         lines = self._log.read_text(errors="replace").splitlines()[-30:]
         log = "\n".join(line[:300] for line in lines)
-        return f"{self.first_difference()}\nworkers: {states}, started again: {self.restarts}\n{log}"
+        return f"workers: {states}, started again: {self.restarts}\n{log}"
 
     def wait_until_exact(self, seconds: float) -> None:
         """Wait until all answers and dead letters are the truth, and see that answers stay so."""

@@ -28,7 +28,7 @@ _CLOSED = "until COMMAND 2> refusal; do grep -q 'still open' refusal || (cat ref
 _VARIABLE_PARTS = {
     "{pN}": r"\{p\d+\}", "{sN}": r"\{s\d+\}", "GEN": r"\d+", "NUMBER": r"\d+", "HOUR": r"\d+", "MINUTE": r"\d+",
     "CAMPAIGN": r"\d+", "ADVERTISER": r"\d+", "PLACE": r"\d+", "KIND": "[rapcd]", "WORKER": r"[\w.-]+", "KEY": r"\S+",
-    "SHA256": "[0-9a-f]{64}", "LEASE": "(migrate|reconcile)",
+    "SHA256": "[0-9a-f]{64}", "LEASE": r"(migrate|reconcile|statements|directory|notify|webhooks:\d+)",
 }  # fmt: skip
 
 
