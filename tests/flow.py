@@ -77,7 +77,7 @@ class Flow:
 
     def __init__(self, settings: Settings, events: SyntheticEvents, start_ms: int, span_ms: int, log: Path) -> None:
         # Workers lose their places in the group sooner, so that tests need not wait.
-        self.settings = settings.model_copy(update={"session_timeout_ms": 1_500, "silent_after_ms": 1_500})
+        self.settings = settings.model_copy(update={"session_timeout_ms": 2_500, "silent_after_ms": 1_500})
         self.events, self.start_ms, self.end_ms = events, start_ms, start_ms + span_ms
         self._log, self._sent = log, 0
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
