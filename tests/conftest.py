@@ -9,12 +9,17 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from infra.clickhouse.client import ClickHouse
 from infra.clickhouse.schema import apply_migrations
 from infra.kafka import topic_setup
 from infra.settings import Settings, resolve
+
+# The first example may wait for a compiler, and machines are shared.
+hypothesis.settings.register_profile("adclick", deadline=None)
+hypothesis.settings.load_profile("adclick")
 
 ADCLICK = [sys.executable, "-P", "-m", "infra"]
 # Clients of the tests' own.

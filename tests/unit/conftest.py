@@ -7,12 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
-
-# The first example may wait for a compiler, and machines are shared.
-settings.register_profile("adclick", deadline=None)
-settings.load_profile("adclick")
-
 
 # What takes longer hangs. For tests with backends pyproject.toml allows more.
 _TIMEOUT_S = 300
