@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from infra.clickhouse.alerts import SEVERITIES, Alert
@@ -47,7 +47,9 @@ def parse_backtest_question(
         for name, default in (("cooldown_s", usual.cooldown_ms // 1000), ("alerts_a_day", usual.daily_cap))
     )
     question = parse_anomalies_question(list(values.items()), now_ms, retention, scope)
-    return BacktestQuestion(question, AlertPolicy(severity, cooldown_s * 1000, alerts, usual.currency))
+    return BacktestQuestion(
+        question, replace(usual, severity=severity, cooldown_ms=cooldown_s * 1000, daily_cap=alerts)
+    )
 
 
 def backtest(question: BacktestQuestion, closed: ClosedNumbers) -> list[Alert]:

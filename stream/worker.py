@@ -114,9 +114,7 @@ class _Sinks:
             return sink
         client = ClickHouse(settings.clickhouse, settings.database)
         if stage is INSIGHT:
-            policy = AlertPolicy(
-                settings.alert_severity, settings.alert_cooldown_s * 1000, settings.alerts_a_day, settings.currency
-            )
+            policy = AlertPolicy.of(settings)
             return InsightSink(client, partition, policy)
         return WarmSink(client, _TIERS[stage.name], stage.grain_ms, partition)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,3 +58,23 @@ def insert_alerts(client: ClickHouse, alerts: Sequence[Alert]) -> None:
     columns: dict[str, Any] = {name: [getattr(alert, name) for alert in alerts] for name in names}
     columns["detail"] = [json.dumps(alert.detail, separators=(",", ":"), sort_keys=True) for alert in alerts]
     client.insert(TABLE, pa.table(columns))
+
+
+def read_newest(
+    client: ClickHouse, condition: str, parameters: Mapping[str, Any], *, only_open: bool = False
+) -> dict[str, Alert]:
+    """The newest version of each alert, by id, of the versions that meet an SQL condition. Raises Unavailable."""
+    names = tuple(Alert.__dataclass_fields__)
+    newest = ", ".join(f"argMax({name}, version) AS {name}_" for name in names[1:])
+    rows = client.rows(
+        f"SELECT id, {newest} FROM {client.database}.{TABLE} WHERE {condition} GROUP BY id"
+        + (" HAVING state_ = 'open'" if only_open else ""),
+        dict(parameters),
+    )
+    alerts = (Alert(**dict(zip(names, row, strict=True)) | {"detail": json.loads(row[-1])}) for row in rows)
+    return {alert.id: alert for alert in alerts}
+
+
+def written_now_ms(client: ClickHouse) -> int:
+    """The clock by which versions are written: clocks of machines differ. Raises Unavailable."""
+    return int(client.rows("SELECT toUnixTimestamp64Milli(now64(3))")[0][0])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from infra.clickhouse.alerts import TABLE
+from infra.clickhouse.alerts import TABLE, written_now_ms
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS
 from query.alerts.mutes import Mute, MuteSubject
@@ -36,7 +36,7 @@ class AlertStore:
 
     def now_ms(self) -> int:
         """The clock by which versions are written."""
-        return int(self._client.rows("SELECT toUnixTimestamp64Milli(now64(3))")[0][0])
+        return written_now_ms(self._client)
 
     # -- versions -------------------------------------------------------------------------------------------------
 

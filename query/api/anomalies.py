@@ -37,9 +37,7 @@ class Anomalies:
     def __init__(self, router: Router, settings: Settings, now: Callable[[], int]) -> None:
         """`now`: epoch ms."""
         self._router, self._now = router, now
-        self._policy = AlertPolicy(
-            settings.alert_severity, settings.alert_cooldown_s * 1000, settings.alerts_a_day, settings.currency
-        )
+        self._policy = AlertPolicy.of(settings)
 
     def list(self, request: Request, access: Access) -> HttpReply:
         """What is unusual in the numbers of campaigns, the newest first."""

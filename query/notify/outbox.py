@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from infra import faults
-from infra.clickhouse.alerts import Alert, insert_alerts
+from infra.clickhouse.alerts import Alert, insert_alerts, read_newest
 from infra.clickhouse.client import ClickHouse
-
-_NAMES = tuple(Alert.__dataclass_fields__)
 
 
 class Outbox:
@@ -23,9 +20,11 @@ class Outbox:
     def current(self, ids: Sequence[str]) -> dict[str, Alert]:
         """The newest versions of all open ones, and of these."""
         if self._known is None:
-            self._known = self._read("kind IN {kinds:Array(String)}", only_open=True, kinds=self._kinds)
+            self._known = read_newest(
+                self._client, "kind IN {kinds:Array(String)}", {"kinds": self._kinds}, only_open=True
+            )
         if missing := [id_ for id_ in ids if id_ not in self._known]:
-            self._known |= self._read("id IN {ids:Array(String)}", only_open=False, ids=missing)
+            self._known |= read_newest(self._client, "id IN {ids:Array(String)}", {"ids": missing})
         return dict(self._known)
 
     def open(self, kind: str) -> list[Alert]:
@@ -42,13 +41,3 @@ class Outbox:
         # Those that have ended are read again should their conditions come back.
         newest = known | {alert.id: alert for alert in changes}
         self._known = {id_: alert for id_, alert in newest.items() if alert.state == "open"}
-
-    def _read(self, condition: str, *, only_open: bool, **parameters: list[str]) -> dict[str, Alert]:
-        newest = ", ".join(f"argMax({name}, version) AS {name}_" for name in _NAMES[1:])
-        rows = self._client.rows(
-            f"SELECT id, {newest} FROM {self._client.database}.alerts WHERE {condition} GROUP BY id"
-            + (" HAVING state_ = 'open'" if only_open else ""),
-            parameters,
-        )
-        alerts = (Alert(**dict(zip(_NAMES, row, strict=True)) | {"detail": json.loads(row[-1])}) for row in rows)
-        return {alert.id: alert for alert in alerts}

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from infra.clickhouse.alerts import Alert
+from infra.clickhouse.alerts import Alert, written_now_ms
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS
 from query.webhooks.payloads import TEST_TYPE, AlertEvent, events_of
@@ -65,7 +65,7 @@ class DeliveryStore:
     def now_ms(self) -> int:
         """The clock by which versions of alerts are written. All moments of deliveries, and `since_ms` of webhooks, are taken from it:
         clocks of machines differ, and these are compared with each other."""
-        return int(self._client.rows("SELECT toUnixTimestamp64Milli(now64(3))")[0][0])
+        return written_now_ms(self._client)
 
     def add(self, attempts: Sequence[Attempt]) -> None:
         """Record attempts. Safe to repeat."""

@@ -15,6 +15,7 @@ import msgspec
 
 from infra.clickhouse.alerts import NOBODY, SEVERITIES, Alert, alert_id
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from infra.settings import Settings
 from stream.insights import rules
 from stream.insights.rules import Finding
 from stream.insights.watch import Key
@@ -44,6 +45,11 @@ class AlertPolicy:
     cooldown_ms: int = 30 * MINUTE_MS
     daily_cap: int = 20
     currency: str = "USD"
+
+    @classmethod
+    def of(cls, settings: Settings) -> AlertPolicy:
+        """That of an installation."""
+        return cls(settings.alert_severity, settings.alert_cooldown_s * 1000, settings.alerts_a_day, settings.currency)
 
     def is_severe(self, finding: Finding) -> bool:
         """Whether a minute is unusual enough by itself."""
@@ -105,9 +111,9 @@ class Alerting:
         silent = [self._state.silent] if self._state.silent else []
         return {self._id_of(e): e for e in (*episodes, *silent)}
 
-    def tell_open(self, episode: RunningAlert) -> Alert:
+    def open_version(self, episode: RunningAlert) -> Alert:
         """How an open alert stands, as its newest version."""
-        return self._told(episode, "open", 0)
+        return self._version_of(episode, "open", 0)
 
     def encode(self) -> bytes:
         """All that is remembered."""
@@ -144,7 +150,7 @@ class Alerting:
             return
         finding = Finding("zero-impressions", "impressions", 0.0, 0.0, 0.0)
         self._state.silent = RunningAlert(ALL_SILENT, NOBODY, NOBODY, at_ms, at_ms, 1, "critical", finding, {})
-        yield self._told(self._state.silent, "open", 0)
+        yield self._version_of(self._state.silent, "open", 0)
 
     def _add(self, key: Key, at_ms: int, finding: Finding) -> Iterator[Alert]:
         running = next((e for e in self._of(key, finding.kind) if not e.closed), None)
@@ -157,7 +163,7 @@ class Alerting:
             running.worst = finding
         if SEVERITIES.index(finding.severity) > SEVERITIES.index(running.severity):
             running.severity = finding.severity
-            yield self._told_again(running, "open", 0)
+            yield self._next_version(running, "open", 0)
 
     def _open(self, key: Key, at_ms: int, finding: Finding) -> Iterator[Alert]:
         campaign, advertiser = key
@@ -172,17 +178,17 @@ class Alerting:
             finding.kind, campaign, advertiser, at_ms, at_ms, 1, finding.severity, finding, {at_ms: finding}
         )
         self._episodes.setdefault(key, []).append(episode)
-        yield self._told(episode, "open", 0)
+        yield self._version_of(episode, "open", 0)
 
     def _close(self, at_ms: int) -> Iterator[Alert]:
         silent = self._state.silent
         if silent is not None and at_ms >= silent.last_ms + self._quiet_ms:
             self._state.silent = None
-            yield self._told_again(silent, "closed", silent.last_ms + self._bucket_ms)
+            yield self._next_version(silent, "closed", silent.last_ms + self._bucket_ms)
         for episode in [e for episodes in self._episodes.values() for e in episodes]:
             if not episode.closed and at_ms >= episode.last_ms + self._quiet_ms:
                 episode.closed = True
-                yield self._told_again(episode, "closed", episode.last_ms + self._bucket_ms)
+                yield self._next_version(episode, "closed", episode.last_ms + self._bucket_ms)
 
     def _forget(self, at_ms: int) -> None:
         """Drop what nothing can change any more."""
@@ -213,7 +219,7 @@ class Alerting:
             del episode.minutes[at_ms]
             if not episode.minutes and not episode.firm:
                 self._episodes[key].remove(episode)
-                yield self._told_again(episode, "withdrawn", episode.last_ms + self._bucket_ms)
+                yield self._next_version(episode, "withdrawn", episode.last_ms + self._bucket_ms)
 
     def _of(self, key: Key, kind: str | None) -> list[RunningAlert]:
         return [e for e in self._episodes.get(key, []) if kind in (e.kind, None)]
@@ -222,20 +228,20 @@ class Alerting:
         """Whether anything of a campaign may be corrected."""
         return key in self._episodes
 
-    def _told_again(self, episode: RunningAlert, state: str, ended_ms: int) -> Alert:
+    def _next_version(self, episode: RunningAlert, state: str, ended_ms: int) -> Alert:
         episode.version += 1
-        return self._told(episode, state, ended_ms)
+        return self._version_of(episode, state, ended_ms)
 
-    def _told(self, episode: RunningAlert, state: str, ended_ms: int) -> Alert:
+    def _version_of(self, episode: RunningAlert, state: str, ended_ms: int) -> Alert:
         worst = episode.worst
         if episode.kind == ALL_SILENT:
             summary, detail = f"All campaigns of shard {self._shard} have had no impressions at once", dict[str, Any]()
         else:
             bucket = _BUCKETS.get(self._bucket_ms, "a bucket")
-            told = _VERBS[episode.kind].format(
+            sentence = _VERBS[episode.kind].format(
                 value=self._written(worst, worst.value), expected=self._written(worst, worst.expected), bucket=bucket
             )
-            summary = f"Campaign {episode.campaign}: {told}"
+            summary = f"Campaign {episode.campaign}: {sentence}"
             detail = {
                 "measure": worst.measure, "value": _rounded(worst.value), "expected": _rounded(worst.expected),
                 "deviations": round(worst.deviations, 2),

@@ -20,7 +20,7 @@ from infra.errors import Refused, Unavailable
 from ingest.partials import COUNTS, Partials
 from stream.insights.alerting import Alerting, AlertPolicy
 from stream.insights.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from stream.insights.outbox import left_to_say, read_said
+from stream.insights.outbox import read_written, versions_to_write
 from stream.insights.watch import Watch
 from stream.published import Publication
 
@@ -49,7 +49,7 @@ class InsightSink:
         self._checkpoint_ms, self._slot = 0, 0
         self._empty = 0
         """How many minutes in a row were without any event."""
-        self._unsent: list[Alert] = []
+        self._unwritten: list[Alert] = []
         self._attached = self._broken = False
         self._retry_at = 0.0
 
@@ -62,15 +62,17 @@ class InsightSink:
     def _go_on(self, snapshot: Publication) -> None:
         checkpoint, self._slot = read_checkpoint(self._client, self._shard)
         self._watch, self._alerting = Watch(_LEARNED), Alerting(self._policy, shard=self._shard)
-        self._upto_ms, self._checkpoint_ms, self._empty, self._unsent = None, 0, 0, []
+        self._upto_ms, self._checkpoint_ms, self._empty, self._unwritten = None, 0, 0, []
         known = checkpoint is not None and self._decode(checkpoint)
         if checkpoint is not None and known:
             self._upto_ms = self._checkpoint_ms = checkpoint.upto_ms
             self._refuse_gap(snapshot.dropped_ms)
         self._take_closed(snapshot)
-        said = read_said(self._client, self._shard)
-        self._unsent = left_to_say(self._unsent, said, self._alerting, self._upto_ms or 0, anew=not known)
-        self._send()
+        written = read_written(self._client, self._shard)
+        self._unwritten = versions_to_write(
+            self._unwritten, written, self._alerting, self._upto_ms or 0, anew=not known
+        )
+        self._write_alerts()
         # The next flush may drop minutes before anything of it is shown.
         self._maybe_checkpoint(snapshot.settled_ms)
 
@@ -108,10 +110,10 @@ class InsightSink:
         return self._attached
 
     def _show(self, published: Publication) -> None:
-        if not self._unsent:
+        if not self._unwritten:
             self._correct(published)
             self._take_closed(published)
-        self._send()
+        self._write_alerts()
         self._maybe_checkpoint(published.settled_ms)
 
     def refresh(self, sent_ms: int) -> bool:
@@ -146,7 +148,7 @@ class InsightSink:
             if self._empty > _MOST_EMPTY:
                 self._upto_ms = min(windows, default=closed_ms // MINUTE_MS * MINUTE_MS)
                 continue
-            self._unsent += self._take(at_ms, None if window is None else window.whole())
+            self._unwritten += self._take(at_ms, None if window is None else window.whole())
             self._upto_ms = at_ms + MINUTE_MS
             if len(self._watch) > _MOST_CAMPAIGNS:
                 self._forget(self._upto_ms)
@@ -178,14 +180,14 @@ class InsightSink:
             for row, key in enumerate(keys):
                 if self._alerting.has(key):
                     numbers = (float(rows[name][row]) for name in ("impressions", "clicks", "spend_micros"))
-                    self._unsent += self._alerting.correct(int(rows["window_ms"][row]), key, *numbers)
+                    self._unwritten += self._alerting.correct(int(rows["window_ms"][row]), key, *numbers)
 
-    def _send(self) -> None:
-        if self._unsent:
+    def _write_alerts(self) -> None:
+        if self._unwritten:
             faults.point("insights.found")
-            insert_alerts(self._client, self._unsent)
+            insert_alerts(self._client, self._unwritten)
             faults.point("insights.written")
-            self._unsent = []
+            self._unwritten = []
             self._checkpoint_ms = 0
 
     def _maybe_checkpoint(self, settled_ms: int) -> None:

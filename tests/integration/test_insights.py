@@ -135,12 +135,9 @@ def test_minutes_that_no_one_has_kept_are_no_minutes_without_events(owner: Owner
     assert written(owner.client) == set()
 
 
-def test_late_events_withdraw_an_alert_also_one_that_a_successor_does_not_know(owner: Owner) -> None:
-    numbers = minutes_of(CAMPAIGNS, MINUTES)
-    numbers[200, :, 5] = 0
-    for minute, values in enumerate(numbers[:203]):
-        assert owner.sink.write(owner.flush(minute, values))
-    late = partial(
+def late_rows_of_minute_200() -> dict[str, Any]:
+    """What campaign 5 usually has in a minute."""
+    return partial(
         window_ms=START + 200 * MINUTE_MS,
         campaign_id=5,
         advertiser_id=ADVERTISER,
@@ -148,6 +145,14 @@ def test_late_events_withdraw_an_alert_also_one_that_a_successor_does_not_know(o
         clicks=20,
         spend_micros=400_000,
     )
+
+
+def test_late_events_withdraw_an_alert_also_one_that_a_successor_does_not_know(owner: Owner) -> None:
+    numbers = minutes_of(CAMPAIGNS, MINUTES)
+    numbers[200, :, 5] = 0
+    for minute, values in enumerate(numbers[:203]):
+        assert owner.sink.write(owner.flush(minute, values))
+    late = late_rows_of_minute_200()
     published = owner.flush(203, numbers[203], late)
     ((opened, *_),) = written(owner.client)
     # A checkpoint from before the alert: the successor judges the minute anew, with the late events.
@@ -163,14 +168,7 @@ def test_late_events_withdraw_an_alert_also_one_that_a_successor_does_not_know(o
 def test_an_alert_that_only_the_outbox_knows_is_withdrawn(owner: Owner, settings: Settings) -> None:
     numbers = minutes_of(CAMPAIGNS, MINUTES)
     numbers[200, :, 5] = 0
-    late = partial(
-        window_ms=START + 200 * MINUTE_MS,
-        campaign_id=5,
-        advertiser_id=ADVERTISER,
-        impressions=400,
-        clicks=20,
-        spend_micros=400_000,
-    )
+    late = late_rows_of_minute_200()
     for minute, values in enumerate(numbers[:200]):
         assert owner.sink.write(owner.flush(minute, values))
     before, _ = read_checkpoint(owner.client, 0)

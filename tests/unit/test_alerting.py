@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from infra.clickhouse.alerts import Alert
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from stream.insights.alerting import ALL_SILENT, Alerting, AlertPolicy
-from stream.insights.outbox import Said, left_to_say
+from stream.insights.outbox import versions_to_write
 from stream.insights.rules import Finding
 from stream.insights.watch import Watch
 
@@ -179,8 +179,8 @@ def test_each_shard_is_silent_by_itself_and_a_backtest_speaks_of_campaigns_alone
     assert {alert.kind for alert in Alerting(AlertPolicy()).take(START, findings, 40)} == {"zero-impressions"}
 
 
-def said_by(alerts: Sequence[Alert]) -> dict[str, Said]:
-    return {alert.id: Said(alert) for alert in alerts}
+def said_by(alerts: Sequence[Alert]) -> dict[str, Alert]:
+    return {alert.id: alert for alert in alerts}
 
 
 def test_what_was_said_is_not_said_again_and_what_differs_is_the_next_version() -> None:
@@ -197,7 +197,7 @@ def test_what_was_said_is_not_said_again_and_what_differs_is_the_next_version() 
     ):
         alerting = Alerting(AlertPolicy("warning"))
         again = told(alerting, minutes)
-        left = left_to_say(again, said_by(said), alerting, START, anew=False)
+        left = versions_to_write(again, said_by(said), alerting, START, anew=False)
         assert steps(left) == expected
         rest = told(alerting, [[]] * 10, START + 10 * MINUTE_MS)
         assert all(alert.version > (left or said)[-1].version for alert in rest)
@@ -206,7 +206,7 @@ def test_what_was_said_is_not_said_again_and_what_differs_is_the_next_version() 
 def test_an_open_alert_that_nothing_leads_to_any_more_is_withdrawn_or_ends_where_nothing_is_known() -> None:
     (opened,) = told(Alerting(AlertPolicy()), [[STRONG]])
     for anew, state in ((False, "withdrawn"), (True, "closed")):
-        (end,) = left_to_say([], said_by([opened]), Alerting(AlertPolicy()), START + HOUR_MS, anew=anew)
+        (end,) = versions_to_write([], said_by([opened]), Alerting(AlertPolicy()), START + HOUR_MS, anew=anew)
         assert (end.id, end.version, end.state, end.ended_ms) == (opened.id, 2, state, START + HOUR_MS)
 
 
@@ -215,7 +215,7 @@ def test_an_alert_of_the_checkpoint_that_was_told_to_be_over_is_told_to_go_on() 
     opened, closed = told(alerting, [[STRONG], *([[]] * 6)])
     going_on = Alerting(AlertPolicy())
     told(going_on, [[STRONG]])
-    (again,) = left_to_say([], said_by([opened, closed]), going_on, START, anew=False)
+    (again,) = versions_to_write([], said_by([opened, closed]), going_on, START, anew=False)
     assert (again.state, again.version) == ("open", 3)
 
 
