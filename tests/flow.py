@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from query.demo.questions import DemoQuestion
 from query.question import parse_question
 from query.router import Router
 from tests.conftest import product_environment
+from tests.fork_server import ForkedProcess, fork_server
 from tests.product import COUNTS, PATIENCE, assert_stays, wait_until
 
 STEP = 5_000
@@ -79,16 +79,16 @@ class Flow:
         # Workers lose their places in the group sooner, so that tests need not wait.
         self.settings = settings.model_copy(update={"session_timeout_ms": 2_500, "silent_after_ms": 1_500})
         self.events, self.start_ms, self.end_ms = events, start_ms, start_ms + span_ms
+        self._oracle = Oracle(events.truth)
         self._log, self._sent = log, 0
-        self.workers: dict[str, subprocess.Popen[bytes]] = {}
+        self.workers = dict[str, ForkedProcess | subprocess.Popen[bytes]]()
         self.restarts: list[str] = []
         """The workers that stopped with an error and were started again, as the supervisor does."""
 
-    def start(self, name: str, fault: str = "", **more: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, fault: str = "", **more: str) -> ForkedProcess:
         """Start a worker, e.g. `ingest-0`, with a fault armed or none."""
         variables = worker_environment(self.settings, name, ADCLICK_FAULT=fault, **more)
-        with self._log.open("ab") as log:
-            worker = subprocess.Popen([sys.executable, "-m", "infra", name.split("-")[0]], env=variables, stderr=log)
+        worker = fork_server().start([name.split("-")[0]], variables, self._log)
         self.workers[name] = worker
         return worker
 
@@ -103,7 +103,8 @@ class Flow:
 
     def wait_until_killed(self, name: str, seconds: float = 40) -> None:
         """Wait until a fault has ended the worker."""
-        assert self.workers[name].wait(seconds * PATIENCE) == -signal.SIGKILL, "the fault point was not reached"
+        code = self.workers[name].wait(seconds * PATIENCE)
+        assert code == -signal.SIGKILL, f"{name} ended with {code}\n{self._describe_workers()}"
 
     def wait_until_halted(self, name: str, seconds: float = 40) -> None:
         """Wait until a fault has halted the worker."""
@@ -111,11 +112,12 @@ class Flow:
         wait_until(lambda: status.read_text().rsplit(")", 1)[1].split()[0] == "T", seconds, f"{name} is halted")
 
     def first_difference(self) -> str:
-        """The first difference between answers and truth, of hours in all dimensions and minutes by campaign; empty for none."""
-        oracle, client = Oracle(self.events.truth), RouterClient(self.settings)
+        """The first difference between answers and truth, of the total, hours in all dimensions and minutes by campaign; empty for none."""
+        oracle, client = self._oracle, RouterClient(self.settings)
         campaigns = tuple(oracle.campaigns())
         dimensions = ("campaign_id", "ad_id", "publisher_id", "country", "device")
-        for grain, group_by in (("hour", dimensions), ("minute", ("campaign_id",))):
+        # The total is cheap, and nearly always tells that all is not there yet.
+        for grain, group_by in (("total", ()), ("hour", dimensions), ("minute", ("campaign_id",))):
             question = DemoQuestion(
                 grain, ("campaign_id", campaigns), self.start_ms - HOUR_MS, self.end_ms, grain, group_by
             )
@@ -134,15 +136,15 @@ class Flow:
 
     def parameters(self) -> list[tuple[str, str]]:
         """The parameters of a question about all campaigns and the whole range; it lacks a granularity."""
-        campaigns = ",".join(map(str, Oracle(self.events.truth).campaigns()))
+        campaigns = ",".join(map(str, self._oracle.campaigns()))
         return [("campaign_id", campaigns), ("start", iso(self.start_ms - HOUR_MS)), ("end", iso(self.end_ms))]
 
-    def wait_until_something_is_shown(self, unless_ended: str = "") -> None:
+    def wait_until_something_is_shown(self, *, or_one_ends: bool = False) -> None:
         """Wait until answers have rows: the workers are at work then. Or until a worker has ended."""
         client = RouterClient(self.settings)
 
         def is_shown() -> bool:
-            ended = unless_ended and self.workers[unless_ended].poll() is not None
+            ended = or_one_ends and any(worker.poll() is not None for worker in self.workers.values())
             return bool(ended or client.get("", self.parameters())["rows"])
 
         wait_until(is_shown, 40, self._describe_workers)

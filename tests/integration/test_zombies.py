@@ -15,30 +15,29 @@ HALF = STEP // 2
 
 
 @pytest.mark.parametrize(
-    ("name", "fault"),
+    ("kind", "faults"),
     [
-        ("ingest-0", "ingest.recorded:2"),
-        ("ingest-0", "ingest.produced:2"),
-        ("stream-0", "minute.flushing:3"),
-        ("stream-0", "minute.produced:3"),
-        ("stream-0", "minute.committed:3"),
-        ("stream-0", "hour.committed:2"),
+        ("ingest", ("ingest.recorded:2", "ingest.produced:2")),
+        ("stream", ("minute.flushing:3", "minute.produced:3", "minute.committed:3", "hour.committed:2")),
     ],
+    ids=["ingest", "stream"],
 )
-def test_a_zombie_that_wakes_after_its_successor_took_over_changes_nothing(
-    settings: Settings, tmp_path: Path, name: str, fault: str
+def test_zombies_that_wake_after_their_successors_took_over_change_nothing(
+    settings: Settings, tmp_path: Path, kind: str, faults: tuple[str, ...]
 ) -> None:
-    kind = name.split("-")[0]
-    with flow(settings, tmp_path) as running:
-        running.settings = running.settings.model_copy(update={"ingest_batch": 1_000})
-        for worker in ("ingest-0", "stream-0"):
-            running.start(worker, f"stop@{fault}" if worker == name else "")
-        running.send(HALF)
-        running.wait_until_halted(name)
-        running.start(f"{kind}-1")
+    zombies = [f"{kind}-{number}" for number in range(len(faults))]
+    with flow(settings, tmp_path, events=2 * STEP) as running:
+        running.settings = running.settings.model_copy(update={"ingest_batch": 500})
+        running.start("stream-live" if kind == "ingest" else "ingest-live")
+        for name, fault in zip(zombies, faults, strict=True):
+            running.start(name, f"stop@{fault}")
+            running.send(STEP // len(faults))
+            running.wait_until_halted(name)
+        running.start(f"{kind}-live")
         running.send()
         running.wait_until_exact(60)
-        running.workers[name].send_signal(signal.SIGCONT)
+        for name in zombies:
+            running.workers[name].send_signal(signal.SIGCONT)
         running.wait_until_exact(20)
 
 
