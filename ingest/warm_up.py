@@ -1,4 +1,4 @@
-"""`python -m ingest.warm_up`: compile what is compiled, once, before the first worker would wait for it."""
+"""Compile what ingest has compiled, once, before the first worker would wait for it."""
 
 from __future__ import annotations
 

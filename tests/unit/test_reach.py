@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra.clock import DAY_MS, HOUR_MS
 from stream.reach import registers
+from stream.reach.additions import Additions, ReachRows
 from stream.reach.registers import MAX_RANK, PRECISION, REGISTERS, STANDARD_ERROR
 
+START = 1_795_132_800_000
 USERS = st.lists(st.one_of(st.integers(0, 2**63 - 1), st.integers(0, 2**16 - 1)), max_size=60)
 
 
@@ -56,3 +59,75 @@ def test_the_estimate_of_registers_that_are_all_empty_or_all_full(rank: int, use
     counts = np.zeros(MAX_RANK + 1, np.int64)
     counts[rank] = REGISTERS
     assert registers.estimate(counts) == users
+
+
+# -- what is added -----------------------------------------------------------------------------------------------------
+
+EVENT = st.tuples(
+    st.integers(0, 60), st.integers(1, 3), st.integers(1, 2), st.integers(0, 2**63 - 1) | st.integers(0, 3 << PRECISION)
+)
+"""Hour, campaign, advertiser and user."""
+
+
+def add_all(additions: Additions, events: list[tuple[int, int, int, int]]) -> None:
+    hours, campaigns, advertisers, users = np.array(events, np.int64).reshape(-1, 4).T
+    times = START + hours * HOUR_MS + 7
+    assert additions.add(times, campaigns, advertisers, registers.coupons_of(users)) == len(events)
+
+
+def by_key(rows: ReachRows) -> dict[tuple[int, int, int], list[int]]:
+    keys = zip(rows.start_ms.tolist(), rows.campaign_ids.tolist(), rows.advertiser_ids.tolist(), strict=True)
+    return {key: rows.coupons[rows.edges[i] : rows.edges[i + 1]].tolist() for i, key in enumerate(keys)}
+
+
+def registers_of(events: list[tuple[int, int, int, int]]) -> dict[tuple[int, int, int], list[int]]:
+    users: dict[tuple[int, int, int], list[int]] = {}
+    for hour, campaign, advertiser, user in events:
+        users.setdefault((START + hour * HOUR_MS, campaign, advertiser), []).append(user)
+    return {key: greatest(values) for key, values in users.items()}
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.lists(EVENT, max_size=40), st.booleans()), max_size=4))
+def test_all_rows_together_are_the_registers_of_all_events(
+    batches: list[tuple[list[tuple[int, int, int, int]], bool]],
+) -> None:
+    additions, taken = Additions(HOUR_MS), dict[tuple[int, int, int], list[int]]()
+    for events, is_taken in [*batches, ([], True)]:
+        add_all(additions, events)
+        if is_taken:
+            rows = additions.take()
+            keys = list(
+                zip(rows.start_ms // DAY_MS, rows.campaign_ids, rows.start_ms, rows.advertiser_ids, strict=True)
+            )
+            assert keys == sorted(keys)
+            for key, coupons in by_key(rows).items():
+                assert not set(coupons) & set(taken.get(key, []))
+                taken.setdefault(key, []).extend(coupons)
+    assert {k: registers.unique_coupons(np.array(c, np.uint32)).tolist() for k, c in taken.items()} == registers_of(
+        [event for events, _ in batches for event in events]
+    )
+
+
+def test_what_was_taken_is_added_again_only_after_it_was_forgotten() -> None:
+    additions, events = Additions(HOUR_MS), [(0, 1, 1, 5), (1, 1, 1, 5)]
+    add_all(additions, events)
+    assert by_key(additions.take()) == registers_of(events)
+    add_all(additions, events)
+    assert len(additions.take()) == 0
+    additions.forget()
+    add_all(additions, events)
+    assert by_key(additions.take()) == registers_of(events)
+
+
+def test_rows_must_be_taken_where_there_is_no_room_for_more_keys_and_nothing_is_lost() -> None:
+    additions, count = Additions(HOUR_MS), 300_000
+    times, campaigns, advertisers = np.full(count, START), np.arange(count), np.ones(count, np.int64)
+    coupons = registers.coupons_of(np.random.default_rng(1).integers(0, 2**63, count))
+    done, taken = 0, list[ReachRows]()
+    while done < count:
+        done += additions.add(times[done:], campaigns[done:], advertisers[done:], coupons[done:])
+        taken.append(additions.take())
+    assert len(taken) > 1
+    assert np.concatenate([rows.campaign_ids for rows in taken]).tolist() == campaigns.tolist()
+    assert np.concatenate([rows.coupons for rows in taken]).tolist() == coupons.tolist()
