@@ -10,10 +10,11 @@ import numpy.typing as npt
 import polars as pl
 
 from batch.move_tables import CODED, DIMENSIONS
-from infra.clock import DAY_MS
+from infra.clock import DAY_MS, HOUR_MS
 from infra.columnar.columns import Ints
 from infra.file_store import FileStore
 from ingest.archive import files as archive_files
+from ingest.archive.schema import DECISIONS, Decision
 
 COLUMNS = (
     "event_id", "partition", "offset", "log_time_ms", "time_ms", "event_type", *DIMENSIONS, "cost_micros", "decision",
@@ -46,10 +47,14 @@ def read_rows(store: FileStore, names: Sequence[str]) -> pl.DataFrame:
 
 
 def read_users(store: FileStore, names: Sequence[str], day_ms: int) -> pl.DataFrame:
-    """Which users the day's events in some files name: distinct rows of (campaign_id, advertiser_id, user)."""
-    keys = ("campaign_id", "advertiser_id", "user")
-    rows = pl.concat(archive_files.read_columns(store, name, ("time_ms", *keys)) for name in names)
-    return rows_of_day(rows, day_ms).select(keys).drop_nulls("user").unique()
+    """Which users the day's events in some files name: distinct rows of (hour_ms, campaign_id, advertiser_id, user, is_copy); `is_copy`: the
+    stream took the event for a copy."""
+    columns = ("time_ms", "campaign_id", "advertiser_id", "user", "decision")
+    rows = rows_of_day(
+        pl.concat(with_codes(archive_files.read_columns(store, name, columns)) for name in names), day_ms
+    )
+    hour, is_copy = pl.col("time_ms") // HOUR_MS * HOUR_MS, pl.col("decision") == DECISIONS[Decision.COPY]
+    return rows.select(hour.alias("hour_ms"), *columns[1:4], is_copy.alias("is_copy")).drop_nulls("user").unique()
 
 
 def with_codes(rows: pl.DataFrame) -> pl.DataFrame:

@@ -55,14 +55,15 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="pyspark")
 JAVA_OPTIONS = "-XX:+UseParallelGC -XX:TieredStopAtLevel=1"
 """Java only carries bytes here: its second compiler would cost more than it saves."""
 _TASK_BYTES = 32 << 20
-_INSERTED_ROWS = 250_000
-_ON_DISK = StorageLevel.DISK_ONLY
+INSERTED_ROWS = 250_000
+ON_DISK = StorageLevel.DISK_ONLY
 _FULL = "No space left on device|File too large|Disk quota exceeded"
 # What passes between steps, by kind. Facts: numbers by name, which add up. Moves: tables of `batch.recount`. Places: of all rows
 # with the hashes of their ids, then of rows whose hash repeats, then these rows.
 _STEP_SCHEMA = "kind int, bucket int, payload binary"
 _FACTS, _MOVES, _PLACES = range(3)
 _HASHES = struct.Struct("<II")
+HOUR = pl.from_epoch("hour_ms", "ms").dt.cast_time_unit("ms").dt.replace_time_zone("UTC")
 
 
 _LOG4J = """rootLogger.level = warn
@@ -251,13 +252,13 @@ def recount_day(
     the driver but totals.
     """
     day_ms = day_start_ms(date)
-    tasks = _tasks(files)
+    tasks = tasks_of(files)
     buckets = max(8, 2 * len(tasks))
     names = [[file.name for file in task] for task in tasks]
     rejected_by_worker = spark.sparkContext.broadcast(rejected)
-    read = _spread(spark, names).mapInArrow(
+    read = spread_tasks(spark, names).mapInArrow(
         partial(_read, archive=archive, day_ms=day_ms, buckets=buckets, rejected=rejected_by_worker, billed=billed), _STEP_SCHEMA
-    ).persist(_ON_DISK)  # fmt: skip
+    ).persist(ON_DISK)  # fmt: skip
     places = F.col("kind") == _PLACES
     mended = (
         read.where(places).groupBy("bucket").applyInArrow(_meet, _STEP_SCHEMA)
@@ -265,7 +266,7 @@ def recount_day(
         .groupBy("bucket").applyInArrow(lambda _, table: _mend(table, day_ms, buckets), _STEP_SCHEMA)
     )  # fmt: skip
     counted = read.where(~places).unionByName(mended).groupBy("kind", "bucket").applyInArrow(_add_up, _STEP_SCHEMA)
-    counted = counted.persist(_ON_DISK)
+    counted = counted.persist(ON_DISK)
     facts = Counter[str]()
     for row in counted.where(F.col("kind") == _FACTS).select("payload").toLocalIterator():
         facts.update(json.loads(row[0]))
@@ -278,7 +279,7 @@ def recount_day(
     return counted.where(F.col("kind") == _MOVES), run_input
 
 
-def _tasks(files: Sequence[File]) -> list[list[File]]:
+def tasks_of(files: Sequence[File]) -> list[list[File]]:
     """Files that are read together: of one folder mostly, and no more than fits well into memory."""
     tasks: list[list[File]] = [[]]
     size = 0
@@ -291,7 +292,7 @@ def _tasks(files: Sequence[File]) -> list[list[File]]:
     return tasks
 
 
-def _spread(spark: SparkSession, tasks: Sequence[Sequence[str]]) -> DataFrame:
+def spread_tasks(spark: SparkSession, tasks: Sequence[Sequence[str]]) -> DataFrame:
     """Rows of (task, names of its files), each for a worker of its own."""
     task_rows = spark.createDataFrame(list(enumerate(tasks)), "task int, names array<string>")
     return task_rows.repartitionByRange(len(tasks), "task")
@@ -399,19 +400,19 @@ def _add_up(key: tuple[pa.Scalar, ...], table: pa.Table) -> pa.Table:
 
 
 def _gathered(batches: Iterator[pa.RecordBatch]) -> Iterator[pl.DataFrame]:
-    """Moves in tables of at least _INSERTED_ROWS rows, but for the last."""
+    """Moves in tables of at least INSERTED_ROWS rows, but for the last."""
     waiting, count = list[pl.DataFrame](), 0
     for payload in (payload for batch in batches for payload in batch["payload"]):
         waiting.append(move_tables.unpack_table(payload.as_buffer()))
         count += len(waiting[-1])
-        if count >= _INSERTED_ROWS:
+        if count >= INSERTED_ROWS:
             yield pl.concat(waiting)
             waiting, count = [], 0
     if waiting:
         yield pl.concat(waiting)
 
 
-def _in_workers(
+def insert_in_workers(
     rows: DataFrame, url: str, database: str, take: Callable[[ClickHouse, Iterator[pa.RecordBatch]], None]
 ) -> None:
     """Have each of Spark's Python workers take its part of the rows, with a client of its own."""
@@ -425,7 +426,7 @@ def _in_workers(
     rows.mapInArrow(run, "n long").agg(F.sum("n")).first()
 
 
-def _insert(client: ClickHouse, table: str, rows: pl.DataFrame) -> None:
+def insert_rows(client: ClickHouse, table: str, rows: pl.DataFrame) -> None:
     if len(rows):
         client.insert(table, rows.to_arrow(compat_level=pl.CompatLevel.oldest()))
 
@@ -441,47 +442,15 @@ def write_moves(
             named = moves_part.with_columns(
                 pl.col(move_tables.IDS).cast(pl.UInt64),
                 pl.col(*move_tables.NAMES, "cause").cast(pl.String),
-                pl.from_epoch("hour_ms", "ms").dt.cast_time_unit("ms").dt.replace_time_zone("UTC").alias("time"),
+                HOUR.alias("time"),
                 pl.lit(run_id).alias("run_id"),
             ).drop("hour_ms")
             exact = named.filter(pl.col("cause") == move_tables.EXACT).drop("cause")
-            _insert(client, hours, exact.with_columns(pl.col(move_tables.AMOUNTS).cast(pl.UInt64)))
+            insert_rows(client, hours, exact.with_columns(pl.col(move_tables.AMOUNTS).cast(pl.UInt64)))
             if ledger is not None:
-                _insert(client, ledger, named.filter(pl.col("cause") != move_tables.EXACT).drop(move_tables.LATE))
+                insert_rows(client, ledger, named.filter(pl.col("cause") != move_tables.EXACT).drop(move_tables.LATE))
 
-    _in_workers(moves, url, database, insert)
-
-
-def write_users(
-    spark: SparkSession, archive: str, files: Sequence[File], date: dt.date, url: str, database: str, run_id: str
-) -> None:
-    """Insert about how many distinct users of each campaign and advertiser the day's archived events name, under a run id.
-
-    A HyperLogLog sketch (Flajolet et al. 2007; Apache DataSketches): a standard error of `recount.USERS_ERROR`.
-    """
-    day_ms = day_start_ms(date)
-    tasks = [[file.name for file in task] for task in _tasks(files)]
-
-    def named(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        store = FileStore(archive)
-        for names in (names for batch in batches for names in batch["names"].to_pylist()):
-            yield from (
-                archived_rows.read_users(store, names, day_ms)
-                .to_arrow(compat_level=pl.CompatLevel.oldest())
-                .to_batches()
-            )
-
-    user_rows = _spread(spark, tasks).mapInArrow(named, "campaign_id long, advertiser_id long, user long")
-    sketched = user_rows.groupBy("campaign_id", "advertiser_id").agg(
-        F.hll_sketch_estimate(F.hll_sketch_agg("user", recount.USERS_LOG2)).alias("users")
-    )
-
-    def insert(client: ClickHouse, batches: Iterator[pa.RecordBatch]) -> None:
-        for batch in batches:
-            rows = pl.DataFrame(pl.from_arrow(batch)).cast(pl.UInt64)
-            _insert(client, "exact_users", rows.with_columns(date=pl.lit(date), run_id=pl.lit(run_id)))
-
-    _in_workers(sketched, url, database, insert)
+    insert_in_workers(moves, url, database, insert)
 
 
 def watch_progress(spark: SparkSession, report: Callable[[int, int], None], done: Any) -> None:

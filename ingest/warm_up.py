@@ -32,7 +32,3 @@ def main() -> None:
     hex_ids.spell_hex(ids)
     partials.merge_partials([])
     record_batches.read_batches(np.zeros(PADDING, np.uint8), 0, 0, 0, [])
-
-
-if __name__ == "__main__":
-    main()
