@@ -55,8 +55,8 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="pyspark")
 JAVA_OPTIONS = "-XX:+UseParallelGC -XX:TieredStopAtLevel=1"
 """Java only carries bytes here: its second compiler would cost more than it saves."""
 _TASK_BYTES = 32 << 20
-INSERTED_ROWS = 250_000
-ON_DISK = StorageLevel.DISK_ONLY
+_INSERTED_ROWS = 250_000
+_ON_DISK = StorageLevel.DISK_ONLY
 _FULL = "No space left on device|File too large|Disk quota exceeded"
 # What passes between steps, by kind. Facts: numbers by name, which add up. Moves: tables of `batch.recount`. Places: of all rows
 # with the hashes of their ids, then of rows whose hash repeats, then these rows.
@@ -64,6 +64,7 @@ _STEP_SCHEMA = "kind int, bucket int, payload binary"
 _FACTS, _MOVES, _PLACES = range(3)
 _HASHES = struct.Struct("<II")
 HOUR = pl.from_epoch("hour_ms", "ms").dt.cast_time_unit("ms").dt.replace_time_zone("UTC")
+"""The column `time` of ClickHouse's tables."""
 
 
 _LOG4J = """rootLogger.level = warn
@@ -258,7 +259,7 @@ def recount_day(
     rejected_by_worker = spark.sparkContext.broadcast(rejected)
     read = spread_tasks(spark, names).mapInArrow(
         partial(_read, archive=archive, day_ms=day_ms, buckets=buckets, rejected=rejected_by_worker, billed=billed), _STEP_SCHEMA
-    ).persist(ON_DISK)  # fmt: skip
+    ).persist(_ON_DISK)  # fmt: skip
     places = F.col("kind") == _PLACES
     mended = (
         read.where(places).groupBy("bucket").applyInArrow(_meet, _STEP_SCHEMA)
@@ -266,7 +267,7 @@ def recount_day(
         .groupBy("bucket").applyInArrow(lambda _, table: _mend(table, day_ms, buckets), _STEP_SCHEMA)
     )  # fmt: skip
     counted = read.where(~places).unionByName(mended).groupBy("kind", "bucket").applyInArrow(_add_up, _STEP_SCHEMA)
-    counted = counted.persist(ON_DISK)
+    counted = counted.persist(_ON_DISK)
     facts = Counter[str]()
     for row in counted.where(F.col("kind") == _FACTS).select("payload").toLocalIterator():
         facts.update(json.loads(row[0]))
@@ -400,12 +401,12 @@ def _add_up(key: tuple[pa.Scalar, ...], table: pa.Table) -> pa.Table:
 
 
 def _gathered(batches: Iterator[pa.RecordBatch]) -> Iterator[pl.DataFrame]:
-    """Moves in tables of at least INSERTED_ROWS rows, but for the last."""
+    """Moves in tables of at least _INSERTED_ROWS rows, but for the last."""
     waiting, count = list[pl.DataFrame](), 0
     for payload in (payload for batch in batches for payload in batch["payload"]):
         waiting.append(move_tables.unpack_table(payload.as_buffer()))
         count += len(waiting[-1])
-        if count >= INSERTED_ROWS:
+        if count >= _INSERTED_ROWS:
             yield pl.concat(waiting)
             waiting, count = [], 0
     if waiting:
@@ -451,6 +452,38 @@ def write_moves(
                 insert_rows(client, ledger, named.filter(pl.col("cause") != move_tables.EXACT).drop(move_tables.LATE))
 
     insert_in_workers(moves, url, database, insert)
+
+
+def write_users(
+    spark: SparkSession, archive: str, files: Sequence[File], date: dt.date, url: str, database: str, run_id: str
+) -> None:
+    """Insert about how many distinct users of each campaign and advertiser the day's archived events name, under a run id.
+
+    A HyperLogLog sketch (Flajolet et al. 2007; Apache DataSketches): a standard error of `recount.USERS_ERROR`.
+    """
+    day_ms = day_start_ms(date)
+    tasks = [[file.name for file in task] for task in tasks_of(files)]
+
+    def named(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        store = FileStore(archive)
+        for names in (names for batch in batches for names in batch["names"].to_pylist()):
+            yield from (
+                archived_rows.read_users(store, names, day_ms)
+                .to_arrow(compat_level=pl.CompatLevel.oldest())
+                .to_batches()
+            )
+
+    user_rows = spread_tasks(spark, tasks).mapInArrow(named, "campaign_id long, advertiser_id long, user long")
+    sketched = user_rows.groupBy("campaign_id", "advertiser_id").agg(
+        F.hll_sketch_estimate(F.hll_sketch_agg("user", recount.USERS_LOG2)).alias("users")
+    )
+
+    def insert(client: ClickHouse, batches: Iterator[pa.RecordBatch]) -> None:
+        for batch in batches:
+            rows = pl.DataFrame(pl.from_arrow(batch)).cast(pl.UInt64)
+            insert_rows(client, "exact_users", rows.with_columns(date=pl.lit(date), run_id=pl.lit(run_id)))
+
+    insert_in_workers(sketched, url, database, insert)
 
 
 def watch_progress(spark: SparkSession, report: Callable[[int, int], None], done: Any) -> None:

@@ -63,7 +63,7 @@ class Additions:
         return int(self._counts[1])
 
     def add(self, times_ms: Ints, campaign_ids: Ints, advertiser_ids: Ints, coupons: Coupons) -> int:
-        """Add a coupon of each row, and return how many rows there was room for: before the others, rows must be taken."""
+        """Add a coupon of each row (0: none), and return how many rows there was room for: before the others, rows must be taken."""
         return int(
             _add(
                 times_ms, campaign_ids, advertiser_ids, coupons, np.int64(self._period_ms), self._counts, self._pending,
@@ -103,6 +103,8 @@ def _add(
     key_count, count = counts[0], counts[1]
     done = len(times_ms)
     for row in range(len(times_ms)):
+        if coupons[row] == 0:
+            continue
         if count == len(pending):
             done = row
             break

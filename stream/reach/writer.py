@@ -19,6 +19,7 @@ import pyarrow as pa
 from infra import faults, logs
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS
+from infra.columnar.columns import Ints
 from infra.errors import OffsetOutOfRange, SessionLost, Unavailable
 from infra.kafka import topics
 from infra.kafka.admin import Admin
@@ -32,11 +33,11 @@ from ingest import blocks
 from ingest.archive import schema as archive_schema
 from ingest.archive.schema import Decision
 from stream.reach.additions import Additions, ReachRows
-from stream.reach.registers import coupons_of
+from stream.reach.registers import Coupons, coupons_of
 
 TABLE = "stream_reach_hours"
 _COLUMNS = ("time_ms", "campaign_id", "advertiser_id", "user", "decision")
-# An insert costs ClickHouse 20 to 40 ms of a core, however few rows it has.
+# An insert costs ClickHouse some 20 ms of a core, however few rows it has.
 _WRITE_EVERY_S = 10.0
 _RETRY_EVERY_S = 60.0
 _MESSAGES, _FETCH_AHEAD_MB = 16, 8
@@ -151,14 +152,11 @@ class ReachWriter:
         p, offset = message.partition(), message.offset()
         if p not in self._owned:
             return
-        rows, _ = blocks.decode_block(message.value(), f"{message.topic()}/{p}/{offset}", _COLUMNS)
-        numbers = archive_schema.decode_numbers(rows)
-        has_user = (numbers["decision"] == Decision.COUNTED) & (numbers["user"] != archive_schema.NO_VALUE)
-        times, campaigns, advertisers, users = (numbers[name][has_user] for name in _COLUMNS[:4])
-        coupons, done = coupons_of(users), 0
-        while done < len(users):
+        times, campaigns, advertisers, coupons = decode_coupons(message.value(), f"{message.topic()}/{p}/{offset}")
+        done = 0
+        while done < len(coupons):
             done += self._additions.add(times[done:], campaigns[done:], advertisers[done:], coupons[done:])
-            if done < len(users):
+            if done < len(coupons):
                 self._write()
         if p in self._owned:
             self._read_to[p] = offset + 1
@@ -174,6 +172,16 @@ class ReachWriter:
             self._sessions.works()
         self._read_to.clear()
         self._since = None
+
+
+def decode_coupons(value: bytes, where: str) -> tuple[Ints, Ints, Ints, Coupons]:
+    """Times (ms), campaigns, advertisers and coupons of the events in a message of `ad-archive`; 0 for one that is not counted, or has
+    no user. Raises CorruptLog, naming `where`."""
+    rows, _ = blocks.decode_block(value, where, _COLUMNS)
+    numbers = archive_schema.decode_numbers(rows)
+    has_user = (numbers["decision"] == Decision.COUNTED) & (numbers["user"] != archive_schema.NO_VALUE)
+    times, campaigns, advertisers, users = (numbers[name] for name in _COLUMNS[:4])
+    return times, campaigns, advertisers, coupons_of(users) * has_user
 
 
 def _tables(rows: ReachRows) -> Iterator[pa.Table]:

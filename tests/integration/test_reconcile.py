@@ -63,7 +63,7 @@ _PLANTED: dict[str, list[dict[str, Any]]] = {
     "conflicting-copy": [{"event_id": "unlike"}, {"event_id": "unlike", "publisher_id": 9}],
     "dead-letter-replayed": [{"event_id": "again", "decision": Decision.TOO_LATE, "log_time_ms": now_ms() + HOUR_MS}]
     * 2,
-    "": [{}, {}, {"event_id": "copied"}, {"event_id": "copied", "decision": Decision.COPY}],
+    "": [{}, {}, {"event_id": "copied"}, {"event_id": "copied", "decision": Decision.COPY, "user": 99}],
 }
 # Two of them share a register; the rank of one is the highest.
 _USERS = (7, 7 | 1 << 62, 5 << 40 | 8191, 0x6789_ABCD_EF01_2345, 3 << 13)
@@ -224,7 +224,7 @@ def test_the_ledger_explains_every_difference(planted: Settings) -> None:
     report = json.loads(explained.stdout)
     assert (report["stream"]["clicks"], report["billed"]["clicks"]) == (_STREAM + _STREAM_UNLIKE, _EXACT)
     assert causes_of(explained.stdout) == MOVED
-    assert report["users"] == len(_USERS)
+    assert report["users"] == len(_USERS) + 1  # that of the copy
     _check_reach(planted)
     shown = adclick("reconcile", "--explain", "1", "--date", date, cwd=None, **env).stdout
     assert "were copies sent under another key" in shown
