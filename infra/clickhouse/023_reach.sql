@@ -6,7 +6,7 @@ CREATE TABLE IF NOT EXISTS {database}.stream_reach_hours (
 ) ENGINE = AggregatingMergeTree
 PARTITION BY toYYYYMMDD(time)
 ORDER BY (campaign_id, time, advertiser_id)
-TTL time + INTERVAL 66 DAY
+TTL time + INTERVAL 32 DAY TO VOLUME 'slow', time + INTERVAL 66 DAY
 SETTINGS storage_policy = 'tiered', fsync_after_insert = 1, fsync_part_directory = 1, index_granularity = 1024,
     min_bytes_for_wide_part = 1073741824, min_parts_to_merge_at_once = 10, min_age_to_force_merge_seconds = 7200,
     min_age_to_force_merge_on_partition_only = 1;
@@ -17,7 +17,7 @@ CREATE TABLE IF NOT EXISTS {database}.stream_reach_days (
 ) ENGINE = AggregatingMergeTree
 PARTITION BY toYYYYMM(time)
 ORDER BY (campaign_id, time, advertiser_id)
-TTL time + INTERVAL 735 DAY
+TTL time + INTERVAL 30 DAY TO VOLUME 'slow', time + INTERVAL 735 DAY
 SETTINGS storage_policy = 'tiered', fsync_after_insert = 1, fsync_part_directory = 1, index_granularity = 1024,
     min_bytes_for_wide_part = 1073741824, min_parts_to_merge_at_once = 10, min_age_to_force_merge_seconds = 259200,
     min_age_to_force_merge_on_partition_only = 1;
