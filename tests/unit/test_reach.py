@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.clock import DAY_MS, HOUR_MS
+from infra.retries import WAITS
+from infra.settings import Settings
 from stream.reach import registers
 from stream.reach.additions import Additions, ReachRows
 from stream.reach.registers import MAX_RANK, PRECISION, REGISTERS, STANDARD_ERROR
+from stream.reach.writer import ReachWriter, writing_reach
+from tests.product import wait_until
 
 START = 1_795_132_800_000
 USERS = st.lists(st.one_of(st.integers(0, 2**63 - 1), st.integers(0, 2**16 - 1)), max_size=60)
@@ -131,3 +137,28 @@ def test_rows_must_be_taken_where_there_is_no_room_for_more_keys_and_nothing_is_
     assert len(taken) > 1
     assert np.concatenate([rows.campaign_ids for rows in taken]).tolist() == campaigns.tolist()
     assert np.concatenate([rows.coupons for rows in taken]).tolist() == coupons.tolist()
+
+
+# -- the thread --------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_of_its_own_ends_no_thread_and_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = ReachWriter(Settings.model_validate({}))
+
+    def fail() -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(writer, "_session", fail)
+    thread = threading.Thread(target=writer.run)
+    thread.start()
+    wait_until(lambda: "a bug" in WAITS.reasons().values(), 5, "it is reported")
+    assert thread.is_alive()
+    writer.stop()
+    thread.join()
+    assert not WAITS.reasons()
+
+
+def test_no_thread_is_started_where_reach_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ReachWriter, "run", pytest.fail)
+    with writing_reach(Settings.model_validate({"reach": "off"})):
+        assert "reach" not in {thread.name for thread in threading.enumerate()}
