@@ -10,16 +10,18 @@ import numpy.typing as npt
 import polars as pl
 
 from batch.move_tables import CODED, DIMENSIONS
-from infra.clock import DAY_MS
+from infra.clock import DAY_MS, HOUR_MS
 from infra.columnar.columns import Ints
 from infra.file_store import FileStore
 from ingest.archive import files as archive_files
+from stream.reach.registers import REGISTERS, coupons_of
 
 COLUMNS = (
     "event_id", "partition", "offset", "log_time_ms", "time_ms", "event_type", *DIMENSIONS, "cost_micros", "decision",
     "weight", "lateness",
 )  # fmt: skip
 """What is read of a row."""
+COUPON_KEYS = ("campaign_id", "hour_ms", "advertiser_id")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,21 @@ def read_users(store: FileStore, names: Sequence[str], day_ms: int) -> pl.DataFr
     keys = ("campaign_id", "advertiser_id", "user")
     rows = pl.concat(archive_files.read_columns(store, name, ("time_ms", *keys)) for name in names)
     return rows_of_day(rows, day_ms).select(keys).drop_nulls("user").unique()
+
+
+def read_coupons(store: FileStore, names: Sequence[str], day_ms: int) -> pl.DataFrame:
+    """The registers of the day's users that some files name, without those of copies: rows of COUPON_KEYS and `coupons`."""
+    columns = ("time_ms", "campaign_id", "advertiser_id", "user", "decision")
+    rows = pl.concat(with_codes(archive_files.read_columns(store, name, columns)) for name in names)
+    rows = rows_of_day(rows.filter(pl.col("user").is_not_null() & (pl.col("decision") != "copy")), day_ms)
+    coupons = pl.Series("coupons", coupons_of(rows["user"].to_numpy()))
+    return greatest_coupons(rows.with_columns(coupons, hour_ms=pl.col("time_ms") // HOUR_MS * HOUR_MS))
+
+
+def greatest_coupons(rows: pl.DataFrame) -> pl.DataFrame:
+    """The greatest of `coupons` of each register, by COUPON_KEYS."""
+    register = (pl.col("coupons") & REGISTERS - 1).alias("register")
+    return rows.group_by(*COUPON_KEYS, register).agg(pl.col("coupons").max()).drop("register")
 
 
 def with_codes(rows: pl.DataFrame) -> pl.DataFrame:

@@ -188,7 +188,7 @@ def _prove(job: _Job, files: Sequence[File], day: dt.date) -> coverage.Proof:
 
 def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
     """Reconcile a day; returns whether it raised an alert."""
-    from batch import spark_job
+    from batch import reach, spark_job
 
     app, client, settings, began = job.app, job.client, job.app.settings, time.monotonic()
     store = FileStore(settings.archive)
@@ -212,6 +212,8 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
     with _progress(app, spark, f"{day}: writing"):
         spark_job.write_moves(moves, settings.clickhouse, settings.database, run_id)
         spark_job.write_users(spark, store.where, proof.files, day, settings.clickhouse, settings.database, run_id)
+        if settings.reach == "on":
+            reach.write_reach(spark, store.where, proof.files, day, settings.clickhouse, settings.database, run_id)
         publish.record_files(client, run_id, store, proof.files)
     faults.point("reconcile.written")
     comparison = publish.compare(client, day, run_id, settings.drift_share, job.closed_ms, job.began_s)

@@ -63,6 +63,8 @@ _FULL = "No space left on device|File too large|Disk quota exceeded"
 _STEP_SCHEMA = "kind int, bucket int, payload binary"
 _FACTS, _MOVES, _PLACES = range(3)
 _HASHES = struct.Struct("<II")
+HOUR = pl.from_epoch("hour_ms", "ms").dt.cast_time_unit("ms").dt.replace_time_zone("UTC")
+"""The column `time` of ClickHouse's tables."""
 
 
 _LOG4J = """rootLogger.level = warn
@@ -251,11 +253,11 @@ def recount_day(
     the driver but totals.
     """
     day_ms = day_start_ms(date)
-    tasks = _tasks(files)
+    tasks = tasks_of(files)
     buckets = max(8, 2 * len(tasks))
     names = [[file.name for file in task] for task in tasks]
     rejected_by_worker = spark.sparkContext.broadcast(rejected)
-    read = _spread(spark, names).mapInArrow(
+    read = spread_tasks(spark, names).mapInArrow(
         partial(_read, archive=archive, day_ms=day_ms, buckets=buckets, rejected=rejected_by_worker, billed=billed), _STEP_SCHEMA
     ).persist(_ON_DISK)  # fmt: skip
     places = F.col("kind") == _PLACES
@@ -278,7 +280,7 @@ def recount_day(
     return counted.where(F.col("kind") == _MOVES), run_input
 
 
-def _tasks(files: Sequence[File]) -> list[list[File]]:
+def tasks_of(files: Sequence[File]) -> list[list[File]]:
     """Files that are read together: of one folder mostly, and no more than fits well into memory."""
     tasks: list[list[File]] = [[]]
     size = 0
@@ -291,7 +293,7 @@ def _tasks(files: Sequence[File]) -> list[list[File]]:
     return tasks
 
 
-def _spread(spark: SparkSession, tasks: Sequence[Sequence[str]]) -> DataFrame:
+def spread_tasks(spark: SparkSession, tasks: Sequence[Sequence[str]]) -> DataFrame:
     """Rows of (task, names of its files), each for a worker of its own."""
     task_rows = spark.createDataFrame(list(enumerate(tasks)), "task int, names array<string>")
     return task_rows.repartitionByRange(len(tasks), "task")
@@ -411,7 +413,7 @@ def _gathered(batches: Iterator[pa.RecordBatch]) -> Iterator[pl.DataFrame]:
         yield pl.concat(waiting)
 
 
-def _in_workers(
+def insert_in_workers(
     rows: DataFrame, url: str, database: str, take: Callable[[ClickHouse, Iterator[pa.RecordBatch]], None]
 ) -> None:
     """Have each of Spark's Python workers take its part of the rows, with a client of its own."""
@@ -425,7 +427,7 @@ def _in_workers(
     rows.mapInArrow(run, "n long").agg(F.sum("n")).first()
 
 
-def _insert(client: ClickHouse, table: str, rows: pl.DataFrame) -> None:
+def insert_rows(client: ClickHouse, table: str, rows: pl.DataFrame) -> None:
     if len(rows):
         client.insert(table, rows.to_arrow(compat_level=pl.CompatLevel.oldest()))
 
@@ -441,15 +443,15 @@ def write_moves(
             named = moves_part.with_columns(
                 pl.col(move_tables.IDS).cast(pl.UInt64),
                 pl.col(*move_tables.NAMES, "cause").cast(pl.String),
-                pl.from_epoch("hour_ms", "ms").dt.cast_time_unit("ms").dt.replace_time_zone("UTC").alias("time"),
+                HOUR.alias("time"),
                 pl.lit(run_id).alias("run_id"),
             ).drop("hour_ms")
             exact = named.filter(pl.col("cause") == move_tables.EXACT).drop("cause")
-            _insert(client, hours, exact.with_columns(pl.col(move_tables.AMOUNTS).cast(pl.UInt64)))
+            insert_rows(client, hours, exact.with_columns(pl.col(move_tables.AMOUNTS).cast(pl.UInt64)))
             if ledger is not None:
-                _insert(client, ledger, named.filter(pl.col("cause") != move_tables.EXACT).drop(move_tables.LATE))
+                insert_rows(client, ledger, named.filter(pl.col("cause") != move_tables.EXACT).drop(move_tables.LATE))
 
-    _in_workers(moves, url, database, insert)
+    insert_in_workers(moves, url, database, insert)
 
 
 def write_users(
@@ -460,7 +462,7 @@ def write_users(
     A HyperLogLog sketch (Flajolet et al. 2007; Apache DataSketches): a standard error of `recount.USERS_ERROR`.
     """
     day_ms = day_start_ms(date)
-    tasks = [[file.name for file in task] for task in _tasks(files)]
+    tasks = [[file.name for file in task] for task in tasks_of(files)]
 
     def named(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         store = FileStore(archive)
@@ -471,7 +473,7 @@ def write_users(
                 .to_batches()
             )
 
-    user_rows = _spread(spark, tasks).mapInArrow(named, "campaign_id long, advertiser_id long, user long")
+    user_rows = spread_tasks(spark, tasks).mapInArrow(named, "campaign_id long, advertiser_id long, user long")
     sketched = user_rows.groupBy("campaign_id", "advertiser_id").agg(
         F.hll_sketch_estimate(F.hll_sketch_agg("user", recount.USERS_LOG2)).alias("users")
     )
@@ -479,9 +481,9 @@ def write_users(
     def insert(client: ClickHouse, batches: Iterator[pa.RecordBatch]) -> None:
         for batch in batches:
             rows = pl.DataFrame(pl.from_arrow(batch)).cast(pl.UInt64)
-            _insert(client, "exact_users", rows.with_columns(date=pl.lit(date), run_id=pl.lit(run_id)))
+            insert_rows(client, "exact_users", rows.with_columns(date=pl.lit(date), run_id=pl.lit(run_id)))
 
-    _in_workers(sketched, url, database, insert)
+    insert_in_workers(sketched, url, database, insert)
 
 
 def watch_progress(spark: SparkSession, report: Callable[[int, int], None], done: Any) -> None:

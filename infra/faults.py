@@ -41,6 +41,7 @@ POINTS = {
     "insights.found": "alerts were found in minutes that are in the log; none is in ClickHouse",
     "insights.written": "alerts are in ClickHouse; the worker does not know it yet",
     "insights.checkpointed": "a checkpoint of the detector is in ClickHouse; the worker does not know it yet",
+    "reach.written": "coupons are in ClickHouse; the offsets that they were read to are not committed",
     "archive.renamed": "files of a range are durable; the archive's offset is not committed",
     "archive.merged": "a merged file is durable; the files that it stands for are still there",
     "store.written": "a file has its temporary name; it is not renamed yet (in a bucket: not uploaded yet)",

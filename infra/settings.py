@@ -105,6 +105,7 @@ class Settings(BaseSettings):
         "03:00", description="UTC time of the nightly reconciliation (HH:MM), a cron expression, or off"
     )
     shed: Literal["on", "off"] = Field("off", description="drop impressions when hopelessly behind")
+    reach: Literal["on", "off"] = Field("on", description="count distinct users by hour")
 
     event_partitions: Count = Field(4, ge=1, le=512, description="partitions of ad-events and ad-archive")
     block_partitions: Count = Field(4, ge=1, le=512, description="partitions of ad-blocks and what follows it")

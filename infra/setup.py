@@ -227,7 +227,7 @@ def make_venv() -> None:
     run("installing the packages", *pip, "--require-hashes", "--no-build-isolation", "-r", "requirements.lock")
     run("installing adclick", *pip, "--no-deps", "--no-build-isolation", "--editable", ".")
     say("compiling the loops over columns (a quarter of a minute)")
-    run("compiling", str(PYTHON), "-m", "ingest.warm_up")
+    run("compiling", str(PYTHON), "-m", "stream.warm_up")
     STAMP.write_text(fingerprint())
 
 

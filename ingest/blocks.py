@@ -55,14 +55,20 @@ def pack_rows(rows: pa.RecordBatch, header: bytes) -> bytes:
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
-def unpack_rows(value: bytes) -> tuple[pa.Table, bytes]:
-    """The rows and the header. Raises CorruptLog when this is no block."""
+def unpack_rows(value: bytes, columns: Sequence[str] = ()) -> tuple[pa.Table, bytes]:
+    """The rows and the header; of the rows only these columns, if any are named: others are not decompressed. Raises CorruptLog when
+    this is no block."""
     try:
-        with pa.ipc.open_stream(pa.py_buffer(value)) as reader:
+        with pa.ipc.open_stream(pa.py_buffer(value), options=_included(value, columns)) as reader:
             header = (reader.schema.metadata or {})[_HEADER]
             return reader.read_all(), header
     except (pa.ArrowInvalid, OSError, KeyError) as error:
         raise CorruptLog(f"not a block: {error}") from error
+
+
+def _included(value: bytes, columns: Sequence[str]) -> pa.ipc.IpcReadOptions:
+    schema = pa.ipc.read_schema(pa.py_buffer(value)) if columns else pa.schema([])
+    return pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(name) for name in columns] or None)
 
 
 def part_count(rows: int) -> int:
@@ -82,9 +88,9 @@ def encode_block(parts: Sequence[pa.RecordBatch], ranges: tuple[SourceRange, ...
         yield pack_rows(part, msgspec.json.encode(header))
 
 
-def decode_block(value: bytes, where: str) -> tuple[pa.Table, BlockHeader]:
-    """A message as block. Raises CorruptLog, naming `where`, on an unknown version."""
-    rows, raw = unpack_rows(value)
+def decode_block(value: bytes, where: str, columns: Sequence[str] = ()) -> tuple[pa.Table, BlockHeader]:
+    """A message as block, with these columns, or with all. Raises CorruptLog, naming `where`, on an unknown version."""
+    rows, raw = unpack_rows(value, columns)
     return rows, decode_header(raw, BlockHeader, where)
 
 

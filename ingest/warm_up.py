@@ -1,4 +1,4 @@
-"""`python -m ingest.warm_up`: compile what is compiled, once, before the first worker would wait for it."""
+"""Compile what ingest has compiled, once, before the first worker would wait for it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,3 @@ def main() -> None:
     hex_ids.spell_hex(ids)
     partials.merge_partials([])
     record_batches.read_batches(np.zeros(PADDING, np.uint8), 0, 0, 0, [])
-
-
-if __name__ == "__main__":
-    main()

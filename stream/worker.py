@@ -25,6 +25,7 @@ from stream.agents import Agents
 from stream.hot.writer import HotSink
 from stream.insights.alerting import AlertPolicy
 from stream.insights.sink import InsightSink
+from stream.reach.writer import writing_reach
 from stream.stage_partition import Sink
 from stream.topology import HOUR, INSIGHT, MINUTE, Stage
 from stream.warm.writer import WarmSink, lowest_border
@@ -169,8 +170,8 @@ class _EvictionGuard:
 
 @declare.command("stream", "ADCLICK_KAFKA=broker:9092 ADCLICK_CLICKHOUSE=http://… adclick stream")
 def stream(app: App) -> None:
-    """Run one stream worker: fold blocks into minutes, hours and days, show them in Redis and ClickHouse, and raise alerts."""
+    """Run one stream worker: fold blocks into minutes, hours and days, show them in Redis and ClickHouse, raise alerts, and count users."""
     name = start_worker(app, "stream", PIPELINE)
     migration.check_tables(app.settings)
-    with reporting(app.settings, name):
+    with reporting(app.settings, name), writing_reach(app.settings):
         asyncio.run(run(app.settings))

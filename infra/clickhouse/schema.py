@@ -11,7 +11,7 @@ from infra.errors import UserError
 
 # What a statement of a migration is about.
 _SUBJECT = re.compile(
-    r"^(?:CREATE TABLE IF NOT EXISTS|CREATE VIEW IF NOT EXISTS|CREATE OR REPLACE VIEW|ALTER TABLE) \{database\}\.(\w+)",
+    r"^(?:CREATE (?:TABLE|VIEW|MATERIALIZED VIEW) IF NOT EXISTS|CREATE OR REPLACE VIEW|ALTER TABLE) \{database\}\.(\w+)",
     re.MULTILINE,
 )
 

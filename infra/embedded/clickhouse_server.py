@@ -69,6 +69,7 @@ USERS = """<clickhouse>
         <query>GRANT KILL QUERY ON *.*</query>
         <query>GRANT TABLE ENGINE ON MergeTree</query>
         <query>GRANT TABLE ENGINE ON ReplacingMergeTree</query>
+        <query>GRANT TABLE ENGINE ON AggregatingMergeTree</query>
         <query>GRANT TABLE ENGINE ON Memory</query>
       </grants>
     </adclick>

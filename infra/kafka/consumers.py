@@ -82,8 +82,9 @@ class GroupConsumer:
         session_timeout_ms: int = 6_000,
         *,
         reads: bool = True,
+        fetch_ahead_mb: int = 48,
     ) -> None:
-        """A member that does not read is one in name: others read for it."""
+        """A member that does not read is one in name: others read for it. `fetch_ahead_mb`: how much may wait to be consumed."""
         self.topic = topic
         self._reads = reads
         self._on_assign, self._on_revoke = on_assign, on_revoke
@@ -93,7 +94,7 @@ class GroupConsumer:
         own = {
             "group.id": group, "enable.auto.offset.store": False, "auto.offset.reset": "error",
             "session.timeout.ms": session_timeout_ms, "heartbeat.interval.ms": session_timeout_ms // 4,
-            "queued.max.messages.kbytes": 48 * 1024, "fetch.wait.max.ms": 100,
+            "queued.max.messages.kbytes": fetch_ahead_mb * 1024, "fetch.wait.max.ms": 100,
             "topic.metadata.refresh.interval.ms": METADATA_REFRESH_MS,
         }  # fmt: skip
         self._consumer = Consumer(read_config(servers) | own)

@@ -28,6 +28,7 @@ INSIGHT_STATE = "ad-insight-state"
 INGEST_GROUP = "adclick-ingest"
 ARCHIVE_GROUP = "adclick-archive"
 STREAM_GROUP = "adclick-stream"
+REACH_GROUP = "adclick-reach"
 
 MIB = 1 << 20
 

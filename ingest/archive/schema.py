@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from infra.columnar import hex_ids
-from infra.columnar.columns import Bools, Values
+from infra.columnar.columns import Bools, Ints, Values
 from ingest import events
 
 
@@ -64,6 +64,8 @@ SCHEMA = pa.schema(
 )
 """An archived event, in codes."""
 NULLABLE = ("user", "copy_of")
+NO_VALUE = -1
+"""What stands for null in a column of NULLABLE where it is numbers."""
 _NAMES = {
     "event_type": events.EVENT_TYPES,
     "country": events.COUNTRIES,
@@ -107,12 +109,23 @@ def decode_archived(table: pa.Table) -> pa.Table:
         elif pa.types.is_fixed_size_binary(sent.type):
             columns.append(hex_ids.spell_hex(column))
         else:
-            kind, metadata = wanted.type.to_pandas_dtype(), sent.metadata or {}
-            wide = column.to_numpy(zero_copy_only=False).astype(np.int64) + int(metadata.get(_LEAST, b"0"))
-            if metadata.get(_COUNTED) == b"1":
-                wide += np.arange(len(wide))
-            columns.append(pa.array(wide.astype(kind, copy=False)))
+            columns.append(pa.array(_widened(sent, column).astype(wanted.type.to_pandas_dtype(), copy=False)))
     return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def decode_numbers(table: pa.Table) -> dict[str, Ints]:
+    """Columns of numbers of one message of `ad-archive`, with NO_VALUE for null."""
+    fields, columns = table.schema, table.columns
+    return {f.name: _widened(f, c.combine_chunks()) for f, c in zip(fields, columns, strict=True)}
+
+
+def _widened(sent: pa.Field, column: pa.Array) -> Ints:
+    present = column.fill_null(NO_VALUE) if column.null_count else column
+    values: Ints = present.to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+    metadata = sent.metadata or {}
+    if least := int(metadata.get(_LEAST, b"0")):
+        values = values + least
+    return values + np.arange(len(values)) if metadata.get(_COUNTED) == b"1" else values
 
 
 def _texts(ids: Values) -> pa.Array:

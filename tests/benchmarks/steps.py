@@ -33,6 +33,8 @@ from ingest.position import Position
 from ingest.synthetic.generator import Spec, generate_events
 from stream import chunks
 from stream.hot import cell_format
+from stream.reach.additions import Additions
+from stream.reach.writer import decode_coupons
 from stream.warm import writer
 from tests.benchmarks.stack import save
 from tests.stages import Stage
@@ -70,7 +72,7 @@ def main() -> None:
 def once(lines: list[bytes | None]) -> None:
     """Ingest, archive and stream, in memory."""
     blocks_of: list[list[bytes]] = [[] for _ in range(_SHARDS)]
-    known = segments.Generation(2_000_000)
+    known, additions = segments.Generation(2_000_000), Additions(HOUR_MS)
     for start in range(0, len(lines), _BATCH):
         judged = ingest(Values.of(lines[start : start + _BATCH]), known, start)
         with step("ingest: sum by key"):
@@ -85,11 +87,18 @@ def once(lines: list[bytes | None]) -> None:
                 blocks_of[shard] += blocks.encode_block(blocks.split_rows(part), ranges, 0)
         with step("ingest: encode for the archive"):
             messages = list(blocks.encode_block(judge.archive_parts(judged), ranges, 0))
+        with step("reach: decode"):
+            users = [decode_coupons(message, "here") for message in messages]
+        with step("reach: raise registers"):
+            for columns in users:
+                assert additions.add(*columns) == len(columns[0])
         with step("archive: decode"):
             tables = [archive_schema.decode_archived(blocks.unpack_rows(message)[0]) for message in messages]
         with step("archive: Parquet"):
             for table in tables:
                 parquet.write_table(archive_schema.stored_rows(table, 0), io.BytesIO(), **archive_files.LAYOUT)
+    with step("reach: rows for ClickHouse"):
+        additions.take()
     stream(blocks_of)
 
 

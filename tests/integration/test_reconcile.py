@@ -50,6 +50,7 @@ from tests.hostile_letters import send_hostile_letters
 from tests.posts import Posts
 from tests.product import wait_until
 from tests.relay import Relay
+from tests.unit.test_reach import greatest
 
 DAY = now_ms() // DAY_MS * DAY_MS - DAY_MS
 # What was decided about clicks of 7 micros, and by how much the exact count of clicks differs from the stream's.
@@ -62,8 +63,10 @@ _PLANTED: dict[str, list[dict[str, Any]]] = {
     "conflicting-copy": [{"event_id": "unlike"}, {"event_id": "unlike", "publisher_id": 9}],
     "dead-letter-replayed": [{"event_id": "again", "decision": Decision.TOO_LATE, "log_time_ms": now_ms() + HOUR_MS}]
     * 2,
-    "": [{}, {}, {"event_id": "copied"}, {"event_id": "copied", "decision": Decision.COPY}],
+    "": [{}, {}, {"event_id": "copied"}, {"event_id": "copied", "decision": Decision.COPY, "user": 99}],
 }
+# Two of them share a register; the rank of one is the highest.
+_USERS = (7, 7 | 1 << 62, 5 << 40 | 8191, 0x6789_ABCD_EF01_2345, 3 << 13)
 PLANTED_ROWS = sum(map(len, _PLANTED.values()))
 _ROW: dict[str, Any] = {
     "event_type": 1, "time_ms": DAY + HOUR_MS, "campaign_id": 1, "ad_id": 2, "advertiser_id": 3, "publisher_id": 4,
@@ -92,7 +95,12 @@ def plant(settings: Settings) -> None:
     for number, special in enumerate(x for many in _PLANTED.values() for x in many):
         row = (
             _ROW
-            | {"event_id": f"e{number}", "log_time_ms": DAY + HOUR_MS + number, "offset": number, "user": number % 5}
+            | {
+                "event_id": f"e{number}",
+                "log_time_ms": DAY + HOUR_MS + number,
+                "offset": number,
+                "user": _USERS[number % 5],
+            }
             | special
         )
         rows[row.pop("partition", 0)].append(row)
@@ -216,7 +224,8 @@ def test_the_ledger_explains_every_difference(planted: Settings) -> None:
     report = json.loads(explained.stdout)
     assert (report["stream"]["clicks"], report["billed"]["clicks"]) == (_STREAM + _STREAM_UNLIKE, _EXACT)
     assert causes_of(explained.stdout) == MOVED
-    assert report["users"] == 5
+    assert report["users"] == len(_USERS) + 1  # that of the copy
+    _check_reach(planted)
     shown = adclick("reconcile", "--explain", "1", "--date", date, cwd=None, **env).stdout
     assert "were copies sent under another key" in shown
     client, signer = ClickHouse(planted.clickhouse, planted.database), Signer("test")
@@ -244,6 +253,16 @@ def test_the_ledger_explains_every_difference(planted: Settings) -> None:
     assert of_another["rows"] == 0
     assert LedgerReader(client).answer(parse_ledger_question("2020-01-01", [], ALL_ROWS, signer), signer) is None
     _check_bill(planted)
+
+
+def _check_reach(settings: Settings) -> None:
+    """The run's registers are those of all users of its hour."""
+    ((time_s, *keys, coupons),) = ClickHouse(settings.clickhouse, settings.database).rows(
+        "SELECT toUnixTimestamp(time), campaign_id, advertiser_id, arraySort(c -> bitAnd(c, 8191), coupons)"
+        f" FROM {settings.database}.exact_reach_hours FINAL"
+    )
+    assert (time_s * 1000, *keys) == (DAY + HOUR_MS, _ROW["campaign_id"], _ROW["advertiser_id"])
+    assert list(coupons) == greatest(list(_USERS))
 
 
 def _check_bill(settings: Settings) -> None:

@@ -46,14 +46,22 @@ def test_archived_rows_survive_encoding_and_decoding(rows: list[dict[str, Any]])
     numbers = {n: np.array([r[n] or 0 for r in rows], kinds[n].to_pandas_dtype()) for n in _LIMITS}
     missing = {n: np.array([r[n] is None for r in rows], np.bool_) for n in archive_schema.NULLABLE}
     ids = Values.of([row["event_id"].encode() for row in rows])
-    expected = pa.Table.from_pylist(rows, schema=archive_schema.SCHEMA)
-    messages = []
+    expected, names = (
+        pa.Table.from_pylist(rows, schema=archive_schema.SCHEMA),
+        ["user", "offset", "decision", "copy_of"],
+    )
+    messages, numbers_alone = [], []
     for half in (slice(0, 2), slice(2, None)):
         columns_of_half, missing_of_half = (
             {name: column[half] for name, column in columns.items()} for columns in (numbers, missing)
         )
         part = archive_schema.encode_archived(ids.take(half), columns_of_half, missing_of_half)
-        messages.append(blocks.unpack_rows(blocks.pack_rows(part, b"{}"))[0])
+        message = blocks.pack_rows(part, b"{}")
+        messages.append(blocks.unpack_rows(message)[0])
+        numbers_alone.append(archive_schema.decode_numbers(blocks.unpack_rows(message, names)[0]))
+    for name in names:
+        of_rows = [archive_schema.NO_VALUE if row[name] is None else row[name] for row in rows]
+        assert np.concatenate([numbers_of_half[name] for numbers_of_half in numbers_alone]).tolist() == of_rows
     assert pa.concat_tables(archive_schema.decode_archived(message) for message in messages).equals(expected)
 
 

@@ -138,7 +138,7 @@ def columns_of(table: str) -> list[tuple[str, str]]:
     """Name and type of each column after all migrations."""
     (created,) = [s for s in STATEMENTS if re.search(rf"CREATE TABLE IF NOT EXISTS \{{database\}}\.{table} ", s)]
     body = created.split("(", 1)[1].rsplit(") ENGINE", 1)[0]
-    columns = [_name_and_type(part) for part in re.split(r",(?![^(]*\))", body)]
+    columns = [_name_and_type(part) for part in re.split(r",(?![^()]*(?:\([^()]*\)[^()]*)*\))", body)]
     for statement in STATEMENTS:
         if re.search(rf"ALTER TABLE \{{database\}}\.{table}\b", statement):
             added = re.findall(r"ADD COLUMN IF NOT EXISTS (\w+ [^,\n]+)", statement)
