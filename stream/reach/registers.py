@@ -15,6 +15,7 @@ import numpy.typing as npt
 from infra.columnar.columns import Ints
 
 Coupons = npt.NDArray[np.uint32]
+Estimates = npt.NDArray[np.float64]
 
 PRECISION = 13
 REGISTERS = 1 << PRECISION
@@ -47,43 +48,43 @@ def count_ranks(coupons: Coupons) -> Ints:
     return counts.astype(np.int64)
 
 
-def estimate(rank_counts: npt.NDArray[np.int64]) -> float:
-    """About how many different users there were; its standard error is STANDARD_ERROR.
+def estimate(rank_counts: Ints) -> Estimates:
+    """About how many different users there were, of each row of `rank_counts`; the standard error is STANDARD_ERROR.
 
-    `rank_counts[rank]`: how many registers have this rank, from 0 to MAX_RANK. The count of rank 0 is not read: it is what is
-    missing to REGISTERS; infinite where all have MAX_RANK. From O. Ertl, "New cardinality estimation algorithms for HyperLogLog sketches", arXiv 1702.01284,
+    `rank_counts[…, rank]`: how many registers have this rank, from 0 to MAX_RANK. The count of rank 0 is not read: it is what is
+    missing to REGISTERS. From O. Ertl, "New cardinality estimation algorithms for HyperLogLog sketches", arXiv 1702.01284,
     algorithm 6.
     """
     counts = rank_counts.astype(np.float64)
-    empty = REGISTERS - float(counts[1:].sum())
-    total = REGISTERS * _tau(1.0 - float(counts[MAX_RANK]) / REGISTERS)
+    empty = REGISTERS - counts[..., 1:].sum(-1)
+    total = REGISTERS * _tau(1.0 - counts[..., MAX_RANK] / REGISTERS)
     for rank in range(_RANK_BITS, 0, -1):
-        total = 0.5 * (total + float(counts[rank]))
-    total += REGISTERS * _sigma(empty / REGISTERS)
-    return _ALPHA * REGISTERS**2 / total if total else math.inf
+        total = 0.5 * (total + counts[..., rank])
+    total = total + REGISTERS * _sigma(empty / REGISTERS)
+    return np.asarray(_ALPHA * REGISTERS**2 / total)
 
 
-def _sigma(x: float) -> float:
+def _sigma(x: Estimates) -> Estimates:
     """x + Σ x^(2ᵏ) · 2^(k−1), the share of registers that are empty; infinite at 1."""
-    if x == 1.0:
-        return math.inf
-    weight, total, former = 1.0, x, -1.0
-    while total != former:
-        x *= x
+    infinite = np.asarray(x) == 1.0
+    x = np.where(infinite, 0.0, x)
+    weight, total, former = 1.0, x, np.full_like(x, -1.0)
+    while (total != former).any():
+        x = x * x
         former = total
-        total += x * weight
+        total = total + x * weight
         weight += weight
-    return total
+    return np.where(infinite, np.inf, total)
 
 
-def _tau(x: float) -> float:
+def _tau(x: Estimates) -> Estimates:
     """(1 − x − Σ (1 − x^(2⁻ᵏ))² · 2⁻ᵏ) / 3, the share of registers that have the highest rank."""
-    if x in (0.0, 1.0):
-        return 0.0
-    weight, total, former = 1.0, 1.0 - x, -1.0
-    while total != former:
+    zero = (np.asarray(x) == 0.0) | (np.asarray(x) == 1.0)
+    x = np.where(zero, 1.0, x)
+    weight, total, former = 1.0, 1.0 - x, np.full_like(x, -1.0)
+    while (total != former).any():
         x = x**0.5
         former = total
         weight *= 0.5
-        total -= (1.0 - x) ** 2 * weight
-    return total / 3.0
+        total = total - (1.0 - x) ** 2 * weight
+    return np.where(zero, 0.0, total / 3.0)
