@@ -27,7 +27,8 @@ def identify_answer(question: Question, rows: Rows, finality: str) -> str:
     digest = hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode())
     order = _canonical_order(question, rows)
     groups = dict(zip(question.group_by, rows.sums.groups, strict=True))
-    beside = [column for pair in rows.compared.values() for column in (pair.values, pair.absent)]
+    shown_beside = rows.compared | rows.users
+    beside = [column for pair in shown_beside.values() for column in (pair.values, pair.absent)]
     columns = [
         rows.sums.buckets,
         *(groups[name] for name in sorted(groups)),

@@ -69,6 +69,6 @@ def digest_question(question: Question) -> str:
         question.campaigns, question.advertiser, question.scope.parts, question.grain,
         question.unit, question.start_ms, question.end_ms, question.group_by, question.filters, question.zone.key, question.fill,
         question.order, question.descending, *([question.top, question.by] if question.top else []),
-        *([question.compare.state] if question.compare else []),
+        *([question.compare.state] if question.compare else []), *(["users"] if question.users else []),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()[:24]

@@ -13,9 +13,11 @@ import pyarrow as pa
 
 from infra.clock import iso
 from query.page import describe_columns
-from query.question import MEASURES
+from query.question import MEASURES, Question
+from query.reach import whole_hours
 from query.router import Answer
 from query.rows import Rows
+from stream.reach.registers import STANDARD_ERROR
 
 ARROW = "application/vnd.apache.arrow.stream"
 _AMOUNTS = (*MEASURES, "cpc_micros", "cpm_micros")
@@ -32,6 +34,7 @@ def encode_document(answer: Answer, rows: bytes, currency: str) -> bytes:
             "next_cursor": answer.next_cursor,
             **({} if answer.total is None else {"totals": answer.total.amounts()}),
             **({} if answer.part is None else {"comparison": describe_comparison(answer)}),
+            **describe_users(answer.question),
             "granularity": answer.question.grain,
             "currency": currency,
             "finality": answer.finality,
@@ -60,6 +63,18 @@ def describe_comparison(answer: Answer) -> dict[str, Any]:
         "whole_end": label(comparison.earlier.end_ms),
         "counted_until": None if part.counted_ms is None else label(part.counted_ms),
     }
+
+
+def describe_users(question: Question) -> dict[str, Any]:
+    """How good the users of an answer are: their relative standard error, and the whole hours that they were counted in, where these are
+    more than the question's range. Empty for a question that does not want them."""
+    if not question.users:
+        return {}
+    known: dict[str, Any] = {"users_standard_error": round(STANDARD_ERROR, 4)}
+    start_ms, end_ms = whole_hours(question)
+    if (start_ms, end_ms) != (question.start_ms, question.end_ms):
+        known["users_range"] = {"start": question.label(start_ms), "end": question.label(end_ms)}
+    return known
 
 
 class Encoder(Protocol):

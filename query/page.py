@@ -121,9 +121,9 @@ class Page:
         return columns
 
     def _ratios(self) -> dict[str, Ratio]:
-        """Ratios, and what of an earlier range is beside the rows: what may be absent."""
-        columns, numbers = self.rows.ratios | self.rows.compared, self.row_numbers
-        return {name: Ratio(column.values[numbers], column.absent[numbers]) for name, column in columns.items()}
+        """Ratios, users, and what of an earlier range is beside the rows: what may be absent."""
+        numbers = self.row_numbers
+        return {n: Ratio(column.values[numbers], column.absent[numbers]) for n, column in self.rows.beside.items()}
 
 
 def cut_page(question: Question, rows: Rows, signer: Signer, names: Names | None = None) -> tuple[Page, str | None]:
@@ -162,6 +162,7 @@ def describe_columns(question: Question) -> list[dict[str, str]]:
         columns += [(name_column(group), "string")] if question.names and group in KIND_OF_DIMENSION else []
     columns += [(m, "integer") for m in MEASURES]
     columns += [(r, "integer" if r.endswith("micros") else "number") for r in RATIOS]
+    columns += [("users", "integer"), ("frequency", "number")] if question.users else []
     if question.compare is not None:
         columns += [(name, "number" if is_share(name) else "integer") for name in (*PREVIOUS, *CHANGES)]
     columns += [("finality", "string"), ("settled_until", "datetime")]
@@ -170,7 +171,7 @@ def describe_columns(question: Question) -> list[dict[str, str]]:
 
 def is_share(name: str) -> bool:
     """Whether a column has fractions, not integers."""
-    return name.startswith("change_") or name.removeprefix("previous_") in ("ctr", "cvr")
+    return name.startswith("change_") or name == "frequency" or name.removeprefix("previous_") in ("ctr", "cvr")
 
 
 @lru_cache

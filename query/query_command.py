@@ -44,12 +44,13 @@ Advance = Callable[[int], None]
 @click.option("--compare", help="previous or week: beside each number the one before, and the change.")
 @click.option("--top", help="Only so many groups, those with the largest totals.")
 @click.option("--by", help="The measure that --top goes by.  [default: impressions]")
+@click.option("--users", is_flag=True, help="Add how many different users there were, about, and events by user.")
 @click.option("--names", is_flag=True, help="Add the names of campaigns, ads and publishers, from the directory.")
 @click.option("--limit", type=click.IntRange(1), help="Rows at most.  [default: all]")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write a file: .csv, .ndjson or .parquet.")
 def query(
     app: App, campaign: str | None, advertiser: str | None, start: str | None, end: str | None, filters: tuple[str, ...],
-    limit: int | None, out: Path | None, totals: bool, names: bool, **options: str | None,
+    limit: int | None, out: Path | None, totals: bool, users: bool, names: bool, **options: str | None,
 ) -> None:  # fmt: skip
     """Ask the router, and print all rows of its answer as a table, or write them to a file."""
     if not campaign and not advertiser:
@@ -61,6 +62,7 @@ def query(
     parameters += [("advertiser_id", advertiser)] if advertiser else []
     parameters += [(name, value) for name, value in options.items() if value]
     parameters += [("totals", "true")] if totals else []
+    parameters += [("users", "true")] if users else []
     parameters += [("filter", text) for text in filters]
     parameters += [("names", "true")] if names else []
     if out is None:
@@ -82,6 +84,8 @@ def _print(app: App, parameters: Parameters, limit: int | None) -> None:
     app.table(columns, [[row.get(c, "") for c in columns] for row in rows])
     if comparison := answer.get("comparison"):
         app.say(_describe_comparison(comparison))
+    if "users_standard_error" in answer:
+        app.say(_describe_users(answer))
     app.say(_summary(answer))
     if answer["next_cursor"]:
         app.say("there are more rows; raise --limit, or leave it out")
@@ -105,6 +109,13 @@ def _describe_comparison(comparison: dict[str, Any]) -> str:
     counted = comparison["counted_until"]
     until = f", as this range is counted until {counted}" if counted else ""
     return f"compared with {comparison['start']} to {comparison['end']}{until}"
+
+
+def _describe_users(answer: dict[str, Any]) -> str:
+    """The line that says how good the users are."""
+    widened = answer.get("users_range")
+    where = f", counted from {widened['start']} to {widened['end']}" if widened else ""
+    return f"users are estimates: 95 of 100 are within {2 * answer['users_standard_error']:.1%}{where}"
 
 
 def _count_rows(rows: int) -> str:

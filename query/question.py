@@ -15,6 +15,7 @@ from query.bad_question import BadQuestion as BadQuestion
 from query.buckets import GRAINS, Buckets, align_range, refuse_unless_stored
 from query.buckets import Retention as Retention
 from query.comparison import RangeComparison, resolve_comparison
+from query.counted_users import refuse_unless_counted
 from query.cursor import FOREIGN_CURSOR, UNKNOWN_CURSOR
 from query.parameters import collect_parameters, parse_campaigns, parse_id, parse_limit
 from query.row_scope import ALL_ROWS, RowScope
@@ -24,12 +25,14 @@ from query.zones import UnknownZone, zone_named
 
 DIMENSIONS = ("campaign_id", "ad_id", "publisher_id", "country", "device")
 RATIOS = ("ctr", "cvr", "cpc_micros", "cpm_micros")
+USERS = ("users", "frequency")
+"""The columns that `users` adds."""
 PREVIOUS = tuple(f"previous_{name}" for name in (*MEASURES, *RATIOS))
 CHANGES = tuple(f"change_{name}" for name in (*BILLED, *RATIOS))
 """With PREVIOUS, the columns that a comparison adds."""
 PARAMETERS = (
     "campaign_id", "advertiser_id", "start", "end", "granularity", "group_by", "filter", "timezone", "fill", "order", "limit", "cursor", "names",
-    "totals", "compare", "top", "by",
+    "totals", "compare", "top", "by", "users",
 )  # fmt: skip
 ALL_ADVERTISERS = "*"
 _NAMED_VALUES = {"country": COUNTRIES, "device": DEVICES}
@@ -60,6 +63,8 @@ class Question(Buckets):
     top: int = 0
     """How many groups have rows, those with the largest totals of `by`; 0: all."""
     by: str = ""
+    users: bool = False
+    """Whether each row has how many different users there were."""
 
 
 def parse_question(
@@ -84,17 +89,21 @@ def parse_question(
     buckets, compare = resumed or _parse_ranges(values, zone, now_ms, retention)
     column, descending = _parse_order(values.get("order", ""))
     group_by = _parse_group_by(values.get("group_by", ""))
-    _check_order(column, group_by, compare)
+    users = _parse_flag(values, "users")
+    _check_order(column, group_by, compare, users=users)
     fill = values.get("fill", "none")
     if fill not in ("none", "zero"):
         raise BadQuestion("fill", f"fill must be none or zero, not {fill[:40]!r}")
     allowed_values = _parse_filters(filters)
     scope.refuse_foreign(None, map(int, dict(allowed_values).get("campaign_id", ())))
     top, by = _parse_top(values, group_by)
+    if users:
+        refuse_unless_counted(buckets, group_by, [name for name, _ in allowed_values], compares=compare is not None)
     return Question(
         **vars(buckets), campaigns=campaigns, advertiser=advertiser, group_by=group_by, filters=allowed_values,
         fill=fill == "zero", order=column, descending=descending, limit=parse_limit(values), cursor=values.get("cursor"),
         scope=scope, names=_parse_flag(values, "names"), texts=texts, totals=_parse_flag(values, "totals"), compare=compare, top=top, by=by,
+        users=users,
     )  # fmt: skip
 
 
@@ -102,7 +111,10 @@ def _parse_buckets(values: Mapping[str, str], zone: zoneinfo.ZoneInfo, now_ms: i
     start_ms, end_ms = parse_time("start", values, now_ms), parse_time("end", values, now_ms)
     if start_ms >= end_ms:
         raise BadQuestion("end", f"end ({iso(end_ms)}) must be after start ({iso(start_ms)})")
-    return align_range(values.get("granularity", "auto"), start_ms, end_ms, zone, now_ms, retention)
+    buckets = align_range(values.get("granularity", "auto"), start_ms, end_ms, zone, now_ms, retention)
+    if buckets.grain == "minute" and values.get("granularity") != "minute" and _parse_flag(values, "users"):
+        return align_range("hour", start_ms, end_ms, zone, now_ms, retention)
+    return buckets
 
 
 def _parse_ranges(
@@ -206,11 +218,14 @@ def _parse_top(values: Mapping[str, str], group_by: tuple[str, ...]) -> tuple[in
     return parse_limit(values, "top"), by
 
 
-def _check_order(column: str | None, group_by: tuple[str, ...], compare: RangeComparison | None) -> None:
-    beside = (*PREVIOUS, *CHANGES) if compare is not None else ()
+def _check_order(
+    column: str | None, group_by: tuple[str, ...], compare: RangeComparison | None, *, users: bool
+) -> None:
+    beside = ((*PREVIOUS, *CHANGES) if compare is not None else ()) + (USERS if users else ())
     if column is None or column in ("time", *group_by, *MEASURES, *RATIOS, *beside):
         return
     more = "" if compare is not None else "; columns of a comparison need compare" * (column in (*PREVIOUS, *CHANGES))
+    more += f"; {column} needs users=true" * (column in USERS)
     raise BadQuestion(
         "order", f"cannot order by {column[:40]!r}; use time, a dimension of group_by, a measure or a ratio{more}"
     )

@@ -9,6 +9,7 @@ from query import warnings
 from query.comparison import CountedPart, RangeComparison
 from query.plan import COLD, EXACT, HOT, WARM, Borders, Piece, make_plan
 from query.question import Question
+from query.reach import Reach
 from query.sums import Sums
 from query.tiers.span import Span
 
@@ -45,7 +46,8 @@ class Reading:
 
     `pieces`: the plan. `answered`: the pieces that a tier has answered, and `tables` their sums, in the same order. `degraded`: the
     ranges that some warnings are about. `notes`: the warnings that do not make any row incomplete or old. `earlier`: the reading, by
-    the same borders, of `part`, which the question's range is compared with; None for a question that does not compare.
+    the same borders, of `part`, which the question's range is compared with; None for a question that does not compare. `reach`: the
+    users of the rows; None for a question that does not want them.
     """
 
     question: Question
@@ -61,6 +63,7 @@ class Reading:
     read_hot: bool = False
     earlier: Reading | None = None
     part: CountedPart | None = None
+    reach: Reach | None = None
 
     def plan(self) -> None:
         """Decide which tier answers which part of the range, by the borders."""
@@ -87,6 +90,11 @@ class Reading:
             self.span = reply.span if self.span is None or first else reply.span.as_of(self.span)
             self.read_hot = True
 
+    def add_users(self, reach: Reach) -> None:
+        """Take in the users of the rows."""
+        self.reach = reach
+        self.rows_read += reach.rows_read
+
     def add_span_to_borders(self) -> None:
         """Put what Redis says of its minutes beside what ClickHouse says of hours and days."""
         span = self.span
@@ -106,7 +114,8 @@ class Reading:
     def settled(self) -> bool:
         """Whether nothing of it can change any more, unless a nightly run replaces it."""
         pieces = [*self.answered, *(self.earlier.answered if self.earlier else [])]
-        return not self.warnings and all(is_settled(piece, self.borders) for piece in pieces)
+        users = self.reach is None or self.reach.settled
+        return users and not self.warnings and all(is_settled(piece, self.borders) for piece in pieces)
 
     @property
     def counted_ms(self) -> int | None:
@@ -162,6 +171,14 @@ class Reading:
             self.note(warnings.SAMPLED)
         if question.only_minutes and any(_overlaps(question, day) for day in self.borders.runs):
             self.note(warnings.MINUTES_OF_A_RECONCILED_DAY)
+
+    def warn_of_users(self, *, sampled: bool) -> None:
+        """Warn of what the users of the rows may lack."""
+        if self.reach is None:
+            return
+        self.warnings += self.reach.warnings
+        if sampled:
+            self.note(warnings.USERS_OF_SAMPLED)
 
     def warn_of_earlier(self, comparison: RangeComparison, *, sampled: bool) -> None:
         """Warn of all that what the question is compared with may lack, and of how it differs from what it should be."""

@@ -31,6 +31,7 @@ from query.finality import weakest_finality
 from query.page import Page, cut_page
 from query.plan import HOT, Borders, Piece
 from query.question import Question, Retention, parse_question
+from query.reach_reader import ReachReader
 from query.reading import DegradedRange, Reading, TierReply, is_settled, move_to_minutes
 from query.row_scope import ALL_ROWS
 from query.rows import build_rows, build_total
@@ -38,6 +39,7 @@ from query.signing import Signer
 from query.sums import Sums
 from query.tier_cache import KEPT_S, Lookup, TierCache
 from query.tiers.clickhouse import StoredTiers, decode_borders
+from query.tiers.reach import StoredUsers
 from query.tiers.redis import HotTier
 
 # For Redis, and for what ClickHouse answers at once; what it has to read may take longer.
@@ -99,9 +101,10 @@ class Router:
         stored: StoredTiers | None = None,
         cache: TierCache | None = None,
         directory: DirectoryReader | None = None,
+        users: StoredUsers | None = None,
     ) -> None:
-        """`observe(tier, outcome, seconds)` is called for each piece of a reading. Tiers, cache and directory that are not given
-        are those of `settings`."""
+        """`observe(tier, outcome, seconds)` is called for each piece of a reading. Tiers, cache, directory and users that are not
+        given are those of `settings`."""
         self._observe = observe
         self.retention = Retention(settings.hot_hours * HOUR_MS, settings.warm_days * DAY_MS)
         redis = Redis(settings.redis, timeout_s=_REDIS_TIMEOUT_S)
@@ -117,6 +120,8 @@ class Router:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tier")
         self._borders = CachedBorders(self._cache, self._read_stored_borders, self._pool)
         self._caches = settings.query_cache == "on"
+        users = users or StoredUsers(clickhouse, settings.query_timeout_s)
+        self._reach = ReachReader(users, self._cache, self._pool, caches=self._caches)
         self.signer = Signer(settings.user_secret.get_secret_value() + settings.api_key.get_secret_value())
 
     def answer(self, question: Question) -> Answer:
@@ -135,14 +140,19 @@ class Router:
         tiers_ms = (time.perf_counter() - started) * 1000
         table = sums.merge_pieces(question, reading.tables)
         earlier = _merge_earlier(reading)
-        rows = build_rows(question, table, reading.borders, reading.answered, earlier)
+        reach = reading.reach
+        users, users_in_total = (None, None) if reach is None else (reach.beside_rows, reach.beside_total)
+        rows = build_rows(question, table, reading.borders, reading.answered, earlier, users)
         names = None if directory is None else _names(question, directory, reading)
         page, next_cursor = cut_page(question, rows, self.signer, names)
         total = None
         if question.totals:
-            total_question, total_rows = build_total(question, table, reading.borders, reading.answered, earlier)
+            total_question, total_rows = build_total(
+                question, table, reading.borders, reading.answered, earlier, users_in_total
+            )
             total = Page(total_question, total_rows, total_rows.order)
         reading.warn_of_answered(sampled=bool(rows.sums.sampled.any()))
+        reading.warn_of_users(sampled=bool(rows.sums.sampled.any()))
         if earlier is not None:
             reading.warn_of_earlier(earlier.comparison, sampled=bool(earlier.sums.sampled.any()))
         finality = weakest_finality(rows.finality, question, reading.borders, reading.answered)
@@ -166,6 +176,7 @@ class Router:
             readings.append(reading.begin_earlier(question.compare))
         for each in readings:
             each.plan()
+        wait_for_users = self._reach.begin(question, reading.borders) if question.users else None
         unanswered = self._read_pieces([(each, piece) for each in readings for piece in each.pieces])
         for each in readings:
             pieces = [piece for owner, piece in unanswered if owner is each]
@@ -175,6 +186,8 @@ class Router:
                 again = self._read_pieces([(each, piece) for piece in minutes])
                 each.warn_of_unanswered([*missing, *(piece for _, piece in again)])
             each.answered.sort(key=lambda p: p.start_ms)
+        if wait_for_users is not None:
+            reading.add_users(wait_for_users())
         if reading.pieces and not reading.answered:
             raise NoTierAnswered("no tier answered")
         return reading

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,14 @@ from query.sums import NAMES, Sums
 _PLACES = {name: np.argsort(np.argsort(np.array(values))) for name, values in NAMES.items()}
 
 
+UsersBeside = Callable[[Question, Sums], dict[str, Ratio]]
+
+
 @dataclass(frozen=True)
 class Rows:
     """All rows of an answer. `finality`: indices into FINALITY. `sort_keys`: the columns that rows are ordered by, ascending, as
     numbers; `order`: the row numbers in that order. `compared`: PREVIOUS and CHANGES, of a question that compares;
-    else none."""
+    else none. `users`: USERS, of a question that wants them."""
 
     sums: Sums
     ratios: dict[str, Ratio]
@@ -34,6 +37,12 @@ class Rows:
     sort_keys: list[npt.NDArray[Any]]
     order: Ints
     compared: dict[str, Ratio]
+    users: dict[str, Ratio] = field(default_factory=dict)
+
+    @property
+    def beside(self) -> dict[str, Ratio]:
+        """All columns beside the sums of a row: what may be absent."""
+        return self.ratios | self.users | self.compared
 
     def __len__(self) -> int:
         return len(self.sums)
@@ -49,9 +58,11 @@ class Rows:
 
 
 def build_rows(
-    question: Question, table: Sums, borders: Borders, pieces: Sequence[Piece], earlier: EarlierSums | None = None
-) -> Rows:
-    """All rows of the answer in their order. Raises BadQuestion where `fill=zero` makes too many."""
+    question: Question, table: Sums, borders: Borders, pieces: Sequence[Piece], earlier: EarlierSums | None = None,
+    users: UsersBeside | None = None,
+) -> Rows:  # fmt: skip
+    """All rows of the answer in their order. `users`: the columns that are beside the rows of a table. Raises BadQuestion where `fill=zero`
+    makes too many."""
     if earlier is not None:
         table = compared.join_earlier(question, table, earlier)
     if question.top:
@@ -64,13 +75,15 @@ def build_rows(
         beside = compared.compare_columns(question, table, before, earlier)
     ratios = ratios_of(table)
     finality = finality_of_rows(question, table, borders, pieces)
-    sort_keys = _sort_keys(question, table, ratios | beside)
-    return Rows(table, ratios, finality, sort_keys, _sorted(sort_keys), beside)
+    of_users = {} if users is None else users(question, table)
+    sort_keys = _sort_keys(question, table, ratios | beside | of_users)
+    return Rows(table, ratios, finality, sort_keys, _sorted(sort_keys), beside, of_users)
 
 
 def build_total(
-    question: Question, table: Sums, borders: Borders, pieces: Sequence[Piece], earlier: EarlierSums | None = None
-) -> tuple[Question, Rows]:
+    question: Question, table: Sums, borders: Borders, pieces: Sequence[Piece], earlier: EarlierSums | None = None,
+    users: UsersBeside | None = None,
+) -> tuple[Question, Rows]:  # fmt: skip
     """The one row of all rows of a question, also of the groups that `top` leaves out, and the question whose answer it is: that about
     the total of the same range."""
     total = replace(
@@ -78,7 +91,7 @@ def build_total(
     )
     if earlier is not None:
         earlier = replace(earlier, sums=sums.sum_all(earlier.sums, earlier.part.start_ms))
-    return total, build_rows(total, sums.sum_all(table, question.start_ms), borders, pieces, earlier)
+    return total, build_rows(total, sums.sum_all(table, question.start_ms), borders, pieces, earlier, users)
 
 
 def _keep_largest(question: Question, table: Sums) -> Sums:

@@ -100,6 +100,32 @@ def will_be_cut_at_hours(zone: str) -> str:
     )
 
 
+USERS_OF_SAMPLED = "users are those of the events that were kept while traffic was sampled: they are too few, and frequency is too high"
+
+
+def users_away(reason: str) -> str:
+    """Rows have no users."""
+    return f"users are not available: {reason}"
+
+
+def old_users(read_ms: int) -> str:
+    """Users are a cached copy, since ClickHouse does not answer."""
+    return f"users are not available: those shown are as of {iso(read_ms)}"
+
+
+def users_before_their_tables(since_ms: int) -> str:
+    """The tables of users were made, or made again, when events had been counted already."""
+    return f"users before {iso(since_ms)} may be too few: they are counted since then, and before it on reconciled days alone"
+
+
+def users_of_whole_hours(start_ms: int, end_ms: int) -> str:
+    """The range of a total begins or ends within an hour."""
+    return (
+        f"users are counted by whole hours, here from {iso(start_ms)} to {iso(end_ms)}: there is no frequency for the range as it was given; "
+        "retry with a start and an end at whole hours of UTC"
+    )
+
+
 NAMES_AWAY = "the directory is not available: ids are shown instead of names"
 
 

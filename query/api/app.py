@@ -29,6 +29,7 @@ from query.api.problems import EXPECTED, problem_of
 from query.api.routes import Routes
 from query.api.tracing import Tracing
 from query.api.webhook_routes import add_webhook_routes
+from query.bad_question import BadQuestion
 from query.router import Answer
 from query.status import find_unready
 
@@ -223,6 +224,8 @@ def _add_data_routes(app: FastAPI, api: Api, routes: Routes) -> None:
         def read_rows() -> LiveRows:
             current = api.gate.authenticate(request)
             question = api.question(request, current)
+            if question.users:
+                raise BadQuestion("users", "streams have no users; ask /v1/metrics for them, as often as you need them")
 
             def answer() -> Answer:
                 answer = api.router.answer(question)

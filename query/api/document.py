@@ -19,7 +19,7 @@ from query.formats import MEDIA_TYPES
 from query.ledger import CAUSES as CAUSES_OF_LEDGER
 from query.page import is_share
 from query.parameters import MAX_CAMPAIGNS, MAX_LIMIT
-from query.question import ALL_ADVERTISERS, DIMENSIONS, MEASURES, PREVIOUS, RATIOS
+from query.question import ALL_ADVERTISERS, DIMENSIONS, MEASURES, PREVIOUS, RATIOS, USERS
 from query.question import CHANGES as CHANGE_COLUMNS
 from query.reconciliations import MOST_DAYS, USUAL_DAYS
 from query.statements.reader import FORMATS as STATEMENT_FORMATS
@@ -80,7 +80,7 @@ QUESTION = [
     _parameter("fill", {"type": "string", "enum": ["none", "zero"], "default": "none"}, "zero adds empty buckets", "zero"),
     _parameter(
         "order",
-        {"type": "string", "enum": [s + c for c in ("time", *DIMENSIONS, *MEASURES, *RATIOS, *PREVIOUS, *CHANGE_COLUMNS) for s in ("", "-")]},
+        {"type": "string", "enum": [s + c for c in ("time", *DIMENSIONS, *MEASURES, *RATIOS, *USERS, *PREVIOUS, *CHANGE_COLUMNS) for s in ("", "-")]},
         "a column of the answer; with a leading minus, descending", "-spend_micros",
     ),
     _parameter("totals", {"type": "string", "enum": ["true", "false"], "default": "false"}, "true adds the total of all rows, of all pages", "true"),
@@ -109,7 +109,12 @@ TOP = [
     _ADVERTISER | {"description": "whose; by default the only one that the key may see, or with an admin key all"},
 ]  # fmt: skip
 AUDITED = [_ROWS | {"description": "changes at most; 100 by default"}]
-METRICS = [*QUESTION, _FORMAT]
+_USERS = _parameter(
+    "users", {"type": "string", "enum": ["false", "true"], "default": "false"},
+    "true adds how many different users there were, about, and events by user: in hours, days or a total, by campaign_id or not at all",
+    "true",
+)  # fmt: skip
+METRICS = [*QUESTION, _USERS, _FORMAT]
 LIVE = QUESTION
 CHANGES = [
     _CAMPAIGN | {"description": "campaigns, several by comma; by default all that the key may see"},
@@ -236,6 +241,8 @@ _ROW = {
         **{r: {"type": ["integer" if r.endswith("micros") else "number", "null"]} for r in RATIOS},
         **{p: {"type": ["number" if is_share(p) else "integer", "null"]} for p in PREVIOUS},
         **{c: {"type": ["number", "null"]} for c in CHANGE_COLUMNS},
+        "users": {"type": ["integer", "null"]},
+        "frequency": {"type": ["number", "null"]},
         "finality": _FINALITY,
         "settled_until": _INSTANT,
     },
@@ -257,6 +264,12 @@ _ANSWER = {
                 **dict.fromkeys(("start", "end", "whole_end"), _INSTANT),
                 "counted_until": {"type": ["string", "null"], "format": "date-time"},
             },
+        },
+        "users_standard_error": {"type": "number", "description": "with users=true: relative; 95 of 100 are within twice as much"},
+        "users_range": {
+            "type": "object",
+            "description": "with users=true: the whole hours that users were counted in, where they are more than the range",
+            "properties": dict.fromkeys(("start", "end"), _INSTANT),
         },
         "rows": _NUMBER,
         "next_cursor": {"type": ["string", "null"]},

@@ -247,6 +247,8 @@ def _described(answer: Answer, total: Page | None) -> dict[str, str]:
     headers = {} if total is None else {"X-Adclick-Totals": msgspec.json.encode(total.amounts()).decode()}
     if answer.part is not None:
         headers["X-Adclick-Comparison"] = msgspec.json.encode(formats.describe_comparison(answer)).decode()
+    if users := formats.describe_users(answer.question):
+        headers["X-Adclick-Users"] = msgspec.json.encode(users).decode()
     return headers
 
 

@@ -21,7 +21,7 @@ SENT = (
 EXPOSED = (
     "Content-Disposition", "Content-Encoding", "Content-Length", "ETag", "RateLimit", "RateLimit-Policy", "Retry-After",
     "WWW-Authenticate", "X-Adclick-Answer-Id", "X-Adclick-Comparison", "X-Adclick-Digest", "X-Adclick-Finality", "X-Adclick-Next-Cursor",
-    "X-Adclick-Totals", "X-Adclick-Warnings", "X-Request-ID",
+    "X-Adclick-Totals", "X-Adclick-Users", "X-Adclick-Warnings", "X-Request-ID",
 )  # fmt: skip
 """Headers of an answer that a page may read, besides those that every page may."""
 _READING, _ALL = ("GET", "HEAD"), ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")

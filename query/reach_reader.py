@@ -1,0 +1,131 @@
+"""The users of an answer: read from ClickHouse while the tiers are, and cached as they are. Counts never wait for what users lack.
+
+Whatever fails here leaves the answer without users, and with a warning. The circuit breaker is one of its own: statements about users
+that fail, or take too long, must not keep ClickHouse from being asked for counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+
+from infra.clock import DAY_MS, now_ms
+from infra.errors import AdclickError, Refused, TimedOut, Unavailable
+from query import warnings
+from query.circuit import Guard
+from query.plan import Borders, Piece
+from query.question import Question
+from query.reach import ENCODING, EXACT_REACH, Reach, Users, covers_whole_hours, plan_users, whole_hours
+from query.tier_cache import Lookup, TierCache
+from query.tiers.reach import StoredUsers, TablesOfUsers
+
+# For how long users are fresh: those of nightly runs, which nothing can change, and others. And what is known of the tables.
+_SETTLED_FRESH_S, _OPEN_FRESH_S, _TABLES_FRESH_S = 3600.0, 1.0, 5.0
+
+
+class _Encoded(msgspec.Struct, frozen=True):
+    buckets: bytes
+    campaigns: bytes
+    counts: bytes
+    rows_read: int
+
+
+class ReachReader:
+    """Thread-safe."""
+
+    def __init__(
+        self,
+        stored: StoredUsers,
+        cache: TierCache,
+        pool: Executor,
+        *,
+        caches: bool = True,
+        now: Callable[[], int] = now_ms,
+    ) -> None:
+        """`pool`: threads that read. `caches`: whether replies are cached."""
+        self._stored, self._cache, self._pool, self._caches, self._now = stored, cache, pool, caches, now
+        self._guard = Guard("clickhouse-users")
+
+    def begin(self, question: Question, borders: Borders) -> Callable[[], Reach]:
+        """Begin to read the users of a question's rows and, if it wants totals, of all of them; returns what waits for them."""
+        futures = [self._pool.submit(self._read, question, borders)]
+        if question.totals:
+            total = replace(question, grain="total", group_by=(), totals=False)
+            same = not question.group_by and question.grain == "total"
+            futures.append(futures[0] if same else self._pool.submit(self._read, total, borders))
+        return lambda: self._join(question, [future.result() for future in futures])
+
+    def _join(self, question: Question, parts: list[Reach]) -> Reach:
+        """The users of the rows, and of the total."""
+        rows, total = parts[0], parts[-1]
+        notes = list(dict.fromkeys(warning for part in parts for warning in part.warnings))
+        whole = covers_whole_hours(question, self._now())
+        if not whole:
+            notes.append(warnings.users_of_whole_hours(*whole_hours(question)))
+        return Reach(
+            rows.rows, total.rows if question.totals else None, whole, all(part.settled for part in parts), notes,
+            rows.rows_read + (total.rows_read if total is not rows else 0),
+        )  # fmt: skip
+
+    def _read(self, question: Question, borders: Borders) -> Reach:
+        """The users of a question's rows, alone; without any where ClickHouse cannot say."""
+        try:
+            tables = self._read_tables(question, borders)
+            pieces = plan_users(question, borders, tables.runs)
+            settled = all(piece.tier == EXACT_REACH for piece in pieces)
+            lookup = self._read_users(question, pieces, tables, settled=settled)
+        except AdclickError as error:
+            return Reach(warnings=[warnings.users_away(_reason(error))])
+        encoded = msgspec.msgpack.decode(lookup.value, type=_Encoded)
+        notes = [warnings.old_users(int(lookup.read_at) * 1000)] if lookup.stale else []
+        if any(piece.tier != EXACT_REACH and piece.start_ms < tables.since_ms for piece in pieces):
+            notes.append(warnings.users_before_their_tables(tables.since_ms))
+        columns = (np.frombuffer(raw, np.int64) for raw in (encoded.buckets, encoded.campaigns, encoded.counts))
+        return Reach(Users(*columns), settled=settled, warnings=notes, rows_read=encoded.rows_read)
+
+    def _read_tables(self, question: Question, borders: Borders) -> TablesOfUsers:
+        start_ms, end_ms = whole_hours(question)
+        runs = sorted(run for day, run in borders.runs.items() if start_ms - DAY_MS < day < end_ms)
+
+        def read() -> bytes:
+            return msgspec.msgpack.encode(self._guard.call(lambda: self._stored.tables(runs)))
+
+        return msgspec.msgpack.decode(self._cached(("tables", runs), _TABLES_FRESH_S, read).value, type=TablesOfUsers)
+
+    def _read_users(
+        self, question: Question, pieces: Sequence[Piece], tables: TablesOfUsers, *, settled: bool
+    ) -> Lookup:
+        """The users, encoded. The key has all that they depend on; a table of runs that was made again has other rows."""
+        zone = question.zone.key if question.grain == "day" else ""
+        key = (
+            pieces, tables.exact_id, question.campaigns, question.advertiser, question.scope.parts, question.grain, question.start_ms,
+            question.group_by, question.filters, zone,
+        )  # fmt: skip
+
+        def read() -> bytes:
+            reply = self._guard.call(lambda: self._stored.read(question, pieces))
+            users = reply.users
+            buckets, campaigns, counts = (c.tobytes() for c in (users.buckets, users.campaigns, users.counts))
+            return msgspec.msgpack.encode(_Encoded(buckets, campaigns, counts, reply.rows_read))
+
+        return self._cached(key, _SETTLED_FRESH_S if settled else _OPEN_FRESH_S, read)
+
+    def _cached(self, key: tuple[object, ...], fresh_s: float, read: Callable[[], bytes]) -> Lookup:
+        if not self._caches:
+            return Lookup(read(), 0.0, "answered")
+        return self._cache.get_or_read(repr(("users", ENCODING, *key)), fresh_s, read)
+
+
+def _reason(error: AdclickError) -> str:
+    """Why there are no users, in the words of a warning."""
+    if isinstance(error, TimedOut):
+        return "ClickHouse did not answer in time; retry with a shorter range or fewer groups"
+    if isinstance(error, Refused):
+        return f"ClickHouse refuses to read them: {error.code}" + (f"; {error.hint}" if error.hint else "")
+    if isinstance(error, Unavailable):
+        return "ClickHouse does not answer"
+    return "ClickHouse does not accept the statement; adclick migrate brings its tables up to date"

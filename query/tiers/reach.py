@@ -1,0 +1,154 @@
+"""Reads users from ClickHouse: of each bucket, how many registers have which rank. Registers themselves stay there.
+
+A union of hours, days, runs and campaigns is the greatest coupon of each register over all of their rows, so rows that merges have not
+united yet, or that were written twice, need no FINAL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from infra.clickhouse.client import ClickHouse
+from infra.clock import DAY_MS, MINUTE_MS
+from query.plan import Piece
+from query.question import Question
+from query.reach import EXACT_REACH, STREAM_DAYS, STREAM_HOURS, Users
+from query.tiers.clickhouse import row_conditions
+from stream.reach.registers import MAX_RANK, PRECISION, REGISTERS, estimate
+
+# A database whose tables of users were made within this time after its first one has had them from the start.
+_SET_UP_MS = 10 * MINUTE_MS
+# A statement about users takes no more memory than this from those that count.
+_MOST_BYTES = 2 << 30
+_REGISTER, _RANK = f"bitAnd(c, {REGISTERS - 1})", f"bitShiftRight(c, {PRECISION})"
+# For few groups: a dense array of registers for each. Two bytes a register, which of many groups would be gigabytes.
+_DENSE = (
+    f"SELECT bucket, campaign, maxResampleArray(0, {REGISTERS}, 1)(arrayMap(c -> toUInt8({_RANK}), coupons), arrayMap(c -> {_REGISTER}, coupons)) AS ranks"
+    " FROM ({rows}) GROUP BY bucket, campaign"
+)
+# For many: the distinct coupons of each, greatest first, of which the first of each register counts.
+_SPARSE = (
+    f"SELECT bucket, campaign, arrayFilter((rank, nth) -> nth = 1, arrayMap(c -> toUInt8({_RANK}), sorted), arrayEnumerateUniq(arrayMap(c -> {_REGISTER}, sorted)))"
+    " AS ranks FROM (SELECT bucket, campaign, arrayReverseSort(groupUniqArrayArray(coupons)) AS sorted FROM ({rows}) GROUP BY bucket, campaign)"
+)
+
+
+class TablesOfUsers(msgspec.Struct, frozen=True):
+    """What the tables of users have. `runs`: those nightly runs, of some, that have counted users. `since_ms`: what the stream
+    counted before this has no users, since its tables did not exist; 0: it has from the start. `exact_id`: which table has the runs'."""
+
+    runs: tuple[str, ...]
+    since_ms: int
+    exact_id: str
+
+
+@dataclass(frozen=True)
+class UsersReply:
+    """The users of a question, and how many rows ClickHouse returned for them."""
+
+    users: Users
+    rows_read: int
+
+
+class StoredUsers:
+    """The tables of users. Raises Unavailable when ClickHouse is away, BadStatement when it has no such tables."""
+
+    def __init__(self, client: ClickHouse, timeout_s: float) -> None:
+        """`timeout_s`: after which ClickHouse ends a statement by itself."""
+        self._client = client
+        self._settings = f" SETTINGS max_execution_time = {timeout_s:g}, max_memory_usage = {_MOST_BYTES}"
+
+    def tables(self, runs: Sequence[str]) -> TablesOfUsers:
+        """What is known of the tables and of these runs."""
+        db = self._client.database
+        rows = self._client.rows(
+            f"""SELECT 'run', run_id, toInt64(0) FROM {db}.{EXACT_REACH} WHERE run_id IN {{runs:Array(String)}} GROUP BY run_id
+            UNION ALL SELECT name, toString(uuid), toInt64(toUnixTimestamp(metadata_modification_time)) FROM system.tables
+            WHERE database = {{database:String}} AND name IN {{tables:Array(String)}}
+            UNION ALL SELECT 'database', '', toInt64(toUnixTimestamp(min(applied_at))) FROM {db}.migrations""",
+            {"database": db, "runs": list(runs), "tables": [STREAM_HOURS, STREAM_DAYS, EXACT_REACH]},
+        )
+        made_ms = {name: at_s * 1000 for name, _, at_s in rows if name != "run"}
+        since_ms = max(made_ms.get(name, 0) for name in (STREAM_HOURS, STREAM_DAYS))
+        return TablesOfUsers(
+            tuple(sorted(text for name, text, _ in rows if name == "run")),
+            0 if since_ms < made_ms["database"] + _SET_UP_MS else since_ms,
+            next((text for name, text, _ in rows if name == EXACT_REACH), ""),
+        )
+
+    def read(self, question: Question, pieces: Sequence[Piece]) -> UsersReply:
+        """The users of each bucket and campaign of a question, from the pieces of `plan_users`."""
+        sql, parameters = self._statement(question, pieces)
+        reply = self._client.arrow(sql, parameters)
+        columns = {name: reply[name].to_numpy().astype(np.int64) for name in reply.column_names}
+        keys = np.stack([columns["bucket"], columns["campaign"]])
+        distinct, groups = np.unique(keys, axis=1, return_inverse=True)
+        counts = np.zeros((distinct.shape[1], MAX_RANK + 1), np.int64)
+        counts[groups.reshape(-1), columns["rank"]] = columns["registers"]
+        buckets = distinct[0] * 1000 if question.grain != "total" else np.full(len(counts), question.start_ms, np.int64)
+        users = np.rint(estimate(counts)).astype(np.int64)
+        return UsersReply(Users(buckets, distinct[1], users), len(reply))
+
+    def _statement(self, question: Question, pieces: Sequence[Piece]) -> tuple[str, dict[str, Any]]:
+        subject, parameters = row_conditions(question.campaigns, question.advertiser, question.scope)
+        for _, values in question.filters:
+            subject.append("campaign_id IN {filtered:Array(UInt64)}")
+            parameters["filtered"] = list(values)
+        bucket, bucket_parameters = _bucket(question)
+        parameters |= bucket_parameters
+        campaign = "campaign_id" if question.group_by else "toUInt64(0)"
+        selects = list[str]()
+        for table in dict.fromkeys(piece.tier for piece in pieces):
+            where, table_parameters = _within(table, [piece for piece in pieces if piece.tier == table])
+            parameters |= table_parameters
+            selects.append(
+                f"SELECT {bucket} AS bucket, {campaign} AS campaign, CAST(coupons AS Array(UInt32)) AS coupons"
+                f" FROM {self._client.database}.{table} WHERE {' AND '.join([*where, *subject])}"
+            )
+        everything = question.advertiser is None and not question.campaigns
+        form = _SPARSE if question.group_by and (question.grain != "total" or everything) else _DENSE
+        ranks = form.format(rows=" UNION ALL ".join(selects))
+        return (
+            f"SELECT bucket, campaign, rank, count() AS registers FROM ({ranks}) ARRAY JOIN ranks AS rank WHERE rank > 0"
+            f" GROUP BY bucket, campaign, rank{self._settings}",
+            parameters,
+        )
+
+
+def _bucket(question: Question) -> tuple[str, dict[str, Any]]:
+    """The bucket that a row lies in, in epoch seconds, and its parameters."""
+    if question.grain == "total":
+        return "toUInt32(0)", {}
+    if question.grain == "hour":
+        return "toUnixTimestamp(time)", {}
+    if question.utc_days:
+        return f"intDiv(toUnixTimestamp(time), {DAY_MS // 1000}) * {DAY_MS // 1000}", {}
+    starts = [start_ms // 1000 for start_ms in question.buckets()]
+    return "roundDown(toUnixTimestamp(time), {buckets:Array(UInt32)})", {"buckets": starts}
+
+
+def _within(table: str, pieces: Sequence[Piece]) -> tuple[list[str], dict[str, Any]]:
+    """Conditions on the rows of a table: those of its pieces. A run has rows of its own day alone, so runs need no borders but those
+    of the day that one covers in part."""
+    edges: dict[int, bool] = {}
+    for piece in pieces:
+        edges[piece.start_ms // 1000] = True
+        edges.setdefault(piece.end_ms // 1000, False)
+    first, last = min(edges), max(edges)
+    conditions = [f"time >= toDateTime({{{table}_start:UInt32}}, 'UTC')", f"time < toDateTime({{{table}_end:UInt32}}, 'UTC')"]  # fmt: skip
+    parameters: dict[str, Any] = {f"{table}_start": first, f"{table}_end": last}
+    if not all(begins for edge, begins in edges.items() if edge != last):
+        begins, every = f"{table}_begins", f"{table}_edges"
+        conditions.append(
+            f"has({{{begins}:Array(UInt32)}}, roundDown(toUnixTimestamp(time), {{{every}:Array(UInt32)}}))"
+        )
+        parameters |= {begins: [edge for edge, begin in edges.items() if begin], every: sorted(edges)}
+    if table == EXACT_REACH:
+        conditions.append("run_id IN {runs:Array(String)}")
+        parameters["runs"] = [piece.run for piece in pieces]
+    return conditions, parameters
