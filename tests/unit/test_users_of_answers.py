@@ -1,0 +1,195 @@
+"""Users of answers: which questions have them, where they are read, how near they are, and that counts do without them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso
+from infra.errors import AdclickError, BadStatement, Refused, TimedOut, Unavailable
+from infra.settings import Settings
+from query.circuit import Guard
+from query.plan import Borders, Piece
+from query.question import BadQuestion, Question
+from query.reach import EXACT_REACH, STREAM_DAYS, STREAM_HOURS, Reach, Users, plan_users
+from query.reach_reader import ReachReader
+from query.router import Router
+from query.tier_cache import TierCache
+from query.tiers.reach import StoredUsers, TablesOfUsers, UsersReply
+from stream.reach.registers import MAX_RANK, REGISTERS, estimate
+from tests.unit.fakes import Clock, FakeRedis
+from tests.unit.questions import NOW, question_of, sums_of
+from tests.unit.test_router import BORDERS, DAY, Hours, NoMinutes
+
+_day = NOW // DAY_MS * DAY_MS
+_days = st.integers(-4, 0)
+_borders = st.builds(
+    Borders,
+    runs=st.sets(_days).map(lambda days: {_day + d * DAY_MS: f"run{d}" for d in days}),
+    open_from_ms=st.dictionaries(_days, st.integers(0, 1439)).map(
+        lambda minutes: {_day + d * DAY_MS: _day + d * DAY_MS + m * MINUTE_MS for d, m in minutes.items()}
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "parameter", "words"),
+    [
+        ({"granularity": "minute"}, "granularity", "retry with hour, day or total"),
+        ({"group_by": "campaign_id,country"}, "group_by", "not counted by country"),
+        ({"filter": "ad_id:3"}, "filter", "not counted by ad_id"),
+        ({"compare": "previous"}, "compare", "ask for that range by itself"),
+        ({"granularity": "hour", "timezone": "Asia/Kolkata"}, "timezone", "within which a hour of Asia/Kolkata begins"),
+        (
+            {"granularity": "day", "timezone": "Asia/Kolkata", "start": "-9d"},
+            "timezone",
+            "retry with granularity=total",
+        ),
+        ({"users": "false", "order": "users"}, "order", "users needs users=true"),
+    ],
+)
+def test_what_users_are_not_counted_by_is_refused_by_name(
+    parameters: dict[str, str], parameter: str, words: str
+) -> None:
+    with pytest.raises(BadQuestion, match=words) as refusal:
+        question_of(**{"granularity": "total", "users": "true"} | parameters)
+    assert (refusal.value.parameter, refusal.value.status) == (parameter, 400)
+
+
+def test_auto_is_hours_at_the_finest_and_totals_have_users_in_every_zone() -> None:
+    assert question_of(users="true").grain == "hour"
+    assert question_of().grain == "minute"
+    assert question_of(users="true", granularity="total", timezone="Asia/Kolkata").users
+
+
+@given(
+    st.integers(-6000, 1000), st.integers(1, 6000), _borders, st.sets(_days), st.sampled_from(["total", "day", "hour"])
+)
+def test_each_hour_is_read_once_from_its_run_or_else_from_the_stream(
+    start: int, length: int, borders: Borders, counted: set[int], grain: str
+) -> None:
+    low, high = _day + start * MINUTE_MS, _day + (start + length) * MINUTE_MS
+    question = question_of(start=iso(low), end=iso(high), granularity=grain, users="true")
+    known = {f"run{d}" for d in counted}
+    pieces = plan_users(question, borders, known)
+    hours = [(hour, piece) for piece in pieces for hour in range(piece.start_ms, piece.end_ms, HOUR_MS)]
+    first, last = question.start_ms // HOUR_MS * HOUR_MS, question.end_ms
+    assert [hour for hour, _ in hours] == list(range(first, last, HOUR_MS))
+    for hour, piece in hours:
+        day = hour // DAY_MS * DAY_MS
+        run = borders.runs.get(day, "")
+        exact = run in known and hour + HOUR_MS <= borders.open_from_ms.get(day, day + DAY_MS)
+        assert (piece.tier == EXACT_REACH, piece.run) == ((True, run) if exact else (False, ""))
+        if piece.tier == STREAM_DAYS:
+            assert grain != "hour"
+            assert piece.start_ms % DAY_MS == piece.end_ms % DAY_MS == 0
+        elif piece.tier == STREAM_HOURS and grain != "hour":
+            # Otherwise it would have been a day's, which is read faster.
+            assert run in known or day < question.start_ms or day + DAY_MS > -(-question.end_ms // HOUR_MS) * HOUR_MS
+
+
+@pytest.mark.parametrize(
+    ("users", "trials"), [(0, 1), (1, 200), (10, 200), (1_000, 400), (100_000, 400), (10_000_000, 200)]
+)
+def test_nineteen_of_twenty_estimates_are_within_three_percent(users: int, trials: int) -> None:
+    """The greatest rank of k users is at most r with probability (1 − 2⁻ʳ)ᵏ."""
+    rng = np.random.default_rng(users)
+    in_register = rng.multinomial(users, np.full(REGISTERS, 1 / REGISTERS), trials)
+    with np.errstate(divide="ignore"):
+        ranks = np.ceil(-np.log2(-np.expm1(np.log(rng.random(in_register.shape)) / in_register)))
+    ranks = np.where(in_register > 0, np.clip(ranks, 1, MAX_RANK), 0).astype(np.int64)
+    counts = np.stack([np.bincount(row, minlength=MAX_RANK + 1) for row in ranks])
+    errors = np.abs(np.rint(estimate(counts)) - users)
+    assert np.mean(errors <= max(0.03 * users, 0.5 if users < 2 else 1)) >= 0.95
+
+
+@given(
+    st.dictionaries(st.tuples(st.integers(0, 4), st.integers(1, 5)), st.integers(0, 10**12)),
+    st.sets(st.tuples(st.integers(0, 4), st.integers(1, 5)), min_size=1),
+)
+def test_each_row_has_the_users_of_its_bucket_and_campaign(
+    counts: dict[tuple[int, int], int], shown: set[tuple[int, int]]
+) -> None:
+    question = question_of(granularity="hour", group_by="campaign_id", users="true")
+    keys = np.array(list(counts), np.int64).reshape(-1, 2).T
+    users = Users(keys[0], keys[1], np.array(list(counts.values()), np.int64))
+    table = sums_of(question, dict.fromkeys(shown, (6, 3, 1)))
+    columns = Reach(users).beside_rows(question, table)
+    assert columns["users"].values.tolist() == [counts.get(key, 0) for key in shown]
+    for key, frequency, absent in zip(shown, columns["frequency"].values, columns["frequency"].absent, strict=True):
+        number = counts.get(key, 0)
+        assert absent == (number == 0)
+        assert absent or frequency == (100 * 10 * 2 + number) // (2 * number) / 100
+
+
+class FakeUsers(StoredUsers):
+    """Three users of campaign 0 in each bucket, unless it fails. `reads`: how often users were read."""
+
+    def __init__(self, *, error: AdclickError | None = None, since_ms: int = 0) -> None:
+        self.error, self._since_ms, self.reads = error, since_ms, 0
+
+    def tables(self, runs: Sequence[str]) -> TablesOfUsers:
+        if self.error is not None:
+            raise self.error
+        return TablesOfUsers(tuple(runs), self._since_ms, "id")
+
+    def read(self, question: Question, _pieces: Sequence[Piece]) -> UsersReply:
+        self.reads += 1
+        buckets = np.array(question.buckets(), np.int64)
+        return UsersReply(Users(buckets, np.zeros_like(buckets), np.full_like(buckets, 3)), len(buckets))
+
+
+def answer(users: FakeUsers) -> Any:
+    named = {"start": iso(DAY), "end": iso(DAY + 10 * HOUR_MS), "granularity": "total", "group_by": "campaign_id"}
+    cache = TierCache(FakeRedis(), Guard("redis"), "")
+    router = Router(Settings.model_validate({}), hot=NoMinutes(), stored=Hours(2), cache=cache, users=users)
+    return router.answer(question_of(**named, users="true", totals="true"))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (Unavailable("away"), "ClickHouse does not answer"),
+        (TimedOut("slow"), "ClickHouse did not answer in time; retry with a shorter range or fewer groups"),
+        (Refused("no", code="MEMORY_LIMIT_EXCEEDED", hint="wait"), "ClickHouse refuses to read them: MEMORY_LIMIT_EXCEEDED; wait"),
+        (BadStatement("bug"), "ClickHouse does not accept the statement; adclick migrate brings its tables up to date"),
+    ],
+)  # fmt: skip
+def test_counts_are_answered_without_users_and_a_warning_says_why(error: AdclickError, reason: str) -> None:
+    answered = answer(FakeUsers(error=error))
+    assert answered.total.amounts()["impressions"] == 10
+    assert [answered.total.amounts()[name] for name in ("users", "frequency")] == [None, None]
+    assert answered.warnings == [f"users are not available: {reason}"]
+    assert not answered.settled
+
+
+def test_users_that_the_stream_counted_before_it_had_tables_are_said_to_be_too_few() -> None:
+    assert answer(FakeUsers()).warnings == []
+    since = iso(DAY + HOUR_MS)
+    warning = (
+        f"users before {since} may be too few: they are counted since then, and before it on reconciled days alone"
+    )
+    assert answer(FakeUsers(since_ms=DAY + HOUR_MS)).warnings == [warning]
+    assert answer(FakeUsers(since_ms=DAY)).warnings == []
+
+
+def test_users_of_runs_are_kept_and_those_of_the_stream_are_read_again() -> None:
+    clock, users = Clock(), FakeUsers()
+    cache = TierCache(FakeRedis(clock), Guard("redis"), "", clock)
+    with ThreadPoolExecutor(2) as pool:
+        reader = ReachReader(users, cache, pool, now=lambda: NOW)
+        run, stream = DAY - 2 * DAY_MS, DAY
+        for start, reads in ((run, 1), (stream, 2)):
+            question = question_of(start=iso(start), end=iso(start + DAY_MS), granularity="total", users="true")
+            before = users.reads
+            for _ in range(2):
+                clock.now += 60
+                reach = reader.begin(question, BORDERS)()
+                assert reach.settled == (start == run)
+            assert users.reads - before == reads
