@@ -26,15 +26,17 @@ _SET_UP_MS = 10 * MINUTE_MS
 # A statement about users takes no more memory than this from those that count.
 _MOST_BYTES = 2 << 30
 _REGISTER, _RANK = f"bitAnd(c, {REGISTERS - 1})", f"bitShiftRight(c, {PRECISION})"
-# For few groups: a dense array of registers for each. Two bytes a register, which of many groups would be gigabytes.
+# Up to so many buckets and groups each has a dense array of all registers, of two bytes each, which is several times as fast; of
+# more these would be gigabytes: the distinct coupons of each, the greatest first, of which the first of each register counts.
+_MOST_DENSE = 20_000
 _DENSE = (
-    f"SELECT bucket, campaign, maxResampleArray(0, {REGISTERS}, 1)(arrayMap(c -> toUInt8({_RANK}), coupons), arrayMap(c -> {_REGISTER}, coupons)) AS ranks"
-    " FROM ({rows}) GROUP BY bucket, campaign"
+    f"SELECT bucket, campaign, maxResampleArray(0, {REGISTERS}, 1)(arrayMap(c -> toUInt8({_RANK}), coupons),"
+    f" arrayMap(c -> {_REGISTER}, coupons)) AS ranks FROM ({{rows}}) GROUP BY bucket, campaign"
 )
-# For many: the distinct coupons of each, greatest first, of which the first of each register counts.
 _SPARSE = (
-    f"SELECT bucket, campaign, arrayFilter((rank, nth) -> nth = 1, arrayMap(c -> toUInt8({_RANK}), sorted), arrayEnumerateUniq(arrayMap(c -> {_REGISTER}, sorted)))"
-    " AS ranks FROM (SELECT bucket, campaign, arrayReverseSort(groupUniqArrayArray(coupons)) AS sorted FROM ({rows}) GROUP BY bucket, campaign)"
+    f"SELECT bucket, campaign, arrayFilter((rank, nth) -> nth = 1, arrayMap(c -> toUInt8({_RANK}), sorted),"
+    f" arrayEnumerateUniq(arrayMap(c -> {_REGISTER}, sorted))) AS ranks FROM (SELECT bucket, campaign,"
+    " arrayReverseSort(groupUniqArrayArray(coupons)) AS sorted FROM ({rows}) GROUP BY bucket, campaign)"
 )
 
 
@@ -83,8 +85,14 @@ class StoredUsers:
 
     def read(self, question: Question, pieces: Sequence[Piece]) -> UsersReply:
         """The users of each bucket and campaign of a question, from the pieces of `plan_users`."""
-        sql, parameters = self._statement(question, pieces)
-        reply = self._client.arrow(sql, parameters)
+        rows, parameters = self._rows(question, pieces)
+        dense = not question.group_by or self._count_groups(rows, parameters) <= _MOST_DENSE
+        ranks = (_DENSE if dense else _SPARSE).format(rows=rows)
+        reply = self._client.arrow(
+            f"SELECT bucket, campaign, rank, count() AS registers FROM ({ranks}) ARRAY JOIN ranks AS rank WHERE rank > 0"
+            f" GROUP BY bucket, campaign, rank{self._settings}",
+            parameters,
+        )
         columns = {name: reply[name].to_numpy().astype(np.int64) for name in reply.column_names}
         keys = np.stack([columns["bucket"], columns["campaign"]])
         distinct, groups = np.unique(keys, axis=1, return_inverse=True)
@@ -94,7 +102,12 @@ class StoredUsers:
         users = np.rint(estimate(counts)).astype(np.int64)
         return UsersReply(Users(buckets, distinct[1], users), len(reply))
 
-    def _statement(self, question: Question, pieces: Sequence[Piece]) -> tuple[str, dict[str, Any]]:
+    def _count_groups(self, rows: str, parameters: dict[str, Any]) -> int:
+        sql = f"SELECT uniqExact(bucket, campaign) FROM ({rows}){self._settings}"
+        return int(self._client.rows(sql, parameters)[0][0])
+
+    def _rows(self, question: Question, pieces: Sequence[Piece]) -> tuple[str, dict[str, Any]]:
+        """A query of the rows of all pieces, and its parameters."""
         subject, parameters = row_conditions(question.campaigns, question.advertiser, question.scope)
         for _, values in question.filters:
             subject.append("campaign_id IN {filtered:Array(UInt64)}")
@@ -110,14 +123,7 @@ class StoredUsers:
                 f"SELECT {bucket} AS bucket, {campaign} AS campaign, CAST(coupons AS Array(UInt32)) AS coupons"
                 f" FROM {self._client.database}.{table} WHERE {' AND '.join([*where, *subject])}"
             )
-        everything = question.advertiser is None and not question.campaigns
-        form = _SPARSE if question.group_by and (question.grain != "total" or everything) else _DENSE
-        ranks = form.format(rows=" UNION ALL ".join(selects))
-        return (
-            f"SELECT bucket, campaign, rank, count() AS registers FROM ({ranks}) ARRAY JOIN ranks AS rank WHERE rank > 0"
-            f" GROUP BY bucket, campaign, rank{self._settings}",
-            parameters,
-        )
+        return " UNION ALL ".join(selects), parameters
 
 
 def _bucket(question: Question) -> tuple[str, dict[str, Any]]:
