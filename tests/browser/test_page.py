@@ -100,6 +100,8 @@ def answers(path: str, parameters: dict[str, list[str]]) -> Any:
     }
     ratios = {"ctr": 0.3333, "cvr": 0.0, "cpc_micros": 10**6, "cpm_micros": 333_333_333}
     row = {**measures, **ratios, "finality": "closed"}
+    if "users" in parameters:
+        row |= {"users": 54_321, "frequency": 1.25}
     group_by = parameters.get("group_by", [""])[0]
     if group_by == "country":
         rows = [{"time": "2026-11-29T00:00:00Z", "country": code, **row} for code in ("DE", "ZZ")]
@@ -111,7 +113,7 @@ def answers(path: str, parameters: dict[str, list[str]]) -> Any:
     return {
         "data": rows, "rows": len(rows), "next_cursor": None, "currency": "USD", "finality": "closed", "totals": row,
         "answer_id": "0123456789abcdef", "watermark": "2026-11-29T10:02:11.000Z", "statistics": {"tiers": []},
-        "warnings": ["<b>a warning</b>"],
+        "warnings": ["<b>a warning</b>"], **({"users_standard_error": 0.0115} if "users" in parameters else {}),
     }  # fmt: skip
 
 
@@ -577,6 +579,21 @@ def test_an_alert_that_holds_is_a_band_on_the_chart(visit: Visit) -> None:
     page.get_by_role("combobox", name="Advertiser").select_option("2")
     expect(page.get_by_role("region", name="Alerts")).to_have_count(0)
     wait_until(page, lambda: page.evaluate(bands) == [])
+
+
+def test_users_stand_beside_the_figures_and_campaigns_and_a_filter_that_they_are_not_counted_by_says_so(
+    visit: Visit,
+) -> None:
+    page = visit.page
+    expect(page.locator("[data-measure=users]")).to_have_text("54,321")
+    expect(page.locator("[data-measure=frequency]")).to_have_text("1.25")
+    expect(page.get_by_text("within 2.3 % in 95 of 100 cases")).to_be_visible()
+    table = page.get_by_role("region", name="Campaigns in this range")
+    expect(table.get_by_role("columnheader", name="Users", exact=True)).to_be_visible()
+    page.evaluate("location.hash = '#advertiser=1&filter=country:DE'")
+    expect(page.get_by_text("Users are not counted by country")).to_be_visible()
+    expect(page.locator("[data-measure=users]")).to_have_count(0)
+    expect(table.get_by_role("columnheader", name="Users", exact=True)).to_have_count(0)
 
 
 def test_campaigns_that_trend_are_listed_and_steady_ones_are_not(visit: Visit) -> None:

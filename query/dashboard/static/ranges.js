@@ -193,6 +193,11 @@ export function comparison(compare, range, zone, now) {
   return byMinutes && before < now - 25 * HOUR ? undefined : compare;
 }
 
+/** A range, widened to whole hours of UTC. @param {Range} range */
+export function wholeHours(range) {
+  return { start: new Date(Math.floor(range.start / HOUR) * HOUR).toISOString(), end: new Date(Math.ceil(range.end / HOUR) * HOUR).toISOString() };
+}
+
 /**
  * The range of a total: local days that begin within an hour of UTC are counted from the next whole hour on, as the days of a
  * series are, unless minutes are still retained.

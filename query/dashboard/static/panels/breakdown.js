@@ -25,6 +25,11 @@ const POLL_MS = 10_000;
 const SETTLED_POLL_MS = 120_000;
 const countries = new Intl.DisplayNames([navigator.language], { type: "region", fallback: "code" });
 
+/** How many rows are asked for. */
+export function rowLimit() {
+  return params.search ? SEARCHED : SHOWN;
+}
+
 /** What a value of a dimension is called. @param {string} dimension @param {any} row */
 export function nameOf(dimension, row) {
   const value = row[dimension];
@@ -33,12 +38,12 @@ export function nameOf(dimension, row) {
   return name === undefined || name === String(value) ? String(value) : String(name);
 }
 
-/** @param {import("../main.js").Context} context @param {import("../ranges.js").Range} range @param {import("../api.js").Query} seriesQuery */
-export function breakdown(context, range, seriesQuery) {
+/** @param {import("../main.js").Context} context @param {import("../ranges.js").Range} range @param {import("../api.js").Query} seriesQuery @param {Map<string, any> | null} users of campaigns */
+export function breakdown(context, range, seriesQuery, users) {
   const dimension = DIMENSIONS.find((d) => d.id === params.dimension) ?? DIMENSIONS[0];
   const query = { ...seriesQuery, ...totalRange(range, context.now), granularity: "total", group_by: dimension.id, order: params.by };
   const shown = { ...query, names: dimension.name ? true : undefined, compare: params.compare === "none" ? undefined : params.compare };
-  const full = { ...shown, limit: params.search ? SEARCHED : SHOWN, totals: true };
+  const full = { ...shown, limit: rowLimit(), totals: true };
   const entry = ask("breakdown", "v1/metrics", full, range.open ? POLL_MS : SETTLED_POLL_MS);
   return html`<section class="panel" aria-labelledby="breakdown-title">
     <div class="panel-head"><h2 id="breakdown-title">${dimension.title}</h2>
@@ -49,12 +54,12 @@ export function breakdown(context, range, seriesQuery) {
     </div>
     <div class="row"><label>Search <input type="search" .value=${params.search} placeholder="name or number" @input=${(/** @type {any} */ e) => adjust({ search: e.target.value })}></label>
       ${entry.loading && entry.value ? html`<span class="note" role="status">loading…</span>` : nothing}</div>
-    ${panelBody(entry, (answer) => rowsOf(context, dimension, answer))}
+    ${panelBody(entry, (answer) => rowsOf(context, dimension, answer, dimension.id === "campaign_id" ? users : null))}
   </section>`;
 }
 
-/** @param {import("../main.js").Context} context @param {(typeof DIMENSIONS)[number]} dimension @param {any} answer */
-function rowsOf(context, dimension, answer) {
+/** @param {import("../main.js").Context} context @param {(typeof DIMENSIONS)[number]} dimension @param {any} answer @param {Map<string, any> | null} users */
+function rowsOf(context, dimension, answer, users) {
   // While another dimension is loaded, the former one's rows must not show under its heading.
   if (answer.data.length && !(dimension.id in answer.data[0])) return html`<p class="loading" role="status">Loading…</p>`;
   const measure = measureOf(params.measure);
@@ -89,6 +94,7 @@ function rowsOf(context, dimension, answer) {
           id: m.id, title: m.title, sort: m.id, number: true,
           cell: (/** @type {any} */ row) => html`${text(m, row[m.id], context.currency)}${m === measure && answer.comparison ? html` <span class="note">${format.signedPercent(change(row[m.id], row[`previous_${m.id}`]))}</span>` : nothing}`,
         })),
+        ...(users ? [{ id: "users", title: "Users", number: true, cell: (/** @type {any} */ row) => format.integer(users.get(String(row.campaign_id))) }] : []),
         ...(dimension.id === "campaign_id" && context.campaigns.size ? [{ id: "status", title: "Status", cell: (/** @type {any} */ row) => context.campaigns.get(String(row.campaign_id))?.status ?? format.NONE }] : []),
         { id: "finality", title: "Finality", cell: (row) => badge(row.finality) },
       ],

@@ -10,8 +10,8 @@ import { choose, params } from "../store.js";
 /** From so many characters on a value is set smaller. */
 const LONG = 8;
 
-/** @param {any} answer @param {string} currency */
-export function figures(answer, currency) {
+/** @param {any} answer @param {string} currency @param {unknown} [more] figures that the chart cannot show */
+export function figures(answer, currency, more = nothing) {
   const totals = answer.totals ?? {};
   const rows = begun(answer.data, Date.now());
   return html`<ul class="figures">
@@ -31,6 +31,7 @@ export function figures(answer, currency) {
           ${sparkline(rows.map((/** @type {any} */ row) => row[measure.id]), measure.color)}
         </button></li>`;
     })}
+    ${more}
   </ul>`;
 }
 

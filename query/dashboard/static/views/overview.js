@@ -10,9 +10,10 @@ import { LiveStream } from "../live.js";
 import { SUMMED } from "../measures.js";
 import { alertBands, alertPanel, readAlerts } from "../panels/alerts.js";
 import { anomalies } from "../panels/anomalies.js";
-import { breakdown } from "../panels/breakdown.js";
+import { breakdown, rowLimit } from "../panels/breakdown.js";
 import { controls, subjectOf, zoneOf } from "../panels/controls.js";
 import { figures } from "../panels/figures.js";
+import { reachFigures, reachNote, readReach, usersByCampaign } from "../panels/reach.js";
 import { series, seriesChoices } from "../panels/series.js";
 import { trending } from "../panels/trending.js";
 import { comparison, resolveRange } from "../ranges.js";
@@ -66,13 +67,14 @@ export function overview(context) {
   const entry = ask("series", "v1/metrics", full, range.open ? POLL_MS : SETTLED_POLL_MS);
   follow(range.open ? shown : null);
   const answer = entry.value && merge(entry);
+  const reach = readReach(range, rowLimit());
   const alerts = params.advertiser ? readAlerts(params.advertiser) : null;
   return html`<h1 class="visually-hidden">Overview</h1>
     ${controls(context, range, zone)}
     <section aria-labelledby="figures-title">
       <h2 id="figures-title" class="with-note">${range.label}
         <span class="note">${format.range(range.start, Math.min(range.end, Math.max(context.now, range.start + 1)), zone)}, ${zone}</span></h2>
-      ${panelBody(entry, () => html`${figures(answer, context.currency)} ${freshness(answer, range, zone)} ${warnings(answer.warnings)}`)}
+      ${panelBody(entry, () => html`${figures(answer, context.currency, reachFigures(reach))} ${freshness(answer, range, zone)} ${reachNote(reach, range, zone)} ${warnings(answer.warnings)}`)}
     </section>
     <section class="panel" aria-labelledby="series-title">
       <div class="panel-head"><h2 id="series-title">By ${range.grain}</h2>
@@ -88,7 +90,7 @@ export function overview(context) {
     ${alerts ? alertPanel(context, alerts, zone, "Alerts") : nothing}
     ${anomalies(context, range, zone)}
     ${trending(range)}
-    ${breakdown(context, range, query)}`;
+    ${breakdown(context, range, query, usersByCampaign(reach))}`;
 }
 
 /** @param {import("../api.js").Query | null} query */
