@@ -158,6 +158,11 @@ def test_every_panel_shows_the_truth(
         for kind in ("clicks", "events"):
             expect(page.locator(f"[data-late={kind}]")).to_have_text(f"{whole[f'late_{kind}']:,}")
 
+        # Each event of the generator has a user of its own, but for a few in a thousand.
+        users = page.locator("[data-measure=users]")
+        expect(users).to_have_text(re.compile(r"\d"), timeout=_STATE_MS)
+        assert digits(users.inner_text()) == pytest.approx(sum(whole[m] for m in MEASURES[:3]), rel=0.06)
+
         hours = truth(product, view, *mine, by="minute_ms")
         page.get_by_text("The same as a table").click()
         by_hour: dict[int, dict[str, int]] = {}
