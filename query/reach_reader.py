@@ -43,15 +43,19 @@ class ReachReader:
         cache: TierCache,
         pool: Executor,
         *,
+        counted: bool = True,
         caches: bool = True,
         now: Callable[[], int] = now_ms,
     ) -> None:
-        """`pool`: threads that read. `caches`: whether replies are cached."""
+        """`pool`: threads that read. `counted`: whether this installation counts users. `caches`: whether replies are cached."""
+        self._counted = counted
         self._stored, self._cache, self._pool, self._caches, self._now = stored, cache, pool, caches, now
         self._guard = Guard("clickhouse-users")
 
     def begin(self, question: Question, borders: Borders) -> Callable[[], Reach]:
         """Begin to read the users of a question's rows and, if it wants totals, of all of them; returns what waits for them."""
+        if not self._counted:
+            return lambda: Reach(warnings=[warnings.USERS_OFF])
         futures = [self._pool.submit(self._read, question, borders)]
         if question.totals:
             total = replace(question, grain="total", group_by=(), totals=False)

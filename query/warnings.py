@@ -103,6 +103,9 @@ def will_be_cut_at_hours(zone: str) -> str:
 USERS_OF_SAMPLED = "users are those of the events that were kept while traffic was sampled: they are too few, and frequency is too high"
 
 
+USERS_OFF = "users are not available: ADCLICK_REACH is off"
+
+
 def users_away(reason: str) -> str:
     """Rows have no users."""
     return f"users are not available: {reason}"
@@ -115,7 +118,7 @@ def old_users(read_ms: int) -> str:
 
 def users_before_their_tables(since_ms: int) -> str:
     """The tables of users were made, or made again, when events had been counted already."""
-    return f"users before {iso(since_ms)} may be too few: they are counted since then, and before it on reconciled days alone"
+    return f"users before {iso(since_ms)} may be too few, since their tables were made then; adclick reconcile counts those of its days"
 
 
 def users_of_whole_hours(start_ms: int, end_ms: int) -> str:

@@ -145,10 +145,10 @@ class FakeUsers(StoredUsers):
         return UsersReply(Users(buckets, np.zeros_like(buckets), np.full_like(buckets, 3)), len(buckets))
 
 
-def answer(users: FakeUsers) -> Any:
+def answer(users: FakeUsers, **settings: str) -> Any:
     named = {"start": iso(DAY), "end": iso(DAY + 10 * HOUR_MS), "granularity": "total", "group_by": "campaign_id"}
     cache = TierCache(FakeRedis(), Guard("redis"), "")
-    router = Router(Settings.model_validate({}), hot=NoMinutes(), stored=Hours(2), cache=cache, users=users)
+    router = Router(Settings.model_validate(settings), hot=NoMinutes(), stored=Hours(2), cache=cache, users=users)
     return router.answer(question_of(**named, users="true", totals="true"))
 
 
@@ -172,11 +172,13 @@ def test_counts_are_answered_without_users_and_a_warning_says_why(error: Adclick
 def test_users_that_the_stream_counted_before_it_had_tables_are_said_to_be_too_few() -> None:
     assert answer(FakeUsers()).warnings == []
     since = iso(DAY + HOUR_MS)
-    warning = (
-        f"users before {since} may be too few: they are counted since then, and before it on reconciled days alone"
-    )
+    warning = f"users before {since} may be too few, since their tables were made then; adclick reconcile counts those of its days"
     assert answer(FakeUsers(since_ms=DAY + HOUR_MS)).warnings == [warning]
     assert answer(FakeUsers(since_ms=DAY)).warnings == []
+
+
+def test_where_users_are_not_counted_the_answer_says_so() -> None:
+    assert answer(FakeUsers(), reach="off").warnings == ["users are not available: ADCLICK_REACH is off"]
 
 
 def test_users_of_runs_are_kept_and_those_of_the_stream_are_read_again() -> None:
