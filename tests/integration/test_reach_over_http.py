@@ -161,10 +161,8 @@ def test_users_of_each_grain_and_group_are_those_of_the_union(http: httpx.Client
         assert answer["totals"]["users"] == row["users"]
     by_campaign = ask(http, group_by="campaign_id", filter="campaign_id:8")["data"]
     assert [(r["campaign_id"], r["users"]) for r in by_campaign] == [(8, near(truth.count(((MINE, 8),), DAY, END)))]
-
-
-def test_local_days_and_parts_of_days_cut_runs_and_days_at_their_hours(http: httpx.Client, truth: Truth) -> None:
-    mine, shift = ((MINE, 7), (MINE, 8)), 5 * HOUR_MS
+    # Parts of days, and local ones, which cut the run's day.
+    shift = 5 * HOUR_MS
     start, end = DAY + shift, END - DAY_MS + shift
     (part,) = ask(http, start=iso(start), end=iso(end))["data"]
     assert part["users"] == near(truth.count(mine, start, end))
@@ -177,14 +175,6 @@ def test_a_key_sees_the_users_of_its_own_campaigns_alone(http: httpx.Client, cli
     http.headers["Authorization"] = f"Bearer {token}"
     (row,) = ask(http, advertiser_id="", campaign_id="7")["data"]
     assert row["users"] == near(truth.count(((OTHERS, 7),), DAY, END))
-
-
-def test_a_range_within_hours_has_the_users_of_whole_hours_and_no_frequency(http: httpx.Client) -> None:
-    now = now_ms() // HOUR_MS * HOUR_MS
-    answer = ask(http, start=iso(now - 2 * HOUR_MS + 60_000), end=iso(now - 60_000), totals="true")
-    assert answer["totals"]["frequency"] is None
-    assert answer["users_range"] == {"start": iso(now - 2 * HOUR_MS), "end": iso(now)}
-    assert any("whole hours" in warning for warning in answer["warnings"])
 
 
 def test_without_the_tables_of_users_counts_are_answered_and_a_warning_says_why(

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso
+from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso, now_ms
 from infra.errors import AdclickError, BadStatement, Refused, TimedOut, Unavailable
 from infra.settings import Settings
 from query.circuit import Guard
+from query.formats import describe_users
 from query.plan import Borders, Piece
 from query.question import BadQuestion, Question
-from query.reach import EXACT_REACH, STREAM_DAYS, STREAM_HOURS, Reach, Users, plan_users
+from query.reach import EXACT_REACH, STREAM_DAYS, STREAM_HOURS, Reach, Users, covers_whole_hours, plan_users
 from query.reach_reader import ReachReader
 from query.router import Router
 from query.tier_cache import TierCache
@@ -145,11 +146,13 @@ class FakeUsers(StoredUsers):
         return UsersReply(Users(buckets, np.zeros_like(buckets), np.full_like(buckets, 3)), len(buckets))
 
 
-def answer(users: FakeUsers, **settings: str) -> Any:
+def answer(users: FakeUsers, reach: str = "on", **parameters: str) -> Any:
     named = {"start": iso(DAY), "end": iso(DAY + 10 * HOUR_MS), "granularity": "total", "group_by": "campaign_id"}
     cache = TierCache(FakeRedis(), Guard("redis"), "")
-    router = Router(Settings.model_validate(settings), hot=NoMinutes(), stored=Hours(2), cache=cache, users=users)
-    return router.answer(question_of(**named, users="true", totals="true"))
+    router = Router(
+        Settings.model_validate({"reach": reach}), hot=NoMinutes(), stored=Hours(2), cache=cache, users=users
+    )
+    return router.answer(question_of(**named | parameters, users="true", totals="true"))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +178,19 @@ def test_users_that_the_stream_counted_before_it_had_tables_are_said_to_be_too_f
     warning = f"users before {since} may be too few, since their tables were made then; adclick reconcile counts those of its days"
     assert answer(FakeUsers(since_ms=DAY + HOUR_MS)).warnings == [warning]
     assert answer(FakeUsers(since_ms=DAY)).warnings == []
+
+
+def test_a_total_that_cuts_hours_has_the_users_of_whole_ones_and_no_frequency() -> None:
+    start, now = DAY + 90 * MINUTE_MS, now_ms()
+    cut = answer(FakeUsers(), start=iso(start))
+    assert [cut.total.amounts()[name] for name in ("users", "frequency")] == [3, None]
+    assert [warning for warning in cut.warnings if "whole hours" in warning]
+    known = describe_users(cut.question)
+    assert known["users_range"] == {"start": iso(DAY + HOUR_MS), "end": iso(DAY + 10 * HOUR_MS)}
+    # The rest of the present hour has no events yet, so nothing is cut.
+    open_hour = question_of(start=iso(DAY), end=iso(DAY + 90 * MINUTE_MS), granularity="total", users="true")
+    assert covers_whole_hours(open_hour, open_hour.end_ms)
+    assert not covers_whole_hours(open_hour, now)
 
 
 def test_where_users_are_not_counted_the_answer_says_so() -> None:
