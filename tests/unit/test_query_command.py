@@ -26,9 +26,10 @@ AWAY = "tier hot is not available"
         ({"watermark": None, "warnings": [AWAY]}, "1 row · provisional · watermark unknown · hot, warm · 2.5 ms"),
         ({"rows": 0}, "0 rows · provisional · watermark 2026-11-29T10:00:30Z · hot, warm · 2.5 ms"),
         ({"rows": 1_000}, "1,000 rows · provisional · watermark 2026-11-29T10:00:30Z · hot, warm · 2.5 ms"),
+        ({"users_standard_error": 0.0115}, "users are estimates: 95 of 100 are within 2.3%"),
         ({"statistics": {"tiers": [], "elapsed_ms": 2.5}}, "1 row · provisional · watermark 2026-11-29T10:00:30Z · 2.5 ms"),
     ],
-    ids=["known", "nothing closed", "store away", "no rows", "many rows", "no tier read"],
+    ids=["known", "nothing closed", "store away", "no rows", "many rows", "users", "no tier read"],
 )  # fmt: skip
 def test_the_line_below_the_table_states_the_finality_of_the_rows(
     fields: dict[str, Any], line: str, monkeypatch: pytest.MonkeyPatch
