@@ -58,7 +58,7 @@ class UsersReply:
 
 
 class StoredUsers:
-    """The tables of users. Raises Unavailable when ClickHouse is away, BadStatement when it has no such tables."""
+    """The tables of users. Raises Unavailable when ClickHouse is away, Refused when it has no such tables."""
 
     def __init__(self, client: ClickHouse, timeout_s: float) -> None:
         """`timeout_s`: after which ClickHouse ends a statement by itself."""
