@@ -162,6 +162,12 @@ class Settings(BaseSettings):
     alerts_a_day: int = Field(20, ge=1, description="alerts of a campaign on a day of UTC, at most")
     alert_webhook: WebAddress = Field("", description="where alerts of nightly runs are sent to, as JSON")
     notify_every_s: Count = Field(15, ge=1, le=3600, description="how often rules of alerts are evaluated")
+    notify_lease_s: Count = Field(
+        15,
+        ge=2,
+        le=600,
+        description="a notify worker that was killed is followed by another one after so long, at most",
+    )
     budget_pause: Literal["on", "off"] = Field(
         "off", description="set a campaign to paused in the directory once its budget is spent"
     )

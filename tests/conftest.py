@@ -77,16 +77,17 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def new_settings(backends: Path, tmp_path: Path) -> Callable[[], Settings]:
     """A function that makes settings with topics, keys, a database and an archive of their own."""
-    stack_settings = resolve(str(backends)).settings
+    return lambda: make_settings(backends, tmp_path)
 
-    def make() -> Settings:
-        name = f"t{uuid.uuid4().hex[:8]}_"
-        own = stack_settings.model_copy(update={"namespace": name, "archive": str(tmp_path / f"{name}archive")})
-        topic_setup.ensure(own)
-        apply_migrations(ClickHouse(own.clickhouse, own.database))
-        return own
 
-    return make
+def make_settings(backends: Path, folder: Path) -> Settings:
+    """Settings with topics, keys and a database of their own on these backends, and an archive in a folder."""
+    name = f"t{uuid.uuid4().hex[:8]}_"
+    changes = {"namespace": name, "archive": str(folder / f"{name}archive")}
+    settings = resolve(str(backends)).settings.model_copy(update=changes)
+    topic_setup.ensure(settings)
+    apply_migrations(ClickHouse(settings.clickhouse, settings.database))
+    return settings
 
 
 @pytest.fixture

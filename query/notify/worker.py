@@ -28,11 +28,12 @@ from query.webhooks.deliveries import DeliveryStore
 from query.webhooks.delivery import POLL_S, WebhookDelivery
 from query.webhooks.editor import WebhookEditor
 from query.webhooks.queues import RetryPolicy
-from query.webhooks.sending import WebhookSender
+from query.webhooks.sending import LIMIT_S, WebhookSender
 from query.webhooks.targets import TargetPolicy
 from query.webhooks.webhooks import WebhookStore
 
-_LEASE_S, _STANDBY_S = 15, 2.0
+# How often a standby asks for the lease, and the active worker whether it still has it.
+_STANDBY_S = 2.0
 # A round that takes long is followed by a pause of so many times that: rules take a fifth of a core at most.
 _REST = 4.0
 _TICK_S = 0.2
@@ -43,17 +44,20 @@ class NotifyWorker:
 
     def __init__(
         self, settings: Settings, name: str, *, policy: RetryPolicy | None = None, now: Callable[[], int] = now_ms,
-        pause: Callable[[int], float] = pause_s, lease_s: int = _LEASE_S, poll_s: float = POLL_S,
+        pause: Callable[[int], float] = pause_s, limit_s: float = LIMIT_S, poll_s: float = POLL_S,
     ) -> None:  # fmt: skip
-        """`policy`: of messages that were not taken. `pause(failures)`: after so many lost sessions in a row, in s."""
-        self._settings, self._name, self._now, self._lease_s, self._poll_s = settings, name, now, lease_s, poll_s
+        """`policy`: of messages that were not taken. `pause(failures)`: after so many lost sessions in a row, in s. `limit_s`: of a
+        request to a target."""
+        self._settings, self._name, self._now, self._limit_s, self._poll_s = settings, name, now, limit_s, poll_s
+        self._standby_s = min(_STANDBY_S, settings.notify_lease_s / 4)
         self._policy = policy or RetryPolicy()
         self._log = logs.get("notify").bind(worker=name)
         self._stopping = threading.Event()
         losses = (Unavailable, LeaseLost)
         self._sessions = Sessions(self._stopping, self._log, losses, time.monotonic, pause)
         self._redis, self._lease = Redis(settings.redis, timeout_s=3.0), f"{settings.key_prefix}notify"
-        self._stands_by = False
+        self.stands_by = False
+        """Whether another worker was the active one when it was last looked."""
         self.rounds = 0
         """How often all rules were evaluated."""
 
@@ -69,16 +73,16 @@ class NotifyWorker:
     def _session(self) -> None:
         with contextlib.ExitStack() as held:
             try:
-                lease = self._redis.lease(self._lease, self._lease_s, "another worker is active")
+                lease = self._redis.lease(self._lease, self._settings.notify_lease_s, "another worker is active")
                 fence = held.enter_context(lease)
             except UserError:
-                if not self._stands_by:
+                if not self.stands_by:
                     self._log.info("standing by: another worker is active")
-                self._stands_by = True
+                self.stands_by = True
                 self._sessions.works()
-                self._stopping.wait(_STANDBY_S)
+                self._stopping.wait(self._standby_s)
                 return
-            self._stands_by = False
+            self.stands_by = False
             self._log.info("active", fence=fence)
             asyncio.run(self._serve(lambda: self._check_lease(fence)))
 
@@ -94,9 +98,10 @@ class NotifyWorker:
         settings = self._settings
         client = ClickHouse(settings.clickhouse, settings.database, timeout_s=30)
         webhooks, deliveries = WebhookStore(client), DeliveryStore(client)
+        targets = TargetPolicy.of(settings.webhook_allowed_networks, settings.webhook_ports)
         delivery = WebhookDelivery(
             webhooks, deliveries, WebhookEditor(webhooks, deliveries, self._redis, settings.key_prefix),
-            WebhookSender(TargetPolicy.of(settings.webhook_allowed_networks, settings.webhook_ports)), self._policy,
+            WebhookSender(targets, limit_s=self._limit_s), self._policy,
             address=settings.http, now=self._now, actor=self._name, log=self._log, poll_s=self._poll_s,
         )  # fmt: skip
         over = threading.Event()
@@ -131,7 +136,7 @@ class NotifyWorker:
         while not self._stopping.is_set():
             if time.monotonic() >= check_at:
                 await asyncio.to_thread(check_lease)
-                check_at = time.monotonic() + _STANDBY_S
+                check_at = time.monotonic() + self._standby_s
             await asyncio.sleep(_TICK_S)
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import make_settings
+
 if TYPE_CHECKING:
     from tests.bucket import BucketServer
+    from tests.installation import Installation
 
 
 @pytest.fixture
@@ -22,3 +26,19 @@ def bucket_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[BucketServer]:
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def shared_installation(backends: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """A router that the tests of a file share."""
+    from tests.installation import open_installation
+
+    with open_installation(make_settings(backends, tmp_path_factory.mktemp("installation"))) as opened:
+        yield opened
+
+
+@pytest.fixture
+def installation(shared_installation: Installation) -> Iterator[Installation]:
+    """The router of the file, with an advertiser of the test's own."""
+    yield shared_installation.with_advertiser()
+    shared_installation.delete_webhooks()
