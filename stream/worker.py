@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from functools import partial
 from typing import Any
 
 from infra import logs, migration
@@ -24,6 +25,7 @@ from infra.worker_process import Every, StopSignal, freeze_heap, start_worker
 from stream.agents import Agents
 from stream.hot.writer import HotSink
 from stream.insights.alerting import AlertPolicy
+from stream.insights.published_status import publish_stop
 from stream.insights.sink import InsightSink
 from stream.reach.writer import writing_reach
 from stream.stage_partition import Sink
@@ -116,7 +118,8 @@ class _Sinks:
         client = ClickHouse(settings.clickhouse, settings.database)
         if stage is INSIGHT:
             policy = AlertPolicy.of(settings)
-            return InsightSink(client, partition, policy)
+            report = partial(publish_stop, self._redis, settings.key_prefix, partition)
+            return InsightSink(client, partition, policy, report)
         return WarmSink(client, _TIERS[stage.name], stage.grain_ms, partition)
 
     def expire_minutes(self) -> None:

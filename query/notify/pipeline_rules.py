@@ -1,4 +1,4 @@
-"""The rules of the pipeline: overload, rejected messages, silence, workers that stopped. The alerts are the operator's. Pure."""
+"""The rules of the pipeline: overload, rejected messages, silence, workers and detectors that stopped. The alerts are the operator's. Pure."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from infra.clock import HOUR_MS, MINUTE_MS, iso
 from query.notify.changes import Condition, RuleFindings
 
 OVERLOAD, DEAD_LETTERS, SILENCE, WORKER_STOPPED = "overload", "dead-letters", "silence", "worker-stopped"
+DETECTOR_STOPPED = "detector-stopped"
 OVERLOADED_FOR_MS = MINUTE_MS
 # Over how long the share of rejected messages is taken, and how many of them say nothing.
 _WINDOW_MS, _FEWEST_REJECTED = 5 * MINUTE_MS, 10
@@ -31,6 +32,8 @@ class PipelineFacts:
     messages: int | None = None
     rejected: int | None = None
     stopped: Mapping[str, str] | None = None
+    detectors: Mapping[str, str] | None = None
+    """Shard → why its detector has stopped."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,9 @@ class PipelineWatch:
         is_redis_away = "redis" in status["problems"] and not status["ingest_workers"]
         messages, rejected = (None, None) if is_redis_away else self._count(status["ingest_workers"], now_ms)
         stopped = None if is_redis_away else dict(status["stopped_workers"])
+        detectors = None if is_redis_away else dict(status["stopped_detectors"])
         return PipelineFacts(
-            level, self._level_since_ms, arrived, self._arrived_since_ms, messages, rejected, stopped
+            level, self._level_since_ms, arrived, self._arrived_since_ms, messages, rejected, stopped, detectors
         )  # fmt: skip
 
     def _count(self, workers: Sequence[Mapping[str, Any]], now_ms: int) -> tuple[int | None, int | None]:
@@ -155,6 +159,19 @@ def judge_workers(facts: PipelineFacts, open_alerts: Sequence[Alert], now_ms: in
         summary = f"{worker} stopped: {error}"
         conditions.append(_lasting(WORKER_STOPPED, of_worker, now_ms, "critical", summary, detail, worker))
     return RuleFindings((WORKER_STOPPED,), tuple(conditions))
+
+
+def judge_detectors(facts: PipelineFacts, open_alerts: Sequence[Alert], now_ms: int) -> RuleFindings:
+    """The detector of a shard has stopped with an error: nothing is said of its campaigns, and all of them are counted."""
+    if facts.detectors is None:
+        return RuleFindings((DETECTOR_STOPPED,), is_complete=False)
+    conditions = []
+    for shard, error in sorted(facts.detectors.items()):
+        of_shard = [alert for alert in open_alerts if alert.detail.get("shard") == shard]
+        detail = {"shard": shard, "error": error}
+        summary = f"the detector of shard {shard} stopped, and raises no alerts: {error}"
+        conditions.append(_lasting(DETECTOR_STOPPED, of_shard, now_ms, "critical", summary, detail, shard))
+    return RuleFindings((DETECTOR_STOPPED,), tuple(conditions))
 
 
 def _lasting(

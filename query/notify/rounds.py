@@ -25,7 +25,7 @@ from query.webhooks.webhooks import WebhookStore
 
 KINDS = (
     budget_rule.KIND, pipeline_rules.OVERLOAD, pipeline_rules.DEAD_LETTERS, pipeline_rules.SILENCE,
-    pipeline_rules.WORKER_STOPPED, bill_rules.RUN_ALERT, bill_rules.UNBILLED, bill_rules.STATEMENT_READY,
+    pipeline_rules.WORKER_STOPPED, pipeline_rules.DETECTOR_STOPPED, bill_rules.RUN_ALERT, bill_rules.UNBILLED, bill_rules.STATEMENT_READY,
     bill_rules.STATEMENT_RESTATED, bill_rules.WEBHOOK_DISABLED,
 )  # fmt: skip
 """Of the alerts that are written here."""
@@ -101,6 +101,7 @@ class Rounds:
             pipeline_rules.judge_overload(seen, open_(pipeline_rules.OVERLOAD), now_ms),
             pipeline_rules.judge_dead_letters(seen, open_(pipeline_rules.DEAD_LETTERS), share, now_ms),
             pipeline_rules.judge_workers(seen, open_(pipeline_rules.WORKER_STOPPED), now_ms),
+            pipeline_rules.judge_detectors(seen, open_(pipeline_rules.DETECTOR_STOPPED), now_ms),
             self._judge_silence(seen, now_ms),
         ]
 

@@ -16,17 +16,18 @@ from infra.clickhouse.client import ClickHouse
 TABLE = "detector_checkpoints"
 _PART_BYTES = 8 << 20
 _SLOTS = 2
-_VERSION = "1"
-"""A new one for each change of what the detector's numbers mean."""
+_VERSION, _WITHOUT_EMPTY = "2", "1"
+"""A new one for each change of what the detector's numbers mean. Version 1 lacks the number of empty minutes, which counts as 0."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """As of `upto_ms`: all minutes that end by then were taken."""
+    """As of `upto_ms`: all minutes that end by then were taken. `empty`: how many minutes in a row were without any event then."""
 
     upto_ms: int
     watch: bytes
     alerting: bytes
+    empty: int = 0
 
 
 def read_checkpoint(client: ClickHouse, shard: int) -> tuple[Checkpoint | None, int]:
@@ -50,18 +51,23 @@ def read_checkpoint(client: ClickHouse, shard: int) -> tuple[Checkpoint | None, 
 def _decode(upto_ms: int, body: str) -> Checkpoint | None:
     """None for one of another version, or a damaged one."""
     version, *values = body.split(" ")
-    if version != _VERSION or len(values) != 2:
+    if version == _WITHOUT_EMPTY:
+        values.append("0")
+    elif version != _VERSION:
+        return None
+    if len(values) != 3:
         return None
     try:
-        watch, alerting = (base64.b64decode(value, validate=True) for value in values)
+        watch, alerting = (base64.b64decode(value, validate=True) for value in values[:2])
+        return Checkpoint(upto_ms, watch, alerting, int(values[2]))
     except ValueError:
         return None
-    return Checkpoint(upto_ms, watch, alerting)
 
 
 def write_checkpoint(client: ClickHouse, shard: int, slot: int, checkpoint: Checkpoint) -> None:
     """Write one into a slot. Safe to repeat. Raises Unavailable."""
-    body = f"{_VERSION} {base64.b64encode(checkpoint.watch).decode()} {base64.b64encode(checkpoint.alerting).decode()}"
+    watch, alerting = (base64.b64encode(value).decode() for value in (checkpoint.watch, checkpoint.alerting))
+    body = f"{_VERSION} {watch} {alerting} {checkpoint.empty}"
     parts = [body[start : start + _PART_BYTES] for start in range(0, len(body), _PART_BYTES)]
     for number, part in enumerate(parts):
         row = {

@@ -41,8 +41,11 @@ class InsightSink:
 
     packs = False
 
-    def __init__(self, client: ClickHouse, shard: int, policy: AlertPolicy) -> None:
-        self._client, self._shard, self._policy = client, shard, policy
+    def __init__(
+        self, client: ClickHouse, shard: int, policy: AlertPolicy, report: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """`report(why)` publishes that the detector has stopped, or with an empty text that it works."""
+        self._client, self._shard, self._policy, self._report = client, shard, policy, report
         self._watch, self._alerting = Watch(_LEARNED), Alerting(policy, shard=shard)
         self._upto_ms: int | None = None
         """The end of the last minute that was taken."""
@@ -58,6 +61,8 @@ class InsightSink:
         self._attached = self._broken = False
         self._isolated(lambda: self._go_on(snapshot))
         self._attached = True
+        if not self._broken:
+            self._report("")
 
     def _go_on(self, snapshot: Publication) -> None:
         checkpoint, self._slot = read_checkpoint(self._client, self._shard)
@@ -66,6 +71,7 @@ class InsightSink:
         known = checkpoint is not None and self._decode(checkpoint)
         if checkpoint is not None and known:
             self._upto_ms = self._checkpoint_ms = checkpoint.upto_ms
+            self._empty = checkpoint.empty
             self._refuse_gap(snapshot.dropped_ms)
         self._take_closed(snapshot)
         written = read_written(self._client, self._shard)
@@ -99,6 +105,7 @@ class InsightSink:
                 "the detector has stopped for now", shard=self._shard, why=str(error), exc_info=error
             )
             self._broken, self._retry_at = True, time.monotonic() + _RETRY_S
+            self._report(str(error) or type(error).__name__)
 
     def write(self, published: Publication) -> bool:
         """Take what a flush has closed and corrected; False before the first `attach`, and a while after an error. Raises Unavailable; safe
@@ -117,8 +124,8 @@ class InsightSink:
         self._maybe_checkpoint(published.settled_ms)
 
     def refresh(self, sent_ms: int) -> bool:
-        """There is nothing that could be lost."""
-        return self._attached
+        """Whether the detector need not be tried again: there is nothing else that could be lost."""
+        return self._attached and not (self._broken and time.monotonic() >= self._retry_at)
 
     def pack(self, given_up: Callable[[], bool]) -> None:
         """Nothing."""
@@ -196,7 +203,7 @@ class InsightSink:
         if self._upto_ms is None or self._checkpoint_ms >= max(settled_ms, 1):
             return
         self._forget(self._upto_ms)
-        checkpoint = Checkpoint(self._upto_ms, self._watch.encode(), self._alerting.encode())
+        checkpoint = Checkpoint(self._upto_ms, self._watch.encode(), self._alerting.encode(), self._empty)
         write_checkpoint(self._client, self._shard, self._slot, checkpoint)
         self._checkpoint_ms, self._slot = self._upto_ms, 1 - self._slot
         faults.point("insights.checkpointed")

@@ -14,22 +14,21 @@ import pytest
 from infra.clickhouse.alerts import Alert
 from infra.clickhouse.client import ClickHouse
 from infra.clock import HOUR_MS, MINUTE_MS, now_ms
+from infra.redis.client import Redis
 from infra.settings import Settings
-from ingest.blocks import BlockHeader, SourceRange
+from query.status import read_status
 from stream.insights.alerting import ALL_SILENT, Alerting, AlertPolicy
 from stream.insights.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from stream.insights.published_status import publish_stop, read_stopped
 from stream.insights.sink import InsightSink
 from stream.insights.watch import Watch
-from stream.published import Publication
 from tests.flow import flow
+from tests.insight_owner import ADVERTISER, START, InsightOwner
 from tests.product import assert_stays, wait_until
-from tests.stages import Stage
 from tests.unit.test_alerting import minutes_of
-from tests.unit.test_partials_and_cells import frame, partial
+from tests.unit.test_partials_and_cells import partial
 
-START = 1_795_132_800_000
 MINUTES, CAMPAIGNS = 300, 30
-ADVERTISER = 3
 
 
 def planted() -> np.ndarray:
@@ -51,39 +50,9 @@ def expected_alerts(numbers: np.ndarray) -> set[tuple[str, int, str, str]]:
     return {(a.id, a.version, a.kind, a.state) for a in alerts}
 
 
-class Owner:
-    """An owner of a shard, which takes a minute with each flush."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.client = ClickHouse(settings.clickhouse, settings.database)
-        self.stage = Stage(MINUTE_MS, 1)
-        self.sink = InsightSink(self.client, 0, AlertPolicy())
-        self.sink.attach(self.stage.state.snapshot())
-
-    def flush(self, minute: int, numbers: Any, *late: dict[str, Any]) -> Publication:
-        """The events of a minute, which then closes; `late`: rows of earlier ones."""
-        at, start = self.stage.next_message, START + minute * MINUTE_MS
-        rows = [
-            partial(
-                window_ms=start, campaign_id=campaign, advertiser_id=ADVERTISER, impressions=i, clicks=c, spend_micros=s
-            )
-            for campaign, (i, c, s) in enumerate(numbers.T.astype(int).tolist())
-            if i or c or s
-        ]
-        header = BlockHeader(1, (SourceRange(0, at, at + 1, start + MINUTE_MS, False),), 0)
-        self.stage.apply_block(at, frame([*rows, *late]), header, "here")
-        self.stage.begin_flush()
-        return self.stage.commit()
-
-    def succeed(self) -> None:
-        """The next owner of the shard takes over: it has the log, and no more."""
-        self.sink = InsightSink(self.client, 0, AlertPolicy())
-        self.sink.attach(self.stage.state.snapshot())
-
-
 @pytest.fixture
-def owner(settings: Settings) -> Owner:
-    return Owner(settings)
+def owner(settings: Settings) -> InsightOwner:
+    return InsightOwner(ClickHouse(settings.clickhouse, settings.database))
 
 
 def written(client: ClickHouse) -> set[tuple[str, int, str, str]]:
@@ -92,7 +61,7 @@ def written(client: ClickHouse) -> set[tuple[str, int, str, str]]:
 
 
 @pytest.mark.parametrize("before_write", [True, False])
-def test_alerts_are_the_same_whenever_a_worker_ends(owner: Owner, before_write: bool) -> None:
+def test_alerts_are_the_same_whenever_a_worker_ends(owner: InsightOwner, before_write: bool) -> None:
     numbers, ends = (
         planted(),
         set(np.random.default_rng(2).choice(MINUTES, 12, replace=False).tolist()) | {201, 211, 223},
@@ -108,7 +77,7 @@ def test_alerts_are_the_same_whenever_a_worker_ends(owner: Owner, before_write: 
     assert written(owner.client) == expected
 
 
-def test_alerts_are_the_same_where_every_worker_ends_before_it_shows_anything(owner: Owner) -> None:
+def test_alerts_are_the_same_where_every_worker_ends_before_it_shows_anything(owner: InsightOwner) -> None:
     numbers = planted()
     for minute, values in enumerate(numbers):
         owner.flush(minute, values)
@@ -118,7 +87,7 @@ def test_alerts_are_the_same_where_every_worker_ends_before_it_shows_anything(ow
     assert written(owner.client) == expected_alerts(numbers)
 
 
-def test_minutes_that_no_one_has_kept_are_no_minutes_without_events(owner: Owner) -> None:
+def test_minutes_that_no_one_has_kept_are_no_minutes_without_events(owner: InsightOwner) -> None:
     numbers = minutes_of(CAMPAIGNS, MINUTES)
     for minute, values in enumerate(numbers[:150]):
         assert owner.sink.write(owner.flush(minute, values))
@@ -147,7 +116,7 @@ def late_rows_of_minute_200() -> dict[str, Any]:
     )
 
 
-def test_late_events_withdraw_an_alert_also_one_that_a_successor_does_not_know(owner: Owner) -> None:
+def test_late_events_withdraw_an_alert_also_one_that_a_successor_does_not_know(owner: InsightOwner) -> None:
     numbers = minutes_of(CAMPAIGNS, MINUTES)
     numbers[200, :, 5] = 0
     for minute, values in enumerate(numbers[:203]):
@@ -165,7 +134,7 @@ def test_late_events_withdraw_an_alert_also_one_that_a_successor_does_not_know(o
     }
 
 
-def test_an_alert_that_only_the_outbox_knows_is_withdrawn(owner: Owner, settings: Settings) -> None:
+def test_an_alert_that_only_the_outbox_knows_is_withdrawn(owner: InsightOwner, settings: Settings) -> None:
     numbers = minutes_of(CAMPAIGNS, MINUTES)
     numbers[200, :, 5] = 0
     late = late_rows_of_minute_200()
@@ -183,7 +152,12 @@ def test_an_alert_that_only_the_outbox_knows_is_withdrawn(owner: Owner, settings
     assert sorted((version, state) for _, version, _, state in written(owner.client)) == [(1, "open"), (2, "withdrawn")]
 
 
-def test_what_breaks_the_detector_does_not_stop_the_stage(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_breaks_the_detector_is_shown_and_does_not_stop_the_stage(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis, prefix = Redis(settings.redis), settings.key_prefix
+    client = ClickHouse(settings.clickhouse, settings.database)
+    owner = InsightOwner(client, lambda why: publish_stop(redis, prefix, 0, why))
     numbers = minutes_of(CAMPAIGNS, 130)
     write_checkpoint(owner.client, 0, 0, Checkpoint(START, b"damaged", b"{}"))
     owner.succeed()
@@ -192,16 +166,19 @@ def test_what_breaks_the_detector_does_not_stop_the_stage(owner: Owner, monkeypa
     with monkeypatch.context() as broken:
         broken.setattr(Watch, "take", lambda *_: 1 / 0)
         assert owner.sink.write(owner.flush(125, numbers[125]))
+    shown = "the detector of shard 0 has stopped, and raises no alerts: division by zero"
+    assert shown in read_status(settings)["warnings"]
     assert owner.sink.write(owner.flush(126, numbers[126]))
     # Once it starts again, it has missed nothing.
     owner.succeed()
+    assert read_stopped(redis, prefix, settings.block_partitions) == {}
     numbers[129, 2, 4] *= 9
     for minute in (127, 128, 129):
         assert owner.sink.write(owner.flush(minute, numbers[minute]))
     assert [kind for _, _, kind, _ in written(owner.client)] == ["spend-spike"]
 
 
-def test_a_standstill_of_all_is_one_alert_for_the_operator(owner: Owner) -> None:
+def test_a_standstill_of_all_is_one_alert_for_the_operator(owner: InsightOwner) -> None:
     numbers = minutes_of(CAMPAIGNS, 180)
     numbers[150:160] = 0
     for minute, values in enumerate(numbers):
