@@ -134,7 +134,7 @@ def ack(app: App, id_: str) -> None:
 @click.option("--kind", help="Only of this kind.  [default: all]")
 @click.option("--for", "duration", default="1d", show_default=True, help="For how long; 90d at most.")
 def mute(app: App, advertiser: int, campaign: int | None, kind: str | None, duration: str) -> None:
-    """Mute alerts for a while: lists leave them out. A mute of the same alerts is replaced."""
+    """Mute alerts for a while: lists leave them out, and webhooks do not get them. A mute of the same alerts is replaced."""
     until_ms = now_ms() // 1000 * 1000 + parse_duration(duration)
     with _errors():
         check_until(until_ms, now_ms())

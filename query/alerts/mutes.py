@@ -1,4 +1,5 @@
-"""Mutes: alerts of a kind, or of all kinds, of an advertiser or of one campaign of it, that are left out of lists for a while. Pure."""
+"""Mutes: alerts of a kind, or of all kinds, of an advertiser or of one campaign of it, that are left out of lists, and not
+sent to webhooks, for a while. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from infra.clickhouse.alerts import NOBODY
+from infra.clickhouse.alerts import NOBODY, Alert
 from infra.clock import DAY_MS, iso
 from query.alerts.questions import parse_kind
 from query.alerts.records import AlertVersion
@@ -87,7 +88,7 @@ class ActiveMutes:
     def __init__(self, mutes: Iterable[Mute]) -> None:
         self._until_ms = {mute.subject: mute.until_ms for mute in mutes}
 
-    def until_ms(self, alert: AlertVersion) -> int | None:
+    def until_ms(self, alert: AlertVersion | Alert) -> int | None:
         """Until when an alert is muted, by whichever mute lasts longest; None where it is not."""
         subjects = (
             MuteSubject(kind, alert.advertiser_id, campaign)

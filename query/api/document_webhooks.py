@@ -86,11 +86,15 @@ _ATTEMPT = {
     "type": {"type": "string"},
     "attempt": {"type": "integer", "minimum": 1, "description": "requests for a message are numbered, too"},
     "at": _INSTANT,
-    "outcome": {"type": "string", "enum": list(OUTCOMES), "description": "failed: it is tried again"},
+    "outcome": {
+        "type": "string",
+        "enum": list(OUTCOMES),
+        "description": "failed: it is tried again; muted: it was not sent",
+    },
     "status": {"type": ["integer", "null"], "description": "null: no response"},
     "elapsed_ms": {"type": ["integer", "null"]},
     "reply": {"type": "string", "description": "the first 500 bytes of the response's body"},
-    "problem": {"type": ["string", "null"]},
+    "problem": {"type": ["string", "null"], "description": "why it failed, or until when its alert was muted"},
     "next_at": _OPTIONAL_INSTANT,
 }
 ATTEMPT = {"type": "object", "required": list(_ATTEMPT), "properties": _ATTEMPT}

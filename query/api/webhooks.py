@@ -24,7 +24,7 @@ from query.bad_question import BadQuestion
 from query.keys import Access
 from query.parameters import collect_parameters, parse_id, parse_limit
 from query.row_scope import ALL_ROWS
-from query.webhooks.deliveries import REQUESTED, Attempt, DeliveryStore, delivery_id
+from query.webhooks.deliveries import MUTED, REQUESTED, Attempt, DeliveryStore, delivery_id
 from query.webhooks.editor import PendingTest, TooManyWebhooks, WebhookEditor
 from query.webhooks.payloads import TEST_TYPE
 from query.webhooks.signature import new_secret
@@ -276,7 +276,7 @@ def _describe_attempt(attempt: Attempt) -> dict[str, object]:
         "at": iso(attempt.at_ms),
         "outcome": attempt.outcome,
         "status": attempt.status or None,
-        "elapsed_ms": None if attempt.outcome == REQUESTED else attempt.elapsed_ms,
+        "elapsed_ms": None if attempt.outcome in (REQUESTED, MUTED) else attempt.elapsed_ms,
         "reply": attempt.reply,
         "problem": attempt.problem or None,
         "next_at": iso(attempt.next_ms) if attempt.next_ms else None,

@@ -23,6 +23,7 @@ from infra.redis.client import Redis
 from infra.retries import Sessions, pause_s
 from infra.settings import Settings
 from infra.worker_process import run_until_signal, worker_name
+from query.alerts.store import AlertStore
 from query.notify.rounds import Rounds
 from query.webhooks.deliveries import DeliveryStore
 from query.webhooks.delivery import POLL_S, WebhookDelivery
@@ -100,7 +101,7 @@ class NotifyWorker:
         webhooks, deliveries = WebhookStore(client), DeliveryStore(client)
         targets = TargetPolicy.of(settings.webhook_allowed_networks, settings.webhook_ports)
         delivery = WebhookDelivery(
-            webhooks, deliveries, WebhookEditor(webhooks, deliveries, self._redis, settings.key_prefix),
+            webhooks, deliveries, AlertStore(client), WebhookEditor(webhooks, deliveries, self._redis, settings.key_prefix),
             WebhookSender(targets, limit_s=self._limit_s), self._policy,
             address=settings.http, now=self._now, actor=self._name, log=self._log, poll_s=self._poll_s,
         )  # fmt: skip

@@ -16,9 +16,9 @@ from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS
 from query.webhooks.payloads import TEST_TYPE, AlertEvent, events_of
 
-REQUESTED, DELIVERED, FAILED, GAVE_UP = "requested", "delivered", "failed", "gave-up"
-OUTCOMES = (REQUESTED, DELIVERED, FAILED, GAVE_UP)
-"""`failed`: it is tried again."""
+REQUESTED, DELIVERED, FAILED, GAVE_UP, MUTED = "requested", "delivered", "failed", "gave-up", "muted"
+OUTCOMES = (REQUESTED, DELIVERED, FAILED, GAVE_UP, MUTED)
+"""`failed`: it is tried again. `muted`: it was not sent, since its alert was muted when it was due."""
 
 
 class Attempt(msgspec.Struct, frozen=True):

@@ -14,6 +14,8 @@ from typing import Any
 from infra import faults
 from infra.clock import HOUR_MS, MINUTE_MS
 from infra.retries import patiently
+from query.alerts.mutes import ActiveMutes
+from query.alerts.store import AlertStore
 from query.webhooks.deliveries import FAILED, REQUESTED, Attempt, DeliveryStore
 from query.webhooks.editor import WebhookEditor
 from query.webhooks.payloads import AlertEvent, encode_event, encode_test
@@ -45,17 +47,19 @@ class _News:
     unfinished: list[Attempt]
     events_of_unfinished: list[AlertEvent]
     failing: dict[str, tuple[int, int]] | None
+    mutes: ActiveMutes
 
 
 class WebhookDelivery:
     """Delivers until it is stopped. Lives for as long as the worker is the active one."""
 
     def __init__(
-        self, webhooks: WebhookStore, deliveries: DeliveryStore, editor: WebhookEditor, sender: WebhookSender, policy: RetryPolicy, *,
-        address: str, now: Callable[[], int], actor: str, log: Any, poll_s: float = POLL_S,
+        self, webhooks: WebhookStore, deliveries: DeliveryStore, alerts: AlertStore, editor: WebhookEditor, sender: WebhookSender,
+        policy: RetryPolicy, *, address: str, now: Callable[[], int], actor: str, log: Any, poll_s: float = POLL_S,
     ) -> None:  # fmt: skip
-        """`address`: of the router, for payloads. `now`: this machine's clock. `actor`: of what is audited."""
-        self._webhooks, self._deliveries, self._editor, self._sender = webhooks, deliveries, editor, sender
+        """`alerts` has the mutes. `address`: of the router, for payloads. `now`: this machine's clock. `actor`: of what is audited."""
+        self._webhooks, self._deliveries, self._alerts = webhooks, deliveries, alerts
+        self._editor, self._sender, self._mutes = editor, sender, ActiveMutes(())
         self._policy, self._address, self._now, self._actor, self._log = policy, address, now, actor, log
         self._poll_s, self._queues = poll_s, Queues(policy)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -96,17 +100,20 @@ class WebhookDelivery:
         reach_ms = self._policy.for_ms + _MARGIN_MS if is_first else _OVERLAP_MS
         since_ms = (at_ms if is_first else self._read_to_ms) - reach_ms
         if not any(webhook.enabled for webhook in webhooks):
-            return _News(at_ms, at_ms - own_ms, webhooks, [], [], [], [], {} if is_first else None)
+            no_failures = dict[str, tuple[int, int]]() if is_first else None
+            return _News(at_ms, at_ms - own_ms, webhooks, [], [], [], [], no_failures, self._mutes)
         events = self._deliveries.read_events(since_ms)
         latest = self._deliveries.latest_of_alerts(list({event.alert.id for event in events}))
         outcomes = (REQUESTED, FAILED) if is_first else (REQUESTED,)
         unfinished = self._deliveries.unfinished_since(since_ms, outcomes)
         about = self._deliveries.events_of_alerts(list({a.alert_id for a in unfinished if a.alert_version}))
         failing = self._deliveries.failing() if is_first else None
-        return _News(at_ms, at_ms - own_ms, webhooks, events, latest, unfinished, about, failing)
+        # After the events: a mute that was set before an alert was raised is among them.
+        mutes = ActiveMutes(self._alerts.mutes(own_ms))
+        return _News(at_ms, at_ms - own_ms, webhooks, events, latest, unfinished, about, failing, mutes)
 
     def _take(self, news: _News) -> None:
-        self._read_to_ms, self._ahead_ms = news.at_ms, news.ahead_ms
+        self._read_to_ms, self._ahead_ms, self._mutes = news.at_ms, news.ahead_ms, news.mutes
         self._queues.set_webhooks(news.webhooks)
         if news.failing is not None:
             self._queues.set_failing(news.failing, news.at_ms)
@@ -114,7 +121,19 @@ class WebhookDelivery:
         self._queues.add_events(news.events, news.latest)
         self._queues.forget_finished(news.at_ms - 10 * _OVERLAP_MS)
 
+    def _muted_until(self, delivery: Delivery) -> int | None:
+        """Until when the alert of a message is muted; None where it is to be sent: tests, and what was asked for, always are."""
+        if delivery.event is None or delivery.requested:
+            return None
+        until_ms = self._mutes.until_ms(delivery.event.alert)
+        return until_ms if until_ms is not None and until_ms > self._now() else None
+
     async def _deliver(self, webhook: Webhook, delivery: Delivery, stopping: threading.Event) -> None:
+        if (until_ms := self._muted_until(delivery)) is not None:
+            skipped = self._queues.skip_muted(delivery, until_ms, self._stored_now())
+            await asyncio.to_thread(patiently, lambda: self._deliveries.add([skipped]), stopping, self._log)
+            self._queues.finish(delivery, skipped)
+            return
         now_ms = self._now()
         body = (
             encode_event(delivery.event, webhook.format, self._address)

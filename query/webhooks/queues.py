@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from infra.clock import DAY_MS, MINUTE_MS
+from infra.clock import DAY_MS, MINUTE_MS, iso
 from infra.retries import pause_s
-from query.webhooks.deliveries import DELIVERED, FAILED, GAVE_UP, REQUESTED, Attempt, delivery_id
+from query.webhooks.deliveries import DELIVERED, FAILED, GAVE_UP, MUTED, REQUESTED, Attempt, delivery_id
 from query.webhooks.payloads import TEST_TYPE, AlertEvent
 from query.webhooks.sending import KEPT_BYTES, TargetReply
 from query.webhooks.webhooks import Webhook
@@ -45,6 +45,8 @@ class Delivery:
     next_ms: int
     attempts: int = 0
     failures: int = 0
+    requested: bool = False
+    """Whether somebody has asked for it: then it is sent although its alert is muted."""
     under_way: bool = False
     advertiser: int = 0
     """On whose behalf it is under way."""
@@ -127,7 +129,7 @@ class Queues:
                     self._resume(attempt, event)
             elif attempt.outcome == REQUESTED and attempt.attempt > present.attempts:
                 present.attempts, present.next_ms, present.failures = attempt.attempt, 0, 0
-                present.began_ms = attempt.began_ms
+                present.began_ms, present.requested = attempt.began_ms, True
 
     def due(self, now_ms: int) -> list[tuple[Webhook, Delivery]]:
         """The messages to be sent now, of each webhook the oldest first. They count as under way until `finish` or `put_back`. Webhooks
@@ -168,6 +170,13 @@ class Queues:
             if not is_last:
                 pause = self._policy.pause(delivery.failures, self._policy.first_s, self._policy.longest_s)
                 next_ms = now_ms + round(pause * 1000)
+        return self._attempt(delivery, outcome, reply, next_ms, now_ms)
+
+    def skip_muted(self, delivery: Delivery, until_ms: int, now_ms: int) -> Attempt:
+        """What is to be recorded of a message that is not sent, since its alert is muted until a moment."""
+        return self._attempt(delivery, MUTED, TargetReply(0, 0, problem=f"muted until {iso(until_ms)}"), 0, now_ms)
+
+    def _attempt(self, delivery: Delivery, outcome: str, reply: TargetReply, next_ms: int, now_ms: int) -> Attempt:
         alert = delivery.event.alert if delivery.event is not None else None
         return Attempt(
             delivery.id, delivery.webhook_id, delivery.message_id, alert.id if alert else delivery.message_id,
@@ -181,19 +190,19 @@ class Queues:
         delivery.attempts = max(delivery.attempts, attempt.attempt)
         delivery.next_ms = attempt.next_ms
         queue = self._queues.get(delivery.webhook_id)
-        if attempt.outcome in (DELIVERED, GAVE_UP):
+        if attempt.outcome != FAILED:
             self._finished[delivery.id] = attempt
         if queue is None:
             return False
+        # A test may fail as often as it likes.
+        has_failed = attempt.outcome in (FAILED, GAVE_UP) and delivery.event is not None
         if attempt.outcome == DELIVERED:
             queue.failing_since_ms = 0
-        elif delivery.event is not None:
+        elif has_failed:
             delivery.failures += 1
             queue.failing_since_ms = queue.failing_since_ms or attempt.at_ms
         if attempt.outcome != FAILED:
             queue.deliveries.pop(delivery.id, None)
-        # A test may fail as often as it likes.
-        has_failed = attempt.outcome != DELIVERED and delivery.event is not None
         return has_failed and attempt.at_ms - queue.failing_since_ms >= self._policy.disable_ms
 
     def forget_finished(self, before_ms: int) -> None:
@@ -207,7 +216,7 @@ class Queues:
         self._queue(
             Delivery(
                 attempt.id, attempt.webhook_id, attempt.message_id, event, attempt.began_ms, attempt.next_ms, attempt.attempt,
-                failures=0 if attempt.outcome == REQUESTED else attempt.attempt,
+                failures=0 if attempt.outcome == REQUESTED else attempt.attempt, requested=attempt.outcome == REQUESTED,
             )
         )  # fmt: skip
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from standardwebhooks.webhooks import Webhook as Verifier
 
+from infra.clock import HOUR_MS, iso, now_ms
 from query.webhooks.deliveries import DeliveryStore
 from tests.installation import Installation, process, worker
 from tests.product import PATIENCE, assert_stays, wait_until
@@ -197,6 +198,27 @@ def test_tests_and_replays_are_sent_by_the_worker(installation: Installation) ->
     of_test = installation.deliveries(webhook)[-1]["id"]
     refused = installation.http.post(f"/v1/webhooks/deliveries/{of_test}/replay", headers=installation.tenant)
     assert refused.status_code == 409
+
+
+def test_a_muted_alert_is_not_sent_but_listed_as_muted(installation: Installation) -> None:
+    with target() as receiving:
+        webhook = installation.webhook(receiving.url)
+        subject = {
+            "advertiser_id": installation.advertiser,
+            "campaign_id": 7,
+            "kind": "ctr-drop",
+            "until": iso(now_ms() + HOUR_MS),
+        }
+        muted = installation.http.put("/v1/mutes", json=subject, headers=installation.tenant)
+        assert muted.status_code == 200, muted.text
+        with worker(installation):
+            skipped, sent = installation.raise_alert("a"), installation.raise_alert("a", campaign=8)
+            wait_until(lambda: len(installation.deliveries(webhook)) == 2, 20, "both are recorded")
+    attempts = {attempt["message_id"]: attempt for attempt in installation.deliveries(webhook)}
+    assert receiving.ids == [sent]
+    assert (attempts[sent]["outcome"], attempts[skipped]["outcome"]) == ("delivered", "muted")
+    assert attempts[skipped]["problem"] == f"muted until {muted.json()['until']}"
+    assert (attempts[skipped]["elapsed_ms"], attempts[skipped]["next_at"]) == (None, None)
 
 
 def test_a_private_address_is_refused_when_it_is_sent_to(installation: Installation) -> None:

@@ -7,12 +7,15 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from infra import logs
 from infra.clickhouse.alerts import Alert
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS
-from query.webhooks.deliveries import DELIVERED, Attempt, DeliveryStore
+from query.alerts.mutes import Mute, MuteSubject
+from query.alerts.store import AlertStore
+from query.webhooks.deliveries import DELIVERED, MUTED, REQUESTED, Attempt, DeliveryStore
 from query.webhooks.delivery import WebhookDelivery
 from query.webhooks.payloads import AlertEvent
 from query.webhooks.queues import RetryPolicy
@@ -48,10 +51,23 @@ class Store(DeliveryStore):
         return list({attempt.id: attempt for attempt in self.attempts}.values())
 
     def unfinished_since(self, since_ms: int, outcomes: Sequence[str]) -> list[Attempt]:
-        return []
+        return [attempt for attempt in self.latest_of_alerts([]) if attempt.outcome == REQUESTED]
+
+    def events_of_alerts(self, ids: Sequence[str]) -> list[AlertEvent]:
+        return [event for event in self.events if event.alert.id in ids]
 
     def failing(self) -> dict[str, tuple[int, int]]:
         return {}
+
+
+class Mutes(AlertStore):
+    """Campaigns that are muted for an hour."""
+
+    def __init__(self) -> None:
+        self.campaigns = list[int]()
+
+    def mutes(self, now_ms: int, advertisers: Sequence[int] | None = None) -> list[Mute]:
+        return [Mute(MuteSubject("", 3, campaign), now_ms + HOUR_MS, "test", NOW, 1) for campaign in self.campaigns]
 
 
 class Sender(WebhookSender):
@@ -69,18 +85,19 @@ class Sender(WebhookSender):
         return TargetReply(200, 1)
 
 
-def event(number: int, at_ms: int) -> AlertEvent:
-    return AlertEvent(Alert(f"al_{number}", 1, "budget", "warning", "open", 3, 7, NOW, 0, ""), "alert.opened", at_ms)
+def event(number: int, at_ms: int, campaign: int = 7) -> AlertEvent:
+    alert = Alert(f"al_{number}", 1, "budget", "warning", "open", 3, campaign, NOW, 0, "")
+    return AlertEvent(alert, "alert.opened", at_ms)
 
 
-def deliver(store: Store, sender: Sender, ahead_ms: int, then: Callable[[], None]) -> None:
+def deliver(store: Store, sender: Sender, ahead_ms: int, then: Callable[[], None], mutes: Mutes | None = None) -> None:
     """Run the loop on a machine whose clock is ahead of ClickHouse's, until `then` returns, which is called in a thread."""
     webhook = Webhook(
         "wh_1", 3, "https://a.example/", "", [], "standard", new_secret(), "", 0, True, "", 1, NOW, False, 1
     )
     stopping, table = threading.Event(), Table(webhook)
     loop = WebhookDelivery(
-        table, store, editor(table, deliveries=None), sender, RetryPolicy(), address="", now=lambda: store.clock_ms + ahead_ms,
+        table, store, mutes or Mutes(), editor(table, deliveries=None), sender, RetryPolicy(), address="", now=lambda: store.clock_ms + ahead_ms,
         actor="notify-0", log=logs.get("test"), poll_s=0.01,
     )  # fmt: skip
 
@@ -131,3 +148,26 @@ def test_a_message_whose_lookup_could_not_begin_is_sent_later_and_no_attempt_is_
     deliver(store, sender, 0, lambda: wait_for(lambda: bool(store.attempts)))
     assert sender.sent == ["al_1_1"]
     assert [(attempt.attempt, attempt.outcome) for attempt in store.attempts] == [(1, DELIVERED)]
+
+
+def test_a_muted_alert_is_recorded_and_not_sent_unless_somebody_asks_for_it() -> None:
+    store, sender, mutes = Store(), Sender(), Mutes()
+    mutes.campaigns.append(7)
+    store.events += [event(1, NOW), event(2, NOW, campaign=8)]
+
+    def unmute_and_replay() -> None:
+        wait_for(lambda: len(store.attempts) == 2)
+        mutes.campaigns.clear()
+        store.events.append(event(3, NOW))
+        wait_for(lambda: len(store.attempts) == 3)
+        mutes.campaigns.append(7)
+        (skipped,) = [attempt for attempt in store.attempts if attempt.outcome == MUTED]
+        assert skipped.problem.startswith("muted until ")
+        store.attempts.append(msgspec.structs.replace(skipped, attempt=2, outcome=REQUESTED))
+        wait_for(lambda: len(store.attempts) == 5)
+
+    deliver(store, sender, 0, unmute_and_replay, mutes)
+    assert sender.sent == ["al_2_1", "al_3_1", "al_1_1"]
+    outcomes = [(attempt.alert_id, attempt.outcome) for attempt in store.attempts]
+    assert sorted(outcomes[:2]) == [("al_1", MUTED), ("al_2", DELIVERED)]
+    assert outcomes[2:] == [("al_3", DELIVERED), ("al_1", REQUESTED), ("al_1", DELIVERED)]

@@ -15,7 +15,7 @@ from standardwebhooks.webhooks import WebhookVerificationError
 
 from infra.clickhouse.alerts import Alert
 from infra.clock import DAY_MS, HOUR_MS
-from query.webhooks.deliveries import DELIVERED, FAILED, GAVE_UP, REQUESTED, Attempt, delivery_id
+from query.webhooks.deliveries import DELIVERED, FAILED, GAVE_UP, MUTED, REQUESTED, Attempt, delivery_id
 from query.webhooks.payloads import AlertEvent, encode_event, encode_test, events_of
 from query.webhooks.queues import AT_ONCE, AT_ONCE_OF_ADVERTISER, Delivery, Queues, RetryPolicy
 from query.webhooks.sending import TargetReply, describe_status
@@ -322,3 +322,17 @@ def test_secrets_are_signed_with_until_their_grace_is_over_and_never_shown() -> 
 )
 def test_only_a_status_of_success_counts_as_delivered(status: int, problem: str) -> None:
     assert problem in describe_status(status) and bool(problem) == bool(describe_status(status))
+
+
+def test_a_muted_message_says_nothing_about_its_target() -> None:
+    queues = queues_of(webhook())
+    queues.add_events([event(1), event(2)], [])
+    first, second = (delivery for _, delivery in queues.due(NOW))
+    attempt_of(queues, first, BAD, NOW)
+    muted = queues.skip_muted(second, NOW + HOUR_MS, NOW + 1)
+    assert (muted.outcome, muted.status, muted.next_ms) == (MUTED, 0, 0)
+    assert not queues.finish(second, muted)
+    # It is not tried again, and the webhook has failed since its first failure, no longer and no less.
+    queues.add_events([event(2)], [muted])
+    assert [delivery.message_id for _, delivery in queues.due(NOW + DAY_MS)] == ["al_1_1"]
+    assert queues.finish(first, queues.judge(first, BAD, NOW + DAY_MS))
