@@ -7,5 +7,6 @@ Mutes       what may be muted, by whom, until when                             m
 Position    up to where a stream has sent versions                             positions
 Store       the tables in ClickHouse                                           store
 Reader      pages, one alert with its history, recent versions                 reader
+Summary     how many of the last ones were false                               summary
 Actions     acknowledge, mute, unmute; each in the audit log                   actions
 """

@@ -30,6 +30,7 @@ from query.keys_command import parse_duration
 from query.signing import Signer
 
 _SHOWN = ("id", "opened", "ended", "severity", "state", "kind", "advertiser_id", "campaign_id", "summary", "acknowledged", "muted_until")  # fmt: skip
+_SUMMARY_COLUMNS = ("kind", "alerts", "withdrawn", "muted", "false_alarms", "false_alarms_per_campaign_month")
 _MUTE_COLUMNS = ("id", "kind", "advertiser_id", "campaign_id", "until", "by", "at")
 
 
@@ -93,6 +94,20 @@ def list_(app: App, muted: bool, limit: int, **filters: str | None) -> None:
         app.data(rows)
         return
     app.table(_SHOWN, [_cells(alert) for alert in rows])
+
+
+@declare.command("summary", "adclick alerts summary\nadclick alerts summary --advertiser 3 --json")
+@click.option("--advertiser", type=click.IntRange(1, MAX_INT), help="About this advertiser.  [default: all]")
+def summary(app: App, advertiser: int | None) -> None:
+    """Show how many alerts of campaigns were false in the last 28 whole days: withdrawn, or muted while they were open."""
+    document = _open(app).reader.summary(WHOLE_INSTALLATION, advertiser, now_ms()).document()
+    if app.json:
+        app.data(document)
+        return
+    app.table(_SUMMARY_COLUMNS, [_row(counts, _SUMMARY_COLUMNS) for counts in (*document["data"], document["total"])])
+    app.say(
+        f"{document['start']} to {document['end']}: {document['campaign_months']:,} months of campaigns with events"
+    )
 
 
 @declare.command("show", "adclick alerts show al_0123456789abcdef0123")
@@ -178,5 +193,5 @@ def _row(values: dict[str, Any], columns: Sequence[str]) -> list[Any]:
     return ["" if values[name] is None else values[name] for name in columns]
 
 
-for _command in (list_, show, ack, mute, mutes, unmute):
+for _command in (list_, summary, show, ack, mute, mutes, unmute):
     alerts.add_command(_command)

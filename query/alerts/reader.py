@@ -13,6 +13,7 @@ from query.alerts.questions import CURSOR_KIND, AlertFilter, AlertsQuestion
 from query.alerts.records import AlertVersion, describe_alert, describe_history
 from query.alerts.scope import AlertScope
 from query.alerts.store import AlertStore
+from query.alerts.summary import AlertSummary
 from query.reply_cache import ReplyCache
 from query.signing import Signer
 
@@ -86,6 +87,10 @@ class AlertReader:
         versions = self.history(id_, scope)
         (alert,) = self.describe(versions[-1:], now_ms)
         return alert | {"history": describe_history(versions)}
+
+    def summary(self, scope: AlertScope, advertiser: int | None, now_ms: int) -> AlertSummary:
+        """How many of the last alerts of campaigns were false, of those that a key may see."""
+        return self._store.summary(scope, advertiser, now_ms)
 
     def describe(self, versions: Sequence[AlertVersion], now_ms: int) -> list[dict[str, Any]]:
         """Versions with who has acknowledged them, and until when they are muted."""

@@ -13,6 +13,8 @@ from infra.clock import DAY_MS
 from query.alerts.mutes import Mute, MuteSubject
 from query.alerts.questions import AlertFilter, AlertsQuestion
 from query.alerts.records import Acknowledgement, AlertVersion
+from query.alerts.scope import AlertScope
+from query.alerts.summary import AlertSummary, read_summary
 
 _COLUMNS = (
     "id, version, kind, severity, state, advertiser_id, campaign_id, opened_ms, ended_ms, summary, detail,"
@@ -37,6 +39,10 @@ class AlertStore:
     def now_ms(self) -> int:
         """The clock by which versions are written."""
         return written_now_ms(self._client)
+
+    def summary(self, scope: AlertScope, advertiser: int | None, now_ms: int) -> AlertSummary:
+        """How many of the last alerts of campaigns were false."""
+        return read_summary(self._client, scope, advertiser, now_ms)
 
     # -- versions -------------------------------------------------------------------------------------------------
 

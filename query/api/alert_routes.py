@@ -20,7 +20,11 @@ def add_alert_routes(routes: Routes, add_api_route: Callable[..., None], gate: G
     """`add_api_route`: of the web application."""
     of_alert, of_mute = [document_alerts.ALERT_ID], [document_alerts.MUTE_ID]
     routes.add("/v1/alerts", alerts.list, "Alerts, newest first", document.ALERTS, "alerts")
-    # Before the route of one alert, whose path matches this one as well.
+    # Before the route of one alert, whose path matches these as well.
+    routes.add(
+        "/v1/alerts/summary", alerts.summary, "How many alerts of campaigns were false in the last 28 days, by kind",
+        document.ALERT_SUMMARY, "alert summary",
+    )  # fmt: skip
     add_api_route(
         "/v1/alerts/stream", _make_stream(gate, live, alerts), summary="New versions of alerts, as server-sent events",
         response_model=None, response_class=Response, responses=document.RESPONSES["live alerts"],

@@ -50,6 +50,15 @@ class AlertsApi:
         document = self._guard.call(lambda: self._reader.page(question, now_ms))
         return HttpReply(encode(document), rows_read=document["rows"])
 
+    def summary(self, request: Request, access: Access) -> HttpReply:
+        """How many of the last alerts of campaigns were false."""
+        values, _ = collect_parameters(request.query_params.multi_items(), ("advertiser_id",))
+        advertiser = parse_id("advertiser_id", values["advertiser_id"]) if "advertiser_id" in values else None
+        scope = scope_of(access)
+        scope.refuse_foreign(advertiser)
+        summary = self._guard.call(lambda: self._reader.summary(scope, advertiser, self._now()))
+        return HttpReply(encode(summary.document()), rows_read=summary.total.alerts)
+
     def get(self, request: Request, access: Access) -> HttpReply:
         """An alert with all its versions."""
         collect_parameters(request.query_params.multi_items(), ())

@@ -213,6 +213,7 @@ ALERTS = [
     _CURSOR,
 ]  # fmt: skip
 MUTES = [_ADVERTISER | {"description": "only of this advertiser"}]
+ALERT_SUMMARY = [_ADVERTISER | {"description": "only about this advertiser"}]
 
 DEAD_LETTERS = [
     _parameter(
@@ -462,6 +463,7 @@ RESPONSES = {
     "pipeline": _responses(_json(document_bills.PIPELINE), _KEYED),
     "live": _responses({"text/event-stream": {"schema": {"type": "string"}}}, (400, 413, 414, 422, *_KEYED)),
     "alerts": _responses(_json(document_alerts.ALERTS), (400, 413, 414, *_KEYED)),
+    "alert summary": _responses(_json(document_alerts.SUMMARY), (400, 413, 414, *_KEYED)),
     "alert": _responses(_json(document_alerts.ALERT_WITH_HISTORY), (400, 404, 413, 414, *_KEYED)),
     "acknowledged": _responses(_json(document_alerts.ALERT), (404, *_BODIED, *_KEYED)),
     "live alerts": _responses({"text/event-stream": {"schema": {"type": "string"}}}, (400, 413, 414, *_KEYED)),

@@ -65,6 +65,24 @@ ALERTS = {
         "as_of": {"type": "string", "description": "on the first page: the Last-Event-ID of a stream that goes on behind it"},
     },
 }  # fmt: skip
+_COUNTS: dict[str, Any] = {
+    "kind": {"type": "string"},
+    "alerts": _COUNT,
+    "withdrawn": _COUNT | {"description": "late numbers have shown that there was nothing to tell"},
+    "muted": _COUNT | {"description": "others that were muted while they were open"},
+    "false_alarms": _COUNT | {"description": "withdrawn and muted ones"},
+    "false_alarms_per_campaign_month": {"type": ["number", "null"], "description": "null where no campaign had events"},
+}
+_OF_KIND = {"type": "object", "required": list(_COUNTS), "properties": _COUNTS}
+_SUMMARY = {
+    "data": {"type": "array", "items": _OF_KIND},
+    "rows": _COUNT,
+    "total": _OF_KIND,
+    "start": _INSTANT,
+    "end": _INSTANT,
+    "campaign_months": {"type": "number", "description": "28 days on which a campaign had events"},
+}
+SUMMARY = {"type": "object", "required": list(_SUMMARY), "properties": _SUMMARY}
 _MUTE: dict[str, Any] = {
     "id": {"type": "string"},
     "kind": {"type": ["string", "null"], "description": "null: all kinds"},

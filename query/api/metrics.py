@@ -10,9 +10,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from infra.clickhouse.client import ClickHouse
+from infra.clock import now_ms
+from infra.errors import AdclickError
 from infra.settings import Settings
 from ingest.published_status import LEVELS
+from query.alerts.scope import WHOLE_INSTALLATION
+from query.alerts.summary import AlertSummary, read_summary
+from query.reply_cache import ReplyCache
 from query.status import BACKENDS, read_status
+
+# What changes once a day is not read for each scrape.
+_SUMMARY_FRESH_S, _SUMMARY_BYTES = 600.0, 1_000
 
 
 class Metrics:
@@ -61,6 +70,8 @@ class _Pipeline(Collector):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._client = ClickHouse(settings.clickhouse, settings.database, timeout_s=settings.query_timeout_s)
+        self._summaries: ReplyCache[AlertSummary] = ReplyCache(lambda _: _SUMMARY_BYTES, _SUMMARY_FRESH_S)
 
     def describe(self) -> list[Metric]:
         """No metrics: registering must not read the backends."""
@@ -101,6 +112,7 @@ class _Pipeline(Collector):
             )  # fmt: skip
         if "clickhouse" not in state["problems"]:
             yield from _run_metrics(state)
+            yield from self._alert_metrics()
         doubt = CounterMetricFamily(
             "adclick_doubted_events",
             "Events not counted because they may be copies of ids that Redis lost, since the start of the worker.",
@@ -109,6 +121,23 @@ class _Pipeline(Collector):
         for worker in state["ingest_workers"]:
             doubt.add_metric([worker["worker"]], worker["doubt"])
         yield doubt
+
+    def _alert_metrics(self) -> Iterator[Metric]:
+        try:
+            summary = self._summaries.get(
+                "summary", lambda: read_summary(self._client, WHOLE_INSTALLATION, None, now_ms())
+            )
+        except AdclickError:
+            return  # the other metrics are worth more than an error
+        rates = GaugeMetricFamily(
+            "adclick_false_alarms_per_campaign_month",
+            "Alerts of the last 28 days that were withdrawn or muted, by month of a campaign with events.",
+            labels=["kind"],
+        )
+        for counts in summary.kinds:
+            if (rate := summary.rate(counts)) is not None:
+                rates.add_metric([counts.kind], rate)
+        yield rates
 
 
 def _run_metrics(state: Mapping[str, Any]) -> Iterator[Metric]:

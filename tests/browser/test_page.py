@@ -85,7 +85,7 @@ def answers(path: str, parameters: dict[str, list[str]]) -> Any:
             {"campaign_id": n, "name": name, **(quiet if at else factors)} for at, (n, name) in enumerate(names[:2])
         ]
         return {"data": rows, "rows": len(rows), "warnings": []}
-    if path in ("/v1/campaigns", "/v1/budgets", "/v1/anomalies", "/v1/mutes"):
+    if path in ("/v1/campaigns", "/v1/budgets", "/v1/anomalies", "/v1/mutes", "/v1/alerts/summary"):
         return {"data": [], "rows": 0, "next_cursor": None}
     if path != "/v1/metrics":
         return None

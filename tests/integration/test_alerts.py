@@ -435,6 +435,8 @@ def test_the_command_line_lists_acknowledges_and_mutes(
 
     assert [a["advertiser_id"] for a in data("list")] == [MINE, OPERATOR]
     assert [a["kind"] for a in data("list", "--advertiser", "0")] == ["lag"]
+    assert [row["alerts"] for row in data("summary")["data"]] == [0, 1, 0, 0]
+    assert "0 months of campaigns" in run("summary")[2]
     table = run("list", "--severity", "warning", "--state", "open")[1]
     assert first.id in table and first.summary in table and "\x1b" not in table
     assert data("ack", first.id)["acknowledged"]["version"] == 1

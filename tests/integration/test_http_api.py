@@ -267,7 +267,7 @@ def _parameters_of(path: str, subject: tuple[str, str], group: str) -> tuple[tup
         return (advertiser,) if path == "/v1/budgets" else (advertiser, ("range", "3d"))
     if path in ("/v1/anomalies", "/v1/alerts/backtest", "/v1/alerts"):
         return (subject,)
-    if path in ("/v1/trending", "/v1/mutes"):
+    if path in ("/v1/trending", "/v1/mutes", "/v1/alerts/summary"):
         return (advertiser,)
     return (subject, ("since", "-1h")) if path == "/v1/metrics/changes" else ()
 

@@ -14,6 +14,7 @@ from query.alerts.positions import MOST_NAMED, OVERLAP_MS, StreamPosition, read_
 from query.alerts.questions import AlertFilter, parse_alert_filter, parse_alerts_question
 from query.alerts.records import Acknowledgement, AlertVersion, describe_alert
 from query.alerts.scope import WHOLE_INSTALLATION, AlertScope
+from query.alerts.summary import AlertCounts, AlertSummary
 from query.bad_question import BadQuestion
 from query.keys import Access
 from query.row_scope import ALL_ROWS, RowScope
@@ -245,3 +246,13 @@ def test_a_stream_begins_behind_what_could_be_seen() -> None:
 def test_a_position_that_was_not_issued_here_is_refused(text: str) -> None:
     with pytest.raises(BadQuestion):
         read_position(text, SIGNER)
+
+
+def test_the_rate_is_that_of_a_campaign_and_month() -> None:
+    counts = AlertCounts("spend-spike", 10, 1, 3)
+    summary = AlertSummary(0, 28 * DAY_MS, 140, (counts, AlertCounts("ctr-drop", 0, 0, 0)))
+    document = summary.document()
+    assert [row["false_alarms_per_campaign_month"] for row in document["data"]] == [0.8, 0.0]
+    assert (document["campaign_months"], document["total"]["false_alarms"]) == (5.0, 4)
+    none = AlertSummary(0, DAY_MS, 0, (counts,)).document()
+    assert none["data"][0]["false_alarms_per_campaign_month"] is None

@@ -18,6 +18,7 @@ from infra.cli.main import cli
 from infra.clickhouse.ledger_causes import Cause
 from infra.settings import _OTHER_VARIABLES, Settings
 from ingest import partials
+from query.alerts.summary import AlertCounts, AlertSummary
 from query.api import metrics
 from query.status import UNKNOWN_STATUS
 
@@ -263,6 +264,8 @@ def _exposed_metrics(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, se
         "last_reconciliation": {"published_at": "2026-11-29T03:00:00Z"}, "ingest_workers": [{"worker": "a", "doubt": 0}],
     }  # fmt: skip
     monkeypatch.setattr(metrics, "read_status", lambda _: status)
+    summary = AlertSummary(0, 1, 28, (AlertCounts("ctr-drop", 1, 1, 0),))
+    monkeypatch.setattr(metrics, "read_summary", lambda *_: summary)
     process = metrics.Metrics(Settings.model_validate({}))
     process.answered("/v1/metrics", 200, 0.1)
     process.tier_read("hot", "answered", 0.1)
