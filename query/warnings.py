@@ -9,6 +9,7 @@ from infra.clock import iso
 HOT_AWAY = "tier hot is not available: minutes and the newest hours are missing"
 STORED_AWAY = "tiers warm and cold are not available: what is in Redis is shown"
 SAMPLED = "some counts are estimates: traffic was sampled under overload"
+NO_TRENDING_USERS = "users are not known: scores are without them, and a bot may trend"
 MINUTES_OF_A_RECONCILED_DAY = "minutes of a reconciled day are the stream's; hours and days are reconciled"
 
 

@@ -216,13 +216,11 @@ MUTES = [_ADVERTISER | {"description": "only of this advertiser"}]
 ALERT_SUMMARY = [_ADVERTISER | {"description": "only about this advertiser"}]
 
 DEAD_LETTERS = [
-    _parameter(
-        "reason", {"type": "string", "enum": list(map(str, Reason))}, "only letters with this reason", "bad-value"
-    ),
+    _parameter("reason", {"type": "string", "enum": list(map(str, Reason))}, "only letters with this reason", "bad-value"),
     _parameter("from", _TIME, "only letters since then", "-24h"),
     _parameter("limit", {"type": "integer", "minimum": 1, "maximum": 500, "default": 50}, "letters at most", 50),
     _CURSOR,
-]
+]  # fmt: skip
 
 _NUMBER: dict[str, Any] = {"type": "integer", "minimum": 0}
 _INSTANT = {"type": "string", "format": "date-time"}

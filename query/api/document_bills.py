@@ -201,7 +201,7 @@ BACKTEST = {
 }
 TRENDING = {
     "type": "object",
-    "required": ["data", "rows", "by", "start", "end", "warnings"],
+    "required": ["data", "rows", "by", "start", "end", "computed_at", "warnings"],
     "properties": {
         "data": {
             "type": "array",
@@ -213,11 +213,15 @@ TRENDING = {
                     "ad_id": _NUMBER,
                     "publisher_id": _NUMBER,
                     "name": {"type": "string"},
-                    "score": {"type": "number", "description": "growth × diversity × recency"},
+                    "score": {"type": "number", "description": "growth × users × sources × recency"},
                     "volume": _NUMBER | {"description": "events of the last hour"},
                     "usual": {"type": "number", "description": "events of an hour, by the seven days before"},
                     "growth": {"type": "number", "description": "volume ÷ usual"},
-                    "diversity": {
+                    "users": {
+                        "type": ["number", "null"],
+                        "description": "distinct users by event, at most 1; null: not known, and left out",
+                    },
+                    "sources": {
                         "type": "number",
                         "description": "probability that two events have different sources",
                     },
@@ -227,6 +231,7 @@ TRENDING = {
         },
         "rows": _NUMBER,
         "by": {"type": "string"},
+        "computed_at": _INSTANT,
         "start": _INSTANT,
         "end": _INSTANT,
         "warnings": {"type": "array", "items": {"type": "string"}},

@@ -50,8 +50,10 @@ from query.pipeline import OwnStack, PipelineReader
 from query.question import BadQuestion, Question, parse_question
 from query.reply_cache import ReplyCache
 from query.router import BRIEF_TIMEOUT_S, Answer, Observe, Router
+from query.tiers.trending_users import HourlyUsers
 from query.tokens import TokenSigner
 from query.top import parse_top_question
+from query.trend_lists import TrendLists
 
 _COMPRESSED_BYTES = 1024
 # The fields of the pipeline's state that a tenant may see.
@@ -83,7 +85,8 @@ class Api:
         self.dead_letters = DeadLetters(settings, self.router.signer, now)
         self.bills = Bills(clickhouse, self.router, settings, now, stack)
         self.budgets, self.anomalies = Budgets(self.router, now), Anomalies(self.router, settings, now)
-        self.trending = Trending(self.router, now)
+        users = HourlyUsers(clickhouse, settings.query_timeout_s)
+        self.trending = Trending(self.router, TrendLists(redis, settings.key_prefix), users, now)
         self.alerts = AlertsApi(AlertStore(clickhouse), self.router.signer, self.router.guards["clickhouse"], now)
         self.webhooks = Webhooks(clickhouse, redis, settings, now)
         limits = RateLimits(redis, self.router.guards["redis"], settings.key_prefix)

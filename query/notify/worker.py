@@ -17,7 +17,7 @@ from infra.cli import declare
 from infra.cli.app import App
 from infra.clickhouse.client import ClickHouse
 from infra.clock import now_ms
-from infra.errors import LeaseLost, Unavailable, UserError
+from infra.errors import AdclickError, LeaseLost, Unavailable, UserError
 from infra.priority import BACKGROUND, give_way
 from infra.redis.client import Redis
 from infra.retries import Sessions, pause_s
@@ -25,6 +25,7 @@ from infra.settings import Settings
 from infra.worker_process import run_until_signal, worker_name
 from query.alerts.store import AlertStore
 from query.notify.rounds import Rounds
+from query.notify.trends import TrendKeeper
 from query.webhooks.deliveries import DeliveryStore
 from query.webhooks.delivery import POLL_S, WebhookDelivery
 from query.webhooks.editor import WebhookEditor
@@ -38,6 +39,8 @@ _STANDBY_S = 2.0
 # A round that takes long is followed by a pause of so many times that: rules take a fifth of a core at most.
 _REST = 4.0
 _TICK_S = 0.2
+# Trends of very many campaigns take longer than a minute: then they take a third of a core.
+_TRENDS_EVERY_S, _REST_OF_TRENDS = 60.0, 2.0
 
 
 class NotifyWorker:
@@ -61,6 +64,8 @@ class NotifyWorker:
         """Whether another worker was the active one when it was last looked."""
         self.rounds = 0
         """How often all rules were evaluated."""
+        self.trends = 0
+        """How often the lists of what trends were written."""
 
     def stop(self) -> None:
         """Finish what is under way, and return from `run`."""
@@ -110,13 +115,14 @@ class NotifyWorker:
             asyncio.create_task(delivery.run(over)),
             asyncio.create_task(self._evaluate(check_lease)),
             asyncio.create_task(self._watch(check_lease)),
+            asyncio.create_task(self._keep_trends(check_lease, over)),
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             over.set()
-            tasks[1].cancel()
-            tasks[2].cancel()
+            for task in tasks[1:]:
+                task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
         for result in results:
             if isinstance(result, Exception):
@@ -130,6 +136,33 @@ class NotifyWorker:
             self._sessions.works()
             self.rounds += 1
             await asyncio.sleep(max(self._settings.notify_every_s, _REST * (time.monotonic() - began)))
+
+    async def _keep_trends(self, check_lease: Callable[[], None], over: threading.Event) -> None:
+        """Refresh the lists of what trends. An error leaves them as they are, until they expire, and ends nothing else."""
+        keeper, failing = TrendKeeper(self._settings, self._now, self._log), ""
+
+        def check() -> None:
+            if over.is_set():
+                raise LeaseLost("the worker is to stop")
+            check_lease()
+
+        while True:
+            began = time.monotonic()
+            try:
+                seconds = await asyncio.to_thread(keeper.refresh, check)
+                self.trends += 1
+                if failing:
+                    self._log.info("trends are computed again", seconds=round(seconds, 1))
+                failing = ""
+            except LeaseLost:
+                raise
+            except Exception as error:
+                if failing != type(error).__name__:
+                    details = None if isinstance(error, AdclickError) else error
+                    self._log.warning("trends are not computed", why=str(error), exc_info=details)
+                failing = type(error).__name__
+            took = time.monotonic() - began
+            await asyncio.sleep(max(_TRENDS_EVERY_S - took, _REST_OF_TRENDS * took))
 
     async def _watch(self, check_lease: Callable[[], None]) -> None:
         """Return once the worker is to stop. Raises LeaseLost."""

@@ -152,6 +152,14 @@ class HotTier:
         if not question.campaigns:
             # Minutes of a campaign that is new to the advertiser may have come and closed since its campaigns were looked up.
             campaigns, looked_up = self.campaigns_of(question.advertiser)
+            if question.advertiser is None:
+                _refuse_many(campaigns)
+        return self.read_campaigns(question, campaigns, start_ms, end_ms, looked_up)
+
+    def read_campaigns(
+        self, question: Question, campaigns: Sequence[tuple[int, ...]], start_ms: int, end_ms: int, looked_up: Span | None = None
+    ) -> tuple[Sums, int, Span]:  # fmt: skip
+        """The same of some campaigns, shard by shard. `looked_up`: the span that these were true of."""
         campaigns = [_filtered(question, of_shard) for of_shard in campaigns]
         packed, minutes, owners, spans = list[bytes](), list[int](), list[int](), [looked_up] if looked_up else []
         # All places of a campaign are read at one moment. Those of many campaigns would keep Redis from its other clients.
@@ -269,8 +277,9 @@ def _places_of(
 
 
 def _smallest_part(question: Question) -> bytes:
-    """The part of a large cell with the fewest rows that answer a question: a roll-up where one dimension will do."""
-    dimensions = ({*question.group_by} | {name for name, _ in question.filters}) - {"campaign_id"}
+    """The part of a large cell with the fewest rows that answer a question: a roll-up where one dimension will do. All of them tell
+    advertisers apart."""
+    dimensions = ({*question.group_by} | {name for name, _ in question.filters}) - {"campaign_id", "advertiser_id"}
     if len(dimensions) > 1:
         return layout.ROWS
     return layout.ROLLED[dimensions.pop() if dimensions else "device"]
@@ -289,11 +298,16 @@ def _filtered(question: Question, campaigns: tuple[int, ...]) -> tuple[int, ...]
 
 
 def _refuse_unlisted(campaigns: Sequence[tuple[int, ...]], span: Span) -> None:
-    """Raise Unavailable for a shard that has rows, and has not listed the campaigns that these are of; or has too many."""
+    """Raise Unavailable for a shard that has rows, and has not listed the campaigns that these are of."""
     for shard, (of_shard, newest_ms) in enumerate(zip(campaigns, span.newest_ms, strict=True)):
         if newest_ms is not None and not of_shard:
             text = f"Redis: shard {shard} has not listed its campaigns yet; the next start of its stream worker does"
             raise Unavailable(text, backend="redis")
+
+
+def _refuse_many(campaigns: Sequence[tuple[int, ...]]) -> None:
+    """Raise Unavailable for a shard that has too many campaigns."""
+    for shard, of_shard in enumerate(campaigns):
         if len(of_shard) > _MOST_LISTED:
             text = (
                 f"Redis: shard {shard} has {len(of_shard):,} campaigns, too many to be read at once; ask by advertiser"

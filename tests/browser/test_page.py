@@ -78,13 +78,21 @@ def answers(path: str, parameters: dict[str, list[str]]) -> Any:
         number = int(parameters["advertiser_id"][0])
         return {"data": [alert(n, number) for n in (1, 2, 4)] if number < 2 else [], "rows": 3, "next_cursor": None}
     if path == "/v1/trending":
-        factors = {"score": 3.61, "volume": 240, "usual": 60.0, "growth": 4.0, "diversity": 0.95, "recency": 0.95}
-        quiet = factors | {"score": 0.9, "growth": 1.0, "volume": 60}
+        factors = {
+            "score": 3.61,
+            "volume": 240,
+            "usual": 60.0,
+            "growth": 4.0,
+            "users": 0.98,
+            "sources": 0.95,
+            "recency": 0.95,
+        }
+        quiet: dict[str, Any] = factors | {"score": 0.9, "growth": 1.0, "volume": 60, "users": None}
         names = list(HOSTILE.items())
         rows = [
             {"campaign_id": n, "name": name, **(quiet if at else factors)} for at, (n, name) in enumerate(names[:2])
         ]
-        return {"data": rows, "rows": len(rows), "warnings": []}
+        return {"data": rows, "rows": len(rows), "computed_at": "2026-11-29T10:00:02Z", "warnings": []}
     if path in ("/v1/campaigns", "/v1/budgets", "/v1/anomalies", "/v1/mutes", "/v1/alerts/summary"):
         return {"data": [], "rows": 0, "next_cursor": None}
     if path != "/v1/metrics":

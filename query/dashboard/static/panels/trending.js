@@ -1,4 +1,4 @@
-/** What is trending: an advertiser's campaigns that have more clicks in the last hour than usual, from many sources. */
+/** What is trending: an advertiser's campaigns that have more clicks in the last hour than usual, of many users and from many sources. */
 
 import { html, nothing } from "../vendor/lit-html.js";
 import * as format from "../format.js";
@@ -27,9 +27,10 @@ export function trending(range) {
         { id: "volume", title: "Clicks", number: true, cell: (row) => format.integer(row.volume) },
         { id: "usual", title: "Usual in an hour", number: true, cell: (row) => format.integer(Math.round(row.usual)) },
         { id: "growth", title: "Growth", number: true, cell: (row) => `×${format.factor(row.growth)}` },
-        { id: "diversity", title: "Diversity", number: true, cell: (row) => format.percent(row.diversity) },
+        { id: "users", title: "Users", number: true, cell: (row) => (row.users === null ? format.NONE : format.percent(row.users)) },
+        { id: "sources", title: "Sources", number: true, cell: (row) => format.percent(row.sources) },
         { id: "score", title: "Score", number: true, cell: (row) => format.factor(row.score) },
       ],
     })}
-    <p class="note">Growth is by the hourly mean of the seven days before. Diversity is the probability that two clicks come from different publishers, countries or devices.</p></section>`;
+    <p class="note">Growth is by the hourly mean of the seven days before. Users are distinct users by event; sources are the probability that two clicks come from different publishers, countries or devices.</p></section>`;
 }

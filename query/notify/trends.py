@@ -1,0 +1,170 @@
+"""Computes what trends for all advertisers at once, each minute, and keeps it as lists in Redis.
+
+Campaigns are taken in parts, so that memory depends on the size of a part, and not on how many campaigns there are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from infra.clickhouse.client import ClickHouse
+from infra.clock import iso
+from infra.errors import AdclickError
+from infra.redis.client import Redis
+from infra.settings import Settings
+from query import sums, warnings
+from query.question import Question
+from query.router import Router
+from query.row_scope import ALL_ROWS
+from query.sums import Sums
+from query.tiers.redis import HotTier
+from query.tiers.trending_users import HourlyUsers
+from query.trend_lists import ListHeader, TrendLists
+from query.trending import (
+    LISTED,
+    Trend,
+    TrendingQuestion,
+    UserCounts,
+    find_trends,
+    parse_trending_question,
+    take_highest,
+)
+
+# Of each shard.
+_CAMPAIGNS_AT_ONCE = 250
+_TIMEOUT_S = 20
+_KEYS = ("campaign_id", "advertiser_id")
+
+
+@dataclass
+class _Best:
+    """The highest trends so far."""
+
+    of_all: list[Trend] = field(default_factory=list)
+    by_advertiser: dict[int, list[Trend]] = field(default_factory=dict)
+
+    def add(self, of_all: Sequence[Trend], of_advertisers: Sequence[Trend]) -> None:
+        self.of_all = take_highest([*self.of_all, *of_all], LISTED)
+        fresh = dict[int, list[Trend]]()
+        for trend in of_advertisers:
+            fresh.setdefault(trend.advertiser or 0, []).append(trend)
+        for advertiser, trends in fresh.items():
+            known = self.by_advertiser.get(advertiser, [])
+            self.by_advertiser[advertiser] = take_highest([*known, *trends], LISTED)
+
+
+class TrendKeeper:
+    """Used by one thread. `refresh` raises Unavailable where minutes cannot be read or lists cannot be written."""
+
+    def __init__(self, settings: Settings, now: Callable[[], int], log: Any) -> None:
+        self._settings, self._now, self._log = settings, now, log
+        redis = Redis(settings.redis, timeout_s=_TIMEOUT_S)
+        self._hot = HotTier(redis, settings.key_prefix, settings.block_partitions)
+        self._lists = TrendLists(redis, settings.key_prefix)
+        client = ClickHouse(settings.clickhouse, settings.database, timeout_s=_TIMEOUT_S)
+        self._users = HourlyUsers(client, _TIMEOUT_S)
+        self._before: tuple[int, Sums] | None = None
+        self._failing = ""
+
+    @cached_property
+    def _router(self) -> Router:
+        return Router(self._settings)
+
+    def refresh(self, check: Callable[[], None]) -> float:
+        """Compute all lists once; returns how many seconds that took. `check` is called between parts, and may raise to end it."""
+        began, now_ms = time.monotonic(), self._now()
+        question = parse_trending_question([], now_ms, self._router.retention, ALL_ROWS, admin=True)
+        question = replace(
+            question, limit=LISTED, minutes=_by_advertiser(question.minutes), sources=_by_advertiser(question.sources),
+            before=_by_advertiser(question.before),
+        )  # fmt: skip
+        notes, best = list[str](), _Best()
+        before, reads_users = self._read_before(question, notes), self._settings.reach == "on"
+        campaigns, span = self._hot.campaigns_of(None)
+        if span.held_from_ms is None or span.held_from_ms > question.start_ms:
+            notes.append(f"minutes since {iso(question.start_ms)} are missing")
+        for part in _parts(campaigns):
+            check()
+            minutes, *_ = self._hot.read_campaigns(question.minutes, part, question.minutes.start_ms, question.end_ms)
+            if not len(minutes):
+                continue
+            sources, *_ = self._hot.read_campaigns(question.sources, part, question.start_ms, question.end_ms)
+            of_part = _of_campaigns(before, np.unique(minutes.groups[0]))
+            ids, shared = _campaigns_in(minutes)
+            users = self._read_users(question, ids, by_advertiser=True) if reads_users else None
+            if reads_users and users is None:
+                reads_users = False
+                notes.append(warnings.NO_TRENDING_USERS)
+            own = find_trends(question, minutes, sources, of_part, users, keys=2)
+            best.add(own if not shared else self._of_campaigns(question, minutes, sources, of_part, users), own)
+        check()
+        self._lists.write(ListHeader(now_ms, question.end_ms, notes), best.of_all, best.by_advertiser)
+        return time.monotonic() - began
+
+    def _of_campaigns(
+        self, question: TrendingQuestion, minutes: Sums, sources: Sums, before: Sums, users: UserCounts | None
+    ) -> list[Trend]:
+        """The same with the events of a campaign of several advertisers taken together."""
+        ids, _ = _campaigns_in(minutes)
+        whole = None if users is None else self._read_users(question, ids, by_advertiser=False)
+        return find_trends(
+            question, _without_advertiser(minutes), _without_advertiser(sources), _without_advertiser(before), whole
+        )
+
+    def _read_before(self, question: TrendingQuestion, notes: list[str]) -> Sums:
+        """What was counted on the days before: read once an hour, unless something of it was missing."""
+        start_ms = question.before.start_ms
+        if self._before is None or self._before[0] != start_ms:
+            answer = self._router.answer(question.before)
+            if answer.degraded:
+                notes += answer.warnings
+                return answer.page.rows.sums
+            self._before = start_ms, answer.page.rows.sums
+        return self._before[1]
+
+    def _read_users(
+        self, question: TrendingQuestion, campaigns: Sequence[int], *, by_advertiser: bool
+    ) -> UserCounts | None:
+        """None where they cannot be read, which is logged once."""
+        try:
+            users = self._users.read(question.minutes.start_ms, question.end_ms, campaigns, by_advertiser=by_advertiser)
+        except AdclickError as error:
+            if self._failing != type(error).__name__:
+                self._log.warning("trends are computed without users", why=str(error))
+            self._failing = type(error).__name__
+            return None
+        self._failing = ""
+        return users
+
+
+def _by_advertiser(question: Question) -> Question:
+    """A question that tells the advertisers of campaigns apart. Only for questions about all advertisers."""
+    return replace(question, group_by=(*_KEYS, *(name for name in question.group_by if name not in _KEYS)))
+
+
+def _without_advertiser(table: Sums) -> Sums:
+    return sums.sum_equal_keys(replace(table, groups=(table.groups[0], *table.groups[2:])))
+
+
+def _campaigns_in(minutes: Sums) -> tuple[list[int], bool]:
+    """The campaigns of a table, and whether any of them is of several advertisers."""
+    pairs = np.unique(np.stack(minutes.groups[:2]), axis=1)
+    ids = np.unique(pairs[0])
+    return ids.tolist(), len(ids) < pairs.shape[1]
+
+
+def _of_campaigns(before: Sums, ids: Any) -> Sums:
+    """The rows of some campaigns."""
+    return sums.take(before, np.flatnonzero(np.isin(before.groups[0], ids)))
+
+
+def _parts(campaigns: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    """So many campaigns of each shard at once."""
+    for first in range(0, max(map(len, campaigns), default=0), _CAMPAIGNS_AT_ONCE):
+        yield [of_shard[first : first + _CAMPAIGNS_AT_ONCE] for of_shard in campaigns]
