@@ -145,7 +145,7 @@ def parse_trending_question(
 def find_trends(
     question: TrendingQuestion, minutes: Sums, sources: Sums, before: Sums, users: UserCounts | None = None, *, keys: int = 1
 ) -> list[Trend]:  # fmt: skip
-    """The groups with a score above 0, the highest first, from the rows of the three answers and their users. `keys`: how many of the
+    """All groups with a score above 0, the highest first, from the rows of the three answers and their users. `keys`: how many of the
     group columns tell groups apart; with 2 the second one is the advertiser."""
     place = MEASURES.index(question.volume)
     columns = [minutes.groups, sources.groups, before.groups, () if users is None else users.groups]
@@ -173,11 +173,11 @@ def find_trends(
         )
         for n in np.flatnonzero(volume > 0).tolist()
     ]  # fmt: skip
-    return take_highest(trends, question.limit)
+    return take_highest(trends)
 
 
-def take_highest(trends: Sequence[Trend], most: int) -> list[Trend]:
-    """The trends with the highest scores, of those above 0, the highest first."""
+def take_highest(trends: Sequence[Trend], most: int | None = None) -> list[Trend]:
+    """The trends with the highest scores, of those above 0, the highest first; None: all of these."""
     return sorted((trend for trend in trends if trend.score > 0), key=lambda t: (-t.score, t.id))[:most]
 
 

@@ -70,7 +70,7 @@ class Trending:
         notes = [warning for answer in answers for warning in answer.warnings]
         users = self._read_users(question) if question.dimension == LISTED_DIMENSION else None
         minutes, sources, before = (answer.page.rows.sums for answer in answers)
-        trends = find_trends(question, minutes, sources, before, users)
+        trends = find_trends(question, minutes, sources, before, users)[: question.limit]
         rows_read = sum(answer.rows_read for answer in answers)
         return trends, _about(question.end_ms, now_ms, list(dict.fromkeys(notes)), rows_read)
 

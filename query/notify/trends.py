@@ -81,7 +81,7 @@ class TrendKeeper:
         began, now_ms = time.monotonic(), self._now()
         question = parse_trending_question([], now_ms, self._router.retention, ALL_ROWS, admin=True)
         question = replace(
-            question, limit=LISTED, minutes=_by_advertiser(question.minutes), sources=_by_advertiser(question.sources),
+            question, minutes=_by_advertiser(question.minutes), sources=_by_advertiser(question.sources),
             before=_by_advertiser(question.before),
         )  # fmt: skip
         notes, best = list[str](), _Best()

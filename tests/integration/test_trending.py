@@ -17,16 +17,20 @@ from ingest import partials
 from query.keys import Keys
 from query.notify.trends import TrendKeeper
 from query.trend_lists import FRESH_MS, TrendLists
+from query.trending import LISTED
+from query.warnings import NO_TRENDING_USERS
 from stream.reach.registers import coupons_of, unique_coupons
 from tests import borders
 from tests.installation import Installation
 from tests.integration.test_hot_tier import Shard
 from tests.unit.test_partials_and_cells import partial
 
-MINE, OTHERS = 31, 32
+MINE, OTHERS, CROWD = 31, 32, 33
 STEADY, RISER, BOT, SHARED, UNKNOWN = 1, 2, 3, 4, 5
 OF_MINE, OF_OTHERS = (STEADY, RISER, SHARED), (BOT, SHARED, UNKNOWN)
 USUAL, PLACES = 60, 10
+# Of one advertiser so many new campaigns that the lists of others must not depend on the highest of all.
+CROWDED = range(100, 160)
 # Clicks of a minute from each of the places, and users: of a bot one, of one campaign none.
 CLICKS = {STEADY: 1, RISER: 4, BOT: 17, SHARED: 2, UNKNOWN: 3}
 USERS = {STEADY: 700, RISER: 2_000, BOT: 1, SHARED: 900, UNKNOWN: 0}
@@ -45,6 +49,14 @@ def fill(settings: Settings, end_ms: int) -> None:
                 for minute in range(end_ms - HOUR_MS, end_ms, MINUTE_MS)
                 for place in range(1, PLACES + 1)
             ]  # fmt: skip
+    for campaign in CROWDED:
+        of_shards[campaign % len(of_shards)] += [
+            partial(
+                **dict.fromkeys(partials.SUMS, 0) | {"clicks": campaign - 90}, window_ms=end_ms - MINUTE_MS, campaign_id=campaign,
+                advertiser_id=CROWD, publisher_id=place,
+            )
+            for place in (1, 2)
+        ]  # fmt: skip
     for number, rows in enumerate(of_shards):
         Shard(settings, number=number).show(rows, end_ms)
     client, random = ClickHouse(settings.clickhouse, settings.database), np.random.default_rng(4)
@@ -93,6 +105,7 @@ def test_lists_and_what_is_computed_say_the_same_and_the_bot_does_not_lead(insta
         "all": (admin, {}),
         "mine": (key(installation, MINE), {}),
         "others": (key(installation, OTHERS), {}),
+        "crowd": (key(installation, CROWD), {}),
         "two": (admin, {"k": "2"}),
     }
     computed = {name: ask(http, headers, **more) for name, (headers, more) in questions.items()}
@@ -101,15 +114,17 @@ def test_lists_and_what_is_computed_say_the_same_and_the_bot_does_not_lead(insta
     listed = {name: ask(http, headers, **more) for name, (headers, more) in questions.items()}
     for name, answer in listed.items():
         assert answer["computed_at"] == iso(end_ms) and answer["end"] == iso(end_ms), name
-        assert answer["warnings"] == computed[name]["warnings"] == []
+        assert answer["warnings"] == computed[name]["warnings"] == ([NO_TRENDING_USERS] if name == "crowd" else [])
         if computed[name]["end"] == iso(end_ms):
             assert answer["data"] == [
                 row | {"score": pytest.approx(row["score"], abs=2e-4)} for row in computed[name]["data"]
             ], name
-    ids = [row["campaign_id"] for row in listed["all"]["data"]]
-    assert ids[-1] == BOT and {*ids[:2]} == {RISER, UNKNOWN}
-    assert [row["campaign_id"] for row in listed["mine"]["data"]] == [RISER, SHARED, STEADY]
-    rows = {row["campaign_id"]: row for row in listed["all"]["data"]}
+    ids = {name: [row["campaign_id"] for row in answer["data"]] for name, answer in listed.items()}
+    assert {*ids["all"][:2]} == {RISER, UNKNOWN} and len(ids["all"]) == LISTED and BOT not in ids["all"]
+    assert ids["others"] == [UNKNOWN, SHARED, BOT]
+    assert ids["crowd"] == [*CROWDED][: -LISTED - 1 : -1]
+    assert ids["mine"] == [RISER, SHARED, STEADY]
+    rows = {row["campaign_id"]: row for name in ("others", "mine") for row in listed[name]["data"]}
     assert rows[UNKNOWN]["users"] is None
     assert rows[BOT]["growth"] == pytest.approx(170) and rows[BOT]["users"] == pytest.approx(1 / 10_200, abs=1e-4)
     assert rows[RISER]["users"] == pytest.approx(2_000 / 2_400, rel=0.05)

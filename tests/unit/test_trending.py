@@ -12,7 +12,15 @@ from query.bad_question import BadQuestion
 from query.question import MEASURES, Retention
 from query.row_scope import ALL_ROWS, RowScope
 from query.sums import Sums, sum_equal_keys
-from query.trending import LEAST_USUAL, Trend, TrendingQuestion, UserCounts, find_trends, parse_trending_question
+from query.trending import (
+    LEAST_USUAL,
+    Trend,
+    TrendingQuestion,
+    UserCounts,
+    find_trends,
+    parse_trending_question,
+    take_highest,
+)
 
 NOW = 1_795_181_895_182
 RETENTION = Retention(24 * HOUR_MS, 30 * DAY_MS)
@@ -106,16 +114,6 @@ def test_campaigns_of_an_advertiser_are_scored_as_if_there_were_no_other(rows: l
         assert {c: s for (c, a), s in together.items() if a == advertiser} == {c: pytest.approx(s) for (c,), s in apart.items()}  # fmt: skip
 
 
-def test_the_riser_leads_without_users() -> None:
-    found = trends(parse())
-    assert next(i for i in found if i != BOTNET) == RISER
-    assert found[RISER].score == pytest.approx(4 * 0.95, rel=0.1)
-    assert BOT not in found
-    assert found[RISER].score > 2 * found[FADED].score
-    steady = [found[i].score for i in range(9, CAMPAIGNS + 1)]
-    assert all(score == pytest.approx(0.95, rel=0.2) for score in steady)
-
-
 def test_a_few_events_of_a_new_campaign_are_no_trend() -> None:
     trend = trends(parse())[NEW]
     assert (trend.usual, trend.volume) == (LEAST_USUAL, 3)
@@ -129,8 +127,10 @@ def test_the_score_is_the_product_of_its_factors() -> None:
         assert document["score"] == pytest.approx(product, rel=1e-3)
 
 
-def test_so_many_groups_are_listed_at_most() -> None:
-    assert list(trends(parse(k="3"))) == list(trends(parse()))[:3]
+def test_the_highest_come_first() -> None:
+    found = list(trends(parse(), users_of(USERS)).values())
+    assert [t.score for t in found] == sorted((t.score for t in found), reverse=True)
+    assert take_highest(found[::-1], 3) == found[:3]
 
 
 def test_nothing_trends_without_events() -> None:
