@@ -21,8 +21,9 @@ from query.trending import LISTED
 from query.warnings import NO_TRENDING_USERS
 from stream.reach.registers import coupons_of, unique_coupons
 from tests import borders
-from tests.installation import Installation
+from tests.installation import Installation, worker
 from tests.integration.test_hot_tier import Shard
+from tests.product import wait_until
 from tests.unit.test_partials_and_cells import partial
 
 MINE, OTHERS, CROWD = 31, 32, 33
@@ -82,6 +83,14 @@ def fill(settings: Settings, end_ms: int) -> None:
             )
 
 
+@pytest.fixture(scope="module")
+def end_ms(shared_installation: Installation) -> int:
+    """The end of the last minute that has events."""
+    end_ms = now_ms() // MINUTE_MS * MINUTE_MS
+    fill(shared_installation.settings, end_ms)
+    return end_ms
+
+
 def ask(http: httpx.Client, headers: dict[str, str], **parameters: str) -> dict[str, Any]:
     response = http.get("/v1/trending", params=parameters, headers=headers)
     assert response.status_code == 200, response.text
@@ -97,10 +106,10 @@ def key(installation: Installation, advertiser: int, *campaigns: int) -> dict[st
     return {"Authorization": f"Bearer {secret}"}
 
 
-def test_lists_and_what_is_computed_say_the_same_and_the_bot_does_not_lead(installation: Installation) -> None:
+def test_lists_and_what_is_computed_say_the_same_and_the_bot_does_not_lead(
+    installation: Installation, end_ms: int
+) -> None:
     settings, http, admin = installation.settings, installation.http, installation.admin
-    end_ms = now_ms() // MINUTE_MS * MINUTE_MS
-    fill(settings, end_ms)
     questions = {
         "all": (admin, {}),
         "mine": (key(installation, MINE), {}),
@@ -134,6 +143,7 @@ def test_lists_and_what_is_computed_say_the_same_and_the_bot_does_not_lead(insta
     assert volumes == [2 * 1_200, 1_200]
 
 
+@pytest.mark.usefixtures("end_ms")
 def test_other_questions_and_narrower_keys_are_computed(installation: Installation) -> None:
     settings, http, admin = installation.settings, installation.http, installation.admin
     marker = iso(now_ms() // MINUTE_MS * MINUTE_MS - 30_000)
@@ -148,6 +158,7 @@ def test_other_questions_and_narrower_keys_are_computed(installation: Installati
     assert {row["campaign_id"] for row in narrow["data"]} <= {RISER}
 
 
+@pytest.mark.usefixtures("end_ms")
 def test_lists_expire_and_old_ones_answer_nothing(installation: Installation) -> None:
     settings = installation.settings
     redis, clock = Redis(settings.redis), [now_ms()]
@@ -164,3 +175,7 @@ def test_lists_expire_and_old_ones_answer_nothing(installation: Installation) ->
     # Beside the current lists those before: a reader may be between the two keys.
     moments = {int(name.split(b"{")[1].split(b"}")[0]) for name in names if b"{" in name}
     assert moments & {first_ms + n for n in range(4)} == {last_ms - 1, last_ms}
+    with worker(installation) as running:
+        wait_until(lambda: running.trends, 20, "the notify worker writes them, too")
+    listed = lists.read(None, 50, last_ms)
+    assert listed is not None and listed[0].computed_ms > last_ms
