@@ -20,8 +20,6 @@ from query.alerts.scope import AlertScope
 from stream.insights.rules import KINDS
 
 DAYS = 28
-# How long after what an alert is about its last version may be written.
-_WRITTEN_WITHIN_MS = 2 * DAY_MS
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,7 @@ def _count_alerts(client: ClickHouse, conditions: Sequence[str], parameters: dic
     db = client.database
     within = [
         *conditions, "kind IN {kinds:Array(String)}", f"campaign_id != {NOBODY}",
-        "at >= fromUnixTimestamp64Milli({start:Int64})", "at < fromUnixTimestamp64Milli({written_until:Int64})",
-        "opened_ms >= {start:UInt64} AND opened_ms < {end:UInt64}",
+        "at >= fromUnixTimestamp64Milli({start:Int64})", "opened_ms >= {start:UInt64} AND opened_ms < {end:UInt64}",
     ]  # fmt: skip
     subjects = ", ".join(
         f"concat('mute/mu_', substring(lower(hex(SHA256(concat({kind}, '/', toString(advertiser), '/', {campaign})))), 1, 20))"
@@ -123,11 +120,8 @@ def _count_alerts(client: ClickHouse, conditions: Sequence[str], parameters: dic
         " WHERE m.from_ms <= e.to_ms AND m.to_ms > e.from_ms)"
         " SELECT kind_, count(), countIf(last_state = 'withdrawn'), countIf(last_state != 'withdrawn' AND id IN mutes_of)"
         " FROM episodes GROUP BY kind_",
-        parameters | {
-            "kinds": [*KINDS], "written_until": parameters["now"] + _WRITTEN_WITHIN_MS,
-            "muted_since": parameters["start"] - LONGEST_MS,
-        },
-    )  # fmt: skip
+        parameters | {"kinds": [*KINDS], "muted_since": parameters["start"] - LONGEST_MS},
+    )
 
 
 def _count_campaign_days(client: ClickHouse, conditions: Sequence[str], parameters: dict[str, Any]) -> int:
