@@ -122,7 +122,7 @@ def worker(
 ) -> Iterator[NotifyWorker]:
     """A worker in a thread of this process. `limit_s`: of a request to a target."""
     errors = list[BaseException]()
-    running = NotifyWorker(installation.settings, name, policy=policy, limit_s=limit_s, poll_s=0.1)
+    running = NotifyWorker(installation.settings, name, policy=policy, limit_s=limit_s, poll_s=0.1, rest=0.5)
 
     def run() -> None:
         try:

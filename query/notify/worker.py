@@ -48,11 +48,12 @@ class NotifyWorker:
 
     def __init__(
         self, settings: Settings, name: str, *, policy: RetryPolicy | None = None, now: Callable[[], int] = now_ms,
-        pause: Callable[[int], float] = pause_s, limit_s: float = LIMIT_S, poll_s: float = POLL_S,
+        pause: Callable[[int], float] = pause_s, limit_s: float = LIMIT_S, poll_s: float = POLL_S, rest: float = _REST,
     ) -> None:  # fmt: skip
         """`policy`: of messages that were not taken. `pause(failures)`: after so many lost sessions in a row, in s. `limit_s`: of a
-        request to a target."""
+        request to a target. `rest`: how many times its length a round is followed by a pause."""
         self._settings, self._name, self._now, self._limit_s, self._poll_s = settings, name, now, limit_s, poll_s
+        self._rest = rest
         self._standby_s = min(_STANDBY_S, settings.notify_lease_s / 4)
         self._policy = policy or RetryPolicy()
         self._log = logs.get("notify").bind(worker=name)
@@ -135,7 +136,7 @@ class NotifyWorker:
             await asyncio.to_thread(rounds.run, check_lease)
             self._sessions.works()
             self.rounds += 1
-            await asyncio.sleep(max(self._settings.notify_every_s, _REST * (time.monotonic() - began)))
+            await asyncio.sleep(max(self._settings.notify_every_s, self._rest * (time.monotonic() - began)))
 
     async def _keep_trends(self, check_lease: Callable[[], None], over: threading.Event) -> None:
         """Refresh the lists of what trends. An error leaves them as they are, until they expire, and ends nothing else."""
