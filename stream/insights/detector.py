@@ -96,6 +96,15 @@ class DetectorBank:
         )  # fmt: skip
         return deviations, expected, scores
 
+    def usual_range(self, time_ms: int) -> tuple[Any, Any]:
+        """The lowest and the highest that is usual at this time of the day or of the week, two hours before and two hours after it; of each
+        series, NaN where two days of it are not known. A baseline is a line between such values: where a campaign starts or stops at a
+        fixed time, it is neither.
+        """
+        low, high = np.full(len(self), np.nan), np.full(len(self), np.nan)
+        _usual_ranges(self._numbers, self._profiles, time_ms, low, high)
+        return low, high
+
     def grow(self, series: int) -> None:
         """Make room for so many series in all."""
         more = series - len(self)
@@ -257,6 +266,24 @@ def _usual(own: Any, profile: Any, time_ms: Number) -> Any:
         of_week = own[_CENTER] + own[_QUANTUM] * steps
     of_day = _mean_of_days(profile, low) * (1.0 - share) + _mean_of_days(profile, high) * share
     return own[_CENTER] + own[_QUANTUM] * of_day, of_week
+
+
+@compiled
+def _usual_ranges(numbers: Any, profiles: Any, time_ms: Number, low: Any, high: Any) -> None:
+    at = (time_ms - _MONDAY_MS) % _WEEK_MS // _BIN_MS
+    for row in range(len(numbers)):
+        profile = profiles[row]
+        if numbers[row, _CLOSED_BINS] < 2 * _BINS_OF_DAY:
+            continue
+        least, most = 128.0, -128.0
+        for near in range(at - 1, at + 2):
+            of_day = _mean_of_days(profile, near % _BINS)
+            least, most = min(least, of_day), max(most, of_day)
+            steps = profile[near % _BINS]
+            if steps != _UNKNOWN:
+                least, most = min(least, float(steps)), max(most, float(steps))
+        low[row] = numbers[row, _CENTER] + numbers[row, _QUANTUM] * least
+        high[row] = numbers[row, _CENTER] + numbers[row, _QUANTUM] * most
 
 
 @compiled

@@ -22,6 +22,9 @@ MEASURES = ("impressions", "clicks", "spend_micros")
 FEWEST_IMPRESSIONS = 100.0
 """Where more than this are usual, none are unusual."""
 _SPIKE, _SURGE, _COLLAPSE = 3.0, 5.0, 0.1
+# Of the highest that is usual within two hours: so much is no spike of a campaign that starts at a fixed time, or starts an hour later
+# since clocks were changed.
+_ABOVE_HIGHEST = 1.5
 
 
 class Finding(NamedTuple):
@@ -48,10 +51,24 @@ class Finding(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """Deviations and expected values of some campaigns, by the detector."""
+    """Deviations and expected values of some campaigns, by the detector. `lowest` and `highest`: what is usual within two hours, NaN where
+    that is not known."""
 
     deviations: Any
     expected: Any
+    lowest: Any = np.nan
+    highest: Any = np.nan
+
+    @property
+    def expects_impressions(self) -> Any:
+        """Where so many are usual that none are unusual."""
+        # A comparison with NaN is false: where nothing is known of the time of the day, the expected value counts alone.
+        return (self.expected > FEWEST_IMPRESSIONS) & ~(self.lowest <= FEWEST_IMPRESSIONS)
+
+    @property
+    def high(self) -> Any:
+        """What a value must exceed to be more than what some time nearby has."""
+        return np.maximum(self.expected, np.nan_to_num(_ABOVE_HIGHEST / _SPIKE * self.highest))
 
 
 def click_rates(impressions: Any, clicks: Any) -> tuple[Any, Any]:
@@ -68,9 +85,9 @@ def unusual_rows(
 ) -> Iterator[tuple[str, str, Any, Judged, Any]]:
     """Of each kind: its measure, in which rows it is true, what the detector says of these, and the values."""
     yield "ctr-drop", "ctr", of_rates.deviations <= -WARNING, of_rates, rate
-    spike = (of_spend.deviations >= WARNING) & (spend > _SPIKE * of_spend.expected)
+    spike = (of_spend.deviations >= WARNING) & (spend > _SPIKE * of_spend.high)
     yield "spend-spike", "spend_micros", spike, of_spend, spend
-    silent = (impressions == 0) & (of_counts.expected > FEWEST_IMPRESSIONS) & (of_counts.deviations <= -WARNING)
+    silent = (impressions == 0) & of_counts.expects_impressions & (of_counts.deviations <= -WARNING)
     yield "zero-impressions", "impressions", silent, of_counts, impressions
     surge = (of_counts.deviations >= WARNING) & (impressions > _SURGE * of_counts.expected)
     # Of a few impressions none is clicked by chance.

@@ -71,14 +71,16 @@ class Watch:
         started = self._known > 0
         impressions, clicks, spend = (np.where(started, column, np.nan) for column in (impressions, clicks, spend))
         rows, times = np.arange(len(self._known)), np.full(len(self._known), at_ms)
-        of_counts = Judged(*self._counts.update(rows, times, impressions, np.sqrt(np.maximum(impressions, 1)))[:2])
+        ranges = [bank.usual_range(at_ms) for bank in (self._counts, self._spend)]
+        by_count = self._counts.update(rows, times, impressions, np.sqrt(np.maximum(impressions, 1)))[:2]
+        of_counts = Judged(*by_count, *ranges[0])
         # The detector judges the mean of two values, of which one has this deviation, and the other one usually none to speak of.
         by_chance = self._lumps.update(spend, clicks, impressions) / 2.0
-        of_spend = Judged(*self._spend.update(rows, times, spend, by_chance)[:2])
+        of_spend = Judged(*self._spend.update(rows, times, spend, by_chance)[:2], *ranges[1])
         rate, noise = rules.click_rates(impressions, clicks)
         of_rates = Judged(*self._rates.update(rows, times, rate, noise)[:2])
         learned = self._known > self._learned
-        self.expecting = int((learned & (of_counts.expected > rules.FEWEST_IMPRESSIONS)).sum())
+        self.expecting = int((learned & of_counts.expects_impressions).sum())
         unusual = rules.unusual_rows(impressions, spend, rate, of_counts, of_spend, of_rates)
         return self._findings(learned, unusual, np.nan_to_num(of_rates.expected))
 

@@ -112,7 +112,7 @@ def measure_planted() -> int:
     for name, alarms in {**detected, "fixed": begins(fixed)}.items():
         recall, false = judge(alarms, traffic.planted)
         figures |= {f"{name}_recall": round(recall, 4), f"{name}_false_a_campaign_and_month": round(false, 3)}
-    figures |= measure_alerts()
+    figures |= measure_alerts() | measure_opening_hours()
     for name, value in figures.items():
         print(f"{name:45} {value}")
     save("anomalies", figures)
@@ -158,6 +158,25 @@ def measure_alerts(seed: int = 2) -> dict[str, float]:
     recall = {f"alerts_{name}_recall_of_{counts[name]}": round(found[name] / counts[name], 4) for name in names}
     months = _CAMPAIGNS * (_DAYS - _LEARNED_DAYS) / _MONTH
     return recall | {"alerts_false_a_campaign_and_month": round(false / months, 3)}
+
+
+def measure_opening_hours(seed: int = 3) -> dict[str, float]:
+    """Alerts of campaigns that run from nine to six, none of which tells of a change; also where that is an hour later in the last week, as
+    after a change of the clocks."""
+    rates, month = np.random.default_rng(seed).uniform(0.01, 0.08, _CAMPAIGNS), (_DAYS - _LEARNED_DAYS) / _MONTH
+    traffic, minute = make_traffic(seed, plants=False).values, np.arange(_DAYS * _DAY)
+    figures = dict[str, float]()
+    for name, later in (("opening_hours", 0), ("opening_hours_an_hour_later", 60 * (minute >= 21 * _DAY))):
+        hour = (minute - later) % _DAY / 60
+        random, watch, alerting, false = np.random.default_rng(seed), Watch(120), Alerting(AlertPolicy()), 0
+        watch.rows_of(np.arange(_CAMPAIGNS), np.zeros(_CAMPAIGNS, np.int64))
+        for at, values in enumerate(traffic * ((hour >= 9) & (hour < 18))[:, None]):
+            at_ms, clicks = 4 * DAY_MS + at * MINUTE_MS, random.binomial(values.astype(np.int64), rates)
+            findings = watch.take(at_ms, values, clicks, values * random.uniform(900, 1_100, _CAMPAIGNS))
+            alerts = list(alerting.take(at_ms, findings, watch.expecting))
+            false += sum(alert.version == 1 for alert in alerts) if at >= _LEARNED_DAYS * _DAY else 0
+        figures[f"alerts_false_{name}_a_campaign_and_month"] = round(false / _CAMPAIGNS / month, 3)
+    return figures
 
 
 def make_traffic(seed: int = 1, *, plants: bool = True) -> Traffic:
