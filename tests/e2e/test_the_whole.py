@@ -39,7 +39,7 @@ from tests.chaos.watcher import Watcher
 from tests.conftest import adclick
 from tests.product import COUNTS, PATIENCE, SPAN_MS, Product, wait_until
 
-EVENTS = 100_000
+EVENTS = 60_000
 
 
 @pytest.fixture(scope="module")
