@@ -35,3 +35,18 @@ ORDER BY (run_id, campaign_id, time, advertiser_id)
 TTL time + INTERVAL 735 DAY
 SETTINGS storage_policy = 'tiered', fsync_after_insert = 1, fsync_part_directory = 1, index_granularity = 1024,
     min_bytes_for_wide_part = 1073741824;
+
+-- The same by day. A task that is repeated writes the same rows.
+CREATE TABLE IF NOT EXISTS {database}.exact_reach_days (
+    time DateTime('UTC'), campaign_id UInt64, advertiser_id UInt64, run_id String,
+    coupons SimpleAggregateFunction(groupUniqArrayArray, Array(UInt32))
+) ENGINE = AggregatingMergeTree
+PARTITION BY toYYYYMM(time)
+ORDER BY (run_id, campaign_id, time, advertiser_id)
+TTL time + INTERVAL 30 DAY TO VOLUME 'slow', time + INTERVAL 735 DAY
+SETTINGS storage_policy = 'tiered', fsync_after_insert = 1, fsync_part_directory = 1, index_granularity = 1024,
+    min_bytes_for_wide_part = 1073741824;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS {database}.exact_reach_hours_to_days TO {database}.exact_reach_days AS
+    SELECT toStartOfDay(hours.time) AS time, campaign_id, advertiser_id, run_id, groupUniqArrayArray(hours.coupons) AS coupons
+    FROM {database}.exact_reach_hours AS hours GROUP BY time, campaign_id, advertiser_id, run_id;

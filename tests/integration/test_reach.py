@@ -16,6 +16,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from infra.clickhouse.client import ClickHouse
+from infra.clickhouse.schema import apply_migrations
 from infra.clock import DAY_MS, HOUR_MS, now_ms
 from infra.columnar.columns import Values
 from infra.columnar.siphash import siphash
@@ -132,20 +133,26 @@ def test_registers_are_exact_after_the_process_ends_between_insert_and_commit(
         wait_until_exact(settings, events)
 
 
-def test_a_clickhouse_that_refuses_is_waited_for_and_messages_deleted_unread_are_passed_over(
+def test_a_table_away_is_waited_for_one_made_again_is_filled_and_messages_deleted_unread_are_passed_over(
     settings: Settings,
 ) -> None:
     events, client = Events(settings), ClickHouse(settings.clickhouse, settings.database)
-    table = f"{settings.database}.stream_reach_hours"
+    away = f"{settings.database}.stream_reach_hours"
     with writing(settings):
         events.send(500)
         wait_until_exact(settings, events)
-        client.command(f"RENAME TABLE {table} TO {table}_away")
+        client.command(f"RENAME TABLE {away} TO {away}_away")
         events.send(500)
-        wait_until(lambda: "clickhouse" in WAITS.reasons(), 20, "it waits")
-        client.command(f"RENAME TABLE {table}_away TO {table}")
+        wait_until(lambda: "reach" in WAITS.reasons(), 20, "it waits")
+        client.command(f"RENAME TABLE {away}_away TO {away}")
         wait_until_exact(settings, events)
         wait_until(lambda: not WAITS.reasons(), 20, "it waits no longer")
+        # What the cache knows to be stored is gone from either table.
+        for table in ("stream_reach_hours", "stream_reach_days"):
+            client.command(f"DROP TABLE {settings.database}.{table} SYNC")
+            assert apply_migrations(client) == [table]
+            events.send(10)
+            wait_until_exact(settings, events)
     kafka, topic = AdminClient({"bootstrap.servers": settings.kafka}), settings.topic(topics.ARCHIVE)
     lost = Events(settings)
     lost.send(500)
