@@ -18,21 +18,24 @@ T = TypeVar("T")
 # How often a session with nothing to do tries whether what ended the ones before is over.
 _PROBE_EVERY_S = 5.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
+SIDE_WORK = frozenset({"reach"})
+"""What workers do beside counting. While it waits, counting goes on."""
 
 
 class Waits:
-    """What threads of this process wait for, by backend. Thread-safe."""
+    """What threads of this process wait for, by backend; what side work waits for, by its name. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
         self._reasons: dict[object, tuple[float, str, str]] = {}
 
-    def begin(self, waiter: object, error: BaseException) -> None:
-        """Note why `waiter` waits, in place of any earlier reason of its own."""
-        backend: str = getattr(error, "backend", "")
+    def begin(self, waiter: object, error: BaseException, side_work: str = "") -> None:
+        """Note why `waiter` waits, in place of any earlier reason of its own. `side_work`: which of SIDE_WORK it does, if any."""
+        name = side_work or getattr(error, "backend", "") or "pipeline"
+        reason = f"{side_work}: {error}" if side_work else str(error)
         with self._lock:
             since, *_ = self._reasons.get(waiter, (self._clock(), "", ""))
-            self._reasons[waiter] = (since, backend or "pipeline", str(error))
+            self._reasons[waiter] = (since, name, reason)
 
     def end(self, waiter: object) -> None:
         """Drop the reason of `waiter`: it waits no longer."""
@@ -40,10 +43,15 @@ class Waits:
             self._reasons.pop(waiter, None)
 
     def reasons(self, longer_than_s: float = 0.0) -> dict[str, str]:
-        """backend → why this process waits for it, for longer than that; `pipeline` where it is none of the backends."""
+        """backend → why this process waits for it, for longer than that; `pipeline` where it is none of the backends, and the name of
+        side work that waits."""
         latest = self._clock() - longer_than_s
         with self._lock:
-            return {backend: reason for since, backend, reason in self._reasons.values() if since <= latest}
+            return {name: reason for since, name, reason in self._reasons.values() if since <= latest}
+
+    def holds_counting_up(self) -> bool:
+        """Whether anything but side work waits."""
+        return not self.reasons().keys() <= SIDE_WORK
 
 
 WAITS = Waits()
@@ -132,7 +140,10 @@ class Sessions:
         losses: tuple[type[BaseException], ...],
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[int], float] = pause_s,
+        side_work: str = "",
     ) -> None:
+        """`side_work`: which of SIDE_WORK the sessions do, if any."""
+        self._side_work = side_work
         self._stop, self._log, self._losses, self._clock, self._pause_s = stop, log, losses, clock, pause
         self._failures, self._began, self._reason, self._probe_at = 0, 0.0, "", 0.0
 
@@ -172,7 +183,7 @@ class Sessions:
             self._began = self._clock()
         self._failures += 1
         self.postpone_probe()
-        WAITS.begin(self, error)
+        WAITS.begin(self, error, self._side_work)
         if _kind(error) != self._reason:
             self._reason = _kind(error)
             self._log.warning("starting over", why=str(error), failures=self._failures)

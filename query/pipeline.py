@@ -19,6 +19,7 @@ from infra.clock import iso
 from infra.embedded.stack_folder import Folder
 from infra.errors import AdclickError
 from infra.kafka import topics
+from infra.retries import SIDE_WORK
 from infra.settings import Settings
 from query.processes import usage
 from query.rates import Rates
@@ -156,7 +157,8 @@ def processes_of(status: Status, own: dict[str, dict[str, Any]]) -> list[dict[st
         usage_of = own.get(name, {})
         state, why = "running", None
         if name in waits:
-            state, why = "waiting", "; ".join(f"{reason}" for reason in waits[name].values())
+            state = "running" if waits[name].keys() <= SIDE_WORK else "waiting"
+            why = "; ".join(waits[name].values())
         elif name in stopped:
             state, why = "stopped", stopped[name]
         elif name in own and not usage_of:

@@ -21,8 +21,10 @@ from query.ratios import Ratio, round_half_up
 from query.sums import Sums
 from stream.reach.registers import PRECISION
 
-STREAM_HOURS, STREAM_DAYS, EXACT_REACH = "stream_reach_hours", "stream_reach_days", "exact_reach_hours"
-"""The tables that users are read from."""
+STREAM_HOURS, STREAM_DAYS = "stream_reach_hours", "stream_reach_days"
+RUN_HOURS, RUN_DAYS = "exact_reach_hours", "exact_reach_days"
+"""The tables that users are read from: those of the stream, and those of nightly runs."""
+OF_RUNS = (RUN_HOURS, RUN_DAYS)
 EVENTS = ("impressions", "clicks", "conversions")
 """Frequency is these, summed, by user."""
 ENCODING = hashlib.sha256(repr((PRECISION, EVENTS)).encode()).hexdigest()[:16]
@@ -102,9 +104,12 @@ def whole_hours(question: Question) -> tuple[int, int]:
     return question.start_ms // HOUR_MS * HOUR_MS, -(-question.end_ms // HOUR_MS) * HOUR_MS
 
 
-def plan_users(question: Question, borders: Borders, known_runs: Collection[str]) -> list[Piece]:
-    """Which table has the users of which part of the range, in the order of time: of a day with a current run, that run's, if it is
-    among `known_runs`, those that have counted users; else the stream's days where the whole day is in one bucket, and its hours."""
+def plan_users(
+    question: Question, borders: Borders, hour_runs: Collection[str], day_runs: Collection[str]
+) -> list[Piece]:
+    """Which table has the users of which part of the range, in the order of time: of a day with a current run, that run's, else the
+    stream's; of either the day, where all of it is in one bucket, or else the hours. `hour_runs`, `day_runs`: the runs that have their
+    users in RUN_HOURS, and in RUN_DAYS."""
     start_ms, end_ms = whole_hours(question)
     whole_days = question.grain == "total" or question.utc_days
     pieces = list[Piece]()
@@ -121,9 +126,12 @@ def plan_users(question: Question, borders: Borders, known_runs: Collection[str]
     for day in range(start_ms // DAY_MS * DAY_MS, end_ms, DAY_MS):
         at, until = max(start_ms, day), min(end_ms, day + DAY_MS)
         run = borders.runs.get(day, "")
-        if run in known_runs:
-            exact_end = max(at, min(until, borders.run_end_ms(day) // HOUR_MS * HOUR_MS))
-            add(EXACT_REACH, at, exact_end, run)
-            at = exact_end
+        run_end = max(at, min(until, borders.run_end_ms(day) // HOUR_MS * HOUR_MS))
+        if whole_days and run in day_runs and run_end - at == DAY_MS:
+            add(RUN_DAYS, at, until, run)
+            at = until
+        elif run in hour_runs:
+            add(RUN_HOURS, at, run_end, run)
+            at = run_end
         add(STREAM_DAYS if whole_days and until - at == DAY_MS else STREAM_HOURS, at, until)
     return pieces

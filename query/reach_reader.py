@@ -19,7 +19,7 @@ from query import warnings
 from query.circuit import Guard
 from query.plan import Borders, Piece
 from query.question import Question
-from query.reach import ENCODING, EXACT_REACH, Reach, Users, covers_whole_hours, plan_users, whole_hours
+from query.reach import ENCODING, OF_RUNS, Reach, Users, covers_whole_hours, plan_users, whole_hours
 from query.tier_cache import Lookup, TierCache
 from query.tiers.reach import StoredUsers, TablesOfUsers
 
@@ -79,14 +79,14 @@ class ReachReader:
         """The users of a question's rows, alone; without any where ClickHouse cannot say."""
         try:
             tables = self._read_tables(question, borders)
-            pieces = plan_users(question, borders, tables.runs)
-            settled = all(piece.tier == EXACT_REACH for piece in pieces)
+            pieces = plan_users(question, borders, tables.hour_runs, tables.day_runs)
+            settled = all(piece.tier in OF_RUNS for piece in pieces)
             lookup = self._read_users(question, pieces, tables, settled=settled)
         except AdclickError as error:
             return Reach(warnings=[warnings.users_away(_reason(error))])
         encoded = msgspec.msgpack.decode(lookup.value, type=_Encoded)
         notes = [warnings.old_users(int(lookup.read_at) * 1000)] if lookup.stale else []
-        if any(piece.tier != EXACT_REACH and piece.start_ms < tables.since_ms for piece in pieces):
+        if any(piece.tier not in OF_RUNS and piece.start_ms < tables.since_ms for piece in pieces):
             notes.append(warnings.users_before_their_tables(tables.since_ms))
         columns = (np.frombuffer(raw, np.int64) for raw in (encoded.buckets, encoded.campaigns, encoded.counts))
         return Reach(Users(*columns), settled=settled, warnings=notes, rows_read=encoded.rows_read)
@@ -106,7 +106,7 @@ class ReachReader:
         """The users, encoded. The key has all that they depend on; a table of runs that was made again has other rows."""
         zone = question.zone.key if question.grain == "day" else ""
         key = (
-            pieces, tables.exact_id, question.campaigns, question.advertiser, question.scope.parts, question.grain, question.start_ms,
+            pieces, tables.run_tables, question.campaigns, question.advertiser, question.scope.parts, question.grain, question.start_ms,
             question.group_by, question.filters, zone,
         )  # fmt: skip
 

@@ -18,6 +18,7 @@ from infra.kafka import topic_setup, topics
 from infra.kafka.admin import Admin
 from infra.redis.client import Redis
 from infra.redis.eviction import NEVER_EVICT, eviction_risk
+from infra.retries import SIDE_WORK
 from infra.settings import Settings
 from infra.wait_reports import read_waits
 from ingest.published_status import read_lags, read_reports
@@ -45,8 +46,8 @@ def read_status(settings: Settings) -> dict[str, Any]:
     """Read the backends, all at once.
 
     `problems`: by backend, why it is not available or refuses (its part of the status is then empty); by worker, the error that it
-    stopped with. `warnings`: what is not as it should be while the pipeline goes on. Redis is also written to: one that is full or
-    read-only still answers reads. What workers wait for, they report themselves.
+    stopped with. `warnings`: what is not as it should be while the pipeline goes on, such as side work that waits. Redis is also
+    written to: one that is full or read-only still answers reads. What workers wait for, they report themselves.
     """
     problems: dict[str, str] = {}
 
@@ -66,9 +67,13 @@ def read_status(settings: Settings) -> dict[str, Any]:
             pool.submit(read, "redis", _check_redis, {}),
         ]
         status = {key: value for part in parts for key, value in part.result().items()}
+    side_work = list[str]()
     for worker, reasons in status["waits"].items():
-        for backend, reason in reasons.items():
-            problems.setdefault(backend, f"{reason}; {worker} waits")
+        for name, reason in reasons.items():
+            if name in SIDE_WORK:
+                side_work.append(f"{reason}; {worker} counts without it")
+            else:
+                problems.setdefault(name, f"{reason}; {worker} waits")
     problems |= status["stopped_workers"]
     misdated = [
         f"{where}: {count:,} messages have timestamps that cannot be true"
@@ -78,7 +83,7 @@ def read_status(settings: Settings) -> dict[str, Any]:
         f"the detector of shard {shard} has stopped, and raises no alerts: {why}"
         for shard, why in status["stopped_detectors"].items()
     ]
-    warnings = [*status["warnings"], *misdated, *detectors, *status.pop("gaps")]
+    warnings = [*status["warnings"], *misdated, *detectors, *side_work, *status.pop("gaps")]
     return status | {"problems": problems, "warnings": warnings}
 
 

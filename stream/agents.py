@@ -257,7 +257,7 @@ class Agents:
     async def _watch_progress(self, *_: Any) -> None:
         """Stop when messages have waited for long and none comes, or when what the group has assigned is not taken over: Faust may hang
         after a rebalance. Nothing stands still while a backend is away."""
-        if WAITS.reasons():
+        if WAITS.holds_counting_up():
             self._stalls.clear()
             return
         try:

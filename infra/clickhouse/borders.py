@@ -6,6 +6,7 @@ one, so what was published for the former says nothing of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from infra.clickhouse.client import ClickHouse
@@ -78,11 +79,17 @@ def read_published(client: ClickHouse, shards: int) -> Published:
 
 def table_id(client: ClickHouse, table: str) -> str:
     """The UUID of a table; empty where there is none. Raises Unavailable."""
-    rows = client.rows(
-        "SELECT toString(uuid) FROM system.tables WHERE database = {database:String} AND name = {table:String}",
-        {"database": client.database, "table": table},
+    return table_ids(client, (table,)).get(table, "")
+
+
+def table_ids(client: ClickHouse, tables: Sequence[str]) -> dict[str, str]:
+    """Table or view → its UUID; without those that are not there. Raises Unavailable."""
+    return dict(
+        client.rows(
+            "SELECT name, toString(uuid) FROM system.tables WHERE database = {database:String} AND name IN {tables:Array(String)}",
+            {"database": client.database, "tables": list(tables)},
+        )
     )
-    return str(rows[0][0]) if rows else ""
 
 
 def read_border(client: ClickHouse, tier: str, shard: int) -> Border | None:

@@ -17,7 +17,7 @@ from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, MINUTE_MS
 from query.plan import Piece
 from query.question import Question
-from query.reach import EXACT_REACH, STREAM_DAYS, STREAM_HOURS, Users
+from query.reach import OF_RUNS, RUN_DAYS, RUN_HOURS, STREAM_DAYS, STREAM_HOURS, Users
 from query.tiers.clickhouse import row_conditions
 from stream.reach.registers import MAX_RANK, PRECISION, REGISTERS, estimate
 
@@ -41,12 +41,14 @@ _SPARSE = (
 
 
 class TablesOfUsers(msgspec.Struct, frozen=True):
-    """What the tables of users have. `runs`: those nightly runs, of some, that have counted users. `since_ms`: what the stream
-    counted before this has no users, since its tables did not exist; 0: it has from the start. `exact_id`: which table has the runs'."""
+    """What the tables of users have. `hour_runs`, `day_runs`: those nightly runs, of some, that have their users in RUN_HOURS, and in
+    RUN_DAYS. `since_ms`: what the stream counted before this has no users, since its tables did not exist; 0: it has from the start.
+    `run_tables`: the UUIDs of the tables of runs."""
 
-    runs: tuple[str, ...]
+    hour_runs: tuple[str, ...]
+    day_runs: tuple[str, ...]
     since_ms: int
-    exact_id: str
+    run_tables: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,20 @@ class StoredUsers:
         """What is known of the tables and of these runs."""
         db = self._client.database
         rows = self._client.rows(
-            f"""SELECT 'run', run_id, toInt64(0) FROM {db}.{EXACT_REACH} WHERE run_id IN {{runs:Array(String)}} GROUP BY run_id
+            f"""SELECT 'hours', run_id, toInt64(0) FROM {db}.{RUN_HOURS} WHERE run_id IN {{runs:Array(String)}} GROUP BY run_id
+            UNION ALL SELECT 'days', run_id, toInt64(0) FROM {db}.{RUN_DAYS} WHERE run_id IN {{runs:Array(String)}} GROUP BY run_id
             UNION ALL SELECT name, toString(uuid), toInt64(toUnixTimestamp(metadata_modification_time)) FROM system.tables
             WHERE database = {{database:String}} AND name IN {{tables:Array(String)}}
             UNION ALL SELECT 'database', '', toInt64(toUnixTimestamp(min(applied_at))) FROM {db}.migrations""",
-            {"database": db, "runs": list(runs), "tables": [STREAM_HOURS, STREAM_DAYS, EXACT_REACH]},
+            {"database": db, "runs": list(runs), "tables": [STREAM_HOURS, STREAM_DAYS, *OF_RUNS]},
         )
-        made_ms = {name: at_s * 1000 for name, _, at_s in rows if name != "run"}
+        made_ms = {name: at_s * 1000 for name, _, at_s in rows}
         since_ms = max(made_ms.get(name, 0) for name in (STREAM_HOURS, STREAM_DAYS))
         return TablesOfUsers(
-            tuple(sorted(text for name, text, _ in rows if name == "run")),
+            tuple(sorted(run for kind, run, _ in rows if kind == "hours")),
+            tuple(sorted(run for kind, run, _ in rows if kind == "days")),
             0 if since_ms < made_ms["database"] + _SET_UP_MS else since_ms,
-            next((text for name, text, _ in rows if name == EXACT_REACH), ""),
+            tuple(sorted(table_id for name, table_id, _ in rows if name in OF_RUNS)),
         )
 
     def read(self, question: Question, pieces: Sequence[Piece]) -> UsersReply:
@@ -154,7 +158,7 @@ def _within(table: str, pieces: Sequence[Piece]) -> tuple[list[str], dict[str, A
             f"has({{{begins}:Array(UInt32)}}, roundDown(toUnixTimestamp(time), {{{every}:Array(UInt32)}}))"
         )
         parameters |= {begins: [edge for edge, begin in edges.items() if begin], every: sorted(edges)}
-    if table == EXACT_REACH:
-        conditions.append("run_id IN {runs:Array(String)}")
-        parameters["runs"] = [piece.run for piece in pieces]
+    if table in OF_RUNS:
+        conditions.append(f"run_id IN {{{table}_runs:Array(String)}}")
+        parameters[f"{table}_runs"] = [piece.run for piece in pieces]
     return conditions, parameters

@@ -1,7 +1,8 @@
 """Writes the users of counted events to ClickHouse, as coupons: a reader of `ad-archive` in a thread of the stream worker.
 
 Offsets are committed after the rows are acknowledged. What is read twice is written twice, which changes no register; so nothing
-here needs a transaction, a state log or a fence. Whatever happens here, counting goes on.
+here needs a transaction, a state log or a fence. The metadata of an offset names the tables that the rows are in, by their UUIDs: where
+one was made again since, all that `ad-archive` still has is read again. Whatever happens here, counting goes on.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import numpy as np
 import pyarrow as pa
 
 from infra import faults, logs
+from infra.clickhouse import borders
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS
 from infra.columnar.columns import Ints
-from infra.errors import OffsetOutOfRange, SessionLost, Unavailable
+from infra.errors import OffsetOutOfRange, Refused, SessionLost, Unavailable
 from infra.kafka import topics
 from infra.kafka.admin import Admin
 from infra.kafka.client import BEGINNING
@@ -36,6 +38,8 @@ from stream.reach.additions import Additions, ReachRows
 from stream.reach.registers import Coupons, coupons_of
 
 TABLE = "stream_reach_hours"
+_TABLES = (TABLE, "stream_reach_days", "reach_hours_to_days")
+_WORK = "reach"
 _COLUMNS = ("time_ms", "campaign_id", "advertiser_id", "user", "decision")
 # An insert costs ClickHouse some 20 ms of a core, however few rows it has.
 _WRITE_EVERY_S = 10.0
@@ -59,10 +63,10 @@ class ReachWriter:
     ) -> None:
         """`pause(failures)`: how long to pause after so many lost sessions in a row, in s."""
         self._settings, self._write_every_s, self._clock = settings, write_every_s, clock
-        self._log = logs.get("reach")
+        self._log = logs.get(_WORK)
         self._stopping = threading.Event()
         losses = (SessionLost, Unavailable, OffsetOutOfRange)
-        self._sessions = Sessions(self._stopping, self._log, losses, clock, pause)
+        self._sessions = Sessions(self._stopping, self._log, losses, clock, pause, _WORK)
         self._client = ClickHouse(
             settings.clickhouse, settings.database, timeout_s=_CLICKHOUSE_TIMEOUT_S, connections=1
         )
@@ -70,6 +74,8 @@ class ReachWriter:
         self._owned: set[int] = set()
         self._read_to: dict[int, int] = {}
         """Partition → the offset to commit once what is pending is written."""
+        self._tables = ""
+        """The UUIDs of _TABLES when partitions were assigned last."""
         self._since: float | None = None
         self._consumer: GroupConsumer
 
@@ -86,15 +92,14 @@ class ReachWriter:
                 self._sessions.run(self._session)
             except Exception as error:
                 self._log.error("reach is not written; it is tried again in a minute", why=repr(error))
-                WAITS.begin(self, error)
+                WAITS.begin(self, error, _WORK)
                 self._stopping.wait(_RETRY_EVERY_S)
                 WAITS.end(self)
 
     def _session(self) -> None:
         s = self._settings
         # Rows of the session before may not have arrived.
-        self._additions.forget()
-        self._since = None
+        self._forget()
         self._consumer = GroupConsumer(
             s.kafka,
             s.topic(topics.REACH_GROUP),
@@ -118,10 +123,26 @@ class ReachWriter:
             self._read_to.clear()
             self._consumer.close()
 
+    def _forget(self) -> None:
+        """Drop what is pending, which is read again, and what is known of the tables."""
+        self._additions.forget()
+        self._since = None
+
     def _probe(self) -> None:
         """Ask the group's coordinator and ClickHouse. Raises Unavailable."""
         self._consumer.committed(sorted(self._owned) or [0])
-        self._client.command("SELECT 1")
+        self._read_tables()
+
+    def _read_tables(self) -> str:
+        """The UUIDs of _TABLES. Raises Unavailable; Refused where one is missing, without which days would lack what hours have."""
+        ids = borders.table_ids(self._client, _TABLES)
+        missing = [table for table in _TABLES if table not in ids]
+        if missing:
+            raise Refused(
+                f"ClickHouse's database {self._client.database} lacks {' and '.join(missing)}",
+                hint="adclick migrate", backend="clickhouse", code="UNKNOWN_TABLE",
+            )  # fmt: skip
+        return " ".join(ids[table] for table in _TABLES)
 
     def _assigned(self, partitions: list[int]) -> dict[int, int]:
         self._sessions.postpone_probe()
@@ -129,11 +150,20 @@ class ReachWriter:
         self._owned = set(partitions)
         if not partitions:
             return {}
+        tables = self._read_tables()
+        if tables != self._tables:
+            self._forget()
+        self._tables = tables
         admin, topic, count = Admin(self._settings.kafka), self._consumer.topic, max(partitions) + 1
         begins, ends = admin.starts(topic, count), admin.high_watermarks(topic, count)
-        starts = {}
+        starts, repeated = dict[int, int](), list[int]()
         for committed in self._consumer.committed(partitions):
             p, offset = committed.partition, committed.offset
+            # Offsets that were set by a tool name no tables.
+            if committed.metadata not in ("", tables):
+                starts[p] = BEGINNING
+                repeated.append(p)
+                continue
             is_there = begins[p] <= offset <= ends[p]
             starts[p] = offset if is_there else BEGINNING
             if offset >= 0 and not is_there:
@@ -141,6 +171,11 @@ class ReachWriter:
                     "messages were deleted before reach was counted from them", partition=p, expected=offset,
                     begins=begins[p], hint="reach lacks users of these events until adclick reconcile has run for their days",
                 )  # fmt: skip
+        if repeated:
+            self._log.warning(
+                "the tables of reach were made again: all of ad-archive is counted again", partitions=repeated,
+                hint="reach lacks users of older events until adclick reconcile has run for their days",
+            )  # fmt: skip
         return starts
 
     def _revoked(self, partitions: list[int]) -> None:
@@ -163,12 +198,15 @@ class ReachWriter:
             self._since = self._since or self._clock()
 
     def _write(self) -> None:
-        """Insert what is pending, and commit where it was read to."""
+        """Insert what is pending, and commit where it was read to. Raises SessionLost where tables were made again since: what was left out
+        because former ones have it must be read again."""
+        if self._read_to and self._read_tables() != self._tables:
+            raise SessionLost("a table of reach was made again")
         for rows in _tables(self._additions.take()):
             self._client.insert(TABLE, rows)
         faults.point("reach.written")
         if self._read_to:
-            self._consumer.commit([Committed(p, offset, "") for p, offset in self._read_to.items()])
+            self._consumer.commit([Committed(p, offset, self._tables) for p, offset in self._read_to.items()])
             self._sessions.works()
         self._read_to.clear()
         self._since = None

@@ -16,6 +16,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from infra.clickhouse.client import ClickHouse
+from infra.clickhouse.schema import apply_migrations
 from infra.clock import DAY_MS, HOUR_MS, now_ms
 from infra.columnar.columns import Values
 from infra.columnar.siphash import siphash
@@ -132,20 +133,28 @@ def test_registers_are_exact_after_the_process_ends_between_insert_and_commit(
         wait_until_exact(settings, events)
 
 
-def test_a_clickhouse_that_refuses_is_waited_for_and_messages_deleted_unread_are_passed_over(
+def test_a_missing_table_is_waited_for_one_made_again_is_filled_and_messages_deleted_unread_are_passed_over(
     settings: Settings,
 ) -> None:
     events, client = Events(settings), ClickHouse(settings.clickhouse, settings.database)
-    table = f"{settings.database}.stream_reach_hours"
+
+    def drop(table: str) -> None:
+        client.command(f"DROP TABLE {settings.database}.{table} SYNC")
+
     with writing(settings):
         events.send(500)
         wait_until_exact(settings, events)
-        client.command(f"RENAME TABLE {table} TO {table}_away")
+        drop("stream_reach_hours")
         events.send(500)
-        wait_until(lambda: "clickhouse" in WAITS.reasons(), 20, "it waits")
-        client.command(f"RENAME TABLE {table}_away TO {table}")
+        wait_until(lambda: "reach" in WAITS.reasons(), 20, "it waits")
+        apply_migrations(client)
         wait_until_exact(settings, events)
         wait_until(lambda: not WAITS.reasons(), 20, "it waits no longer")
+        # So soon that no insert fails.
+        drop("stream_reach_days")
+        apply_migrations(client)
+        events.send(10)
+        wait_until_exact(settings, events)
     kafka, topic = AdminClient({"bootstrap.servers": settings.kafka}), settings.topic(topics.ARCHIVE)
     lost = Events(settings)
     lost.send(500)

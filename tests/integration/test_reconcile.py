@@ -256,13 +256,14 @@ def test_the_ledger_explains_every_difference(planted: Settings) -> None:
 
 
 def _check_reach(settings: Settings) -> None:
-    """The run's registers are those of all users of its hour."""
-    ((time_s, *keys, coupons),) = ClickHouse(settings.clickhouse, settings.database).rows(
-        "SELECT toUnixTimestamp(time), campaign_id, advertiser_id, arraySort(c -> bitAnd(c, 8191), coupons)"
-        f" FROM {settings.database}.exact_reach_hours FINAL"
-    )
-    assert (time_s * 1000, *keys) == (DAY + HOUR_MS, _ROW["campaign_id"], _ROW["advertiser_id"])
-    assert list(coupons) == greatest(list(_USERS))
+    """The run's registers are those of all users of its hour, and of the day, which has no other."""
+    for table, start_ms in (("exact_reach_hours", DAY + HOUR_MS), ("exact_reach_days", DAY)):
+        ((time_s, *keys, coupons),) = ClickHouse(settings.clickhouse, settings.database).rows(
+            "SELECT toUnixTimestamp(time), campaign_id, advertiser_id, arraySort(c -> bitAnd(c, 8191), coupons)"
+            f" FROM {settings.database}.{table} FINAL"
+        )
+        assert (time_s * 1000, *keys) == (start_ms, _ROW["campaign_id"], _ROW["advertiser_id"])
+        assert list(coupons) == greatest(list(_USERS))
 
 
 def _check_bill(settings: Settings) -> None:

@@ -74,15 +74,20 @@ def _check_dedup(reader: PipelineReader, running: Flow) -> None:
 def test_a_wait_is_withdrawn_when_its_worker_stops_and_expires_when_it_died(settings: Settings) -> None:
     redis, key = Redis(settings.redis), f"{settings.key_prefix}waits"
     redis.call("HSET", key, "died", "1000 {}")
-    waiter = object()
+    waiter, side_waiter = object(), object()
     WAITS.begin(waiter, Unavailable("Kafka: it is away", backend="kafka"))
+    WAITS.begin(side_waiter, ValueError("a bug"), "reach")
     try:
         with reporting(settings, "worker-0"):
             wait_until(lambda: "worker-0" in read_status(settings)["waits"], 20, "the wait is reported")
             assert redis.call("HKEYS", key) == [b"worker-0"]
+            status = read_status(settings)
+            assert status["problems"] == {"kafka": "Kafka: it is away; worker-0 waits"}
+            assert "reach: a bug; worker-0 counts without it" in status["warnings"]
         assert redis.call("HKEYS", key) == []
     finally:
         WAITS.end(waiter)
+        WAITS.end(side_waiter)
 
 
 def test_a_worker_stops_without_waiting_for_a_redis_that_hangs(settings: Settings) -> None:

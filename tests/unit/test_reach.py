@@ -151,10 +151,13 @@ def test_an_error_of_its_own_ends_no_thread_and_is_reported(monkeypatch: pytest.
     monkeypatch.setattr(writer, "_session", fail)
     thread = threading.Thread(target=writer.run)
     thread.start()
-    wait_until(lambda: "a bug" in WAITS.reasons().values(), 5, "it is reported")
-    assert thread.is_alive()
-    writer.stop()
-    thread.join()
+    try:
+        wait_until(lambda: WAITS.reasons() == {"reach": "reach: a bug"}, 5, "it is reported")
+        assert not WAITS.holds_counting_up()
+        assert thread.is_alive()
+    finally:
+        writer.stop()
+        thread.join()
     assert not WAITS.reasons()
 
 

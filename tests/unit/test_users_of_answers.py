@@ -18,7 +18,16 @@ from query.circuit import Guard
 from query.formats import describe_users
 from query.plan import Borders, Piece
 from query.question import BadQuestion, Question
-from query.reach import EXACT_REACH, STREAM_DAYS, STREAM_HOURS, Reach, Users, covers_whole_hours, plan_users
+from query.reach import (
+    RUN_DAYS,
+    RUN_HOURS,
+    STREAM_DAYS,
+    STREAM_HOURS,
+    Reach,
+    Users,
+    covers_whole_hours,
+    plan_users,
+)
 from query.reach_reader import ReachReader
 from query.router import Router
 from query.tier_cache import TierCache
@@ -70,29 +79,34 @@ def test_auto_is_hours_at_the_finest_and_totals_have_users_in_every_zone() -> No
 
 
 @given(
-    st.integers(-6000, 1000), st.integers(1, 6000), _borders, st.sets(_days), st.sampled_from(["total", "day", "hour"])
-)
+    st.integers(-6000, 1000), st.integers(1, 6000), _borders, st.sets(_days), st.sets(_days),
+    st.sampled_from(["total", "day", "hour"]),
+)  # fmt: skip
 def test_each_hour_is_read_once_from_its_run_or_else_from_the_stream(
-    start: int, length: int, borders: Borders, counted: set[int], grain: str
+    start: int, length: int, borders: Borders, by_hour: set[int], by_day: set[int], grain: str
 ) -> None:
     low, high = _day + start * MINUTE_MS, _day + (start + length) * MINUTE_MS
     question = question_of(start=iso(low), end=iso(high), granularity=grain, users="true")
-    known = {f"run{d}" for d in counted}
-    pieces = plan_users(question, borders, known)
+    hour_runs, day_runs = ({f"run{d}" for d in days} for days in (by_hour, by_day))
+    pieces = plan_users(question, borders, hour_runs, day_runs)
     hours = [(hour, piece) for piece in pieces for hour in range(piece.start_ms, piece.end_ms, HOUR_MS)]
     first, last = question.start_ms // HOUR_MS * HOUR_MS, question.end_ms
     assert [hour for hour, _ in hours] == list(range(first, last, HOUR_MS))
     for hour, piece in hours:
         day = hour // DAY_MS * DAY_MS
         run = borders.runs.get(day, "")
-        exact = run in known and hour + HOUR_MS <= borders.open_from_ms.get(day, day + DAY_MS)
-        assert (piece.tier == EXACT_REACH, piece.run) == ((True, run) if exact else (False, ""))
-        if piece.tier == STREAM_DAYS:
-            assert grain != "hour"
-            assert piece.start_ms % DAY_MS == piece.end_ms % DAY_MS == 0
-        elif piece.tier == STREAM_HOURS and grain != "hour":
-            # Otherwise it would have been a day's, which is read faster.
-            assert run in known or day < question.start_ms or day + DAY_MS > -(-question.end_ms // HOUR_MS) * HOUR_MS
+        run_end = borders.open_from_ms.get(day, day + DAY_MS)
+        is_whole = grain != "hour" and first <= day and day + DAY_MS <= -(-last // HOUR_MS) * HOUR_MS
+        by_run = hour + HOUR_MS <= run_end and run in hour_runs
+        whole_run = is_whole and run_end == day + DAY_MS and run in day_runs
+        assert piece.run == (run if by_run or whole_run else "")
+        # A day is read faster than its hours.
+        if piece.run:
+            assert piece.tier == (RUN_DAYS if whole_run else RUN_HOURS)
+        elif is_whole and run not in hour_runs:
+            assert piece.tier == STREAM_DAYS
+        else:
+            assert piece.tier == STREAM_HOURS or (is_whole and run_end < day + HOUR_MS)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +152,7 @@ class FakeUsers(StoredUsers):
     def tables(self, runs: Sequence[str]) -> TablesOfUsers:
         if self.error is not None:
             raise self.error
-        return TablesOfUsers(tuple(runs), self._since_ms, "id")
+        return TablesOfUsers(tuple(runs), tuple(runs), self._since_ms, ())
 
     def read(self, question: Question, _pieces: Sequence[Piece]) -> UsersReply:
         self.reads += 1
