@@ -27,7 +27,8 @@ _SCHEMA = "bucket int, payload binary"
 def write_reach(
     spark: Any, archive: str, files: Sequence[File], date: dt.date, url: str, database: str, run_id: str
 ) -> None:
-    """Insert the registers of the day's archived events under a run id. `spark`: a session of `batch.spark_job`."""
+    """Insert the registers of the day's archived events under a run id, and last that they are all there. `spark`: a session of
+    `batch.spark_job`, whose errors it raises."""
     day_ms = day_start_ms(date)
     tasks = [[file.name for file in task] for task in tasks_of(files)]
     buckets = max(8, 2 * len(tasks))
@@ -53,6 +54,7 @@ def write_reach(
 
     parts = spread_tasks(spark, tasks).mapInArrow(read, _SCHEMA)
     insert_in_workers(parts.groupBy("bucket").applyInArrow(unite, _SCHEMA), url, database, insert)
+    insert_rows(ClickHouse(url, database), "exact_reach_runs", pl.DataFrame({"run_id": [run_id], "date": [date]}))
 
 
 def _hash_keys(coupons: pl.DataFrame) -> np.ndarray[Any, np.dtype[np.uint64]]:

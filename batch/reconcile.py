@@ -25,7 +25,7 @@ from infra.cli.app import App
 from infra.clickhouse.client import ClickHouse
 from infra.clickhouse.ledger_causes import Cause
 from infra.clock import DAY_MS, day_start_ms, iso, now_ms
-from infra.errors import UsageError, UserError
+from infra.errors import AdclickError, UsageError, UserError
 from infra.file_store import FileStore
 from infra.priority import BACKGROUND, give_way
 from infra.redis.client import Redis
@@ -188,7 +188,7 @@ def _prove(job: _Job, files: Sequence[File], day: dt.date) -> coverage.Proof:
 
 def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
     """Reconcile a day; returns whether it raised an alert."""
-    from batch import reach, spark_job
+    from batch import spark_job
 
     app, client, settings, began = job.app, job.client, job.app.settings, time.monotonic()
     store = FileStore(settings.archive)
@@ -213,7 +213,7 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
         spark_job.write_moves(moves, settings.clickhouse, settings.database, run_id)
         spark_job.write_users(spark, store.where, proof.files, day, settings.clickhouse, settings.database, run_id)
         if settings.reach == "on":
-            reach.write_reach(spark, store.where, proof.files, day, settings.clickhouse, settings.database, run_id)
+            _write_reach(job, spark, day, proof, run_id)
         publish.record_files(client, run_id, store, proof.files)
     faults.point("reconcile.written")
     comparison = publish.compare(client, day, run_id, settings.drift_share, job.closed_ms, job.began_s)
@@ -235,6 +235,19 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
             f"{day} is still open: from {iso(open_from_ms)} on, the stream answers until the day is reconciled again"
         )
     return alert or late
+
+
+def _write_reach(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof, run_id: str) -> None:
+    """Write the users of a day. Nothing is billed by them, so an error is printed, and the day goes on: users stay the stream's."""
+    from batch import reach, spark_job
+
+    settings = job.app.settings
+    try:
+        with spark_job.explained():
+            where = FileStore(settings.archive).where
+            reach.write_reach(spark, where, proof.files, day, settings.clickhouse, settings.database, run_id)
+    except (AdclickError, OSError) as error:
+        job.app.say(f"{day}: users were not counted anew, those of the stream stay: {error}")
 
 
 def _alert_unbilled(job: _Job, unbilled: Mapping[int, int]) -> bool:

@@ -189,7 +189,7 @@ def open_session(settings: Settings, master: str) -> Iterator[SparkSession]:
 
     An error in it becomes one line, where the cause is known. Raises UserError, AdclickError.
     """
-    with _explained(), temp_dirs.folder("adclick-spark-") as folder:
+    with explained(), temp_dirs.folder("adclick-spark-") as folder:
         spark = start_session(settings, master, folder)
         try:
             yield spark
@@ -198,7 +198,8 @@ def open_session(settings: Settings, master: str) -> Iterator[SparkSession]:
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
+    """An error of Spark or of its workers becomes one line, where the cause is known. Raises AdclickError, OSError."""
     try:
         yield
     except (PySparkException, Py4JError, OSError) as error:

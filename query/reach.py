@@ -22,7 +22,7 @@ from query.sums import Sums
 from stream.reach.registers import PRECISION
 
 STREAM_HOURS, STREAM_DAYS = "stream_reach_hours", "stream_reach_days"
-RUN_HOURS, RUN_DAYS = "exact_reach_hours", "exact_reach_days"
+RUN_HOURS, RUN_DAYS, RUNS = "exact_reach_hours", "exact_reach_days", "exact_reach_runs"
 """The tables that users are read from: those of the stream, and those of nightly runs."""
 OF_RUNS = (RUN_HOURS, RUN_DAYS)
 EVENTS = ("impressions", "clicks", "conversions")

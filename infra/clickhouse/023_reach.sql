@@ -51,3 +51,11 @@ SETTINGS storage_policy = 'tiered', fsync_after_insert = 1, fsync_part_directory
 CREATE MATERIALIZED VIEW IF NOT EXISTS {database}.exact_reach_hours_to_days TO {database}.exact_reach_days AS
     SELECT toStartOfDay(hours.time) AS time, campaign_id, advertiser_id, run_id, groupUniqArrayArray(hours.coupons) AS coupons
     FROM {database}.exact_reach_hours AS hours GROUP BY time, campaign_id, advertiser_id, run_id;
+
+-- The last row that a run writes of its users: with it, all of them are there.
+CREATE TABLE IF NOT EXISTS {database}.exact_reach_runs (
+    run_id String, date Date
+) ENGINE = ReplacingMergeTree
+ORDER BY run_id
+TTL date + INTERVAL 735 DAY
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1;

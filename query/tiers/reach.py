@@ -17,7 +17,7 @@ from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, MINUTE_MS
 from query.plan import Piece
 from query.question import Question
-from query.reach import OF_RUNS, RUN_DAYS, RUN_HOURS, STREAM_DAYS, STREAM_HOURS, Users
+from query.reach import OF_RUNS, RUN_DAYS, RUNS, STREAM_DAYS, STREAM_HOURS, Users
 from query.tiers.clickhouse import row_conditions
 from stream.reach.registers import MAX_RANK, PRECISION, REGISTERS, estimate
 
@@ -41,7 +41,7 @@ _SPARSE = (
 
 
 class TablesOfUsers(msgspec.Struct, frozen=True):
-    """What the tables of users have. `hour_runs`, `day_runs`: those nightly runs, of some, that have their users in RUN_HOURS, and in
+    """What the tables of users have. `hour_runs`, `day_runs`: those nightly runs, of some, whose users are all stored, and those in
     RUN_DAYS. `since_ms`: what the stream counted before this has no users, since its tables did not exist; 0: it has from the start.
     `run_tables`: the UUIDs of the tables of runs."""
 
@@ -71,7 +71,7 @@ class StoredUsers:
         """What is known of the tables and of these runs."""
         db = self._client.database
         rows = self._client.rows(
-            f"""SELECT 'hours', run_id, toInt64(0) FROM {db}.{RUN_HOURS} WHERE run_id IN {{runs:Array(String)}} GROUP BY run_id
+            f"""SELECT 'hours', run_id, toInt64(0) FROM {db}.{RUNS} WHERE run_id IN {{runs:Array(String)}} GROUP BY run_id
             UNION ALL SELECT 'days', run_id, toInt64(0) FROM {db}.{RUN_DAYS} WHERE run_id IN {{runs:Array(String)}} GROUP BY run_id
             UNION ALL SELECT name, toString(uuid), toInt64(toUnixTimestamp(metadata_modification_time)) FROM system.tables
             WHERE database = {{database:String}} AND name IN {{tables:Array(String)}}
@@ -80,9 +80,11 @@ class StoredUsers:
         )
         made_ms = {name: at_s * 1000 for name, _, at_s in rows}
         since_ms = max(made_ms.get(name, 0) for name in (STREAM_HOURS, STREAM_DAYS))
+        # One whose last row is not there has users in part.
+        whole = {run for kind, run, _ in rows if kind == "hours"}
         return TablesOfUsers(
-            tuple(sorted(run for kind, run, _ in rows if kind == "hours")),
-            tuple(sorted(run for kind, run, _ in rows if kind == "days")),
+            tuple(sorted(whole)),
+            tuple(sorted(run for kind, run, _ in rows if kind == "days" and run in whole)),
             0 if since_ms < made_ms["database"] + _SET_UP_MS else since_ms,
             tuple(sorted(table_id for name, table_id, _ in rows if name in OF_RUNS)),
         )

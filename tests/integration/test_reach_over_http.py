@@ -84,6 +84,7 @@ def client(settings: Settings, truth: Truth) -> ClickHouse:
         insert(client, RUN_HOURS, part, run="run")
     # Of a run that is not current any more.
     insert(client, RUN_HOURS, [(RECONCILED, 7, MINE, list(range(100_000)))], run="former")
+    client.command(f"INSERT INTO {settings.database}.exact_reach_runs VALUES ('run', today()), ('former', today())")
     publish_run(client)
     for tier, border in (("hours", END), ("days", DAY)):
         borders.publish(client, tier, range(settings.block_partitions), border)

@@ -148,7 +148,7 @@ def columns_of(table: str) -> list[tuple[str, str]]:
 
 def _name_and_type(text: str) -> tuple[str, str]:
     name, kind = text.strip().split(" ", 1)
-    return name, kind.split(" DEFAULT ")[0].strip()
+    return name, re.split(" DEFAULT | CODEC", kind)[0].strip()
 
 
 TABLES = sorted({name for s in STATEMENTS for name in re.findall(r"CREATE TABLE IF NOT EXISTS \{database\}\.(\w+)", s)})
