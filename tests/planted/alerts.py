@@ -112,7 +112,7 @@ def compare_alerts(settings: Settings, planted: Collection[int]) -> list[str]:
     faults = [f"ALERT missing: {step}" for step in sorted(due - steps(versions), key=str)]
     faults += [f"ALERT unexpected: {step}" for step in sorted(steps(versions) - due, key=str)]
     faults += [f"ALERT none of campaign {c}" for c in planted if not any(a.campaign_id == c for a in versions)]
-    faults += _faults_of_series(versions)
+    faults += faults_of_series(versions)
     print(
         f"{len({a.id for a in versions})} alerts in {len(versions)} versions, {len(due)} of them compared with the topic;"
         f" {len(inexact)} of {len(places)} campaigns have late rows or several shards"
@@ -120,7 +120,8 @@ def compare_alerts(settings: Settings, planted: Collection[int]) -> list[str]:
     return faults
 
 
-def _faults_of_series(versions: Sequence[Alert]) -> list[str]:
+def faults_of_series(versions: Sequence[Alert]) -> list[str]:
+    """What is wrong with the versions of each alert, which are in order, and with the alerts of each campaign and kind."""
     by_id, by_kind = dict[str, list[Alert]](), dict[tuple[int, int, str], list[Alert]]()
     for alert in versions:
         by_id.setdefault(alert.id, []).append(alert)

@@ -185,8 +185,9 @@ class Story:
         riser, bot = self.places[days.RISER], self.places[days.BOT]
         first = [minute for minute, place, _ in riser if place == 1 and minute > days.RISE[0]]
         score = max((score for _, _, score in riser), default=0.0)
+        before = next((place for minute, place, _ in riser if minute == days.RISE[0]), 0)
         print(
-            f"The riser, from {_clock(days.RISE[0])}: first among the trending of its advertiser at"
+            f"The riser, place {before} at {_clock(days.RISE[0])}: first among the trending of its advertiser at"
             f" {_clock(first[0]) if first else 'no time'}, score {score:.1f} at most."
         )
         hour = [(place, score) for minute, place, score in bot if days.BOT_HOUR[0] < minute <= days.BOT_HOUR[1] + 60]
