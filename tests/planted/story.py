@@ -51,6 +51,8 @@ _STEP = 15
 _LOOKS = (0, *range(13 * 60 + 30, 15 * 60 + 31, _STEP), *range(17 * 60, 20 * 60 + 31, 2 * _STEP), days.HOURS * 60)
 # Minutes within which an incident must be found, and a budget.
 _FOUND_WITHIN, _JUDGED_WITHIN = 5, _STEP
+# More than the lists have that the notify worker keeps, which are those of the clock: so they are computed as of the day's time.
+_TRENDS = 100
 _WEBHOOKS = {"ADCLICK_WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8", "ADCLICK_WEBHOOK_PORTS": ""}
 # The worker that delivers judges budgets by the clock, when it starts and not again; the story does so by the day's time.
 _JUDGED_HERE = {"ADCLICK_NOTIFY_EVERY_S": "3600"}
@@ -124,7 +126,7 @@ class Story:
         wait_until(lambda: shown() == expected, 60, lambda: f"{shown()} of {expected} events until {iso(self.now_ms)}")
 
     def _note_trends(self, http: TestClient) -> None:
-        rows = http.get("/v1/trending", params={"advertiser_id": days.ADVERTISER}).json()["data"]
+        rows = http.get("/v1/trending", params={"advertiser_id": days.ADVERTISER, "k": _TRENDS}).json()["data"]
         minute = (self.now_ms - self.day.start_ms) // MINUTE_MS
         for place, row in enumerate(rows, 1):
             self.places[row["campaign_id"]].append((minute, place, row["score"]))
