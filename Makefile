@@ -5,7 +5,7 @@ EVENTS ?=
 # Which would have other packages found than those in .venv.
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONOPTIMIZE PYTHONPLATLIBDIR
 
-.PHONY: help setup demo test lint unit integration e2e chaos outages soak hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-steps profile screenshots up down lock clean
+.PHONY: help setup demo test lint unit integration e2e chaos outages soak hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-steps profile story screenshots up down lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -83,6 +83,9 @@ bench-steps: setup ## What each step of an event costs alone
 
 profile: setup ## Flame graphs of each worker while the pipeline runs, in .bench (EVENTS=10000000)
 	@$(BIN)/python -m tests.benchmarks.profile $(if $(EVENTS),--events $(EVENTS))
+
+story: setup ## A planted day on a private stack: when each incident is found, and what a webhook is sent
+	@$(BIN)/python -m tests.planted.story
 
 screenshots: setup ## Pictures of the dashboard for the docs, of the demo's data (needs Chromium)
 	@$(BIN)/python -m tests.browser.screenshots

@@ -1,4 +1,4 @@
-"""`make chaos`: a replay with known truth under strikes of every kind, and all numbers compared at the end.
+"""`make chaos`: a replay with known truth under strikes of every kind, and all numbers and alerts compared at the end.
 
 KILLS (strikes), MINUTES, SEED, RATE (events/s) and HOT_HOURS (of minutes that Redis holds) change it; STARVE=8 keeps so many busy
 loops beside it. The seed is printed. Exit 1 on any difference.
@@ -19,9 +19,11 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 from batch import coverage
 from infra.clock import DAY_MS, MINUTE_MS, iso, now_ms
@@ -37,6 +39,8 @@ from query.demo.questions import make_questions, make_reconciled_questions
 from tests.chaos.strikes import Striker, plan
 from tests.chaos.watcher import Fates, Watcher, fates
 from tests.conftest import adclick
+from tests.planted.alerts import compare_alerts
+from tests.planted.events import INCIDENTS, events_of, make_incidents, merged_with
 from tests.product import PATIENCE, SPAN_MS, Product, wait_until
 
 WORDS = ("--ingest-workers", "2", "--stream-workers", "2")
@@ -93,14 +97,18 @@ def campaign(
     # Short campaigns have short outages.
     strikes = plan(count, minutes * 60, rng, (10.0, min(60.0, max(12.0, minutes * 6))))
     end = now_ms() // MINUTE_MS * MINUTE_MS
+    # In the middle, so that all of it is closed at the end.
+    planted = events_of(make_incidents(end - SPAN_MS // 2), np.random.default_rng(seed), "planted")
     events = int(rate * (minutes * 60 + 10))
     spec = Spec(
-        events=events, seed=seed, start_ms=end - SPAN_MS, span_ms=SPAN_MS, campaigns=60, late=0.01, malformed=0.005
-    )
+        events=max(1_000, events - planted.height), seed=seed, start_ms=end - SPAN_MS, span_ms=SPAN_MS, campaigns=60, late=0.01,
+        malformed=0.005,
+    )  # fmt: skip
     print(f"seed {seed}: {count} strikes over {events:,} events in {minutes:.1f} minutes", flush=True)
     work = Path(tempfile.mkdtemp(prefix="adclick-chaos-"))
     env = {"ADCLICK_HOT_HOURS": str(hot_hours)}
-    product = Product(Folder(work / "stack"), generate_events(spec), spec.start_ms, [], env)
+    lines = merged_with(generate_events(spec), planted)
+    product = Product(Folder(work / "stack"), lines, spec.start_ms, [], env)
     sent: list[tuple[float, int]] = []
     striker, watcher = Striker(product, WORDS), Watcher(product, sent)
     try:
@@ -127,7 +135,8 @@ def campaign(
         _report(striker, watcher, outcome)
         for failure in striker.failures:
             print(f"NOT CARRIED OUT {failure}")
-        return compare(product, watcher, outcome, nightly=nightly, hot_hours=hot_hours) and not striker.failures
+        exact = compare(product, watcher, outcome, nightly=nightly, hot_hours=hot_hours, incidents=INCIDENTS)
+        return exact and not striker.failures
     finally:
         striker.stop()
         watcher.stop()
@@ -182,8 +191,11 @@ def _report(striker: Striker, watcher: Watcher, outcome: Fates) -> None:
         print(f"  {times:4} times: {message}")
 
 
-def compare(product: Product, watcher: Watcher, outcome: Fates, *, nightly: bool = True, hot_hours: int = 24) -> bool:
-    """Compare everything that can be read with the truth, and print what differs."""
+def compare(
+    product: Product, watcher: Watcher, outcome: Fates, *, nightly: bool = True, hot_hours: int = 24,
+    incidents: Collection[int] = (),
+) -> bool:  # fmt: skip
+    """Compare everything that can be read with the truth, and print what differs. `incidents`: campaigns that must have alerts."""
     client, oracle = Client(product.settings), product.oracle
     # The range ends when the campaign began.
     questions = make_questions(oracle, product.start_ms, product.start_ms + SPAN_MS, minute_hours=hot_hours - 1)
@@ -197,6 +209,7 @@ def compare(product: Product, watcher: Watcher, outcome: Fates, *, nightly: bool
         faults.append(f"ARCHIVE {outcome.archive_difference}")
     if len(outcome.lost) or len(outcome.doubled):
         faults.append(f"EVENTS {len(outcome.lost)} lost, {len(outcome.doubled)} doubled")
+    faults += compare_alerts(product.settings, incidents)
     if nightly:
         faults += _reconcile(product, client)
     print("\n".join(faults))
