@@ -6,6 +6,7 @@ Campaigns are taken in parts, so that memory depends on the size of a part, and 
 from __future__ import annotations
 
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -36,10 +37,14 @@ from query.trending import (
     take_highest,
 )
 
-# Of each shard.
-_CAMPAIGNS_AT_ONCE = 250
+# Over all shards.
+_CAMPAIGNS_AT_ONCE = 1_000
 _TIMEOUT_S = 20
 _KEYS = ("campaign_id", "advertiser_id")
+
+
+class _UsersNotRead(Exception):
+    """Compute trends without users."""
 
 
 @dataclass
@@ -84,11 +89,27 @@ class TrendKeeper:
             question, minutes=_by_advertiser(question.minutes), sources=_by_advertiser(question.sources),
             before=_by_advertiser(question.before),
         )  # fmt: skip
-        notes, best = list[str](), _Best()
-        before, reads_users = self._read_before(question, notes), self._settings.reach == "on"
+        notes = list[str]()
+        before = self._read_before(question, notes)
         campaigns, span = self._hot.campaigns_of(None)
         if span.held_from_ms is None or span.held_from_ms > question.start_ms:
             notes.append(f"minutes since {iso(question.start_ms)} are missing")
+        try:
+            best = self._find_best(question, campaigns, before, check, reads_users=self._settings.reach == "on")
+        except _UsersNotRead:
+            # Scores with users and scores without them do not compare: a list has either.
+            notes.append(warnings.NO_TRENDING_USERS)
+            best = self._find_best(question, campaigns, before, check, reads_users=False)
+        check()
+        self._lists.write(ListHeader(now_ms, question.end_ms, notes), best.of_all, best.by_advertiser)
+        return time.monotonic() - began
+
+    def _find_best(
+        self, question: TrendingQuestion, campaigns: Sequence[tuple[int, ...]], before: Sums, check: Callable[[], None], *,
+        reads_users: bool,
+    ) -> _Best:  # fmt: skip
+        """The highest trends of some campaigns, shard by shard. Raises _UsersNotRead where users of a part are missing."""
+        best = _Best()
         for part in _parts(campaigns):
             check()
             minutes, *_ = self._hot.read_campaigns(question.minutes, part, question.minutes.start_ms, question.end_ms)
@@ -98,14 +119,9 @@ class TrendKeeper:
             of_part = _of_campaigns(before, np.unique(minutes.groups[0]))
             ids, shared = _campaigns_in(minutes)
             users = self._read_users(question, ids, by_advertiser=True) if reads_users else None
-            if reads_users and users is None:
-                reads_users = False
-                notes.append(warnings.NO_TRENDING_USERS)
             own = find_trends(question, minutes, sources, of_part, users, keys=2)
             best.add(own if not shared else self._of_campaigns(question, minutes, sources, of_part, users), own)
-        check()
-        self._lists.write(ListHeader(now_ms, question.end_ms, notes), best.of_all, best.by_advertiser)
-        return time.monotonic() - began
+        return best
 
     def _of_campaigns(
         self, question: TrendingQuestion, minutes: Sums, sources: Sums, before: Sums, users: UserCounts | None
@@ -128,17 +144,15 @@ class TrendKeeper:
             self._before = start_ms, answer.page.rows.sums
         return self._before[1]
 
-    def _read_users(
-        self, question: TrendingQuestion, campaigns: Sequence[int], *, by_advertiser: bool
-    ) -> UserCounts | None:
-        """None where they cannot be read, which is logged once."""
+    def _read_users(self, question: TrendingQuestion, campaigns: Sequence[int], *, by_advertiser: bool) -> UserCounts:
+        """Raises _UsersNotRead where they cannot be read, which is logged once."""
         try:
             users = self._users.read(question.minutes.start_ms, question.end_ms, campaigns, by_advertiser=by_advertiser)
         except AdclickError as error:
             if self._failing != type(error).__name__:
                 self._log.warning("trends are computed without users", why=str(error))
             self._failing = type(error).__name__
-            return None
+            raise _UsersNotRead from error
         self._failing = ""
         return users
 
@@ -165,6 +179,8 @@ def _of_campaigns(before: Sums, ids: Any) -> Sums:
 
 
 def _parts(campaigns: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-    """So many campaigns of each shard at once."""
-    for first in range(0, max(map(len, campaigns), default=0), _CAMPAIGNS_AT_ONCE):
-        yield [of_shard[first : first + _CAMPAIGNS_AT_ONCE] for of_shard in campaigns]
+    """The campaigns of each shard, in ascending order, a number of them at once. One that several shards have is in one part."""
+    ids = sorted(set[int]().union(*campaigns))
+    for first in range(0, len(ids), _CAMPAIGNS_AT_ONCE):
+        lowest, highest = ids[first], ids[min(first + _CAMPAIGNS_AT_ONCE, len(ids)) - 1]
+        yield [of_shard[bisect_left(of_shard, lowest) : bisect_right(of_shard, highest)] for of_shard in campaigns]

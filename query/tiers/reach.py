@@ -29,14 +29,14 @@ _REGISTER, _RANK = f"bitAnd(c, {REGISTERS - 1})", f"bitShiftRight(c, {PRECISION}
 # Up to so many buckets and groups each has a dense array of all registers, of two bytes each, which is several times as fast; of
 # more these would be gigabytes: the distinct coupons of each, the greatest first, of which the first of each register counts.
 _MOST_DENSE = 20_000
-_DENSE = (
-    f"SELECT bucket, campaign, maxResampleArray(0, {REGISTERS}, 1)(arrayMap(c -> toUInt8({_RANK}), coupons),"
-    f" arrayMap(c -> {_REGISTER}, coupons)) AS ranks FROM ({{rows}}) GROUP BY bucket, campaign"
+DENSE_RANKS = (
+    f"SELECT {{keys}}, maxResampleArray(0, {REGISTERS}, 1)(arrayMap(c -> toUInt8({_RANK}), coupons),"
+    f" arrayMap(c -> {_REGISTER}, coupons)) AS ranks FROM ({{rows}}) GROUP BY {{keys}}"
 )
-_SPARSE = (
-    f"SELECT bucket, campaign, arrayFilter((rank, nth) -> nth = 1, arrayMap(c -> toUInt8({_RANK}), sorted),"
-    f" arrayEnumerateUniq(arrayMap(c -> {_REGISTER}, sorted))) AS ranks FROM (SELECT bucket, campaign,"
-    " arrayReverseSort(groupUniqArrayArray(coupons)) AS sorted FROM ({rows}) GROUP BY bucket, campaign)"
+SPARSE_RANKS = (
+    f"SELECT {{keys}}, arrayFilter((rank, nth) -> nth = 1, arrayMap(c -> toUInt8({_RANK}), sorted),"
+    f" arrayEnumerateUniq(arrayMap(c -> {_REGISTER}, sorted))) AS ranks FROM (SELECT {{keys}},"
+    " arrayReverseSort(groupUniqArrayArray(coupons)) AS sorted FROM ({rows}) GROUP BY {keys})"
 )
 
 
@@ -93,7 +93,7 @@ class StoredUsers:
         """The users of each bucket and campaign of a question, from the pieces of `plan_users`."""
         rows, parameters = self._rows(question, pieces)
         dense = not question.group_by or self._count_groups(rows, parameters) <= _MOST_DENSE
-        ranks = (_DENSE if dense else _SPARSE).format(rows=rows)
+        ranks = (DENSE_RANKS if dense else SPARSE_RANKS).format(keys="bucket, campaign", rows=rows)
         reply = self._client.arrow(
             f"SELECT bucket, campaign, rank, count() AS registers FROM ({ranks}) ARRAY JOIN ranks AS rank WHERE rank > 0"
             f" GROUP BY bucket, campaign, rank{self._settings}",

@@ -1,8 +1,9 @@
-"""Reads from ClickHouse about how many users campaigns had within some whole hours: one statement, from the stream's registers."""
+"""Reads from ClickHouse about how many users campaigns had within some whole hours: from the stream's registers, which stay there."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,11 +11,14 @@ from infra.clickhouse.client import ClickHouse
 from query.reach import STREAM_HOURS
 from query.row_scope import ALL_ROWS, RowScope
 from query.tiers.clickhouse import row_conditions
+from query.tiers.reach import DENSE_RANKS, SPARSE_RANKS
 from query.trending import UserCounts
-from stream.reach.registers import MAX_RANK, PRECISION, REGISTERS, estimate
+from stream.reach.registers import MAX_RANK, estimate
 
 # Of a statement; one that needs more fails, and trends go without users.
-_MOST_BYTES = 1 << 30
+_MOST_BYTES = 512 << 20
+# Up to so many groups have dense arrays of registers: 80 MB in each thread of ClickHouse that aggregates.
+_MOST_DENSE = 5_000
 
 
 class HourlyUsers:
@@ -33,17 +37,25 @@ class HourlyUsers:
         that the advertiser has, or that may be seen."""
         conditions, parameters = row_conditions(campaigns, advertiser, scope)
         conditions += ["time >= toDateTime({start:UInt32}, 'UTC')", "time < toDateTime({end:UInt32}, 'UTC')"]
-        keys = ("campaign_id", "advertiser_id") if by_advertiser else ("campaign_id",)
-        columns = ", ".join(f"{name} AS {name}_" for name in keys)
-        grouped = ", ".join(f"{name}_" for name in keys)
-        rows = self._client.arrow(
-            f"SELECT {grouped}, rank, count() AS registers FROM (SELECT {columns}, bitAnd(coupon, {REGISTERS - 1}) AS register,"
-            f" max(bitShiftRight(coupon, {PRECISION})) AS rank FROM {self._client.database}.{STREAM_HOURS} ARRAY JOIN coupons AS coupon"
-            f" WHERE {' AND '.join(conditions)} GROUP BY {grouped}, register) GROUP BY {grouped}, rank{self._settings}",
-            parameters | {"start": start_ms // 1000, "end": -(-end_ms // 1000)},
+        parameters |= {"start": start_ms // 1000, "end": -(-end_ms // 1000)}
+        names = ("campaign_id", "advertiser_id") if by_advertiser else ("campaign_id",)
+        keys = ", ".join(names)
+        rows = (
+            f"SELECT {keys}, CAST(coupons AS Array(UInt32)) AS coupons FROM {self._client.database}.{STREAM_HOURS}"
+            f" WHERE {' AND '.join(conditions)}"
         )
-        groups = np.stack([rows[f"{name}_"].to_numpy().astype(np.int64) for name in keys])
-        distinct, numbers = np.unique(groups, axis=1, return_inverse=True)
+        count = len(campaigns) or self._count_groups(keys, rows, parameters)
+        ranks = (DENSE_RANKS if count <= _MOST_DENSE else SPARSE_RANKS).format(keys=keys, rows=rows)
+        reply = self._client.arrow(
+            f"SELECT {keys}, rank, count() AS registers FROM ({ranks}) ARRAY JOIN ranks AS rank WHERE rank > 0"
+            f" GROUP BY {keys}, rank{self._settings}",
+            parameters,
+        )
+        columns = {name: reply[name].to_numpy().astype(np.int64) for name in reply.column_names}
+        distinct, groups = np.unique(np.stack([columns[name] for name in names]), axis=1, return_inverse=True)
         counts = np.zeros((distinct.shape[1], MAX_RANK + 1), np.int64)
-        counts[numbers.reshape(-1), rows["rank"].to_numpy().astype(np.int64)] = rows["registers"].to_numpy()
+        counts[groups.reshape(-1), columns["rank"]] = columns["registers"]
         return UserCounts(tuple(distinct), np.rint(estimate(counts)).astype(np.int64))
+
+    def _count_groups(self, keys: str, rows: str, parameters: dict[str, Any]) -> int:
+        return int(self._client.rows(f"SELECT uniqExact({keys}) FROM ({rows}){self._settings}", parameters)[0][0])

@@ -16,6 +16,8 @@ from infra.settings import Settings
 from ingest import partials
 from query.keys import Keys
 from query.notify.trends import TrendKeeper
+from query.tiers import trending_users
+from query.tiers.trending_users import HourlyUsers
 from query.trend_lists import FRESH_MS, TrendLists
 from query.trending import LISTED
 from query.warnings import NO_TRENDING_USERS
@@ -156,6 +158,32 @@ def test_other_questions_and_narrower_keys_are_computed(installation: Installati
         assert ask(http, headers, **parameters)["computed_at"] > marker, parameters
     narrow = ask(http, key(installation, MINE, RISER))
     assert {row["campaign_id"] for row in narrow["data"]} <= {RISER}
+
+
+def test_users_of_a_few_and_of_very_many_campaigns_are_the_same(
+    installation: Installation, end_ms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = HourlyUsers(installation.client, 5)
+
+    def read(**of: Any) -> dict[tuple[int, ...], int]:
+        counts = users.read(end_ms - HOUR_MS, end_ms, **of)
+        return dict(zip(zip(*(column.tolist() for column in counts.groups), strict=True), counts.users.tolist(), strict=True))  # fmt: skip
+
+    questions: list[dict[str, Any]] = [
+        {},
+        {"campaigns": (RISER, SHARED), "by_advertiser": True},
+        {"advertiser": OTHERS},
+    ]
+    dense = [read(**question) for question in questions]
+    monkeypatch.setattr(trending_users, "_MOST_DENSE", 0)
+    assert [read(**question) for question in questions] == dense
+    # Of a campaign of two advertisers the users of both, who are others.
+    of_all, by_advertiser, of_others = dense
+    assert of_all == {
+        (campaign,): pytest.approx(users * (1 + (campaign == SHARED)), rel=0.05) for campaign, users in USERS.items() if users
+    }  # fmt: skip
+    assert by_advertiser.keys() == {(RISER, MINE), (SHARED, MINE), (SHARED, OTHERS)}
+    assert of_others == {(BOT,): 1, (SHARED,): by_advertiser[SHARED, OTHERS]}
 
 
 @pytest.mark.usefixtures("end_ms")
