@@ -23,7 +23,18 @@ FRESH_MS = 3 * MINUTE_MS
 """Lists that are older answer no question any more."""
 _EXPIRES_S = 300
 _KEYS_A_CALL = 500
-_Member = tuple[int, int, float, float | None, float, float]
+
+
+class _Member(msgspec.Struct, frozen=True, array_like=True):
+    """A trend as a list has it; `users` as they count for its score."""
+
+    campaign: int
+    volume: int
+    usual: float
+    users: float | None
+    sources: float
+    recency: float
+    is_assumed: bool = False
 
 
 class ListHeader(msgspec.Struct, frozen=True):
@@ -64,8 +75,7 @@ class TrendLists:
         if now_ms - header.computed_ms >= FRESH_MS:
             return None
         members = self._redis.call("ZREVRANGE", self._list_key(header.computed_ms, advertiser), 0, most - 1)
-        trends = [Trend(*msgspec.json.decode(member, type=_Member)) for member in members]
-        return header, take_highest(trends, most)
+        return header, take_highest([_decode(member) for member in members], most)
 
     def _list_key(self, computed_ms: int, advertiser: int | None) -> str:
         """The braces keep the lists of a computation in one slot of a cluster, as a transaction needs."""
@@ -79,9 +89,16 @@ def _write_commands(key: str, trends: Sequence[Trend]) -> Iterator[bytes]:
 
 
 def _encode(trend: Trend) -> bytes:
-    users = None if trend.users is None else round(trend.users, 6)
-    factors = (round(trend.usual, 3), users, round(trend.sources, 6), round(trend.recency, 6))
-    return msgspec.json.encode((trend.id, trend.volume, *factors))
+    # Six digits, not decimals: of a bot with millions of clicks the factor must not become 0.
+    users = None if trend.users is None else float(f"{trend.users:.6g}")
+    factors = round(trend.usual, 3), users, round(trend.sources, 6), round(trend.recency, 6)
+    return msgspec.json.encode(_Member(trend.id, trend.volume, *factors, trend.is_assumed))
+
+
+def _decode(raw: bytes) -> Trend:
+    member = msgspec.json.decode(raw, type=_Member)
+    factors = member.usual, member.users, member.sources, member.recency
+    return Trend(member.campaign, member.volume, *factors, is_assumed=member.is_assumed)
 
 
 def _parts(keys: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -5,7 +5,8 @@
 - **Usual volume**: the mean of an hour of the last seven days, hours without events included; at least LEAST_USUAL, so that a few
   events of a new campaign are no trend.
 - **Users**: distinct users by event, at most 1, of the whole hours that the last hour overlaps, since users are counted by hour. Of a bot
-  that clicks ten thousand times it is next to 0. Left out where no user is known.
+  that clicks ten thousand times it is next to 0. Where no user of a group is known, as of a bot that sends no ids, the lowest factor of
+  the others counts; where none of any group is known, it is left out.
 - **Sources**: the probability that two events of the hour come from different publishers, countries or devices (Gini and Simpson: E. H.
   Simpson, "Measurement of diversity", Nature 163, 1949). Of a bot with one address and one page it is 0.
 - **Recency**: events weigh half as much for every fifteen minutes of age; 1 for a steady hour, more for one that grows.
@@ -15,8 +16,8 @@ Pure, by column.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ class UserCounts:
 
 @dataclass(frozen=True)
 class Trend:
-    """A group, and the factors of its score. `users` None: not known, and left out."""
+    """A group, and the factors of its score. `users` None: left out; with `is_assumed` they are not known, and those of another group."""
 
     id: int
     volume: int
@@ -90,6 +91,7 @@ class Trend:
     recency: float
     advertiser: int | None = None
     """Whose campaign it is, where advertisers are told apart."""
+    is_assumed: bool = False
 
     @property
     def growth(self) -> float:
@@ -106,9 +108,11 @@ class Trend:
         factors = {
             "usual": self.usual, "growth": self.growth, "users": self.users, "sources": self.sources, "recency": self.recency,
         }  # fmt: skip
-        return {dimension: self.id, "score": round(self.score, 4), "volume": self.volume} | {
-            name: None if value is None else round(value, 4) for name, value in factors.items()
-        }
+        return (
+            {dimension: self.id, "score": round(self.score, 4), "volume": self.volume}
+            | {name: None if value is None else round(value, 4) for name, value in factors.items()}
+            | {"users_known": self.users is not None and not self.is_assumed}
+        )
 
 
 def parse_trending_question(
@@ -145,8 +149,8 @@ def parse_trending_question(
 def find_trends(
     question: TrendingQuestion, minutes: Sums, sources: Sums, before: Sums, users: UserCounts | None = None, *, keys: int = 1
 ) -> list[Trend]:  # fmt: skip
-    """All groups with a score above 0, the highest first, from the rows of the three answers and their users. `keys`: how many of the
-    group columns tell groups apart; with 2 the second one is the advertiser."""
+    """All groups with a score above 0, in no order, from the rows of the three answers and their users; `users` is None of those without
+    known ones. `keys`: how many of the group columns tell groups apart; with 2 the second one is the advertiser."""
     place = MEASURES.index(question.volume)
     columns = [minutes.groups, sources.groups, before.groups, () if users is None else users.groups]
     groups, (of_minutes, of_sources, of_before, of_users) = _number_groups([c[:keys] for c in columns], keys)
@@ -173,12 +177,30 @@ def find_trends(
         )
         for n in np.flatnonzero(volume > 0).tolist()
     ]  # fmt: skip
-    return take_highest(trends)
+    return [trend for trend in trends if trend.score > 0]
 
 
-def take_highest(trends: Sequence[Trend], most: int | None = None) -> list[Trend]:
-    """The trends with the highest scores, of those above 0, the highest first; None: all of these."""
-    return sorted((trend for trend in trends if trend.score > 0), key=lambda t: (-t.score, t.id))[:most]
+def rank_trends(trends: Sequence[Trend], most: int | None = None) -> list[Trend]:
+    """All trends of a list, the highest score first. Where users are not known, the lowest factor of the others counts."""
+    return take_highest(assume_users(trends, lowest_factor(trend.users for trend in trends)), most)
+
+
+def take_highest(trends: Iterable[Trend], most: int | None = None) -> list[Trend]:
+    """The trends with the highest scores, the highest first; None: all."""
+    return sorted(trends, key=lambda t: (-t.score, t.id))[:most]
+
+
+def lowest_factor(factors: Iterable[float | None]) -> float | None:
+    """Of those that are known; None where none is."""
+    return min((factor for factor in factors if factor is not None), default=None)
+
+
+def assume_users(trends: Iterable[Trend], factor: float | None) -> list[Trend]:
+    """The trends with this factor where users are not known; None: they are left out."""
+    return [
+        trend if factor is None or trend.users is not None else replace(trend, users=factor, is_assumed=True)
+        for trend in trends
+    ]
 
 
 def _users_by_event(minutes: Sums, of_minutes: Ints, users: UserCounts | None, of_users: Ints, count: int) -> Any:

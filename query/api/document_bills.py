@@ -219,7 +219,11 @@ TRENDING = {
                     "growth": {"type": "number", "description": "volume ÷ usual"},
                     "users": {
                         "type": ["number", "null"],
-                        "description": "distinct users by event, at most 1; null: not known, and left out",
+                        "description": "distinct users by event, at most 1; null: not known of any campaign, and left out",
+                    },
+                    "users_known": {
+                        "type": "boolean",
+                        "description": "false: users are not known; `users` is the lowest of the other campaigns",
                     },
                     "sources": {
                         "type": "number",

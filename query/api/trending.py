@@ -18,7 +18,15 @@ from query.keys import Access
 from query.router import Router
 from query.tiers.trending_users import HourlyUsers
 from query.trend_lists import TrendLists
-from query.trending import LISTED_DIMENSION, Trend, TrendingQuestion, UserCounts, find_trends, parse_trending_question
+from query.trending import (
+    LISTED_DIMENSION,
+    Trend,
+    TrendingQuestion,
+    UserCounts,
+    find_trends,
+    parse_trending_question,
+    rank_trends,
+)
 
 
 class Trending:
@@ -70,7 +78,7 @@ class Trending:
         notes = [warning for answer in answers for warning in answer.warnings]
         users = self._read_users(question) if question.dimension == LISTED_DIMENSION else None
         minutes, sources, before = (answer.page.rows.sums for answer in answers)
-        trends = find_trends(question, minutes, sources, before, users)[: question.limit]
+        trends = rank_trends(find_trends(question, minutes, sources, before, users), question.limit)
         rows_read = sum(answer.rows_read for answer in answers)
         return trends, _about(question.end_ms, now_ms, list(dict.fromkeys(notes)), rows_read)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -32,7 +33,9 @@ from query.trending import (
     Trend,
     TrendingQuestion,
     UserCounts,
+    assume_users,
     find_trends,
+    lowest_factor,
     parse_trending_question,
     take_highest,
 )
@@ -48,20 +51,39 @@ class _UsersNotRead(Exception):
 
 
 @dataclass
-class _Best:
-    """The highest trends so far."""
+class _Ranking:
+    """The highest trends of a list, of all parts so far. Those whose users are not known are apart: which factor counts for them, the
+    last part may decide; among each other it does not change their order."""
 
-    of_all: list[Trend] = field(default_factory=list)
-    by_advertiser: dict[int, list[Trend]] = field(default_factory=dict)
+    known: list[Trend] = field(default_factory=list)
+    unknown: list[Trend] = field(default_factory=list)
+    lowest: float | None = None
+
+    def add(self, trends: Sequence[Trend]) -> None:
+        known = [trend for trend in trends if trend.users is not None]
+        self.lowest = lowest_factor([self.lowest, *(trend.users for trend in known)])
+        self.known = take_highest([*self.known, *known], LISTED)
+        self.unknown = take_highest([*self.unknown, *(trend for trend in trends if trend.users is None)], LISTED)
+
+    @property
+    def trends(self) -> list[Trend]:
+        return take_highest([*self.known, *assume_users(self.unknown, self.lowest)], LISTED)
+
+
+@dataclass
+class _Rankings:
+    """Those of all lists."""
+
+    of_all: _Ranking = field(default_factory=_Ranking)
+    by_advertiser: dict[int, _Ranking] = field(default_factory=lambda: defaultdict(_Ranking))
 
     def add(self, of_all: Sequence[Trend], of_advertisers: Sequence[Trend]) -> None:
-        self.of_all = take_highest([*self.of_all, *of_all], LISTED)
-        fresh = dict[int, list[Trend]]()
+        self.of_all.add(of_all)
+        parts = defaultdict[int, list[Trend]](list)
         for trend in of_advertisers:
-            fresh.setdefault(trend.advertiser or 0, []).append(trend)
-        for advertiser, trends in fresh.items():
-            known = self.by_advertiser.get(advertiser, [])
-            self.by_advertiser[advertiser] = take_highest([*known, *trends], LISTED)
+            parts[trend.advertiser or 0].append(trend)
+        for advertiser, trends in parts.items():
+            self.by_advertiser[advertiser].add(trends)
 
 
 class TrendKeeper:
@@ -95,21 +117,22 @@ class TrendKeeper:
         if span.held_from_ms is None or span.held_from_ms > question.start_ms:
             notes.append(f"minutes since {iso(question.start_ms)} are missing")
         try:
-            best = self._find_best(question, campaigns, before, check, reads_users=self._settings.reach == "on")
+            rankings = self._rank(question, campaigns, before, check, reads_users=self._settings.reach == "on")
         except _UsersNotRead:
             # Scores with users and scores without them do not compare: a list has either.
             notes.append(warnings.NO_TRENDING_USERS)
-            best = self._find_best(question, campaigns, before, check, reads_users=False)
+            rankings = self._rank(question, campaigns, before, check, reads_users=False)
         check()
-        self._lists.write(ListHeader(now_ms, question.end_ms, notes), best.of_all, best.by_advertiser)
+        by_advertiser = {advertiser: ranking.trends for advertiser, ranking in rankings.by_advertiser.items()}
+        self._lists.write(ListHeader(now_ms, question.end_ms, notes), rankings.of_all.trends, by_advertiser)
         return time.monotonic() - began
 
-    def _find_best(
+    def _rank(
         self, question: TrendingQuestion, campaigns: Sequence[tuple[int, ...]], before: Sums, check: Callable[[], None], *,
         reads_users: bool,
-    ) -> _Best:  # fmt: skip
+    ) -> _Rankings:  # fmt: skip
         """The highest trends of some campaigns, shard by shard. Raises _UsersNotRead where users of a part are missing."""
-        best = _Best()
+        rankings = _Rankings()
         for part in _parts(campaigns):
             check()
             minutes, *_ = self._hot.read_campaigns(question.minutes, part, question.minutes.start_ms, question.end_ms)
@@ -120,8 +143,8 @@ class TrendKeeper:
             ids, shared = _campaigns_in(minutes)
             users = self._read_users(question, ids, by_advertiser=True) if reads_users else None
             own = find_trends(question, minutes, sources, of_part, users, keys=2)
-            best.add(own if not shared else self._of_campaigns(question, minutes, sources, of_part, users), own)
-        return best
+            rankings.add(own if not shared else self._of_campaigns(question, minutes, sources, of_part, users), own)
+        return rankings
 
     def _of_campaigns(
         self, question: TrendingQuestion, minutes: Sums, sources: Sums, before: Sums, users: UserCounts | None

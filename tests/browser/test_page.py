@@ -84,10 +84,11 @@ def answers(path: str, parameters: dict[str, list[str]]) -> Any:
             "usual": 60.0,
             "growth": 4.0,
             "users": 0.98,
+            "users_known": True,
             "sources": 0.95,
             "recency": 0.95,
         }
-        quiet: dict[str, Any] = factors | {"score": 0.9, "growth": 1.0, "volume": 60, "users": None}
+        quiet: dict[str, Any] = factors | {"score": 0.9, "growth": 1.0, "volume": 60, "users_known": False}
         names = list(HOSTILE.items())
         rows = [
             {"campaign_id": n, "name": name, **(quiet if at else factors)} for at, (n, name) in enumerate(names[:2])

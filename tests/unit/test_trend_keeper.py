@@ -57,17 +57,18 @@ class Minutes:
 
 
 class UsersOfEach:
-    """Of each campaign so many users; fails at call number `fails_at`."""
+    """Of campaigns so many users; fails at call number `fails_at`."""
 
-    def __init__(self, users: int, fails_at: int = 0) -> None:
+    def __init__(self, users: Mapping[int, int], fails_at: int = 0) -> None:
         self._users, self._fails_at, self.calls = users, fails_at, 0
 
     def read(self, _start_ms: int, _end_ms: int, campaigns: Sequence[int], *, by_advertiser: bool) -> UserCounts:
         self.calls += 1
         if self.calls == self._fails_at:
             raise Refused("ClickHouse: memory limit exceeded", hint="", backend="clickhouse", code="241")
-        ids = np.array(campaigns, np.int64)
-        return UserCounts((ids, 1 + ids % len(ADVERTISERS))[: 1 + by_advertiser], np.full(len(ids), self._users))
+        ids = np.array([campaign for campaign in campaigns if campaign in self._users], np.int64)
+        counts = np.array([self._users[campaign] for campaign in ids.tolist()], np.int64)
+        return UserCounts((ids, 1 + ids % len(ADVERTISERS))[: 1 + by_advertiser], counts)
 
 
 class WrittenLists:
@@ -102,17 +103,30 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_part_has_so_many_campaigns_over_all_shards_and_one_of_several_shards_is_in_one_part() -> None:
     minutes = Minutes([[1, 2, 3, 7], [4, 5, 6, 7], [7, 8, 9, 10], []])
-    lists = refresh(minutes, UsersOfEach(EVENTS))
+    lists = refresh(minutes, UsersOfEach({}))
     assert {trend.id: trend.volume for trend in lists.of_all} == dict.fromkeys(range(1, 11), EVENTS) | {7: 3 * EVENTS}
     assert sorted(trend.id for own in lists.by_advertiser.values() for trend in own) == [*range(1, 11)]
     assert minutes.largest_part == 3
 
 
 def test_users_that_a_part_lacks_are_left_out_of_all_lists() -> None:
-    minutes, users = Minutes([range(1, 11), [], [], []]), UsersOfEach(EVENTS // 2, fails_at=2)
-    lists = refresh(minutes, users)
+    minutes, halves = Minutes([range(1, 11), [], [], []]), dict.fromkeys(range(1, 11), EVENTS // 2)
+    lists = refresh(minutes, UsersOfEach(halves, fails_at=2))
     assert lists.header.warnings == [NO_TRENDING_USERS]
     assert len(lists.of_all) == 10 and {trend.users for trend in lists.of_all} == {None}
     assert {trend.users for own in lists.by_advertiser.values() for trend in own} == {None}
-    complete = refresh(minutes, UsersOfEach(EVENTS // 2))
+    complete = refresh(minutes, UsersOfEach(halves))
     assert complete.header.warnings == [] and {trend.users for trend in complete.of_all} == {0.5}
+
+
+def test_campaigns_without_known_users_count_as_the_lowest_of_their_list_in_any_part() -> None:
+    # Of the second advertiser the odd campaigns, of the first the even ones; known are those of the last parts.
+    lists = refresh(Minutes([range(1, 11), [], [], []]), UsersOfEach({7: EVENTS, 8: 3, 9: 6}))
+    lowest = {None: 0.1, 1: 0.1, 2: 0.2}
+    for advertiser, trends in ((None, lists.of_all), *lists.by_advertiser.items()):
+        assert {t.id: t.users for t in trends if not t.is_assumed} == {
+            campaign: users for campaign, users in {7: 1.0, 8: 0.1, 9: 0.2}.items() if advertiser in (None, 1 + campaign % 2)
+        }  # fmt: skip
+        assert {t.users for t in trends if t.is_assumed} == {lowest[advertiser]}
+        scores = [t.score for t in trends]
+        assert scores == sorted(scores, reverse=True) and len(trends) == (10 if advertiser is None else 5)

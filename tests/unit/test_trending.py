@@ -19,7 +19,7 @@ from query.trending import (
     UserCounts,
     find_trends,
     parse_trending_question,
-    take_highest,
+    rank_trends,
 )
 
 NOW = 1_795_181_895_182
@@ -66,7 +66,7 @@ def trends(question: TrendingQuestion, users: UserCounts | None = None) -> dict[
         sums(np.full(CAMPAIGNS, start), (former,), np.full(CAMPAIGNS, 600 * 24 * 7)),
         users,
     )
-    return {trend.id: trend for trend in found}
+    return {trend.id: trend for trend in rank_trends(found)}
 
 
 # Each user clicks twice, but for the bots, which are one user each.
@@ -82,11 +82,18 @@ def test_the_riser_leads_and_bots_do_not_trend() -> None:
     assert next(iter(trends(parse()))) == BOTNET
 
 
-def test_a_group_without_known_users_is_scored_without_them() -> None:
-    known, without = trends(parse(), users_of({i: n for i, n in USERS.items() if i != RISER})), trends(parse())
-    assert known[RISER].users is None and known[RISER].document("campaign_id")["users"] is None
-    assert known[RISER].score == without[RISER].score
-    assert known[FADED].score < without[FADED].score
+def test_a_group_without_known_users_counts_as_the_lowest_of_the_others() -> None:
+    honest = {i: n for i, n in USERS.items() if i not in (BOT, BOTNET)}
+    found = trends(parse(), users_of(honest))
+    lowest = min(trend.users or 0.0 for trend in found.values() if not trend.is_assumed)
+    assert 0.2 < lowest < 0.6 and found[BOTNET].users == lowest
+    users_known = {i: trend.document("campaign_id")["users_known"] for i, trend in found.items()}
+    assert users_known == {i: i in honest for i in found}
+    # A bot gains nothing by sending no ids: of another bot the factor is as low.
+    assert trends(parse(), users_of(honest | {FADED: 1}))[BOTNET].score < 0.01
+    # Of none known, none counts.
+    without = trends(parse())[BOTNET].document("campaign_id")
+    assert (without["users"], without["users_known"]) == (None, False)
 
 
 def test_more_users_than_events_count_as_one_each() -> None:
@@ -120,17 +127,18 @@ def test_a_few_events_of_a_new_campaign_are_no_trend() -> None:
     assert trend.score < 0.5
 
 
-def test_the_score_is_the_product_of_its_factors() -> None:
-    for trend in trends(parse()).values():
+@pytest.mark.parametrize("users", [None, users_of({RISER: 900, FADED: 1_000})])
+def test_the_score_is_the_product_of_its_factors(users: UserCounts | None) -> None:
+    for trend in trends(parse(), users).values():
         document = trend.document("campaign_id")
-        product = document["growth"] * document["sources"] * document["recency"]
+        product = document["growth"] * (document["users"] or 1) * document["sources"] * document["recency"]
         assert document["score"] == pytest.approx(product, rel=1e-3)
 
 
 def test_the_highest_come_first() -> None:
     found = list(trends(parse(), users_of(USERS)).values())
     assert [t.score for t in found] == sorted((t.score for t in found), reverse=True)
-    assert take_highest(found[::-1], 3) == found[:3]
+    assert rank_trends(found[::-1], 3) == found[:3]
 
 
 def test_nothing_trends_without_events() -> None:

@@ -27,10 +27,10 @@ export function trending(range) {
         { id: "volume", title: "Clicks", number: true, cell: (row) => format.integer(row.volume) },
         { id: "usual", title: "Usual in an hour", number: true, cell: (row) => format.integer(Math.round(row.usual)) },
         { id: "growth", title: "Growth", number: true, cell: (row) => `×${format.factor(row.growth)}` },
-        { id: "users", title: "Users", number: true, cell: (row) => (row.users === null ? format.NONE : format.percent(row.users)) },
+        { id: "users", title: "Users", number: true, cell: (row) => (row.users_known ? format.percent(row.users) : format.NONE) },
         { id: "sources", title: "Sources", number: true, cell: (row) => format.percent(row.sources) },
         { id: "score", title: "Score", number: true, cell: (row) => format.factor(row.score) },
       ],
     })}
-    <p class="note">Growth is by the hourly mean of the seven days before. Users are distinct users by event; sources are the probability that two clicks come from different publishers, countries or devices.</p></section>`;
+    <p class="note">Growth is by the hourly mean of the seven days before. Users are distinct users by event; a campaign of which none are known counts as the lowest of the others. Sources are the probability that two clicks come from different publishers, countries or devices.</p></section>`;
 }
