@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Mapping
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
@@ -17,11 +21,12 @@ from infra.settings import Settings
 from ingest.published_status import LEVELS
 from query.alerts.scope import WHOLE_INSTALLATION
 from query.alerts.summary import AlertSummary, read_summary
-from query.reply_cache import ReplyCache
 from query.status import BACKENDS, read_status
 
-# What changes once a day is not read for each scrape.
-_SUMMARY_FRESH_S, _SUMMARY_BYTES = 600.0, 1_000
+# What changes once a day is not read for each scrape; nor is a ClickHouse that could not answer asked at each.
+_SUMMARY_FRESH_S, _SUMMARY_RETRY_S = 600.0, 60.0
+# Prometheus gives a scrape ten seconds.
+_SUMMARY_WAIT_S = 2.0
 
 
 class Metrics:
@@ -65,13 +70,47 @@ class Metrics:
         return bytes(generate_latest(self._registry))
 
 
+class LatestSummary:
+    """The summary of alerts for scrapes, read in a thread of its own, so that a slow ClickHouse holds no scrape up. Thread-safe."""
+
+    def __init__(
+        self, read: Callable[[], AlertSummary], clock: Callable[[], float] = time.monotonic, wait_s: float = _SUMMARY_WAIT_S
+    ) -> None:  # fmt: skip
+        """`wait_s`: for how long a scrape waits for a summary that is being read."""
+        self._read, self._clock, self._wait_s = read, clock, wait_s
+        self._pool, self._lock = ThreadPoolExecutor(1, "alert-summary"), threading.Lock()
+        self._reading: Future[None] | None = None
+        self._latest: AlertSummary | None = None
+        self._expires_s = -math.inf
+
+    def get(self) -> AlertSummary | None:
+        """At most ten minutes older than the read that made it; None where the last read failed, or the first one still lasts. The
+        other metrics are worth more than an error."""
+        with self._lock:
+            if self._reading is None or (self._reading.done() and self._clock() >= self._expires_s):
+                self._reading = self._pool.submit(self._refresh)
+            reading = self._reading
+        try:
+            reading.result(self._wait_s)
+        except TimeoutError:
+            pass  # a later scrape has it
+        return self._latest
+
+    def _refresh(self) -> None:
+        try:
+            self._latest, fresh_s = self._read(), _SUMMARY_FRESH_S
+        except AdclickError:
+            self._latest, fresh_s = None, _SUMMARY_RETRY_S
+        self._expires_s = self._clock() + fresh_s
+
+
 class _Pipeline(Collector):
     """The metrics of the pipeline's state. Those of a backend that is away are left out, and its `adclick_backend_up` is 0."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._client = ClickHouse(settings.clickhouse, settings.database, timeout_s=settings.query_timeout_s)
-        self._summaries: ReplyCache[AlertSummary] = ReplyCache(lambda _: _SUMMARY_BYTES, _SUMMARY_FRESH_S)
+        self._summary = LatestSummary(lambda: read_summary(self._client, WHOLE_INSTALLATION, None, now_ms()))
 
     def describe(self) -> list[Metric]:
         """No metrics: registering must not read the backends."""
@@ -123,12 +162,9 @@ class _Pipeline(Collector):
         yield doubt
 
     def _alert_metrics(self) -> Iterator[Metric]:
-        try:
-            summary = self._summaries.get(
-                "summary", lambda: read_summary(self._client, WHOLE_INSTALLATION, None, now_ms())
-            )
-        except AdclickError:
-            return  # the other metrics are worth more than an error
+        summary = self._summary.get()
+        if summary is None:
+            return
         rates = GaugeMetricFamily(
             "adclick_false_alarms_per_campaign_month",
             "Alerts of the last 28 days that were withdrawn or muted, by month of a campaign with events.",

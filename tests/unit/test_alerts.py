@@ -1,24 +1,33 @@
-"""Alerts without a store: who sees which, what is muted until when, and that a stream sends each version once."""
+"""Alerts without a store: who sees which, how many were false, what is muted until when, and that a stream sends each version once."""
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.requests import Request
 
 from infra.clock import DAY_MS, HOUR_MS, iso
+from infra.errors import TimedOut, Unavailable
 from query.alerts.mutes import LONGEST_MS, ActiveMutes, Mute, MuteRequest, MuteSubject, parse_mute
 from query.alerts.positions import MOST_NAMED, OVERLAP_MS, StreamPosition, read_position
 from query.alerts.questions import AlertFilter, parse_alert_filter, parse_alerts_question
 from query.alerts.records import Acknowledgement, AlertVersion, describe_alert
 from query.alerts.scope import WHOLE_INSTALLATION, AlertScope
-from query.alerts.summary import AlertCounts, AlertSummary
+from query.alerts.store import AlertStore
+from query.alerts.summary import DAYS, AlertCounts, AlertSummary
+from query.api.alerts import AlertsApi
+from query.api.metrics import LatestSummary
 from query.bad_question import BadQuestion
+from query.circuit import Guard
 from query.keys import Access
 from query.row_scope import ALL_ROWS, RowScope
 from query.signing import Signer
+from tests.product import wait_until
+from tests.unit.fakes import Clock
 
 NOW = 20_000 * DAY_MS
 SIGNER = Signer("a secret of these tests")
@@ -32,6 +41,66 @@ def version(number: int = 1, at_ms: int = NOW, **fields: Any) -> AlertVersion:
         "campaign_id": 7, "opened_ms": NOW - HOUR_MS, "ended_ms": 0, "summary": "much", "detail": "{}", "at_ms": at_ms,
     }  # fmt: skip
     return AlertVersion(**values | fields)
+
+
+# -- how many were false -----------------------------------------------------------------------------------------
+
+
+class SlowStore:
+    """Its summary ends with an error, or once it may."""
+
+    def __init__(self) -> None:
+        self.calls, self.fails, self.may_end = 0, False, threading.Event()
+        self.may_end.set()
+
+    def summary(self, *_: Any) -> AlertSummary:
+        self.calls += 1
+        self.may_end.wait(10)
+        if self.fails:
+            raise TimedOut("ClickHouse: it did not answer in time", backend="clickhouse")
+        return AlertSummary(0, 1, DAYS, (AlertCounts("ctr-drop", self.calls, 1, 0),))
+
+
+def test_a_scrape_waits_for_no_summary_and_asks_for_none_at_each_time_after_a_failure() -> None:
+    store, clock = SlowStore(), Clock()
+    latest = LatestSummary(store.summary, clock, wait_s=0.05)
+
+    def kinds() -> list[int] | None:
+        summary = latest.get()
+        return None if summary is None else [counts.alerts for counts in summary.kinds]
+
+    store.may_end.clear()
+    assert (kinds(), kinds(), store.calls) == (None, None, 1)
+    store.may_end.set()
+    wait_until(lambda: kinds() == [1], 5, "a later scrape has what was read")
+    clock.now += 599
+    assert (kinds(), store.calls) == ([1], 1)
+    store.fails, clock.now = True, clock.now + 1
+    wait_until(lambda: kinds() is None, 5, "the summary that could not be read")
+    store.fails, clock.now = False, clock.now + 59
+    assert (kinds(), store.calls) == (None, 2)
+    clock.now += 1
+    wait_until(lambda: kinds() == [3], 5, "it is read again after a minute")
+
+
+def test_summaries_are_shared_for_a_while_and_their_failures_are_none_of_the_counts() -> None:
+    store, guard = SlowStore(), Guard("clickhouse")
+    api = AlertsApi(cast(AlertStore, store), SIGNER, guard, lambda: NOW)
+
+    def ask(advertiser: int) -> bytes:
+        request = Request({"type": "http", "query_string": b"advertiser_id=%d" % advertiser, "headers": []})
+        return api.summary(request, Access("key", frozenset({1, 2}), admin=False)).body
+
+    assert ask(1) == ask(1) and store.calls == 1
+    ask(2)
+    assert store.calls == 2
+    store.fails = True
+    narrow = Access("key", frozenset({1}), admin=False)
+    for _ in range(5):
+        with pytest.raises(Unavailable):
+            api.summary(Request({"type": "http", "query_string": b"", "headers": []}), narrow)
+    assert store.calls < 7, "the circuit is open"
+    assert guard.call(lambda: "counts") == "counts"
 
 
 # -- who sees which ----------------------------------------------------------------------------------------------
