@@ -96,3 +96,12 @@ def test_a_worker_stops_without_waiting_for_a_redis_that_hangs(settings: Setting
     with reporting(settings.model_copy(update={"redis": relay.url}), "worker-0"):
         began = time.monotonic()
     assert time.monotonic() - began < 2.5
+
+
+def test_a_clickhouse_that_hangs_is_named_while_a_scrape_still_waits(settings: Settings) -> None:
+    relay = Relay(settings.clickhouse)
+    relay.open.clear()
+    hanging = settings.model_copy(update={"clickhouse": relay.url, "query_timeout_s": 1})
+    began = time.monotonic()
+    assert b'adclick_backend_up{backend="clickhouse"} 0.0\n' in Metrics(hanging).render()
+    assert time.monotonic() - began < 10
