@@ -1,13 +1,16 @@
 """The users of an answer: read from ClickHouse while the tiers are, and cached as they are. Counts never wait for what users lack.
 
-Whatever fails here leaves the answer without users, and with a warning. The circuit breaker is one of its own: statements about users
-that fail, or take too long, must not keep ClickHouse from being asked for counts.
+Whatever fails here, or takes too long, leaves the answer without users, and with a warning. Threads, circuit breaker and cache are its
+own: statements about users must not keep ClickHouse from being asked for counts. `query.api.routes` has threads for questions with
+users, so that only these wait for them.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import msgspec
@@ -25,6 +28,8 @@ from query.tiers.reach import StoredUsers, TablesOfUsers
 
 # For how long users are fresh: those of nightly runs, which nothing can change, and others. And what is known of the tables.
 _SETTLED_FRESH_S, _OPEN_FRESH_S, _TABLES_FRESH_S = 3600.0, 1.0, 5.0
+# Each may be a statement about users, of which several at once would take memory and CPU from those that count.
+_THREADS = 2
 
 
 class _Encoded(msgspec.Struct, frozen=True):
@@ -41,15 +46,16 @@ class ReachReader:
         self,
         stored: StoredUsers,
         cache: TierCache,
-        pool: Executor,
+        wait_s: float,
         *,
         counted: bool = True,
         caches: bool = True,
         now: Callable[[], int] = now_ms,
     ) -> None:
-        """`pool`: threads that read. `counted`: whether this installation counts users. `caches`: whether replies are cached."""
+        """`wait_s`: after which an answer goes without users. `counted`: whether this installation counts users. `caches`: whether replies are cached."""
         self._counted = counted
-        self._stored, self._cache, self._pool, self._caches, self._now = stored, cache, pool, caches, now
+        self._stored, self._cache, self._wait_s, self._caches, self._now = stored, cache, wait_s, caches, now
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="users")
         self._guard = Guard("clickhouse-users")
 
     def begin(self, question: Question, borders: Borders) -> Callable[[], Reach]:
@@ -61,7 +67,17 @@ class ReachReader:
             total = replace(question, grain="total", group_by=(), totals=False)
             same = not question.group_by and question.grain == "total"
             futures.append(futures[0] if same else self._pool.submit(self._read, total, borders))
-        return lambda: self._join(question, [future.result() for future in futures])
+        deadline = time.monotonic() + self._wait_s
+        return lambda: self._join(question, self._results(futures, deadline))
+
+    def _results(self, futures: list[Future[Reach]], deadline: float) -> list[Reach]:
+        """What is read until the deadline. A read that has begun goes on, for the cache."""
+        done, late = concurrent.futures.wait(futures, max(0.0, deadline - time.monotonic()))
+        for future in late:
+            future.cancel()
+        reason = f"they were not read within {self._wait_s:g} s; retry, with a shorter range or fewer groups if it happens again"
+        unknown = Reach(warnings=[warnings.users_away(reason)])
+        return [future.result() if future in done else unknown for future in futures]
 
     def _join(self, question: Question, parts: list[Reach]) -> Reach:
         """The users of the rows, and of the total."""

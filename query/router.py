@@ -121,7 +121,11 @@ class Router:
         self._borders = CachedBorders(self._cache, self._read_stored_borders, self._pool)
         self._caches = settings.query_cache == "on"
         users = users or StoredUsers(clickhouse, settings.query_timeout_s)
-        self._reach = ReachReader(users, self._cache, self._pool, counted=settings.reach == "on", caches=self._caches)
+        # In a cache of its own: entries of one share locks, which are held while they are read.
+        of_users = cache or TierCache(redis, self.guards["redis"], settings.key_prefix)
+        self._reach = ReachReader(
+            users, of_users, settings.query_timeout_s, counted=settings.reach == "on", caches=self._caches
+        )
         self.signer = Signer(settings.user_secret.get_secret_value() + settings.api_key.get_secret_value())
 
     def answer(self, question: Question) -> Answer:

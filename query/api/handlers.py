@@ -105,8 +105,9 @@ class Api:
         self.directory = DirectoryApi(directory, editor, self.router.signer)
         self.live = Live()
         self._exports = Exports(self.gate)
-        self._replies: ReplyCache[HttpReply] | None = (
-            ReplyCache(_cached_bytes) if settings.query_cache == "on" else None
+        # Two: replies of one share locks, and those with users take longer.
+        self._replies: dict[bool, ReplyCache[HttpReply]] = (
+            {users: ReplyCache(_cached_bytes) for users in (False, True)} if settings.query_cache == "on" else {}
         )
 
     def question(self, request: Request, access: Access, *, without: tuple[str, ...] = ()) -> Question:
@@ -131,7 +132,8 @@ class Api:
         with ExitStack() as unless_streamed:
             if slot is not None:
                 unless_streamed.enter_context(slot)
-            reply = compute() if self._replies is None else self._replies.get((question, name, whole), compute)
+            replies = self._replies.get(question.users)
+            reply = compute() if replies is None else replies.get((question, name, whole), compute)
             if reply.export is not None:
                 unless_streamed.pop_all()
                 return self._streamed(request, access, reply, name, coding, slot or self._exports.take(access))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -144,10 +145,12 @@ def test_each_row_has_the_users_of_its_bucket_and_campaign(
 
 
 class FakeUsers(StoredUsers):
-    """Three users of campaign 0 in each bucket, unless it fails. `reads`: how often users were read."""
+    """Three users of campaign 0 in each bucket, unless it fails. `reads`: how often users were read. While `hung` is clear, reads wait."""
 
     def __init__(self, *, error: AdclickError | None = None, since_ms: int = 0) -> None:
         self.error, self._since_ms, self.reads = error, since_ms, 0
+        self.hung = threading.Event()
+        self.hung.set()
 
     def tables(self, runs: Sequence[str]) -> TablesOfUsers:
         if self.error is not None:
@@ -156,6 +159,7 @@ class FakeUsers(StoredUsers):
 
     def read(self, question: Question, _pieces: Sequence[Piece]) -> UsersReply:
         self.reads += 1
+        assert self.hung.wait(20)
         buckets = np.array(question.buckets(), np.int64)
         return UsersReply(Users(buckets, np.zeros_like(buckets), np.full_like(buckets, 3)), len(buckets))
 
@@ -214,14 +218,63 @@ def test_where_users_are_not_counted_the_answer_says_so() -> None:
 def test_users_of_runs_are_kept_and_those_of_the_stream_are_read_again() -> None:
     clock, users = Clock(), FakeUsers()
     cache = TierCache(FakeRedis(clock), Guard("redis"), "", clock)
-    with ThreadPoolExecutor(2) as pool:
-        reader = ReachReader(users, cache, pool, now=lambda: NOW)
-        run, stream = DAY - 2 * DAY_MS, DAY
-        for start, reads in ((run, 1), (stream, 2)):
-            question = question_of(start=iso(start), end=iso(start + DAY_MS), granularity="total", users="true")
-            before = users.reads
-            for _ in range(2):
-                clock.now += 60
-                reach = reader.begin(question, BORDERS)()
-                assert reach.settled == (start == run)
-            assert users.reads - before == reads
+    reader = ReachReader(users, cache, 20, now=lambda: NOW)
+    run, stream = DAY - 2 * DAY_MS, DAY
+    for start, reads in ((run, 1), (stream, 2)):
+        question = question_of(start=iso(start), end=iso(start + DAY_MS), granularity="total", users="true")
+        before = users.reads
+        for _ in range(2):
+            clock.now += 60
+            reach = reader.begin(question, BORDERS)()
+            assert reach.settled == (start == run)
+        assert users.reads - before == reads
+
+
+@pytest.fixture
+def hanging() -> Iterator[FakeUsers]:
+    users = FakeUsers()
+    users.hung.clear()
+    yield users
+    users.hung.set()
+
+
+def test_an_answer_goes_without_users_that_are_not_read_in_time_and_a_later_one_has_them(hanging: FakeUsers) -> None:
+    clock = Clock()
+    reader = ReachReader(hanging, TierCache(FakeRedis(clock), Guard("redis"), "", clock), 0.05, now=lambda: NOW)
+
+    def begin(day: int) -> Any:
+        start = DAY - day * DAY_MS
+        named = {"start": iso(start), "end": iso(start + DAY_MS), "granularity": "day", "totals": "true"}
+        return reader.begin(question_of(**named, users="true"), BORDERS)()
+
+    # More of them than there are threads.
+    for day in range(4):
+        reach = begin(day)
+        assert (reach.rows, reach.total, reach.settled) == (None, None, False)
+        assert reach.warnings == [
+            "users are not available: they were not read within 0.05 s; retry, with a shorter range or fewer groups if it happens again"
+        ]
+    hanging.hung.set()
+    assert any(begin(2).warnings == [] for _ in range(200))
+    # Of questions that nobody waits for any more, those that had not begun are not read.
+    assert hanging.reads == 2 + 2
+
+
+def test_counts_are_answered_while_users_hang(hanging: FakeUsers) -> None:
+    cache = TierCache(FakeRedis(), Guard("redis"), "")
+    settings = Settings.model_validate({"query_timeout_s": 1})
+    router = Router(settings, hot=NoMinutes(), stored=Hours(2), cache=cache, users=hanging)
+    named = {
+        "start": iso(DAY),
+        "end": iso(DAY + 10 * HOUR_MS),
+        "granularity": "total",
+        "group_by": "campaign_id",
+        "totals": "true",
+    }
+    with ThreadPoolExecutor() as pool:
+        questions = [question_of(**named, campaign_id=str(n), users="true") for n in range(1, 9)]
+        waiting = [pool.submit(router.answer, question) for question in questions]
+        total = router.answer(question_of(**named)).total
+        assert not any(future.done() for future in waiting)
+        assert total is not None and total.amounts()["impressions"] == 10
+        assert all("users are not available" in future.result().warnings[0] for future in waiting)
