@@ -24,7 +24,7 @@ from query.plan import Borders, Piece
 from query.question import Question
 from query.reach import ENCODING, OF_RUNS, Reach, Users, covers_whole_hours, plan_users, whole_hours
 from query.tier_cache import Lookup, TierCache
-from query.tiers.reach import StoredUsers, TablesOfUsers
+from query.tiers.reach import StoredUsers, TablesOfUsers, TooManyGroups
 
 # For how long users are fresh: those of nightly runs, which nothing can change, and others. And what is known of the tables.
 _SETTLED_FRESH_S, _OPEN_FRESH_S, _TABLES_FRESH_S = 3600.0, 1.0, 5.0
@@ -144,6 +144,10 @@ def _reason(error: AdclickError) -> str:
     """Why there are no users, in the words of a warning."""
     if isinstance(error, TimedOut):
         return "ClickHouse did not answer in time; retry with a shorter range or fewer groups"
+    if isinstance(error, TooManyGroups):
+        return error.message
+    if isinstance(error, Refused) and error.code == "MEMORY_LIMIT_EXCEEDED":
+        return "ClickHouse has too little memory to read them; retry with a shorter range or fewer groups"
     if isinstance(error, Refused):
         return f"ClickHouse refuses to read them: {error.code}" + (f"; {error.hint}" if error.hint else "")
     if isinstance(error, Unavailable):

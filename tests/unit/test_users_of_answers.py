@@ -8,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso, now_ms
 from infra.errors import AdclickError, BadStatement, Refused, TimedOut, Unavailable
 from infra.settings import Settings
@@ -32,7 +34,7 @@ from query.reach import (
 from query.reach_reader import ReachReader
 from query.router import Router
 from query.tier_cache import TierCache
-from query.tiers.reach import StoredUsers, TablesOfUsers, UsersReply
+from query.tiers.reach import StoredUsers, TablesOfUsers, TooManyGroups, UsersReply
 from stream.reach.registers import MAX_RANK, REGISTERS, estimate
 from tests.unit.fakes import Clock, FakeRedis
 from tests.unit.questions import NOW, question_of, sums_of
@@ -178,7 +180,12 @@ def answer(users: FakeUsers, reach: str = "on", **parameters: str) -> Any:
     [
         (Unavailable("away"), "ClickHouse does not answer"),
         (TimedOut("slow"), "ClickHouse did not answer in time; retry with a shorter range or fewer groups"),
-        (Refused("no", code="MEMORY_LIMIT_EXCEEDED", hint="wait"), "ClickHouse refuses to read them: MEMORY_LIMIT_EXCEEDED; wait"),
+        (Refused("no", code="TABLE_IS_READ_ONLY", hint="wait"), "ClickHouse refuses to read them: TABLE_IS_READ_ONLY; wait"),
+        (
+            Refused("no", code="MEMORY_LIMIT_EXCEEDED"),
+            "ClickHouse has too little memory to read them; retry with a shorter range or fewer groups",
+        ),
+        (TooManyGroups("there are too many rows"), "there are too many rows"),
         (BadStatement("bug"), "ClickHouse does not accept the statement; adclick migrate brings its tables up to date"),
     ],
 )  # fmt: skip
@@ -188,6 +195,42 @@ def test_counts_are_answered_without_users_and_a_warning_says_why(error: Adclick
     assert [answered.total.amounts()[name] for name in ("users", "frequency")] == [None, None]
     assert answered.warnings == [f"users are not available: {reason}"]
     assert not answered.settled
+
+
+class Groups(ClickHouse):
+    """A ClickHouse with so many groups and no coupons. `statements`: those that read coupons."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__("http://fake:1", "db")
+        self._groups, self.statements = groups, list[str]()
+
+    def rows(self, _sql: str, _parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        return [(self._groups,)]
+
+    def arrow(self, sql: str, _parameters: dict[str, Any] | None = None) -> pa.Table:
+        self.statements.append(sql)
+        return pa.table({name: pa.array([], pa.uint64()) for name in ("bucket", "campaign", "rank", "registers")})
+
+
+@pytest.mark.parametrize(
+    ("groups", "function"),
+    [(5_000, "maxResampleArray"), (5_001, "groupUniqArrayArray"), (100_000, "groupUniqArrayArray"), (100_001, None)],
+)
+def test_a_statement_about_users_is_bounded_in_memory_and_in_groups(groups: int, function: str | None) -> None:
+    client, pieces = Groups(groups), [Piece(STREAM_HOURS, DAY, DAY + HOUR_MS)]
+    stored = StoredUsers(client, 5)
+    by_campaign = question_of(granularity="total", users="true", group_by="campaign_id")
+    if function is None:
+        with pytest.raises(TooManyGroups, match=r"100,001 rows.*100,000 at most; retry with a shorter range"):
+            stored.read(by_campaign, pieces)
+        assert not client.statements
+    else:
+        assert len(stored.read(by_campaign, pieces).users.counts) == 0
+        assert function in client.statements[0]
+    # However many campaigns there are, together they are one group.
+    stored.read(question_of(granularity="total", users="true"), pieces)
+    assert "maxResampleArray" in client.statements[-1]
+    assert all(f"max_memory_usage = {512 << 20}" in statement for statement in client.statements)
 
 
 def test_users_that_the_stream_counted_before_it_had_tables_are_said_to_be_too_few() -> None:
