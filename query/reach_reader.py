@@ -23,6 +23,7 @@ from query.circuit import Guard
 from query.plan import Borders, Piece
 from query.question import Question
 from query.reach import ENCODING, OF_RUNS, Reach, Users, covers_whole_hours, plan_users, whole_hours
+from query.reach_progress import Partitions, warn_of_missing_users
 from query.tier_cache import Lookup, TierCache
 from query.tiers.reach import StoredUsers, TablesOfUsers, TooManyGroups
 
@@ -56,7 +57,7 @@ class ReachReader:
         self._counted = counted
         self._stored, self._cache, self._wait_s, self._caches, self._now = stored, cache, wait_s, caches, now
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="users")
-        self._guard = Guard("clickhouse-users")
+        self._guard, self._progress_guard = Guard("clickhouse-users"), Guard("redis-users")
 
     def begin(self, question: Question, borders: Borders) -> Callable[[], Reach]:
         """Begin to read the users of a question's rows and, if it wants totals, of all of them; returns what waits for them."""
@@ -96,16 +97,27 @@ class ReachReader:
         try:
             tables = self._read_tables(question, borders)
             pieces = plan_users(question, borders, tables.hour_runs, tables.day_runs)
-            settled = all(piece.tier in OF_RUNS for piece in pieces)
+            of_stream = [piece for piece in pieces if piece.tier not in OF_RUNS]
+            settled = not of_stream
+            # Before the users, which have at least those that it speaks of.
+            progress = self._read_progress() if of_stream else []
             lookup = self._read_users(question, pieces, tables, settled=settled)
         except AdclickError as error:
             return Reach(warnings=[warnings.users_away(_reason(error))])
         encoded = msgspec.msgpack.decode(lookup.value, type=_Encoded)
         notes = [warnings.old_users(int(lookup.read_at) * 1000)] if lookup.stale else []
-        if any(piece.tier not in OF_RUNS and piece.start_ms < tables.since_ms for piece in pieces):
+        if any(piece.start_ms < tables.since_ms for piece in of_stream):
             notes.append(warnings.users_before_their_tables(tables.since_ms))
+        notes += warn_of_missing_users(progress, of_stream, tables.since_ms, self._now())
         columns = (np.frombuffer(raw, np.int64) for raw in (encoded.buckets, encoded.campaigns, encoded.counts))
         return Reach(Users(*columns), settled=settled, warnings=notes, rows_read=encoded.rows_read)
+
+    def _read_progress(self) -> Partitions:
+        """Of one partition of which nothing is known where Redis does not answer."""
+        try:
+            return self._progress_guard.call(self._stored.progress)
+        except Unavailable:
+            return [None]
 
     def _read_tables(self, question: Question, borders: Borders) -> TablesOfUsers:
         start_ms, end_ms = whole_hours(question)

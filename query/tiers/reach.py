@@ -6,7 +6,7 @@ united yet, or that were written twice, need no FINAL.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from query.plan import Piece
 from query.question import Question
 from query.reach import OF_RUNS, RUN_DAYS, RUNS, STREAM_DAYS, STREAM_HOURS, Users
 from query.tiers.clickhouse import row_conditions
+from stream.reach.progress import Progress
 from stream.reach.registers import MAX_RANK, PRECISION, REGISTERS, estimate
 
 # A database whose tables of users were made within this time after its first one has had them from the start.
@@ -67,10 +68,14 @@ class UsersReply:
 class StoredUsers:
     """The tables of users. Raises Unavailable when ClickHouse is away, Refused when it has no such tables or too little memory."""
 
-    def __init__(self, client: ClickHouse, timeout_s: float) -> None:
-        """`timeout_s`: after which ClickHouse ends a statement by itself."""
-        self._client = client
+    def __init__(self, client: ClickHouse, timeout_s: float, progress: Callable[[], list[Progress | None]]) -> None:
+        """`timeout_s`: after which ClickHouse ends a statement by itself. `progress`: reads how far users are counted, by partition."""
+        self._client, self._progress = client, progress
         self._settings = f" SETTINGS max_execution_time = {timeout_s:g}, max_memory_usage = {_MOST_BYTES}"
+
+    def progress(self) -> list[Progress | None]:
+        """How far the stream has counted users, by partition of events; None where it is not known."""
+        return self._progress()
 
     def tables(self, runs: Sequence[str]) -> TablesOfUsers:
         """What is known of the tables and of these runs."""

@@ -31,10 +31,12 @@ from query.reach import (
     covers_whole_hours,
     plan_users,
 )
+from query.reach_progress import Partitions, warn_of_missing_users
 from query.reach_reader import ReachReader
 from query.router import Router
 from query.tier_cache import TierCache
 from query.tiers.reach import StoredUsers, TablesOfUsers, TooManyGroups, UsersReply
+from stream.reach.progress import Progress
 from stream.reach.registers import MAX_RANK, REGISTERS, estimate
 from tests.unit.fakes import Clock, FakeRedis
 from tests.unit.questions import NOW, question_of, sums_of
@@ -149,8 +151,11 @@ def test_each_row_has_the_users_of_its_bucket_and_campaign(
 class FakeUsers(StoredUsers):
     """Three users of campaign 0 in each bucket, unless it fails. `reads`: how often users were read. While `hung` is clear, reads wait."""
 
-    def __init__(self, *, error: AdclickError | None = None, since_ms: int = 0) -> None:
+    def __init__(
+        self, *, error: AdclickError | None = None, since_ms: int = 0, partitions: Partitions | None = None
+    ) -> None:
         self.error, self._since_ms, self.reads = error, since_ms, 0
+        self._partitions = partitions
         self.hung = threading.Event()
         self.hung.set()
 
@@ -158,6 +163,11 @@ class FakeUsers(StoredUsers):
         if self.error is not None:
             raise self.error
         return TablesOfUsers(tuple(runs), tuple(runs), self._since_ms, ())
+
+    def progress(self) -> list[Progress | None]:
+        if self._partitions is None:
+            return [Progress(now_ms())]
+        return [*self._partitions]
 
     def read(self, question: Question, _pieces: Sequence[Piece]) -> UsersReply:
         self.reads += 1
@@ -218,7 +228,7 @@ class Groups(ClickHouse):
 )
 def test_a_statement_about_users_is_bounded_in_memory_and_in_groups(groups: int, function: str | None) -> None:
     client, pieces = Groups(groups), [Piece(STREAM_HOURS, DAY, DAY + HOUR_MS)]
-    stored = StoredUsers(client, 5)
+    stored = StoredUsers(client, 5, list)
     by_campaign = question_of(granularity="total", users="true", group_by="campaign_id")
     if function is None:
         with pytest.raises(TooManyGroups, match=r"100,001 rows.*100,000 at most; retry with a shorter range"):
@@ -239,6 +249,50 @@ def test_users_that_the_stream_counted_before_it_had_tables_are_said_to_be_too_f
     warning = f"users before {since} may be too few, since their tables were made then; adclick reconcile counts those of its days"
     assert answer(FakeUsers(since_ms=DAY + HOUR_MS)).warnings == [warning]
     assert answer(FakeUsers(since_ms=DAY)).warnings == []
+
+
+_AWAY = "users may be too few: how far they are counted is not known; it is once stream workers run with ADCLICK_REACH=on, and Redis answers"
+_LACKING = "may be too few, since events were deleted before their users were counted; adclick reconcile counts those of its days"
+
+
+@pytest.mark.parametrize(
+    ("progress", "warning"),
+    [
+        (Progress(NOW - 119_000, DAY), None),
+        # The last event that is missing is no older than the watermark, less an hour and a minute.
+        (Progress(DAY, DAY + 11 * HOUR_MS + MINUTE_MS), None),
+        (
+            Progress(DAY, DAY + 11 * HOUR_MS),
+            f"users from {iso(DAY + 9 * HOUR_MS)} on may be too few: counting them lags by more than two minutes, or has stopped; "
+            "adclick status says what it waits for",
+        ),
+        (None, _AWAY),
+        (Progress(DAY), _AWAY),
+        (
+            # As one with the hole of the other partition.
+            Progress(NOW, NOW, ((0, DAY), (DAY + HOUR_MS, DAY + 99 * HOUR_MS))),
+            f"users from {iso(DAY + HOUR_MS)} to {iso(DAY + 99 * HOUR_MS)} {_LACKING}",
+        ),
+        (Progress(NOW, NOW, ((0, DAY + 1),)), f"users before {iso(DAY + 1)} {_LACKING}"),
+        (Progress(NOW, NOW, ((DAY - HOUR_MS, DAY), (DAY + 10 * HOUR_MS, NOW))), None),
+    ],
+)
+def test_users_that_are_not_counted_yet_or_never_will_be_are_said_to_be_missing(
+    progress: Progress | None, warning: str | None
+) -> None:
+    pieces = [Piece(STREAM_HOURS, DAY, DAY + 10 * HOUR_MS)]
+    other = Progress(NOW, NOW, ((DAY + 98 * HOUR_MS, DAY + 99 * HOUR_MS),))
+    warnings = warn_of_missing_users([other, progress], pieces, 0, NOW)
+    assert warnings == ([] if warning is None else [warning])
+    assert warn_of_missing_users([other, progress], [], 0, NOW) == []
+    # What was before there is said already.
+    assert not any("deleted" in w for w in warn_of_missing_users([progress], pieces, DAY + 100 * HOUR_MS, NOW))
+
+
+def test_an_answer_says_that_users_are_missing_unless_a_nightly_run_has_them() -> None:
+    assert answer(FakeUsers(partitions=[None])).warnings == [_AWAY]
+    run = {"start": iso(DAY - 2 * DAY_MS), "end": iso(DAY - DAY_MS)}
+    assert answer(FakeUsers(partitions=[None]), **run).warnings == []
 
 
 def test_a_total_that_cuts_hours_has_the_users_of_whole_ones_and_no_frequency() -> None:
