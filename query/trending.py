@@ -5,7 +5,7 @@
 - **Usual volume**: the mean of an hour of the last seven days, hours without events included; at least LEAST_USUAL, so that a few
   events of a new campaign are no trend.
 - **Users**: distinct users by event, at most 1, of the whole hours that the last hour overlaps, since users are counted by hour. Of a bot
-  that clicks ten thousand times it is next to 0. Left out where no user is known.
+  that clicks ten thousand times it is next to 0. Left out where no user is known, and everywhere while counting users lags.
 - **Sources**: the probability that two events of the hour come from different publishers, countries or devices (Gini and Simpson: E. H.
   Simpson, "Measurement of diversity", Nature 163, 1949). Of a bot with one address and one page it is 0.
 - **Recency**: events weigh half as much for every fifteen minutes of age; 1 for a steady hour, more for one that grows.

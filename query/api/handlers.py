@@ -54,6 +54,7 @@ from query.tiers.trending_users import HourlyUsers
 from query.tokens import TokenSigner
 from query.top import parse_top_question
 from query.trend_lists import TrendLists
+from stream.reach.progress import read_progress
 
 _COMPRESSED_BYTES = 1024
 # The fields of the pipeline's state that a tenant may see.
@@ -85,7 +86,9 @@ class Api:
         self.dead_letters = DeadLetters(settings, self.router.signer, now)
         self.bills = Bills(clickhouse, self.router, settings, now, stack)
         self.budgets, self.anomalies = Budgets(self.router, now), Anomalies(self.router, settings, now)
-        users = HourlyUsers(clickhouse, settings.query_timeout_s)
+        progress = partial(read_progress, redis, settings.key_prefix, settings.event_partitions)
+        guarded = partial(self.router.guards["redis"].call, progress)
+        users = HourlyUsers(clickhouse, settings.query_timeout_s, guarded)
         self.trending = Trending(self.router, TrendLists(redis, settings.key_prefix), users, now)
         self.alerts = AlertsApi(AlertStore(clickhouse), self.router.signer, self.router.guards["clickhouse"], now)
         self.webhooks = Webhooks(clickhouse, redis, settings, now)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from query.trending import (
     parse_trending_question,
     take_highest,
 )
+from stream.reach.progress import read_progress
 
 # Of each shard.
 _CAMPAIGNS_AT_ONCE = 250
@@ -68,7 +69,8 @@ class TrendKeeper:
         self._hot = HotTier(redis, settings.key_prefix, settings.block_partitions)
         self._lists = TrendLists(redis, settings.key_prefix)
         client = ClickHouse(settings.clickhouse, settings.database, timeout_s=_TIMEOUT_S)
-        self._users = HourlyUsers(client, _TIMEOUT_S)
+        progress = partial(read_progress, redis, settings.key_prefix, settings.event_partitions)
+        self._users = HourlyUsers(client, _TIMEOUT_S, progress)
         self._before: tuple[int, Sums] | None = None
         self._failing = ""
 
@@ -86,6 +88,9 @@ class TrendKeeper:
         )  # fmt: skip
         notes, best = list[str](), _Best()
         before, reads_users = self._read_before(question, notes), self._settings.reach == "on"
+        if reads_users and self._users.is_behind(now_ms):
+            reads_users = False
+            notes.append(warnings.NO_TRENDING_USERS)
         campaigns, span = self._hot.campaigns_of(None)
         if span.held_from_ms is None or span.held_from_ms > question.start_ms:
             notes.append(f"minutes since {iso(question.start_ms)} are missing")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from infra.clickhouse.client import ClickHouse
+from infra.errors import AdclickError
 from query.reach import STREAM_HOURS
+from query.reach_progress import Partitions, is_behind
 from query.row_scope import ALL_ROWS, RowScope
 from query.tiers.clickhouse import row_conditions
 from query.trending import UserCounts
@@ -20,10 +22,17 @@ _MOST_BYTES = 1 << 30
 class HourlyUsers:
     """Raises Unavailable when ClickHouse is away or the statement is too large, BadStatement when there is no such table."""
 
-    def __init__(self, client: ClickHouse, timeout_s: float) -> None:
-        """`timeout_s`: after which ClickHouse ends a statement by itself."""
-        self._client = client
+    def __init__(self, client: ClickHouse, timeout_s: float, progress: Callable[[], Partitions]) -> None:
+        """`timeout_s`: after which ClickHouse ends a statement by itself. `progress`: reads how far users are counted, by partition."""
+        self._client, self._progress = client, progress
         self._settings = f" SETTINGS max_execution_time = {timeout_s:g}, max_memory_usage = {_MOST_BYTES}"
+
+    def is_behind(self, now_ms: int) -> bool:
+        """Whether the newest users are not counted yet, so that campaigns of many would rank like bots; also where it is not known."""
+        try:
+            return is_behind(self._progress(), now_ms)
+        except AdclickError:
+            return True
 
     def read(
         self, start_ms: int, end_ms: int, campaigns: Sequence[int] = (), advertiser: int | None = None,

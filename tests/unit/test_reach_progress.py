@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from infra.errors import Unavailable
 from ingest.blocks import BlockHeader, SourceRange
 from query.plan import Piece
 from query.reach import STREAM_HOURS
-from query.reach_progress import BEHIND_MS, is_behind, warn_of_missing_users
+from query.reach_progress import BEHIND_MS, Partitions, is_behind, warn_of_missing_users
+from query.tiers.trending_users import HourlyUsers
 from stream.reach.progress import (
     Progress,
     ProgressTracker,
@@ -99,3 +103,23 @@ def test_progress_is_read_as_it_was_published_and_nothing_is_known_of_other_part
     assert read_progress(redis, "p:", 3) == [None, progress, None]
     redis.away = True
     publish_progress(redis, "p:", {1: progress})
+
+
+@pytest.mark.parametrize(
+    ("partitions", "is_left_out"),
+    [
+        ([Progress(NOW), Progress(NOW - BEHIND_MS)], False),
+        ([Progress(NOW), Progress(NOW - BEHIND_MS - 1)], True),
+        ([Progress(NOW), None], True),
+        (None, True),
+    ],
+)
+def test_users_are_left_out_of_trends_while_they_lag_or_nobody_knows(
+    partitions: Partitions | None, is_left_out: bool
+) -> None:
+    def read() -> Partitions:
+        if partitions is None:
+            raise Unavailable("Redis: it is away", backend="redis")
+        return partitions
+
+    assert HourlyUsers(ClickHouse("http://fake:1", "db"), 5, read).is_behind(NOW) == is_left_out
