@@ -3,7 +3,8 @@
 AdclickError                 stop: print one line, exit 1
 ├── UserError                stop: an operator must change a request, a setting or a file
 │   ├── UsageError           stop: wrong command line, exit 2
-│   └── UnreadableFile       stop: a file of the archive must be restored (ingest.archive.files)
+│   ├── UnreadableFile       stop: a file of the archive must be restored (ingest.archive.files)
+│   └── TooManyGroups        stop: a question about users must have fewer rows (query.tiers.reach)
 ├── ExpiredToken             answer 401: the token was right, and has expired (query.keyring)
 ├── BadStatement             stop: a backend cannot make sense of a statement of ours; repeating it is pointless
 ├── CorruptLog               stop: a log has a hole or an overlap; name the place, skip nothing

@@ -6,7 +6,7 @@ A question on its way to an answer, one name for each step:
     Piece       a part of its range, and the tier that answers it; a plan is a list         plan
     Reading     one attempt at all pieces of a plan, by the same borders                    reading, router
     TierReply   what a tier says of one piece: its sums, and how it came by them            reading, tiers/, tier_cache
-    Reach       the users of rows and totals, read beside the tiers                   reach, reach_reader
+    Reach       the users of rows and totals, read beside the tiers                   reach, reach_reader, reach_progress
     Sums        a table of totals: a row for each bucket and group                          sums
     Rows        the sums of all pieces with ratios and finality, in the question's order    rows
     Page        the rows that one answer shows, up to its limit                             page

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, now_ms
@@ -41,6 +41,7 @@ from query.tier_cache import KEPT_S, Lookup, TierCache
 from query.tiers.clickhouse import StoredTiers, decode_borders
 from query.tiers.reach import StoredUsers
 from query.tiers.redis import HotTier
+from stream.reach.progress import read_progress
 
 # For Redis, and for what ClickHouse answers at once; what it has to read may take longer.
 _REDIS_TIMEOUT_S, BRIEF_TIMEOUT_S = 1, 2
@@ -120,8 +121,13 @@ class Router:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tier")
         self._borders = CachedBorders(self._cache, self._read_stored_borders, self._pool)
         self._caches = settings.query_cache == "on"
-        users = users or StoredUsers(clickhouse, settings.query_timeout_s)
-        self._reach = ReachReader(users, self._cache, self._pool, counted=settings.reach == "on", caches=self._caches)
+        progress = partial(read_progress, redis, settings.key_prefix, settings.event_partitions)
+        users = users or StoredUsers(clickhouse, settings.query_timeout_s, progress)
+        # In a cache of its own: entries of one share locks, which are held while they are read.
+        of_users = cache or TierCache(redis, self.guards["redis"], settings.key_prefix)
+        self._reach = ReachReader(
+            users, of_users, settings.query_timeout_s, counted=settings.reach == "on", caches=self._caches
+        )
         self.signer = Signer(settings.user_secret.get_secret_value() + settings.api_key.get_secret_value())
 
     def answer(self, question: Question) -> Answer:

@@ -6,7 +6,7 @@
   events of a new campaign are no trend.
 - **Users**: distinct users by event, at most 1, of the whole hours that the last hour overlaps, since users are counted by hour. Of a bot
   that clicks ten thousand times it is next to 0. Where no user of a group is known, as of a bot that sends no ids, the lowest factor of
-  the others counts; where none of any group is known, it is left out.
+  the others counts; where none of any group is known, and everywhere while counting users lags, it is left out.
 - **Sources**: the probability that two events of the hour come from different publishers, countries or devices (Gini and Simpson: E. H.
   Simpson, "Measurement of diversity", Nature 163, 1949). Of a bot with one address and one page it is 0.
 - **Recency**: events weigh half as much for every fifteen minutes of age; 1 for a steady hour, more for one that grows.

@@ -122,6 +122,26 @@ def users_before_their_tables(since_ms: int) -> str:
     return f"users before {iso(since_ms)} may be too few, since their tables were made then; adclick reconcile counts those of its days"
 
 
+USERS_UNKNOWN = "users may be too few: how far they are counted is not known; it is once stream workers run with ADCLICK_REACH=on, and Redis answers"
+
+
+def users_behind(from_ms: int) -> str:
+    """The writer of users lags, or does not run. The text stays the same for a while: an export must not warn of something new."""
+    return (
+        f"users from {iso(from_ms)} on may be too few: counting them lags by more than two minutes, or has stopped; "
+        "adclick status says what it waits for"
+    )
+
+
+def users_deleted_unread(start_ms: int, end_ms: int) -> str:
+    """Messages were deleted before their users were counted. `start_ms` 0: it is not known since when."""
+    range_text = f"from {iso(start_ms)} to {iso(end_ms)}" if start_ms else f"before {iso(end_ms)}"
+    return (
+        f"users {range_text} may be too few, since events were deleted before their users were counted; "
+        "adclick reconcile counts those of its days"
+    )
+
+
 def users_of_whole_hours(start_ms: int, end_ms: int) -> str:
     """The range of a total begins or ends within an hour."""
     return (

@@ -83,10 +83,12 @@ class GroupConsumer:
         *,
         reads: bool = True,
         fetch_ahead_mb: int = 48,
+        on_end: Callable[[int, int], None] | None = None,
     ) -> None:
-        """A member that does not read is one in name: others read for it. `fetch_ahead_mb`: how much may wait to be consumed."""
+        """A member that does not read is one in name: others read for it. `fetch_ahead_mb`: how much may wait to be consumed.
+        `on_end(partition, offset)` is called within `consume`, which returns all messages before this offset by then, when none follows."""
         self.topic = topic
-        self._reads = reads
+        self._reads, self._on_end = reads, on_end
         self._on_assign, self._on_revoke = on_assign, on_revoke
         self._failure: BaseException | None = None
         self.is_assigned = False
@@ -95,7 +97,7 @@ class GroupConsumer:
             "group.id": group, "enable.auto.offset.store": False, "auto.offset.reset": "error",
             "session.timeout.ms": session_timeout_ms, "heartbeat.interval.ms": session_timeout_ms // 4,
             "queued.max.messages.kbytes": fetch_ahead_mb * 1024, "fetch.wait.max.ms": 100,
-            "topic.metadata.refresh.interval.ms": METADATA_REFRESH_MS,
+            "topic.metadata.refresh.interval.ms": METADATA_REFRESH_MS, "enable.partition.eof": on_end is not None,
         }  # fmt: skip
         self._consumer = Consumer(read_config(servers) | own)
         self._consumer.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)
@@ -125,7 +127,10 @@ class GroupConsumer:
         if set(map(type, map(Message.error, messages))) <= {type(None)}:
             return list(messages)
         for message in messages:
-            refuse_lost(message.error(), message)
+            error = message.error()
+            if error is not None and error.code() == KafkaError._PARTITION_EOF and self._on_end is not None:
+                self._on_end(message.partition(), message.offset())
+            refuse_lost(error, message)
         return [message for message in messages if message.error() is None]
 
     def committed(self, partitions: Iterable[int], topic: str = "") -> list[Committed]:

@@ -54,6 +54,7 @@ from query.tiers.trending_users import HourlyUsers
 from query.tokens import TokenSigner
 from query.top import parse_top_question
 from query.trend_lists import TrendLists
+from stream.reach.progress import read_progress
 
 _COMPRESSED_BYTES = 1024
 # The fields of the pipeline's state that a tenant may see.
@@ -85,7 +86,9 @@ class Api:
         self.dead_letters = DeadLetters(settings, self.router.signer, now)
         self.bills = Bills(clickhouse, self.router, settings, now, stack)
         self.budgets, self.anomalies = Budgets(self.router, now), Anomalies(self.router, settings, now)
-        users = HourlyUsers(clickhouse, settings.query_timeout_s)
+        progress = partial(read_progress, redis, settings.key_prefix, settings.event_partitions)
+        guarded = partial(self.router.guards["redis"].call, progress)
+        users = HourlyUsers(clickhouse, settings.query_timeout_s, guarded)
         self.trending = Trending(self.router, TrendLists(redis, settings.key_prefix), users, now)
         self.alerts = AlertsApi(AlertStore(clickhouse), self.router.signer, self.router.guards["clickhouse"], now)
         self.webhooks = Webhooks(clickhouse, redis, settings, now)
@@ -105,8 +108,9 @@ class Api:
         self.directory = DirectoryApi(directory, editor, self.router.signer)
         self.live = Live()
         self._exports = Exports(self.gate)
-        self._replies: ReplyCache[HttpReply] | None = (
-            ReplyCache(_cached_bytes) if settings.query_cache == "on" else None
+        # Two: replies of one share locks, and those with users take longer.
+        self._replies: dict[bool, ReplyCache[HttpReply]] = (
+            {users: ReplyCache(_cached_bytes) for users in (False, True)} if settings.query_cache == "on" else {}
         )
 
     def question(self, request: Request, access: Access, *, without: tuple[str, ...] = ()) -> Question:
@@ -131,7 +135,8 @@ class Api:
         with ExitStack() as unless_streamed:
             if slot is not None:
                 unless_streamed.enter_context(slot)
-            reply = compute() if self._replies is None else self._replies.get((question, name, whole), compute)
+            replies = self._replies.get(question.users)
+            reply = compute() if replies is None else replies.get((question, name, whole), compute)
             if reply.export is not None:
                 unless_streamed.pop_all()
                 return self._streamed(request, access, reply, name, coding, slot or self._exports.take(access))

@@ -20,6 +20,9 @@ from query.api.edge import Endpoint
 # Questions about minutes have threads of their own, so that they do not wait behind questions that wait for ClickHouse.
 _MINUTE_THREADS = 2
 _ABOUT_MINUTES = b"granularity=minute"
+# So have questions about users, whose statements read much more than those that count, and which wait for these.
+_USER_THREADS = 4
+_ABOUT_USERS = b"users=true"
 # So have operations that wait for Kafka or for a lease: they take seconds, and while a store is away all of their time.
 _WAITING_THREADS = 4
 
@@ -31,6 +34,7 @@ class Routes:
         """`add_api_route`: of the web application."""
         self._add_api_route, self._gate = add_api_route, gate
         self._minutes = ThreadPoolExecutor(_MINUTE_THREADS, "minutes")
+        self._users = ThreadPoolExecutor(_USER_THREADS, "users")
         self._waiting = ThreadPoolExecutor(_WAITING_THREADS, "waiting")
         self.direct: dict[str, Endpoint] = {}
 
@@ -48,8 +52,7 @@ class Routes:
             serve = partial(
                 contextvars.copy_context().run, partial(self._gate.serve, admin=admin, whole=whole), request, handler
             )
-            is_about_minutes = _ABOUT_MINUTES in request.scope["query_string"]
-            threads = self._waiting if waits else self._minutes if is_about_minutes else None
+            threads = self._waiting if waits else self._threads_for(request.scope["query_string"])
             return await asyncio.get_running_loop().run_in_executor(threads, serve)
 
         if method == "GET" and "{" not in path:
@@ -60,3 +63,9 @@ class Routes:
             name=f"{method}{answers}{path}", responses=document.RESPONSES[answers],
             openapi_extra=described,
         )  # fmt: skip
+
+    def _threads_for(self, query: bytes) -> ThreadPoolExecutor | None:
+        """Those of a question; None for the ones that answer most."""
+        if _ABOUT_USERS in query:
+            return self._users
+        return self._minutes if _ABOUT_MINUTES in query else None

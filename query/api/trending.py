@@ -76,7 +76,8 @@ class Trending:
     def _compute(self, question: TrendingQuestion, now_ms: int) -> tuple[Sequence[Trend], dict[str, Any]]:
         answers = [self._router.answer(part) for part in (question.minutes, question.sources, question.before)]
         notes = [warning for answer in answers for warning in answer.warnings]
-        users = self._read_users(question) if question.dimension == LISTED_DIMENSION else None
+        has_users = question.dimension == LISTED_DIMENSION and not self._users.is_behind(now_ms)
+        users = self._read_users(question) if has_users else None
         minutes, sources, before = (answer.page.rows.sums for answer in answers)
         trends = rank_trends(find_trends(question, minutes, sources, before, users), question.limit)
         rows_read = sum(answer.rows_read for answer in answers)

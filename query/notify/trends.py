@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ from query.trending import (
     parse_trending_question,
     take_highest,
 )
+from stream.reach.progress import read_progress
 
 # Over all shards.
 _CAMPAIGNS_AT_ONCE = 1_000
@@ -95,7 +96,8 @@ class TrendKeeper:
         self._hot = HotTier(redis, settings.key_prefix, settings.block_partitions)
         self._lists = TrendLists(redis, settings.key_prefix)
         client = ClickHouse(settings.clickhouse, settings.database, timeout_s=_TIMEOUT_S)
-        self._users = HourlyUsers(client, _TIMEOUT_S)
+        progress = partial(read_progress, redis, settings.key_prefix, settings.event_partitions)
+        self._users = HourlyUsers(client, _TIMEOUT_S, progress)
         self._before: tuple[int, Sums] | None = None
         self._failing = ""
 
@@ -112,12 +114,15 @@ class TrendKeeper:
             before=_by_advertiser(question.before),
         )  # fmt: skip
         notes = list[str]()
-        before = self._read_before(question, notes)
+        before, reads_users = self._read_before(question, notes), self._settings.reach == "on"
+        if reads_users and self._users.is_behind(now_ms):
+            reads_users = False
+            notes.append(warnings.NO_TRENDING_USERS)
         campaigns, span = self._hot.campaigns_of(None)
         if span.held_from_ms is None or span.held_from_ms > question.start_ms:
             notes.append(f"minutes since {iso(question.start_ms)} are missing")
         try:
-            rankings = self._rank(question, campaigns, before, check, reads_users=self._settings.reach == "on")
+            rankings = self._rank(question, campaigns, before, check, reads_users=reads_users)
         except _UsersNotRead:
             # Scores with users and scores without them do not compare: a list has either.
             notes.append(warnings.NO_TRENDING_USERS)

@@ -6,7 +6,7 @@ united yet, or that were written twice, need no FINAL.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,20 +15,22 @@ import numpy as np
 
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, MINUTE_MS
+from infra.errors import UserError
 from query.plan import Piece
 from query.question import Question
 from query.reach import OF_RUNS, RUN_DAYS, RUNS, STREAM_DAYS, STREAM_HOURS, Users
 from query.tiers.clickhouse import row_conditions
+from stream.reach.progress import Progress
 from stream.reach.registers import MAX_RANK, PRECISION, REGISTERS, estimate
 
 # A database whose tables of users were made within this time after its first one has had them from the start.
 _SET_UP_MS = 10 * MINUTE_MS
-# A statement about users takes no more memory than this from those that count.
-_MOST_BYTES = 2 << 30
+# A statement about users takes no more memory than this from those that count: two at once leave half of an embedded ClickHouse.
+_MOST_BYTES = 512 << 20
 _REGISTER, _RANK = f"bitAnd(c, {REGISTERS - 1})", f"bitShiftRight(c, {PRECISION})"
-# Up to so many buckets and groups each has a dense array of all registers, of two bytes each, which is several times as fast; of
-# more these would be gigabytes: the distinct coupons of each, the greatest first, of which the first of each register counts.
-_MOST_DENSE = 20_000
+# Up to so many buckets and groups each has a dense array of all registers, of two bytes each in every thread, which is several times
+# as fast; more of them would not fit: the distinct coupons of each, the greatest first, of which the first of each register counts.
+MOST_DENSE, _MOST_GROUPS = 5_000, 100_000
 DENSE_RANKS = (
     f"SELECT {{keys}}, maxResampleArray(0, {REGISTERS}, 1)(arrayMap(c -> toUInt8({_RANK}), coupons),"
     f" arrayMap(c -> {_REGISTER}, coupons)) AS ranks FROM ({{rows}}) GROUP BY {{keys}}"
@@ -38,6 +40,10 @@ SPARSE_RANKS = (
     f" arrayEnumerateUniq(arrayMap(c -> {_REGISTER}, sorted))) AS ranks FROM (SELECT {{keys}},"
     " arrayReverseSort(groupUniqArrayArray(coupons)) AS sorted FROM ({rows}) GROUP BY {keys})"
 )
+
+
+class TooManyGroups(UserError):
+    """A question has more buckets and groups than users are read of at once."""
 
 
 class TablesOfUsers(msgspec.Struct, frozen=True):
@@ -60,12 +66,16 @@ class UsersReply:
 
 
 class StoredUsers:
-    """The tables of users. Raises Unavailable when ClickHouse is away, Refused when it has no such tables."""
+    """The tables of users. Raises Unavailable when ClickHouse is away, Refused when it has no such tables or too little memory."""
 
-    def __init__(self, client: ClickHouse, timeout_s: float) -> None:
-        """`timeout_s`: after which ClickHouse ends a statement by itself."""
-        self._client = client
+    def __init__(self, client: ClickHouse, timeout_s: float, progress: Callable[[], list[Progress | None]]) -> None:
+        """`timeout_s`: after which ClickHouse ends a statement by itself. `progress`: reads how far users are counted, by partition."""
+        self._client, self._progress = client, progress
         self._settings = f" SETTINGS max_execution_time = {timeout_s:g}, max_memory_usage = {_MOST_BYTES}"
+
+    def progress(self) -> list[Progress | None]:
+        """How far the stream has counted users, by partition of events; None where it is not known."""
+        return self._progress()
 
     def tables(self, runs: Sequence[str]) -> TablesOfUsers:
         """What is known of the tables and of these runs."""
@@ -90,10 +100,15 @@ class StoredUsers:
         )
 
     def read(self, question: Question, pieces: Sequence[Piece]) -> UsersReply:
-        """The users of each bucket and campaign of a question, from the pieces of `plan_users`."""
+        """The users of each bucket and campaign of a question, from the pieces of `plan_users`. Raises TooManyGroups."""
         rows, parameters = self._rows(question, pieces)
-        dense = not question.group_by or self._count_groups(rows, parameters) <= _MOST_DENSE
-        ranks = (DENSE_RANKS if dense else SPARSE_RANKS).format(keys="bucket, campaign", rows=rows)
+        size = self._count_groups(rows, parameters) if question.group_by else 1
+        if size > _MOST_GROUPS:
+            raise TooManyGroups(
+                f"the range has {size:,} rows, and users are read of {_MOST_GROUPS:,} at most; retry with a shorter range, larger buckets or "
+                "fewer campaigns"
+            )
+        ranks = (DENSE_RANKS if size <= MOST_DENSE else SPARSE_RANKS).format(keys="bucket, campaign", rows=rows)
         reply = self._client.arrow(
             f"SELECT bucket, campaign, rank, count() AS registers FROM ({ranks}) ARRAY JOIN ranks AS rank WHERE rank > 0"
             f" GROUP BY bucket, campaign, rank{self._settings}",

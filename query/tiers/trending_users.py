@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from infra.clickhouse.client import ClickHouse
+from infra.errors import AdclickError
 from query.reach import STREAM_HOURS
+from query.reach_progress import Partitions, is_behind
 from query.row_scope import ALL_ROWS, RowScope
 from query.tiers.clickhouse import row_conditions
-from query.tiers.reach import DENSE_RANKS, SPARSE_RANKS
+from query.tiers.reach import DENSE_RANKS, MOST_DENSE, SPARSE_RANKS
 from query.trending import UserCounts
 from stream.reach.registers import MAX_RANK, estimate
 
 # Of a statement; one that needs more fails, and trends go without users.
 _MOST_BYTES = 512 << 20
-# Up to so many groups have dense arrays of registers: 80 MB in each thread of ClickHouse that aggregates.
-_MOST_DENSE = 5_000
 
 
 class HourlyUsers:
     """Raises Unavailable when ClickHouse is away or the statement is too large, BadStatement when there is no such table."""
 
-    def __init__(self, client: ClickHouse, timeout_s: float) -> None:
-        """`timeout_s`: after which ClickHouse ends a statement by itself."""
-        self._client = client
+    def __init__(self, client: ClickHouse, timeout_s: float, progress: Callable[[], Partitions]) -> None:
+        """`timeout_s`: after which ClickHouse ends a statement by itself. `progress`: reads how far users are counted, by partition."""
+        self._client, self._progress = client, progress
         self._settings = f" SETTINGS max_execution_time = {timeout_s:g}, max_memory_usage = {_MOST_BYTES}"
+
+    def is_behind(self, now_ms: int) -> bool:
+        """Whether the newest users are not counted yet, so that campaigns of many would rank like bots; also where it is not known."""
+        try:
+            return is_behind(self._progress(), now_ms)
+        except AdclickError:
+            return True
 
     def read(
         self, start_ms: int, end_ms: int, campaigns: Sequence[int] = (), advertiser: int | None = None,
@@ -45,7 +52,7 @@ class HourlyUsers:
             f" WHERE {' AND '.join(conditions)}"
         )
         count = len(campaigns) or self._count_groups(keys, rows, parameters)
-        ranks = (DENSE_RANKS if count <= _MOST_DENSE else SPARSE_RANKS).format(keys=keys, rows=rows)
+        ranks = (DENSE_RANKS if count <= MOST_DENSE else SPARSE_RANKS).format(keys=keys, rows=rows)
         reply = self._client.arrow(
             f"SELECT {keys}, rank, count() AS registers FROM ({ranks}) ARRAY JOIN ranks AS rank WHERE rank > 0"
             f" GROUP BY {keys}, rank{self._settings}",

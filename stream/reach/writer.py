@@ -2,7 +2,8 @@
 
 Offsets are committed after the rows are acknowledged. What is read twice is written twice, which changes no register; so nothing
 here needs a transaction, a state log or a fence. The metadata of an offset names the tables that the rows are in, by their UUIDs: where
-one was made again since, all that `ad-archive` still has is read again. Whatever happens here, counting goes on.
+one was made again since, all that `ad-archive` still has is read again. How far users are counted is published for routers
+(`stream.reach.progress`). Whatever happens here, counting goes on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +22,7 @@ import pyarrow as pa
 from infra import faults, logs
 from infra.clickhouse import borders
 from infra.clickhouse.client import ClickHouse
-from infra.clock import DAY_MS, HOUR_MS
+from infra.clock import DAY_MS, HOUR_MS, now_ms
 from infra.columnar.columns import Ints
 from infra.errors import OffsetOutOfRange, Refused, SessionLost, Unavailable
 from infra.kafka import topics
@@ -29,12 +31,15 @@ from infra.kafka.client import BEGINNING
 from infra.kafka.consumers import GroupConsumer
 from infra.kafka.records import Committed
 from infra.priority import BACKGROUND, give_way_here
+from infra.redis.client import Redis
 from infra.retries import WAITS, Sessions, pause_s
 from infra.settings import Settings
 from ingest import blocks
 from ingest.archive import schema as archive_schema
 from ingest.archive.schema import Decision
+from ingest.blocks import BlockHeader
 from stream.reach.additions import Additions, ReachRows
+from stream.reach.progress import ProgressTracker, SavedProgress, publish_progress
 from stream.reach.registers import Coupons, coupons_of
 
 TABLE = "stream_reach_hours"
@@ -44,8 +49,10 @@ _COLUMNS = ("time_ms", "campaign_id", "advertiser_id", "user", "decision")
 # An insert costs ClickHouse some 20 ms of a core, however few rows it has.
 _WRITE_EVERY_S = 10.0
 _RETRY_EVERY_S = 60.0
+# While of some partition nothing is known yet, which a moment after it was assigned it is.
+_PUBLISH_AGAIN_S = 1.0
 _MESSAGES, _FETCH_AHEAD_MB = 16, 8
-_CLICKHOUSE_TIMEOUT_S = 30
+_CLICKHOUSE_TIMEOUT_S, _REDIS_TIMEOUT_S = 30, 1.0
 # For how long the end of the process may be delayed: what is not written is read again.
 _STOP_S = 2.0
 
@@ -70,6 +77,7 @@ class ReachWriter:
         self._client = ClickHouse(
             settings.clickhouse, settings.database, timeout_s=_CLICKHOUSE_TIMEOUT_S, connections=1
         )
+        self._redis = Redis(settings.redis, timeout_s=_REDIS_TIMEOUT_S)
         self._additions = Additions(HOUR_MS)
         self._owned: set[int] = set()
         self._read_to: dict[int, int] = {}
@@ -77,6 +85,8 @@ class ReachWriter:
         self._tables = ""
         """The UUIDs of _TABLES when partitions were assigned last."""
         self._since: float | None = None
+        self._progress = ProgressTracker()
+        self._publish_at = 0.0
         self._consumer: GroupConsumer
 
     def stop(self) -> None:
@@ -108,6 +118,7 @@ class ReachWriter:
             self._revoked,
             s.session_timeout_ms,
             fetch_ahead_mb=_FETCH_AHEAD_MB,
+            on_end=self._progress.reach_end,
         )
         try:
             while not self._stopping.is_set():
@@ -117,11 +128,18 @@ class ReachWriter:
                     self._sessions.maybe_probe(self._probe)
                 elif self._since is not None and self._clock() - self._since >= self._write_every_s:
                     self._write()
+                if self._since is None and self._clock() >= self._publish_at:
+                    self._publish()
             self._write()
         finally:
             self._owned.clear()
+            self._progress.clear()
             self._read_to.clear()
             self._consumer.close()
+
+    @cached_property
+    def _admin(self) -> Admin:
+        return Admin(self._settings.kafka)
 
     def _forget(self) -> None:
         """Drop what is pending, which is read again, and what is known of the tables."""
@@ -148,24 +166,28 @@ class ReachWriter:
         self._sessions.postpone_probe()
         self._read_to.clear()
         self._owned = set(partitions)
+        self._progress.clear()
         if not partitions:
             return {}
         tables = self._read_tables()
         if tables != self._tables:
             self._forget()
         self._tables = tables
-        admin, topic, count = Admin(self._settings.kafka), self._consumer.topic, max(partitions) + 1
-        begins, ends = admin.starts(topic, count), admin.high_watermarks(topic, count)
+        topic, count = self._consumer.topic, max(partitions) + 1
+        begins, ends = self._admin.starts(topic, count), self._admin.high_watermarks(topic, count)
         starts, repeated = dict[int, int](), list[int]()
         for committed in self._consumer.committed(partitions):
             p, offset = committed.partition, committed.offset
+            saved = SavedProgress.decode(committed.metadata)
             # Offsets that were set by a tool name no tables.
-            if committed.metadata not in ("", tables):
+            if saved.tables not in ("", tables):
                 starts[p] = BEGINNING
                 repeated.append(p)
+                self._progress.begin(p, SavedProgress(), is_torn=begins[p] > 0)
                 continue
             is_there = begins[p] <= offset <= ends[p]
             starts[p] = offset if is_there else BEGINNING
+            self._progress.begin(p, saved, is_torn=not is_there and (offset >= 0 or begins[p] > 0))
             if offset >= 0 and not is_there:
                 self._log.warning(
                     "messages were deleted before reach was counted from them", partition=p, expected=offset,
@@ -182,12 +204,14 @@ class ReachWriter:
         self._owned.difference_update(partitions)
         for p in partitions:
             self._read_to.pop(p, None)
+            self._progress.end(p)
 
     def _add(self, message: Any) -> None:
         p, offset = message.partition(), message.offset()
         if p not in self._owned:
             return
-        times, campaigns, advertisers, coupons = decode_coupons(message.value(), f"{message.topic()}/{p}/{offset}")
+        where = f"{message.topic()}/{p}/{offset}"
+        (times, campaigns, advertisers, coupons), header = decode_coupons(message.value(), where)
         done = 0
         while done < len(coupons):
             done += self._additions.add(times[done:], campaigns[done:], advertisers[done:], coupons[done:])
@@ -195,6 +219,7 @@ class ReachWriter:
                 self._write()
         if p in self._owned:
             self._read_to[p] = offset + 1
+            self._progress.add(p, offset, header)
             self._since = self._since or self._clock()
 
     def _write(self) -> None:
@@ -206,20 +231,39 @@ class ReachWriter:
             self._client.insert(TABLE, rows)
         faults.point("reach.written")
         if self._read_to:
-            self._consumer.commit([Committed(p, offset, self._tables) for p, offset in self._read_to.items()])
+            self._consumer.commit(
+                [
+                    Committed(p, offset, self._progress.saved(p, self._tables).encode())
+                    for p, offset in self._read_to.items()
+                ]
+            )
             self._sessions.works()
         self._read_to.clear()
         self._since = None
 
+    def _publish(self) -> None:
+        """Publish how far users are counted, when nothing is pending; best effort: routers see that what they have is old."""
+        self._publish_at, at_ms = self._clock() + min(self._write_every_s, _PUBLISH_AGAIN_S), now_ms()
+        if not self._owned:
+            return
+        try:
+            ends = self._admin.ends(self._consumer.topic, max(self._owned) + 1)
+        except Unavailable:
+            return
+        progress = self._progress.current(dict(enumerate(ends)), at_ms)
+        if progress.keys() == self._owned:
+            self._publish_at = self._clock() + self._write_every_s
+        publish_progress(self._redis, self._settings.key_prefix, progress)
 
-def decode_coupons(value: bytes, where: str) -> tuple[Ints, Ints, Ints, Coupons]:
-    """Times (ms), campaigns, advertisers and coupons of the events in a message of `ad-archive`; 0 for one that is not counted, or has
-    no user. Raises CorruptLog, naming `where`."""
-    rows, _ = blocks.decode_block(value, where, _COLUMNS)
+
+def decode_coupons(value: bytes, where: str) -> tuple[tuple[Ints, Ints, Ints, Coupons], BlockHeader]:
+    """Times (ms), campaigns, advertisers and coupons of the events in a message of `ad-archive`, and its header; coupon 0 for an event
+    that is not counted, or has no user. Raises CorruptLog, naming `where`."""
+    rows, header = blocks.decode_block(value, where, _COLUMNS)
     numbers = archive_schema.decode_numbers(rows)
     has_user = (numbers["decision"] == Decision.COUNTED) & (numbers["user"] != archive_schema.NO_VALUE)
     times, campaigns, advertisers, users = (numbers[name] for name in _COLUMNS[:4])
-    return times, campaigns, advertisers, coupons_of(users) * has_user
+    return (times, campaigns, advertisers, coupons_of(users) * has_user), header
 
 
 def _tables(rows: ReachRows) -> Iterator[pa.Table]:

@@ -23,11 +23,14 @@ from infra.columnar.siphash import siphash
 from infra.kafka import topics
 from infra.kafka.admin import Admin
 from infra.kafka.event_producer import EventProducer
+from infra.redis.client import Redis
 from infra.retries import WAITS
 from infra.settings import Settings
 from ingest import blocks
 from ingest.archive import schema as archive_schema
 from ingest.archive.schema import Decision
+from query.reach_progress import is_behind
+from stream.reach.progress import Progress, read_progress
 from stream.reach.writer import ReachWriter
 from tests.flow import worker_environment
 from tests.product import wait_until
@@ -141,9 +144,16 @@ def test_a_missing_table_is_waited_for_one_made_again_is_filled_and_messages_del
     def drop(table: str) -> None:
         client.command(f"DROP TABLE {settings.database}.{table} SYNC")
 
+    redis = Redis(settings.redis)
+
+    def progress() -> list[Progress | None]:
+        return read_progress(redis, settings.key_prefix, settings.event_partitions)
+
     with writing(settings):
         events.send(500)
         wait_until_exact(settings, events)
+        wait_until(lambda: not is_behind(progress(), now_ms()), 20, "all partitions are known to be read to their ends")
+        assert not any(each.holes for each in progress() if each)
         drop("stream_reach_hours")
         events.send(500)
         wait_until(lambda: "reach" in WAITS.reasons(), 20, "it waits")
@@ -161,6 +171,9 @@ def test_a_missing_table_is_waited_for_one_made_again_is_filled_and_messages_del
     ends = Admin(settings.kafka).ends(topic, settings.event_partitions)
     for future in kafka.delete_records([TopicPartition(topic, p, end) for p, end in enumerate(ends)]).values():
         future.result()
+    began_ms = now_ms()
     with writing(settings):
         events.send(500)
         wait_until_exact(settings, events)
+        wait_until(lambda: all(each and each.read_ms > began_ms for each in progress()), 20, "progress is published")
+    assert any(each.holes for each in progress() if each)

@@ -17,10 +17,12 @@ from starlette.testclient import TestClient
 from infra.clickhouse.client import ClickHouse
 from infra.clickhouse.schema import apply_migrations
 from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
+from infra.redis.client import Redis
 from infra.settings import Settings, resolve
 from query.api.app import create_app
 from query.keys import Keys
 from query.reach import RUN_DAYS, RUN_HOURS, STREAM_HOURS
+from stream.reach.progress import Progress, publish_progress
 from stream.reach.registers import STANDARD_ERROR, coupons_of
 from tests import borders
 
@@ -86,6 +88,8 @@ def client(settings: Settings, truth: Truth) -> ClickHouse:
     insert(client, RUN_HOURS, [(RECONCILED, 7, MINE, list(range(100_000)))], run="former")
     client.command(f"INSERT INTO {settings.database}.exact_reach_runs VALUES ('run', today()), ('former', today())")
     publish_run(client)
+    counted = dict.fromkeys(range(settings.event_partitions), Progress(now_ms()))
+    publish_progress(Redis(settings.redis), settings.key_prefix, counted)
     for tier, border in (("hours", END), ("days", DAY)):
         borders.publish(client, tier, range(settings.block_partitions), border)
     return client

@@ -21,6 +21,7 @@ from query.tiers.trending_users import HourlyUsers
 from query.trend_lists import FRESH_MS, TrendLists
 from query.trending import LISTED
 from query.warnings import NO_TRENDING_USERS
+from stream.reach.progress import Progress, publish_progress
 from stream.reach.registers import coupons_of, unique_coupons
 from tests import borders
 from tests.installation import Installation, worker
@@ -39,8 +40,15 @@ CLICKS = {STEADY: 1, RISER: 4, BOT: 17, SHARED: 2, UNKNOWN: 3}
 USERS = {STEADY: 700, RISER: 2_000, BOT: 1, SHARED: 900, UNKNOWN: 0}
 
 
+def count_users_until(settings: Settings, read_ms: int) -> None:
+    """Publish that users are counted up to then."""
+    progress = dict.fromkeys(range(settings.event_partitions), Progress(read_ms))
+    publish_progress(Redis(settings.redis), settings.key_prefix, progress)
+
+
 def fill(settings: Settings, end_ms: int) -> None:
     """The last hour's minutes in Redis, a week of hours and the users of the last hours in ClickHouse."""
+    count_users_until(settings, end_ms + HOUR_MS)
     of_shards: list[list[dict[str, Any]]] = [[] for _ in range(settings.block_partitions)]
     for advertiser, campaigns in ((MINE, OF_MINE), (OTHERS, OF_OTHERS)):
         for campaign in campaigns:
@@ -145,6 +153,13 @@ def test_lists_and_what_is_computed_say_the_same_and_the_bot_does_not_lead(
     # A campaign of two advertisers: of each its own, and of both together.
     volumes = [next(r["volume"] for r in listed[n]["data"] if r["campaign_id"] == SHARED) for n in ("all", "mine")]
     assert volumes == [2 * 1_200, 1_200]
+    # While users lag, campaigns of many look like bots.
+    count_users_until(settings, end_ms - 3 * MINUTE_MS)
+    TrendKeeper(settings, lambda: end_ms + 1, logs.get("test")).refresh(lambda: None)
+    lagging = ask(http, admin)
+    assert lagging["warnings"] == [NO_TRENDING_USERS]
+    assert {row["users"] for row in lagging["data"]} == {None}
+    count_users_until(settings, end_ms + HOUR_MS)
 
 
 @pytest.mark.usefixtures("end_ms")
@@ -165,7 +180,7 @@ def test_other_questions_and_narrower_keys_are_computed(installation: Installati
 def test_users_of_a_few_and_of_very_many_campaigns_are_the_same(
     installation: Installation, end_ms: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    users = HourlyUsers(installation.client, 5)
+    users = HourlyUsers(installation.client, 5, list)
 
     def read(**of: Any) -> dict[tuple[int, ...], int]:
         counts = users.read(end_ms - HOUR_MS, end_ms, **of)
@@ -177,7 +192,7 @@ def test_users_of_a_few_and_of_very_many_campaigns_are_the_same(
         {"advertiser": OTHERS},
     ]
     dense = [read(**question) for question in questions]
-    monkeypatch.setattr(trending_users, "_MOST_DENSE", 0)
+    monkeypatch.setattr(trending_users, "MOST_DENSE", 0)
     assert [read(**question) for question in questions] == dense
     # Of a campaign of two advertisers the users of both, who are others.
     of_all, by_advertiser, of_others = dense

@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
+import pytest
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,7 +23,8 @@ class OpenGate:
         return Response(handler(request, None).body)
 
 
-def test_numbers_are_answered_while_other_operations_wait_for_a_store() -> None:
+@pytest.mark.parametrize("waiting_query", [b"", b"granularity=total&users=true"])
+def test_numbers_are_answered_while_other_operations_wait_for_a_store(waiting_query: bytes) -> None:
     released = threading.Event()
 
     def wait(_request: Request, _access: Any) -> HttpReply:
@@ -30,16 +32,16 @@ def test_numbers_are_answered_while_other_operations_wait_for_a_store() -> None:
         return HttpReply(b"waited")
 
     routes = Routes(FastAPI().add_api_route, cast(Gate, OpenGate()))
-    routes.add("/waits", wait, "", [], "pipeline", waits=True)
+    routes.add("/waits", wait, "", [], "pipeline", waits=not waiting_query)
     routes.add("/numbers", lambda _request, _access: HttpReply(b"numbers"), "", [], "metrics")
 
-    def request(path: str) -> Any:
-        scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
+    def request(path: str, query: bytes = b"") -> Any:
+        scope = {"type": "http", "method": "GET", "path": path, "query_string": query, "headers": []}
         return routes.direct[path](Request(scope))
 
     async def main() -> tuple[bytes, list[bytes]]:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
-        waiting = [asyncio.ensure_future(request("/waits")) for _ in range(20)]
+        waiting = [asyncio.ensure_future(request("/waits", waiting_query)) for _ in range(20)]
         await asyncio.sleep(0.05)
         try:
             numbers = await asyncio.wait_for(request("/numbers"), 5)

@@ -62,6 +62,9 @@ class UsersOfEach:
     def __init__(self, users: Mapping[int, int], fails_at: int = 0) -> None:
         self._users, self._fails_at, self.calls = users, fails_at, 0
 
+    def is_behind(self, _now_ms: int) -> bool:
+        return False
+
     def read(self, _start_ms: int, _end_ms: int, campaigns: Sequence[int], *, by_advertiser: bool) -> UserCounts:
         self.calls += 1
         if self.calls == self._fails_at:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso, now_ms
 from infra.errors import AdclickError, BadStatement, Refused, TimedOut, Unavailable
 from infra.settings import Settings
@@ -28,10 +31,12 @@ from query.reach import (
     covers_whole_hours,
     plan_users,
 )
+from query.reach_progress import Partitions, warn_of_missing_users
 from query.reach_reader import ReachReader
 from query.router import Router
 from query.tier_cache import TierCache
-from query.tiers.reach import StoredUsers, TablesOfUsers, UsersReply
+from query.tiers.reach import StoredUsers, TablesOfUsers, TooManyGroups, UsersReply
+from stream.reach.progress import Progress
 from stream.reach.registers import MAX_RANK, REGISTERS, estimate
 from tests.unit.fakes import Clock, FakeRedis
 from tests.unit.questions import NOW, question_of, sums_of
@@ -144,18 +149,29 @@ def test_each_row_has_the_users_of_its_bucket_and_campaign(
 
 
 class FakeUsers(StoredUsers):
-    """Three users of campaign 0 in each bucket, unless it fails. `reads`: how often users were read."""
+    """Three users of campaign 0 in each bucket, unless it fails. `reads`: how often users were read. While `hung` is clear, reads wait."""
 
-    def __init__(self, *, error: AdclickError | None = None, since_ms: int = 0) -> None:
+    def __init__(
+        self, *, error: AdclickError | None = None, since_ms: int = 0, partitions: Partitions | None = None
+    ) -> None:
         self.error, self._since_ms, self.reads = error, since_ms, 0
+        self._partitions = partitions
+        self.hung = threading.Event()
+        self.hung.set()
 
     def tables(self, runs: Sequence[str]) -> TablesOfUsers:
         if self.error is not None:
             raise self.error
         return TablesOfUsers(tuple(runs), tuple(runs), self._since_ms, ())
 
+    def progress(self) -> list[Progress | None]:
+        if self._partitions is None:
+            return [Progress(now_ms())]
+        return [*self._partitions]
+
     def read(self, question: Question, _pieces: Sequence[Piece]) -> UsersReply:
         self.reads += 1
+        assert self.hung.wait(20)
         buckets = np.array(question.buckets(), np.int64)
         return UsersReply(Users(buckets, np.zeros_like(buckets), np.full_like(buckets, 3)), len(buckets))
 
@@ -174,7 +190,12 @@ def answer(users: FakeUsers, reach: str = "on", **parameters: str) -> Any:
     [
         (Unavailable("away"), "ClickHouse does not answer"),
         (TimedOut("slow"), "ClickHouse did not answer in time; retry with a shorter range or fewer groups"),
-        (Refused("no", code="MEMORY_LIMIT_EXCEEDED", hint="wait"), "ClickHouse refuses to read them: MEMORY_LIMIT_EXCEEDED; wait"),
+        (Refused("no", code="TABLE_IS_READ_ONLY", hint="wait"), "ClickHouse refuses to read them: TABLE_IS_READ_ONLY; wait"),
+        (
+            Refused("no", code="MEMORY_LIMIT_EXCEEDED"),
+            "ClickHouse has too little memory to read them; retry with a shorter range or fewer groups",
+        ),
+        (TooManyGroups("there are too many rows"), "there are too many rows"),
         (BadStatement("bug"), "ClickHouse does not accept the statement; adclick migrate brings its tables up to date"),
     ],
 )  # fmt: skip
@@ -186,12 +207,92 @@ def test_counts_are_answered_without_users_and_a_warning_says_why(error: Adclick
     assert not answered.settled
 
 
+class Groups(ClickHouse):
+    """A ClickHouse with so many groups and no coupons. `statements`: those that read coupons."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__("http://fake:1", "db")
+        self._groups, self.statements = groups, list[str]()
+
+    def rows(self, _sql: str, _parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        return [(self._groups,)]
+
+    def arrow(self, sql: str, _parameters: dict[str, Any] | None = None) -> pa.Table:
+        self.statements.append(sql)
+        return pa.table({name: pa.array([], pa.uint64()) for name in ("bucket", "campaign", "rank", "registers")})
+
+
+@pytest.mark.parametrize(
+    ("groups", "function"),
+    [(5_000, "maxResampleArray"), (5_001, "groupUniqArrayArray"), (100_000, "groupUniqArrayArray"), (100_001, None)],
+)
+def test_a_statement_about_users_is_bounded_in_memory_and_in_groups(groups: int, function: str | None) -> None:
+    client, pieces = Groups(groups), [Piece(STREAM_HOURS, DAY, DAY + HOUR_MS)]
+    stored = StoredUsers(client, 5, list)
+    by_campaign = question_of(granularity="total", users="true", group_by="campaign_id")
+    if function is None:
+        with pytest.raises(TooManyGroups, match=r"100,001 rows.*100,000 at most; retry with a shorter range"):
+            stored.read(by_campaign, pieces)
+        assert not client.statements
+    else:
+        assert len(stored.read(by_campaign, pieces).users.counts) == 0
+        assert function in client.statements[0]
+    # However many campaigns there are, together they are one group.
+    stored.read(question_of(granularity="total", users="true"), pieces)
+    assert "maxResampleArray" in client.statements[-1]
+    assert all(f"max_memory_usage = {512 << 20}" in statement for statement in client.statements)
+
+
 def test_users_that_the_stream_counted_before_it_had_tables_are_said_to_be_too_few() -> None:
     assert answer(FakeUsers()).warnings == []
     since = iso(DAY + HOUR_MS)
     warning = f"users before {since} may be too few, since their tables were made then; adclick reconcile counts those of its days"
     assert answer(FakeUsers(since_ms=DAY + HOUR_MS)).warnings == [warning]
     assert answer(FakeUsers(since_ms=DAY)).warnings == []
+
+
+_AWAY = "users may be too few: how far they are counted is not known; it is once stream workers run with ADCLICK_REACH=on, and Redis answers"
+_LACKING = "may be too few, since events were deleted before their users were counted; adclick reconcile counts those of its days"
+
+
+@pytest.mark.parametrize(
+    ("progress", "warning"),
+    [
+        (Progress(NOW - 119_000, DAY), None),
+        # The last event that is missing is no older than the watermark, less an hour and a minute.
+        (Progress(DAY, DAY + 11 * HOUR_MS + MINUTE_MS), None),
+        (
+            Progress(DAY, DAY + 11 * HOUR_MS),
+            f"users from {iso(DAY + 9 * HOUR_MS)} on may be too few: counting them lags by more than two minutes, or has stopped; "
+            "adclick status says what it waits for",
+        ),
+        (None, _AWAY),
+        (Progress(DAY), _AWAY),
+        (
+            # As one with the hole of the other partition.
+            Progress(NOW, NOW, ((0, DAY), (DAY + HOUR_MS, DAY + 99 * HOUR_MS))),
+            f"users from {iso(DAY + HOUR_MS)} to {iso(DAY + 99 * HOUR_MS)} {_LACKING}",
+        ),
+        (Progress(NOW, NOW, ((0, DAY + 1),)), f"users before {iso(DAY + 1)} {_LACKING}"),
+        (Progress(NOW, NOW, ((DAY - HOUR_MS, DAY), (DAY + 10 * HOUR_MS, NOW))), None),
+    ],
+)
+def test_users_that_are_not_counted_yet_or_never_will_be_are_said_to_be_missing(
+    progress: Progress | None, warning: str | None
+) -> None:
+    pieces = [Piece(STREAM_HOURS, DAY, DAY + 10 * HOUR_MS)]
+    other = Progress(NOW, NOW, ((DAY + 98 * HOUR_MS, DAY + 99 * HOUR_MS),))
+    warnings = warn_of_missing_users([other, progress], pieces, 0, NOW)
+    assert warnings == ([] if warning is None else [warning])
+    assert warn_of_missing_users([other, progress], [], 0, NOW) == []
+    # What was before there is said already.
+    assert not any("deleted" in w for w in warn_of_missing_users([progress], pieces, DAY + 100 * HOUR_MS, NOW))
+
+
+def test_an_answer_says_that_users_are_missing_unless_a_nightly_run_has_them() -> None:
+    assert answer(FakeUsers(partitions=[None])).warnings == [_AWAY]
+    run = {"start": iso(DAY - 2 * DAY_MS), "end": iso(DAY - DAY_MS)}
+    assert answer(FakeUsers(partitions=[None]), **run).warnings == []
 
 
 def test_a_total_that_cuts_hours_has_the_users_of_whole_ones_and_no_frequency() -> None:
@@ -214,14 +315,63 @@ def test_where_users_are_not_counted_the_answer_says_so() -> None:
 def test_users_of_runs_are_kept_and_those_of_the_stream_are_read_again() -> None:
     clock, users = Clock(), FakeUsers()
     cache = TierCache(FakeRedis(clock), Guard("redis"), "", clock)
-    with ThreadPoolExecutor(2) as pool:
-        reader = ReachReader(users, cache, pool, now=lambda: NOW)
-        run, stream = DAY - 2 * DAY_MS, DAY
-        for start, reads in ((run, 1), (stream, 2)):
-            question = question_of(start=iso(start), end=iso(start + DAY_MS), granularity="total", users="true")
-            before = users.reads
-            for _ in range(2):
-                clock.now += 60
-                reach = reader.begin(question, BORDERS)()
-                assert reach.settled == (start == run)
-            assert users.reads - before == reads
+    reader = ReachReader(users, cache, 20, now=lambda: NOW)
+    run, stream = DAY - 2 * DAY_MS, DAY
+    for start, reads in ((run, 1), (stream, 2)):
+        question = question_of(start=iso(start), end=iso(start + DAY_MS), granularity="total", users="true")
+        before = users.reads
+        for _ in range(2):
+            clock.now += 60
+            reach = reader.begin(question, BORDERS)()
+            assert reach.settled == (start == run)
+        assert users.reads - before == reads
+
+
+@pytest.fixture
+def hanging() -> Iterator[FakeUsers]:
+    users = FakeUsers()
+    users.hung.clear()
+    yield users
+    users.hung.set()
+
+
+def test_an_answer_goes_without_users_that_are_not_read_in_time_and_a_later_one_has_them(hanging: FakeUsers) -> None:
+    clock = Clock()
+    reader = ReachReader(hanging, TierCache(FakeRedis(clock), Guard("redis"), "", clock), 0.05, now=lambda: NOW)
+
+    def begin(day: int) -> Any:
+        start = DAY - day * DAY_MS
+        named = {"start": iso(start), "end": iso(start + DAY_MS), "granularity": "day", "totals": "true"}
+        return reader.begin(question_of(**named, users="true"), BORDERS)()
+
+    # More of them than there are threads.
+    for day in range(4):
+        reach = begin(day)
+        assert (reach.rows, reach.total, reach.settled) == (None, None, False)
+        assert reach.warnings == [
+            "users are not available: they were not read within 0.05 s; retry, with a shorter range or fewer groups if it happens again"
+        ]
+    hanging.hung.set()
+    assert any(begin(2).warnings == [] for _ in range(200))
+    # Of questions that nobody waits for any more, those that had not begun are not read.
+    assert hanging.reads == 2 + 2
+
+
+def test_counts_are_answered_while_users_hang(hanging: FakeUsers) -> None:
+    cache = TierCache(FakeRedis(), Guard("redis"), "")
+    settings = Settings.model_validate({"query_timeout_s": 1})
+    router = Router(settings, hot=NoMinutes(), stored=Hours(2), cache=cache, users=hanging)
+    named = {
+        "start": iso(DAY),
+        "end": iso(DAY + 10 * HOUR_MS),
+        "granularity": "total",
+        "group_by": "campaign_id",
+        "totals": "true",
+    }
+    with ThreadPoolExecutor() as pool:
+        questions = [question_of(**named, campaign_id=str(n), users="true") for n in range(1, 9)]
+        waiting = [pool.submit(router.answer, question) for question in questions]
+        total = router.answer(question_of(**named)).total
+        assert not any(future.done() for future in waiting)
+        assert total is not None and total.amounts()["impressions"] == 10
+        assert all("users are not available" in future.result().warnings[0] for future in waiting)
