@@ -20,26 +20,14 @@ from query.plan import Piece
 from query.question import Question
 from query.reach import OF_RUNS, RUN_DAYS, RUNS, STREAM_DAYS, STREAM_HOURS, Users
 from query.tiers.clickhouse import row_conditions
+from query.tiers.user_registers import UserRegisters
 from stream.reach.progress import Progress
-from stream.reach.registers import MAX_RANK, PRECISION, REGISTERS, estimate
 
 # A database whose tables of users were made within this time after its first one has had them from the start.
 _SET_UP_MS = 10 * MINUTE_MS
-# A statement about users takes no more memory than this from those that count: two at once leave half of an embedded ClickHouse.
-_MOST_BYTES = 512 << 20
-_REGISTER, _RANK = f"bitAnd(c, {REGISTERS - 1})", f"bitShiftRight(c, {PRECISION})"
-# Up to so many buckets and groups each has a dense array of all registers, of two bytes each in every thread, which is several times
-# as fast; more of them would not fit: the distinct coupons of each, the greatest first, of which the first of each register counts.
-MOST_DENSE, _MOST_GROUPS = 5_000, 100_000
-DENSE_RANKS = (
-    f"SELECT {{keys}}, maxResampleArray(0, {REGISTERS}, 1)(arrayMap(c -> toUInt8({_RANK}), coupons),"
-    f" arrayMap(c -> {_REGISTER}, coupons)) AS ranks FROM ({{rows}}) GROUP BY {{keys}}"
-)
-SPARSE_RANKS = (
-    f"SELECT {{keys}}, arrayFilter((rank, nth) -> nth = 1, arrayMap(c -> toUInt8({_RANK}), sorted),"
-    f" arrayEnumerateUniq(arrayMap(c -> {_REGISTER}, sorted))) AS ranks FROM (SELECT {{keys}},"
-    " arrayReverseSort(groupUniqArrayArray(coupons)) AS sorted FROM ({rows}) GROUP BY {keys})"
-)
+# Of one question.
+_MOST_GROUPS = 100_000
+_GROUPS = ("bucket", "campaign")
 
 
 class TooManyGroups(UserError):
@@ -71,7 +59,7 @@ class StoredUsers:
     def __init__(self, client: ClickHouse, timeout_s: float, progress: Callable[[], list[Progress | None]]) -> None:
         """`timeout_s`: after which ClickHouse ends a statement by itself. `progress`: reads how far users are counted, by partition."""
         self._client, self._progress = client, progress
-        self._settings = f" SETTINGS max_execution_time = {timeout_s:g}, max_memory_usage = {_MOST_BYTES}"
+        self._registers = UserRegisters(client, timeout_s)
 
     def progress(self) -> list[Progress | None]:
         """How far the stream has counted users, by partition of events; None where it is not known."""
@@ -102,30 +90,15 @@ class StoredUsers:
     def read(self, question: Question, pieces: Sequence[Piece]) -> UsersReply:
         """The users of each bucket and campaign of a question, from the pieces of `plan_users`. Raises TooManyGroups."""
         rows, parameters = self._rows(question, pieces)
-        size = self._count_groups(rows, parameters) if question.group_by else 1
+        size = self._registers.count_groups(_GROUPS, rows, parameters) if question.group_by else 1
         if size > _MOST_GROUPS:
             raise TooManyGroups(
                 f"the range has {size:,} rows, and users are read of {_MOST_GROUPS:,} at most; retry with a shorter range, larger buckets or "
                 "fewer campaigns"
             )
-        ranks = (DENSE_RANKS if size <= MOST_DENSE else SPARSE_RANKS).format(keys="bucket, campaign", rows=rows)
-        reply = self._client.arrow(
-            f"SELECT bucket, campaign, rank, count() AS registers FROM ({ranks}) ARRAY JOIN ranks AS rank WHERE rank > 0"
-            f" GROUP BY bucket, campaign, rank{self._settings}",
-            parameters,
-        )
-        columns = {name: reply[name].to_numpy().astype(np.int64) for name in reply.column_names}
-        keys = np.stack([columns["bucket"], columns["campaign"]])
-        distinct, groups = np.unique(keys, axis=1, return_inverse=True)
-        counts = np.zeros((distinct.shape[1], MAX_RANK + 1), np.int64)
-        counts[groups.reshape(-1), columns["rank"]] = columns["registers"]
-        buckets = distinct[0] * 1000 if question.grain != "total" else np.full(len(counts), question.start_ms, np.int64)
-        users = np.rint(estimate(counts)).astype(np.int64)
-        return UsersReply(Users(buckets, distinct[1], users), len(reply))
-
-    def _count_groups(self, rows: str, parameters: dict[str, Any]) -> int:
-        sql = f"SELECT uniqExact(bucket, campaign) FROM ({rows}){self._settings}"
-        return int(self._client.rows(sql, parameters)[0][0])
+        distinct, users, rows_read = self._registers.estimate_users(_GROUPS, rows, parameters, size)
+        buckets = distinct[0] * 1000 if question.grain != "total" else np.full(len(users), question.start_ms, np.int64)
+        return UsersReply(Users(buckets, distinct[1], users), rows_read)
 
     def _rows(self, question: Question, pieces: Sequence[Piece]) -> tuple[str, dict[str, Any]]:
         """A query of the rows of all pieces, and its parameters."""

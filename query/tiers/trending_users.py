@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import numpy as np
 
 from infra.clickhouse.client import ClickHouse
 from infra.errors import AdclickError
@@ -13,12 +10,8 @@ from query.reach import STREAM_HOURS
 from query.reach_progress import Partitions, is_behind
 from query.row_scope import ALL_ROWS, RowScope
 from query.tiers.clickhouse import row_conditions
-from query.tiers.reach import DENSE_RANKS, MOST_DENSE, SPARSE_RANKS
+from query.tiers.user_registers import UserRegisters
 from query.trending import UserCounts
-from stream.reach.registers import MAX_RANK, estimate
-
-# Of a statement; one that needs more fails, and trends go without users.
-_MOST_BYTES = 512 << 20
 
 
 class HourlyUsers:
@@ -27,7 +20,7 @@ class HourlyUsers:
     def __init__(self, client: ClickHouse, timeout_s: float, progress: Callable[[], Partitions]) -> None:
         """`timeout_s`: after which ClickHouse ends a statement by itself. `progress`: reads how far users are counted, by partition."""
         self._client, self._progress = client, progress
-        self._settings = f" SETTINGS max_execution_time = {timeout_s:g}, max_memory_usage = {_MOST_BYTES}"
+        self._registers = UserRegisters(client, timeout_s)
 
     def is_behind(self, now_ms: int) -> bool:
         """Whether the newest users are not counted yet, so that campaigns of many would rank like bots; also where it is not known."""
@@ -46,23 +39,10 @@ class HourlyUsers:
         conditions += ["time >= toDateTime({start:UInt32}, 'UTC')", "time < toDateTime({end:UInt32}, 'UTC')"]
         parameters |= {"start": start_ms // 1000, "end": -(-end_ms // 1000)}
         names = ("campaign_id", "advertiser_id") if by_advertiser else ("campaign_id",)
-        keys = ", ".join(names)
         rows = (
-            f"SELECT {keys}, CAST(coupons AS Array(UInt32)) AS coupons FROM {self._client.database}.{STREAM_HOURS}"
+            f"SELECT {', '.join(names)}, CAST(coupons AS Array(UInt32)) AS coupons FROM {self._client.database}.{STREAM_HOURS}"
             f" WHERE {' AND '.join(conditions)}"
         )
-        count = len(campaigns) or self._count_groups(keys, rows, parameters)
-        ranks = (DENSE_RANKS if count <= MOST_DENSE else SPARSE_RANKS).format(keys=keys, rows=rows)
-        reply = self._client.arrow(
-            f"SELECT {keys}, rank, count() AS registers FROM ({ranks}) ARRAY JOIN ranks AS rank WHERE rank > 0"
-            f" GROUP BY {keys}, rank{self._settings}",
-            parameters,
-        )
-        columns = {name: reply[name].to_numpy().astype(np.int64) for name in reply.column_names}
-        distinct, groups = np.unique(np.stack([columns[name] for name in names]), axis=1, return_inverse=True)
-        counts = np.zeros((distinct.shape[1], MAX_RANK + 1), np.int64)
-        counts[groups.reshape(-1), columns["rank"]] = columns["registers"]
-        return UserCounts(tuple(distinct), np.rint(estimate(counts)).astype(np.int64))
-
-    def _count_groups(self, keys: str, rows: str, parameters: dict[str, Any]) -> int:
-        return int(self._client.rows(f"SELECT uniqExact({keys}) FROM ({rows}){self._settings}", parameters)[0][0])
+        count = len(campaigns) or self._registers.count_groups(names, rows, parameters)
+        distinct, users, _ = self._registers.estimate_users(names, rows, parameters, count)
+        return UserCounts(tuple(distinct), users)

@@ -16,7 +16,7 @@ from infra.settings import Settings
 from ingest import partials
 from query.keys import Keys
 from query.notify.trends import TrendKeeper
-from query.tiers import trending_users
+from query.tiers import user_registers
 from query.tiers.trending_users import HourlyUsers
 from query.trend_lists import FRESH_MS, TrendLists
 from query.trending import LISTED
@@ -192,7 +192,7 @@ def test_users_of_a_few_and_of_very_many_campaigns_are_the_same(
         {"advertiser": OTHERS},
     ]
     dense = [read(**question) for question in questions]
-    monkeypatch.setattr(trending_users, "MOST_DENSE", 0)
+    monkeypatch.setattr(user_registers, "_MOST_DENSE", 0)
     assert [read(**question) for question in questions] == dense
     # Of a campaign of two advertisers the users of both, who are others.
     of_all, by_advertiser, of_others = dense
