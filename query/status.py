@@ -24,14 +24,14 @@ from infra.wait_reports import read_waits
 from ingest.published_status import read_lags, read_reports
 from query.runs import read_last_run, read_open_matters
 from stream.hot.published_status import ShardStatus, read_shards
-from stream.insights.published_status import read_stopped
+from stream.insights.published_status import read_stop
 
 BACKENDS = ("kafka", "redis", "clickhouse", "archive")
 _TIMEOUT_S = 3.0
 Part = dict[str, Any]
 _NO_WORKERS: Part = {
     "watermark": None, "stream_lag_s": None, "silent_shards": [], "level": "unknown", "ingest_workers": [], "waits": {},
-    "stopped_workers": {}, "stopped_detectors": {}, "misdated": {}, "shards": [], "counts": {},
+    "stopped_workers": {}, "stopped_detector": "", "misdated": {}, "shards": [], "counts": {},
 }  # fmt: skip
 _NO_TOPICS: Part = {
     "topics": {}, "partitions": {}, "open_transactions": {}, "arrived": None, "archived": None, "warnings": [],
@@ -79,11 +79,8 @@ def read_status(settings: Settings) -> dict[str, Any]:
         f"{where}: {count:,} messages have timestamps that cannot be true"
         for where, count in status["misdated"].items()
     ]
-    detectors = [
-        f"the detector of shard {shard} has stopped, and raises no alerts: {why}"
-        for shard, why in status["stopped_detectors"].items()
-    ]
-    warnings = [*status["warnings"], *misdated, *detectors, *side_work, *status.pop("gaps")]
+    detector = [f"the detector has stopped, and raises no alerts: {why}"] if (why := status["stopped_detector"]) else []
+    warnings = [*status["warnings"], *misdated, *detector, *side_work, *status.pop("gaps")]
     return status | {"problems": problems, "warnings": warnings}
 
 
@@ -119,7 +116,7 @@ def _read_workers(settings: Settings) -> Part:
         reports = read_reports(redis, settings.key_prefix)
         statuses = read_shards(redis, settings.key_prefix, shards)
         waits = read_waits(redis, settings.key_prefix)
-        detectors = read_stopped(redis, settings.key_prefix, shards)
+        stopped_detector = read_stop(redis, settings.key_prefix)
     closed = [s.closed_ms for s in statuses if s.closed_ms is not None]
     shown = [s.sent_ms for s in statuses if s.sent_ms is not None]
     # Each transaction of ingest reaches each shard, so the oldest shard says how far behind ingest the answers are.
@@ -132,7 +129,7 @@ def _read_workers(settings: Settings) -> Part:
         "ingest_workers": reports.workers,
         "waits": waits,
         "stopped_workers": reports.stopped,
-        "stopped_detectors": {str(shard): why for shard, why in detectors.items()},
+        "stopped_detector": stopped_detector,
         "misdated": reports.misdated(settings.topic(topics.EVENTS)),
         "shards": [_describe_shard(status, reports.sent_ms) for status in statuses],
         "counts": reports.counts if reports.workers else {},

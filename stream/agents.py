@@ -219,8 +219,8 @@ class Agents:
 
     def _assigned(self) -> list[TP]:
         """What the group has assigned to this worker. Nothing of ours is in partitions beyond the setting: others have added them."""
-        count = self._settings.block_partitions
-        return [tp for tp in self.app.consumer.assignment() if tp.topic in self._by_topic and tp.partition < count]
+        counts = {topic: stage.partitions(self._settings) for topic, stage in self._by_topic.items()}
+        return [tp for tp in self.app.consumer.assignment() if tp.partition < counts.get(tp.topic, 0)]
 
     def _member_since(self, moment: float) -> bool:
         """Whether the group's coordinator has accepted a heartbeat of this member after a moment of `time.monotonic`."""
@@ -275,7 +275,7 @@ class Agents:
     def _find_stalled(self) -> list[str]:
         """The inputs that stand still though there are messages. Blocks; raises Unavailable."""
         admin, stalled = Admin(self._settings.kafka, timeout_s=_WATCH_S), list[str]()
-        for topic in self._by_topic:
+        for topic, stage in self._by_topic.items():
             watch = self._stalls.setdefault(topic, StallWatch(partial(has_message, self._settings.kafka, topic)))
             owned = {
                 tp.partition: o for tp, o in self._owned.copy().items() if tp.topic == topic and not o.dead.is_set()
@@ -284,7 +284,7 @@ class Agents:
             if any(o.intake.waiting_rows > MAX_WAITING_ROWS for o in owned.values()):
                 owned = {}
             positions = {p: o.intake.next_message for p, o in owned.items()}
-            ends = admin.ends(topic, self._settings.block_partitions) if positions else []
+            ends = admin.ends(topic, stage.partitions(self._settings)) if positions else []
             still = watch.stalled(positions, dict(enumerate(ends)))
             stalled += [f"{topic}/{p}" for p in still if owned[p].intake.next_message == positions[p]]
         return stalled

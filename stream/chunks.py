@@ -13,7 +13,7 @@ import numpy as np
 
 from ingest import blocks, partials
 from ingest.partials import Partials
-from stream.closing import Closing
+from stream.closing import Closing, Upstream
 
 SCHEMA_VERSION = blocks.SCHEMA_VERSION
 # Beside the sums of a partial: rows that came when their window (of this stage's grain) was closed.
@@ -23,7 +23,7 @@ CHANGED = "changed"
 class ChunkHeader(msgspec.Struct, frozen=True):
     """What a chunk accounts for. `sequence` counts the flushes of a partition: unlike offsets, it is never used twice.
 
-    `upstream_next` is where the next chunk of the stage before must begin.
+    `shard` is the partition that wrote it; `upstream` tells of each shard of the stage before how far its chunks are contained.
     """
 
     version: int
@@ -33,7 +33,8 @@ class ChunkHeader(msgspec.Struct, frozen=True):
     closing: Closing
     closed_before_ms: int | None
     dropped_ms: int
-    upstream_next: int | None = None
+    upstream: dict[int, Upstream] = {}
+    shard: int = 0
     base: bool = False
     part: int = 0
     parts: int = 1

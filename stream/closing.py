@@ -7,7 +7,7 @@ to now, and does not start before every partition is known.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -29,6 +29,15 @@ class Source(msgspec.Struct, frozen=True, array_like=True):
     silent: bool
 
 
+class Upstream(msgspec.Struct, frozen=True, array_like=True):
+    """How far a shard of the stage before has come: where its next chunk begins, its closing watermark, and up to where it has dropped its
+    windows, of which no more rows come then."""
+
+    next_offset: int
+    closed_ms: int | None
+    dropped_ms: int
+
+
 class Closing(msgspec.Struct, frozen=True):
     """The closing watermark and what it was derived from. `silent_since_ms` and `noted_at_ms` are clock times."""
 
@@ -40,7 +49,15 @@ class Closing(msgspec.Struct, frozen=True):
     noted_ms: int = 0
     """Where the closing watermark was at `noted_at_ms`."""
     aged_ms: int = 0
-    """Where it was a day ago or earlier."""
+    """Where it was a day ago or earlier. Of several shards: up to where all have dropped their windows."""
+
+    @classmethod
+    def over(cls, shards: Mapping[int, Upstream], count: int) -> Closing:
+        """That of the next stage over all the `count` shards: a window closes once each of them has closed it."""
+        marks = [s.closed_ms for s in shards.values() if s.closed_ms is not None]
+        if len(marks) < count:
+            return cls()
+        return cls(closed_ms=min(marks), aged_ms=min(s.dropped_ms for s in shards.values()))
 
     def see(self, ranges: Iterable[SourceRange], partitions: int) -> Closing:
         """After a block: newer news of some of the `partitions` there are, and the minimum over the active ones."""

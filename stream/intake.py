@@ -6,14 +6,14 @@ the flush has ended. Pure: no threads, no clock, no Kafka.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from infra.errors import CorruptLog
 from ingest import blocks, partials
 from ingest.blocks import BlockHeader
 from ingest.partials import WINDOW, Partials
 from stream.chunks import ChunkHeader
-from stream.closing import Closing
+from stream.closing import Closing, Upstream
 from stream.flush_policy import Waiting
 
 
@@ -24,7 +24,7 @@ class Applied:
     rows: tuple[Partials, ...]
     closing: Closing
     to_offset: int
-    upstream_next: int | None
+    upstream: dict[int, Upstream]
     sent_ms: int
 
 
@@ -34,7 +34,7 @@ class Durable:
 
     next_message: int = 0
     closing: Closing = Closing()  # noqa: RUF009 - frozen
-    upstream_next: int | None = None
+    upstream: dict[int, Upstream] = field(default_factory=dict)
     sent_ms: int = 0
     """When the newest block was sent that the log contains; 0 for none since a recovery."""
     returned_rows: int = 0
@@ -42,18 +42,20 @@ class Durable:
 
 
 class Intake:
-    """Input of one partition from where the log stands. `grain_ms` is the stage's window."""
+    """Input of one partition from where the log stands."""
 
-    def __init__(self, grain_ms: int, source_partitions: int, durable: Durable) -> None:
-        self._grain_ms, self._sources = grain_ms, source_partitions
+    def __init__(self, grain_ms: int, source_partitions: int, durable: Durable, *, shards: int = 1) -> None:
+        """`grain_ms` is the stage's window; `shards`: how many of the stage before write to this partition."""
+        self._grain_ms, self._sources, self._shards = grain_ms, source_partitions, shards
         self.next_message = durable.next_message
         """Offset of the next input message: the fence."""
         self.closing = durable.closing
         self.newest_sent_ms = 0
         """When the newest block applied was sent."""
         self._durable = durable
-        self._upstream_next = durable.upstream_next
-        self._part = 0
+        self._upstream = durable.upstream
+        self._parts: dict[int, int] = {}
+        """Shard → the part that comes next, of messages that lack parts."""
         self._flushing = False
         self._rows: list[Partials] = []
         self._row_count = 0
@@ -61,7 +63,7 @@ class Intake:
 
     def apply_block(self, offset: int, rows: Partials, header: BlockHeader, where: str) -> None:
         """Take a block of partials (minute stage). Raises CorruptLog when its ranges do not tile."""
-        self._check_part(header.part, where)
+        self._check_part(0, header, where)
         if header.part == 0:
             for r in header.ranges:
                 known = self.closing.sources.get(r.partition)
@@ -70,24 +72,30 @@ class Intake:
         self.newest_sent_ms = max(self.newest_sent_ms, header.sent_at_ms)
         if header.part == header.parts - 1:
             self.closing = self.closing.see(header.ranges, self._sources)
-        self._part = (header.part + 1) % header.parts
         self.next_message = offset + 1
 
     def apply_chunk(self, offset: int, rows: Partials, header: ChunkHeader, where: str) -> None:
-        """Take a chunk of the stage before. Raises CorruptLog when its range does not tile."""
-        self._check_part(header.part, where)
-        if header.part == 0 and self._upstream_next is not None and header.from_offset != self._upstream_next:
-            raise CorruptLog(f"{where}: chunk begins at {header.from_offset}, expected {self._upstream_next}")
+        """Take a chunk of the stage before; those of several shards may come between each other's parts. Raises CorruptLog when the range
+        does not tile with those of its shard."""
+        self._check_part(header.shard, header, where)
+        known = self._upstream.get(header.shard)
+        if header.part == 0 and known is not None and header.from_offset != known.next_offset:
+            raise CorruptLog(
+                f"{where}: chunk of shard {header.shard} begins at {header.from_offset}, expected {known.next_offset}"
+            )
         self._add(rows)
         if header.part == header.parts - 1:
-            self._upstream_next = header.to_offset
-            self.closing = header.closing
-        self._part = (header.part + 1) % header.parts
+            reached = Upstream(header.to_offset, header.closing.closed_ms, header.dropped_ms)
+            self._upstream = {**self._upstream, header.shard: reached}
+            self.closing = header.closing if self._shards == 1 else Closing.over(self._upstream, self._shards)
         self.next_message = offset + 1
 
-    def _check_part(self, part: int, where: str) -> None:
-        if part != self._part:
-            raise CorruptLog(f"{where}: part {part} of a message in parts, expected part {self._part}")
+    def _check_part(self, shard: int, header: BlockHeader | ChunkHeader, where: str) -> None:
+        expected = self._parts.pop(shard, 0)
+        if header.part != expected:
+            raise CorruptLog(f"{where}: part {header.part} of a message in parts, expected part {expected}")
+        if header.part + 1 < header.parts:
+            self._parts[shard] = header.part + 1
 
     def _add(self, rows: Partials) -> None:
         if not len(rows):
@@ -105,7 +113,7 @@ class Intake:
     @property
     def may_flush(self) -> bool:
         """Whether no flush runs, and no message lacks parts."""
-        return not self._flushing and not self._part
+        return not self._flushing and not self._parts
 
     def tick(self, now_ms: int) -> None:
         """Let silence move the closing watermark on (the minute stage, which alone looks at the clock)."""
@@ -129,7 +137,7 @@ class Intake:
     def take(self) -> Applied:
         """Hand what has come since the last flush to the next one. One flush at a time."""
         assert self.may_flush
-        applied = Applied(tuple(self._rows), self.closing, self.next_message, self._upstream_next, self.newest_sent_ms)
+        applied = Applied(tuple(self._rows), self.closing, self.next_message, self._upstream, self.newest_sent_ms)
         self._rows, self._row_count, self._oldest_ms, self._flushing = [], 0, None, True
         self._durable = replace(self._durable, returned_rows=0)
         return applied

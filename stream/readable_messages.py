@@ -95,7 +95,7 @@ def _read_chunk(where: str, message: Any, row_limit: int) -> Content:
     rows, header = chunks.decode(message.value(), where)
     closed = "no watermark yet" if header.closing.closed_ms is None else f"closed until {iso(header.closing.closed_ms)}"
     summary = (
-        f"{'base' if header.base else 'chunk'} {header.sequence}, part {header.part + 1} of {header.parts}, {len(rows):,} rows,"
+        f"{'base' if header.base else 'chunk'} {header.sequence} of shard {header.shard}, part {header.part + 1} of {header.parts}, {len(rows):,} rows,"
         f" input [{header.from_offset}, {header.to_offset}), {closed}"
     )
     return Content(summary, _plain(header), _partials(pa.Table.from_batches([rows.arrow()]), row_limit))
@@ -111,8 +111,8 @@ def _read_text(where: str, message: Any, row_limit: int) -> Content:
 _READERS: dict[str, Callable[[str, Any, int], Content]] = {
     topics.BLOCKS: _read_block,
     topics.ARCHIVE: _read_archived,
-    **dict.fromkeys((topics.MINUTES, topics.HOURS, topics.CAMPAIGN_MINUTES), _read_chunk),
-    **dict.fromkeys((topics.MINUTE_STATE, topics.HOUR_STATE, topics.DAY_STATE, topics.INSIGHT_STATE), _read_chunk),
+    **dict.fromkeys((topics.MINUTES, topics.HOURS, topics.CAMPAIGN_TOTALS), _read_chunk),
+    **dict.fromkeys((topics.MINUTE_STATE, topics.HOUR_STATE, topics.DAY_STATE, topics.CAMPAIGN_STATE), _read_chunk),
 }
 
 

@@ -76,8 +76,8 @@ class StagePartition:
         self._settings = settings
         self._sink = make_sink(stage, partition)
         self._log = logs.get("stream").bind(stage=stage.name, partition=partition)
-        self._state = StageState(stage.grain_ms, settings.event_partitions)
-        self.intake = Intake(stage.grain_ms, settings.event_partitions, Durable())
+        self._state = self._new_state()
+        self.intake = self._new_intake(Durable())
         self.dead = threading.Event()
         self.dead_since: float | None = None
         self._applied: Applied | None = None
@@ -110,7 +110,7 @@ class StagePartition:
     def _restore(self) -> None:
         self._open()
         faults.point(f"{self.stage.name}.recovering")
-        state = StageState(self.stage.grain_ms, self._settings.event_partitions)
+        state = self._new_state()
         live: dict[bytes, bytes] = {}
         for message in self._read_log():
             key, value = message.key(), message.value()
@@ -121,7 +121,14 @@ class StagePartition:
         state.restore(list(live.items()), f"{self._settings.topic(self.stage.state_topic)}/{self.partition}")
         self._check_input(state.durable.next_message)
         self._state = state
-        self.intake = Intake(self.stage.grain_ms, self._settings.event_partitions, state.durable)
+        self.intake = self._new_intake(state.durable)
+
+    def _new_state(self) -> StageState:
+        return StageState(self.stage.grain_ms, self._settings.event_partitions, shard=self.partition)
+
+    def _new_intake(self, durable: Durable) -> Intake:
+        s, stage = self._settings, self.stage
+        return Intake(stage.grain_ms, s.event_partitions, durable, shards=s.block_partitions if stage.joins else 1)
 
     def _check_input(self, next_message: int) -> None:
         """Raise CorruptLog when the input ends before what was read of it. (One that has grown past it leaves a hole in ranges.)"""
@@ -242,7 +249,8 @@ class StagePartition:
         self.intake.settle(durable)
 
     def _records(self, flush: Flush) -> list[Record]:
-        """The messages of a flush: tombstones and chunk to the state log, chunk to the next stage, sums by campaign to that of insights."""
+        """The messages of a flush: tombstones and chunk to the state log, chunk to the next stage, sums by campaign to that of
+        insights, which has one partition."""
         topic = self._settings.topic(self.stage.state_topic)
         state = list(chunks.encode(flush.state, flush.state_header))
         records = [Record(topic, None, key, self.partition) for key in flush.tombstones]
@@ -253,7 +261,7 @@ class StagePartition:
             records += [Record(output, value, key, self.partition) for key, value in delta]
         if self.stage.totals is not None:
             totals, campaigns = self._settings.topic(self.stage.totals), by_campaign(flush.delta)
-            records += [Record(totals, v, k, self.partition) for k, v in chunks.encode(campaigns, flush.header)]
+            records += [Record(totals, v, k, 0) for k, v in chunks.encode(campaigns, flush.header)]
         return records
 
     def _warn_of_rows_too_old(self) -> None:

@@ -21,7 +21,7 @@ from ingest import blocks, partials
 from ingest.partials import WINDOW, Partials
 from stream import chunks
 from stream.chunks import CHANGED, ChunkHeader
-from stream.closing import Closing
+from stream.closing import Closing, Upstream
 from stream.intake import Applied, Durable
 from stream.published import Publication
 from stream.window import MERGE_PIECES, Window, by_window
@@ -51,8 +51,11 @@ class Flush:
 class StageState:
     """State of a stage for one input partition. `grain_ms` is the stage's window."""
 
-    def __init__(self, grain_ms: int, source_partitions: int, compact_above_rows: int = COMPACT_ABOVE_ROWS) -> None:
-        self.grain_ms, self._sources = grain_ms, source_partitions
+    def __init__(
+        self, grain_ms: int, source_partitions: int, compact_above_rows: int = COMPACT_ABOVE_ROWS, *, shard: int = 0
+    ) -> None:
+        """`shard`: the number of this partition, for what the next stage reads."""
+        self.grain_ms, self._sources, self._shard = grain_ms, source_partitions, shard
         self._compact_above_rows = compact_above_rows
         self.windows: dict[int, Window] = {}
         self.too_old = 0
@@ -63,7 +66,7 @@ class StageState:
         """Windows that end at or before this are held no longer."""
         self._next_message = 0
         self._closing = Closing()
-        self._upstream_next: int | None = None
+        self._upstream: dict[int, Upstream] = {}
         self._sent_ms = 0
         self._returned: Partials | None = None
         """The delta of a flush that did not happen: part of the next one."""
@@ -75,7 +78,7 @@ class StageState:
     def durable(self) -> Durable:
         """Where the log stands, for the input."""
         returned = 0 if self._returned is None else len(self._returned)
-        return Durable(self._next_message, self._closing, self._upstream_next, self._sent_ms, returned)
+        return Durable(self._next_message, self._closing, self._upstream, self._sent_ms, returned)
 
     # -- flush ----------------------------------------------------------------------------------------------
 
@@ -94,13 +97,14 @@ class StageState:
         dropped = [w for w in self.windows if w + self.grain_ms <= droppable]
         header = ChunkHeader(
             version=chunks.SCHEMA_VERSION,
+            shard=self._shard,
             sequence=self.sequence + 1,
             from_offset=self._next_message,
             to_offset=applied.to_offset,
             closing=applied.closing,
             closed_before_ms=closed_before,
             dropped_ms=droppable,
-            upstream_next=applied.upstream_next,
+            upstream=applied.upstream,
         )
         if self._loose_rows + len(delta) > max(self._compact_above_rows, 2 * self._base_rows):
             base = msgspec.structs.replace(header, base=True)
@@ -178,7 +182,7 @@ class StageState:
 
     def _stand_at(self, header: ChunkHeader) -> None:
         self.sequence, self._next_message = header.sequence, header.to_offset
-        self._closing, self._dropped_ms, self._upstream_next = header.closing, header.dropped_ms, header.upstream_next
+        self._closing, self._dropped_ms, self._upstream = header.closing, header.dropped_ms, header.upstream
 
     def _hold(self, rows: Partials, merge_pieces: int) -> list[int]:
         """Add rows to their windows; returns these, in order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infra.kafka import topics
+from infra.settings import Settings
 from stream.closing import GRAINS
 from stream.flush_policy import FlushPolicy, Fresh, Patient
 
@@ -23,8 +24,14 @@ class Stage:
     """None: no stage comes after this one."""
     totals: str | None = None
     """Where the sums by campaign go, for a stage that needs no other dimension."""
+    joins: bool = False
+    """Whether all shards of the stage before write to its one partition."""
     is_fresh: bool = False
     """Whether readers wait for what it shows. Hours and days are answered from minutes until they close."""
+
+    def partitions(self, settings: Settings) -> int:
+        """How many partitions its topics have."""
+        return 1 if self.joins else settings.block_partitions
 
 
 MINUTE = Stage(
@@ -34,11 +41,11 @@ MINUTE = Stage(
     topics.MINUTE_STATE,
     Fresh(),
     output=topics.MINUTES,
-    totals=topics.CAMPAIGN_MINUTES,
+    totals=topics.CAMPAIGN_TOTALS,
     is_fresh=True,
 )
 HOUR = Stage("hour", GRAINS["hour"], topics.MINUTES, topics.HOUR_STATE, Patient(), output=topics.HOURS)
 DAY = Stage("day", GRAINS["day"], topics.HOURS, topics.DAY_STATE, Patient())
-INSIGHT = Stage("insight", GRAINS["minute"], topics.CAMPAIGN_MINUTES, topics.INSIGHT_STATE, Patient())
-"""Minutes of campaigns once more, for the detector: its windows close as those of minutes do."""
+INSIGHT = Stage("insight", GRAINS["minute"], topics.CAMPAIGN_TOTALS, topics.CAMPAIGN_STATE, Patient(), joins=True)
+"""Minutes of campaigns once more, for the detector. A busy campaign is spread over shards, so its minutes close when all have closed them."""
 STAGES = {stage.name: stage for stage in (MINUTE, HOUR, DAY, INSIGHT)}

@@ -117,9 +117,8 @@ class _Sinks:
             return sink
         client = ClickHouse(settings.clickhouse, settings.database)
         if stage is INSIGHT:
-            policy = AlertPolicy.of(settings)
-            report = partial(publish_stop, self._redis, settings.key_prefix, partition)
-            return InsightSink(client, partition, policy, report)
+            report = partial(publish_stop, self._redis, settings.key_prefix)
+            return InsightSink(client, AlertPolicy.of(settings), report)
         return WarmSink(client, _TIERS[stage.name], stage.grain_ms, partition)
 
     def expire_minutes(self) -> None:

@@ -186,10 +186,11 @@ class Flow:
         return f"{self.first_difference()}\n{self._describe_workers()}"
 
     def _describe_workers(self) -> str:
-        """What the workers do, and the end of their log."""
+        """What the workers do, the beginning of a crash in their log, and its end."""
         states = {name: "runs" if w.poll() is None else f"exit code {w.poll()}" for name, w in self.workers.items()}
-        lines = self._log.read_text(errors="replace").splitlines()[-30:]
-        log = "\n".join(line[:300] for line in lines)
+        lines = self._log.read_text(errors="replace").splitlines()
+        crash = next((n for n, line in enumerate(lines) if line.startswith("Fatal Python error")), len(lines))
+        log = "\n".join(line[:300] for line in [*lines[crash : crash + 60], *lines[-30:]])
         return f"workers: {states}, started again: {self.restarts}\n{log}"
 
     def wait_until_exact(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""An owner of a shard of the insight stage, without a log behind it."""
+"""An owner of the insight stage, without a log behind it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ADVERTISER = 3
 
 
 class InsightOwner:
-    """An owner of a shard, which takes a minute with each flush."""
+    """An owner of the stage, which takes a minute with each flush."""
 
     def __init__(self, client: ClickHouse, report: Callable[[str], None] = lambda _: None) -> None:
         self.client, self._report = client, report
@@ -42,6 +42,6 @@ class InsightOwner:
         return self.stage.commit()
 
     def succeed(self) -> None:
-        """The next owner of the shard takes over: it has the log, and no more."""
-        self.sink = InsightSink(self.client, 0, AlertPolicy(), self._report)
+        """The next owner takes over: it has the log, and no more."""
+        self.sink = InsightSink(self.client, AlertPolicy(), self._report)
         self.sink.attach(self.stage.state.snapshot())

@@ -17,10 +17,13 @@ _LONG_AGO_S = 1e9
 class Stage:
     """One partition of a stage."""
 
-    def __init__(self, grain_ms: int, source_partitions: int, compact_above_rows: int = COMPACT_ABOVE_ROWS) -> None:
+    def __init__(
+        self, grain_ms: int, source_partitions: int, compact_above_rows: int = COMPACT_ABOVE_ROWS, *, shards: int = 1
+    ) -> None:
         self._grain_ms, self._sources, self._compact_above_rows = grain_ms, source_partitions, compact_above_rows
+        self._shards = shards
         self.state = self._empty_state()
-        self.intake = Intake(grain_ms, source_partitions, Durable())
+        self.intake = Intake(grain_ms, source_partitions, Durable(), shards=shards)
         self.flush: Flush | None = None
 
     @property
@@ -61,7 +64,7 @@ class Stage:
     def restore(self, log: list[tuple[bytes, bytes]]) -> None:
         self.state = self._empty_state()
         self.state.restore(log, "here")
-        self.intake = Intake(self._grain_ms, self._sources, self.state.durable)
+        self.intake = Intake(self._grain_ms, self._sources, self.state.durable, shards=self._shards)
 
     def _empty_state(self) -> StageState:
         return StageState(self._grain_ms, self._sources, self._compact_above_rows)

@@ -1,8 +1,8 @@
 """The topics of an installation: names, partition counts and how long each keeps what.
 
-`ensure` is idempotent. The partitions of ad-blocks and of what follows it are fixed when these topics are made. Those of
-ad-events can grow: the setting is raised, and `ensure` adds partitions here, too. Partitions that others have added and no
-worker has read are left alone; `status` names them.
+`ensure` is idempotent. The partitions of ad-blocks and of what follows it are fixed when these topics are made; all shards write to
+the one of ad-campaign-totals. Those of ad-events can grow: the setting is raised, and `ensure` adds partitions here, too. Partitions
+that others have added and no worker has read are left alone; `status` names them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ BLOCKS = "ad-blocks"
 ARCHIVE = "ad-archive"
 MINUTES = "ad-minutes"
 HOURS = "ad-hours"
-CAMPAIGN_MINUTES = "ad-campaign-minutes"
+CAMPAIGN_TOTALS = "ad-campaign-totals"
 MINUTE_STATE = "ad-minute-state"
 HOUR_STATE = "ad-hour-state"
 DAY_STATE = "ad-day-state"
-INSIGHT_STATE = "ad-insight-state"
+CAMPAIGN_STATE = "ad-campaign-state"
 
 INGEST_GROUP = "adclick-ingest"
 ARCHIVE_GROUP = "adclick-archive"
@@ -65,11 +65,11 @@ def wanted(settings: Settings) -> list[Topic]:
         Topic(settings.topic(BLOCKS), b, internal),
         Topic(settings.topic(MINUTES), b, internal),
         Topic(settings.topic(HOURS), b, internal),
-        Topic(settings.topic(CAMPAIGN_MINUTES), b, internal),
+        Topic(settings.topic(CAMPAIGN_TOTALS), 1, internal),
         Topic(settings.topic(MINUTE_STATE), b, state),
         Topic(settings.topic(HOUR_STATE), b, state),
         Topic(settings.topic(DAY_STATE), b, state),
-        Topic(settings.topic(INSIGHT_STATE), b, state),
+        Topic(settings.topic(CAMPAIGN_STATE), 1, state),
     ]
 
 

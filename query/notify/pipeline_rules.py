@@ -1,4 +1,4 @@
-"""The rules of the pipeline: overload, rejected messages, silence, workers and detectors that stopped. The alerts are the operator's. Pure."""
+"""The rules of the pipeline: overload, rejected messages, silence, workers and a detector that stopped. The alerts are the operator's. Pure."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class PipelineFacts:
     messages: int | None = None
     rejected: int | None = None
     stopped: Mapping[str, str] | None = None
-    detectors: Mapping[str, str] | None = None
-    """Shard → why its detector has stopped."""
+    stopped_detector: str | None = None
+    """Why the detector has stopped; empty where it works."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class PipelineWatch:
         is_redis_away = "redis" in status["problems"] and not status["ingest_workers"]
         messages, rejected = (None, None) if is_redis_away else self._count(status["ingest_workers"], now_ms)
         stopped = None if is_redis_away else dict(status["stopped_workers"])
-        detectors = None if is_redis_away else dict(status["stopped_detectors"])
+        detector = None if is_redis_away else str(status["stopped_detector"])
         return PipelineFacts(
-            level, self._level_since_ms, arrived, self._arrived_since_ms, messages, rejected, stopped, detectors
+            level, self._level_since_ms, arrived, self._arrived_since_ms, messages, rejected, stopped, detector
         )  # fmt: skip
 
     def _count(self, workers: Sequence[Mapping[str, Any]], now_ms: int) -> tuple[int | None, int | None]:
@@ -161,16 +161,14 @@ def judge_workers(facts: PipelineFacts, open_alerts: Sequence[Alert], now_ms: in
     return RuleFindings((WORKER_STOPPED,), tuple(conditions))
 
 
-def judge_detectors(facts: PipelineFacts, open_alerts: Sequence[Alert], now_ms: int) -> RuleFindings:
-    """The detector of a shard has stopped with an error: nothing is said of its campaigns, and all of them are counted."""
-    if facts.detectors is None:
+def judge_detector(facts: PipelineFacts, open_alerts: Sequence[Alert], now_ms: int) -> RuleFindings:
+    """The detector has stopped with an error: nothing is said of campaigns, and all of them are counted."""
+    if facts.stopped_detector is None:
         return RuleFindings((DETECTOR_STOPPED,), is_complete=False)
     conditions = []
-    for shard, error in sorted(facts.detectors.items()):
-        of_shard = [alert for alert in open_alerts if alert.detail.get("shard") == shard]
-        detail = {"shard": shard, "error": error}
-        summary = f"the detector of shard {shard} stopped, and raises no alerts: {error}"
-        conditions.append(_lasting(DETECTOR_STOPPED, of_shard, now_ms, "critical", summary, detail, shard))
+    if error := facts.stopped_detector:
+        summary = f"the detector stopped, and raises no alerts: {error}"
+        conditions.append(_lasting(DETECTOR_STOPPED, open_alerts, now_ms, "critical", summary, {"error": error}))
     return RuleFindings((DETECTOR_STOPPED,), tuple(conditions))
 
 

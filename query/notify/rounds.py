@@ -101,7 +101,7 @@ class Rounds:
             pipeline_rules.judge_overload(seen, open_(pipeline_rules.OVERLOAD), now_ms),
             pipeline_rules.judge_dead_letters(seen, open_(pipeline_rules.DEAD_LETTERS), share, now_ms),
             pipeline_rules.judge_workers(seen, open_(pipeline_rules.WORKER_STOPPED), now_ms),
-            pipeline_rules.judge_detectors(seen, open_(pipeline_rules.DETECTOR_STOPPED), now_ms),
+            pipeline_rules.judge_detector(seen, open_(pipeline_rules.DETECTOR_STOPPED), now_ms),
             self._judge_silence(seen, now_ms),
         ]
 

@@ -88,14 +88,14 @@ class State(msgspec.Struct):
 
 
 class Alerting:
-    """The alerts of the campaigns of a shard."""
+    """The alerts of campaigns."""
 
     def __init__(
-        self, policy: AlertPolicy, state: bytes = b"", *, bucket_ms: int = MINUTE_MS, shard: int | None = None
+        self, policy: AlertPolicy, state: bytes = b"", *, bucket_ms: int = MINUTE_MS, all_campaigns: bool = False
     ) -> None:
         """Raises ValueError for a `state` that is not what `encode` gave, to be gone on with. `bucket_ms`: the length of what is called a
-        minute here. `shard`: whose campaigns these are; without it nothing is said of all of them together."""
-        self.policy, self._bucket_ms, self._shard = policy, bucket_ms, shard
+        minute here. `all_campaigns`: whether these are all that there are, of which something may be said together."""
+        self.policy, self._bucket_ms, self._all_campaigns = policy, bucket_ms, all_campaigns
         self._quiet_ms = max(_QUIET_MS, bucket_ms)
         try:
             self._state = msgspec.json.decode(state, type=State) if state else State()
@@ -124,7 +124,7 @@ class Alerting:
         """The unusual minutes that begin at `at_ms`; `expecting`: how many campaigns were to have impressions then."""
         severe = list(self._severe(at_ms, findings))
         silent = [key for key, finding in severe if finding.kind == "zero-impressions"]
-        if self._shard is not None and len(silent) >= max(_SILENT_CAMPAIGNS, _SILENT_SHARE * expecting):
+        if self._all_campaigns and len(silent) >= max(_SILENT_CAMPAIGNS, _SILENT_SHARE * expecting):
             yield from self._open_silence(at_ms)
         # While all are silent, nothing is said of each.
         hushed = self._state.silent is not None and self._state.silent.last_ms == at_ms
@@ -235,7 +235,7 @@ class Alerting:
     def _version_of(self, episode: RunningAlert, state: str, ended_ms: int) -> Alert:
         worst = episode.worst
         if episode.kind == ALL_SILENT:
-            summary, detail = f"All campaigns of shard {self._shard} have had no impressions at once", dict[str, Any]()
+            summary, detail = "All campaigns have had no impressions at once", dict[str, Any]()
         else:
             bucket = _BUCKETS.get(self._bucket_ms, "a bucket")
             sentence = _VERBS[episode.kind].format(
@@ -246,8 +246,6 @@ class Alerting:
                 "measure": worst.measure, "value": _rounded(worst.value), "expected": _rounded(worst.expected),
                 "deviations": round(worst.deviations, 2),
             }  # fmt: skip
-        if self._shard is not None:
-            detail |= {"shard": self._shard}
         return Alert(
             self._id_of(episode), episode.version, episode.kind, episode.severity, state, episode.advertiser, episode.campaign,
             episode.opened_ms, ended_ms, summary, detail,
@@ -259,9 +257,7 @@ class Alerting:
         return f"{_rounded(value):,}"
 
     def _id_of(self, episode: RunningAlert) -> str:
-        # Each shard is silent by itself.
-        occasion = f"{episode.opened_ms}/{self._shard}" if episode.kind == ALL_SILENT else episode.opened_ms
-        return alert_id(episode.kind, episode.advertiser, episode.campaign, occasion)
+        return alert_id(episode.kind, episode.advertiser, episode.campaign, episode.opened_ms)
 
 
 def _rounded(value: float) -> float | int:

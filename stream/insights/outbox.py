@@ -1,4 +1,4 @@
-"""The alerts of a shard that are in the outbox, and what is left to be written after minutes were judged anew.
+"""The alerts of the stream that are in the outbox, and what is left to be written after minutes were judged anew.
 
 Late events may have changed these minutes since, so that the same alert now goes another way. A version is written once: what
 differs from it is the next version.
@@ -17,13 +17,12 @@ from stream.insights.rules import KINDS
 _DAYS = 30
 
 
-def read_written(client: ClickHouse, shard: int) -> dict[str, Alert]:
-    """The newest versions of the alerts of a shard, by id. Raises Unavailable."""
+def read_written(client: ClickHouse) -> dict[str, Alert]:
+    """The newest versions of the detector's alerts, by id. Raises Unavailable."""
     return read_newest(
         client,
-        "kind IN {kinds:Array(String)} AND JSONHas(detail, 'shard') AND JSONExtractUInt(detail, 'shard') = {shard:UInt32}"
-        " AND at > now() - toIntervalDay({days:UInt32})",
-        {"kinds": [*KINDS, ALL_SILENT], "shard": shard, "days": _DAYS},
+        "kind IN {kinds:Array(String)} AND at > now() - toIntervalDay({days:UInt32})",
+        {"kinds": [*KINDS, ALL_SILENT], "days": _DAYS},
     )
 
 

@@ -1,4 +1,4 @@
-"""Which detectors have stopped, published in Redis for `adclick status` and the notify worker. Written and read here alone."""
+"""Whether the detector has stopped, published in Redis for `adclick status` and the notify worker. Written and read here alone."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from infra.redis.client import Redis
 _STOPPED_S = 180
 
 
-def _key(prefix: str, shard: int) -> str:
-    return f"{prefix}detector:{{s{shard}}}"
+def _key(prefix: str) -> str:
+    return f"{prefix}detector"
 
 
-def publish_stop(redis: Redis, prefix: str, shard: int, why: str) -> None:
-    """Publish why the detector of a shard has stopped, or with an empty text that it works; best effort."""
-    key = _key(prefix, shard)
+def publish_stop(redis: Redis, prefix: str, why: str) -> None:
+    """Publish why the detector has stopped, or with an empty text that it works; best effort."""
+    key = _key(prefix)
     with contextlib.suppress(AdclickError):
         if why:
             redis.call("SET", key, why, "EX", _STOPPED_S)
@@ -25,7 +25,7 @@ def publish_stop(redis: Redis, prefix: str, shard: int, why: str) -> None:
             redis.call("DEL", key)
 
 
-def read_stopped(redis: Redis, prefix: str, shards: int) -> dict[int, str]:
-    """Shard → why its detector has stopped, of those that have. Raises Unavailable."""
-    replies = redis.pipeline([("GET", _key(prefix, shard)) for shard in range(shards)])
-    return {shard: why.decode() for shard, why in enumerate(replies) if why}
+def read_stop(redis: Redis, prefix: str) -> str:
+    """Why the detector has stopped; empty where it works. Raises Unavailable."""
+    why: bytes | None = redis.call("GET", _key(prefix))
+    return why.decode() if why else ""

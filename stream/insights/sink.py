@@ -1,6 +1,6 @@
 """Where the stage of insights shows its minutes: to the detector, and what that finds in the outbox of alerts.
 
-Minutes are taken once they are closed, each once, in the order of time; those of which a shard has no rows are minutes without events.
+Minutes are taken once all shards have closed them, each once, in the order of time; those without rows are minutes without events.
 What was known when a worker ended comes back from a checkpoint and the minutes since, which the state still holds: so the same
 alerts come out again, with the same ids and versions, and those that were written already count once.
 """
@@ -37,16 +37,14 @@ _RETRY_S = 60.0
 
 
 class InsightSink:
-    """The detector and the alerts of one shard."""
+    """The detector and the alerts of all campaigns."""
 
     packs = False
 
-    def __init__(
-        self, client: ClickHouse, shard: int, policy: AlertPolicy, report: Callable[[str], None] = lambda _: None
-    ) -> None:
+    def __init__(self, client: ClickHouse, policy: AlertPolicy, report: Callable[[str], None] = lambda _: None) -> None:
         """`report(why)` publishes that the detector has stopped, or with an empty text that it works."""
-        self._client, self._shard, self._policy, self._report = client, shard, policy, report
-        self._watch, self._alerting = Watch(_LEARNED), Alerting(policy, shard=shard)
+        self._client, self._policy, self._report = client, policy, report
+        self._watch, self._alerting = Watch(_LEARNED), Alerting(policy, all_campaigns=True)
         self._upto_ms: int | None = None
         """The end of the last minute that was taken."""
         self._checkpoint_ms, self._slot = 0, 0
@@ -65,8 +63,8 @@ class InsightSink:
             self._report("")
 
     def _go_on(self, snapshot: Publication) -> None:
-        checkpoint, self._slot = read_checkpoint(self._client, self._shard)
-        self._watch, self._alerting = Watch(_LEARNED), Alerting(self._policy, shard=self._shard)
+        checkpoint, self._slot = read_checkpoint(self._client)
+        self._watch, self._alerting = Watch(_LEARNED), Alerting(self._policy, all_campaigns=True)
         self._upto_ms, self._checkpoint_ms, self._empty, self._unwritten = None, 0, 0, []
         known = checkpoint is not None and self._decode(checkpoint)
         if checkpoint is not None and known:
@@ -74,7 +72,7 @@ class InsightSink:
             self._empty = checkpoint.empty
             self._refuse_gap(snapshot.dropped_ms)
         self._take_closed(snapshot)
-        written = read_written(self._client, self._shard)
+        written = read_written(self._client)
         self._unwritten = versions_to_write(
             self._unwritten, written, self._alerting, self._upto_ms or 0, anew=not known
         )
@@ -85,10 +83,10 @@ class InsightSink:
     def _decode(self, checkpoint: Checkpoint) -> bool:
         """Take over what is in a checkpoint; False for one that another version wrote."""
         try:
-            watch, alerting = Watch(_LEARNED), Alerting(self._policy, checkpoint.alerting, shard=self._shard)
+            watch, alerting = Watch(_LEARNED), Alerting(self._policy, checkpoint.alerting, all_campaigns=True)
             watch.decode(checkpoint.watch)
         except ValueError as error:
-            logs.get("stream").warning("the detector begins anew", shard=self._shard, why=str(error))
+            logs.get("stream").warning("the detector begins anew", why=str(error))
             return False
         self._watch, self._alerting = watch, alerting
         return True
@@ -101,9 +99,7 @@ class InsightSink:
             # What answers and refuses, such as a table that may not be read, is nothing to wait for here.
             if isinstance(error, Unavailable) and not isinstance(error, Refused):
                 raise
-            logs.get("stream").error(
-                "the detector has stopped for now", shard=self._shard, why=str(error), exc_info=error
-            )
+            logs.get("stream").error("the detector has stopped for now", why=str(error), exc_info=error)
             self._broken, self._retry_at = True, time.monotonic() + _RETRY_S
             self._report(str(error) or type(error).__name__)
 
@@ -134,10 +130,7 @@ class InsightSink:
         """Minutes that the state no longer holds are unknown, and not without events: as when the table of checkpoints was restored."""
         if self._upto_ms is not None and self._upto_ms < dropped_ms // MINUTE_MS * MINUTE_MS:
             logs.get("stream").warning(
-                "the detector has not seen some minutes",
-                shard=self._shard,
-                start=iso(self._upto_ms),
-                end=iso(dropped_ms),
+                "the detector has not seen some minutes", start=iso(self._upto_ms), end=iso(dropped_ms)
             )
             self._upto_ms = dropped_ms // MINUTE_MS * MINUTE_MS
 
@@ -166,9 +159,7 @@ class InsightSink:
         most = round(0.9 * _MOST_CAMPAIGNS) if before > _MOST_CAMPAIGNS else None
         self._watch.forget(now_ms - _FORGOTTEN_MS, unlearned_before_ms=now_ms - _UNLEARNED_MS, most=most)
         if most is not None:
-            logs.get("stream").warning(
-                "too many campaigns to watch", shard=self._shard, campaigns=before, kept=len(self._watch)
-            )
+            logs.get("stream").warning("too many campaigns to watch", campaigns=before, kept=len(self._watch))
 
     def _take(self, at_ms: int, rows: Partials | None) -> Iterator[Alert]:
         numbers = np.zeros((3, len(self._watch)))
@@ -204,6 +195,6 @@ class InsightSink:
             return
         self._forget(self._upto_ms)
         checkpoint = Checkpoint(self._upto_ms, self._watch.encode(), self._alerting.encode(), self._empty)
-        write_checkpoint(self._client, self._shard, self._slot, checkpoint)
+        write_checkpoint(self._client, self._slot, checkpoint)
         self._checkpoint_ms, self._slot = self._upto_ms, 1 - self._slot
         faults.point("insights.checkpointed")

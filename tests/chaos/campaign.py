@@ -98,7 +98,7 @@ def campaign(
     strikes = plan(count, minutes * 60, rng, (10.0, min(60.0, max(12.0, minutes * 6))))
     end = now_ms() // MINUTE_MS * MINUTE_MS
     # In the middle, so that all of it is closed at the end.
-    planted = events_of(make_incidents(end - SPAN_MS // 2), np.random.default_rng(seed), "planted")
+    planted = events_of(make_incidents(end - SPAN_MS // 2), np.random.default_rng(seed), "planted", 20)
     events = int(rate * (minutes * 60 + 10))
     spec = Spec(
         events=max(1_000, events - planted.height), seed=seed, start_ms=end - SPAN_MS, span_ms=SPAN_MS, campaigns=60, late=0.01,

@@ -58,12 +58,13 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
         halves.append(work / f"{number}.ndjson")
         halves[-1].write_bytes(b"\n".join(part) + b"\n")
     try:
+        victims = itertools.cycle(["ingest-0", "stream-0", "archive-0", "ingest-0", "stream-0"])
         for half in halves:
             product.up()
             stop = threading.Event()
-            killer = threading.Thread(target=_kill_now_and_then, args=(product, stop))
+            killer = threading.Thread(target=_kill_now_and_then, args=(product, victims, stop))
             killer.start()
-            replay_files(product.app, [half], Pace(rate=4_000))
+            replay_files(product.app, [half], Pace(rate=3_000))
             stop.set()
             killer.join()
             result = adclick("down", "--dir", str(product.folder.path))
@@ -78,9 +79,9 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
         adclick("down", "--dir", str(product.folder.path))
 
 
-def _kill_now_and_then(product: Product, stop: threading.Event) -> None:
+def _kill_now_and_then(product: Product, victims: Iterator[str], stop: threading.Event) -> None:
     rng = random.Random(5)
-    for name in itertools.cycle(["ingest-0", "stream-0", "ingest-0", "archive-0", "stream-0"]):
+    for name in victims:
         if stop.wait(rng.uniform(1.0, 2.5)):
             return
         product.kill(name)

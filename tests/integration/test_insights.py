@@ -14,12 +14,15 @@ import pytest
 from infra.clickhouse.alerts import Alert
 from infra.clickhouse.client import ClickHouse
 from infra.clock import HOUR_MS, MINUTE_MS, now_ms
+from infra.kafka.consumers import read_to_end
+from infra.kafka.topics import CAMPAIGN_TOTALS
 from infra.redis.client import Redis
 from infra.settings import Settings
 from query.status import read_status
+from stream import chunks
 from stream.insights.alerting import ALL_SILENT, Alerting, AlertPolicy
 from stream.insights.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from stream.insights.published_status import publish_stop, read_stopped
+from stream.insights.published_status import publish_stop, read_stop
 from stream.insights.sink import InsightSink
 from stream.insights.watch import Watch
 from tests.flow import flow
@@ -42,7 +45,7 @@ def planted() -> np.ndarray:
 
 def expected_alerts(numbers: np.ndarray) -> set[tuple[str, int, str, str]]:
     """(id, version, kind, state) of all alerts, by the pure parts alone."""
-    watch, alerting, alerts = Watch(120), Alerting(AlertPolicy(), shard=0), list[Alert]()
+    watch, alerting, alerts = Watch(120), Alerting(AlertPolicy(), all_campaigns=True), list[Alert]()
     watch.rows_of(np.arange(numbers.shape[2]), np.full(numbers.shape[2], ADVERTISER))
     for minute, values in enumerate(numbers):
         at_ms = START + minute * MINUTE_MS
@@ -91,13 +94,13 @@ def test_minutes_that_no_one_has_kept_are_no_minutes_without_events(owner: Insig
     numbers = minutes_of(CAMPAIGNS, MINUTES)
     for minute, values in enumerate(numbers[:150]):
         assert owner.sink.write(owner.flush(minute, values))
-    old, slot = read_checkpoint(owner.client, 0)
+    old, slot = read_checkpoint(owner.client)
     assert old is not None
     for minute in range(150, 290):
         assert owner.sink.write(owner.flush(minute, numbers[minute]))
     # A backup of the checkpoints, from before the minutes that the log still has.
     owner.client.command(f"TRUNCATE TABLE {owner.client.database}.detector_checkpoints")
-    write_checkpoint(owner.client, 0, slot, old)
+    write_checkpoint(owner.client, slot, old)
     owner.succeed()
     for minute in range(290, MINUTES):
         assert owner.sink.write(owner.flush(minute, numbers[minute]))
@@ -125,7 +128,7 @@ def test_late_events_withdraw_an_alert_also_one_that_a_successor_does_not_know(o
     published = owner.flush(203, numbers[203], late)
     ((opened, *_),) = written(owner.client)
     # A checkpoint from before the alert: the successor judges the minute anew, with the late events.
-    former = InsightSink(owner.client, 0, AlertPolicy())
+    former = InsightSink(owner.client, AlertPolicy())
     former.attach(owner.stage.state.snapshot())
     assert owner.sink.write(published)
     assert {(id_, version, state) for id_, version, _, state in written(owner.client)} == {
@@ -140,14 +143,14 @@ def test_an_alert_that_only_the_outbox_knows_is_withdrawn(owner: InsightOwner, s
     late = late_rows_of_minute_200()
     for minute, values in enumerate(numbers[:200]):
         assert owner.sink.write(owner.flush(minute, values))
-    before, _ = read_checkpoint(owner.client, 0)
+    before, _ = read_checkpoint(owner.client)
     assert before is not None
     for minute in (200, 201):
         assert owner.sink.write(owner.flush(minute, numbers[minute]))
     owner.flush(202, numbers[202], late)
     # As if the worker had ended between the alert and its checkpoint.
     owner.client.command(f"TRUNCATE TABLE {owner.client.database}.detector_checkpoints")
-    write_checkpoint(owner.client, 0, 0, before)
+    write_checkpoint(owner.client, 0, before)
     owner.succeed()
     assert sorted((version, state) for _, version, _, state in written(owner.client)) == [(1, "open"), (2, "withdrawn")]
 
@@ -157,21 +160,21 @@ def test_what_breaks_the_detector_is_shown_and_does_not_stop_the_stage(
 ) -> None:
     redis, prefix = Redis(settings.redis), settings.key_prefix
     client = ClickHouse(settings.clickhouse, settings.database)
-    owner = InsightOwner(client, lambda why: publish_stop(redis, prefix, 0, why))
+    owner = InsightOwner(client, lambda why: publish_stop(redis, prefix, why))
     numbers = minutes_of(CAMPAIGNS, 130)
-    write_checkpoint(owner.client, 0, 0, Checkpoint(START, b"damaged", b"{}"))
+    write_checkpoint(owner.client, 0, Checkpoint(START, b"damaged", b"{}"))
     owner.succeed()
     for minute, values in enumerate(numbers[:125]):
         assert owner.sink.write(owner.flush(minute, values))
     with monkeypatch.context() as broken:
         broken.setattr(Watch, "take", lambda *_: 1 / 0)
         assert owner.sink.write(owner.flush(125, numbers[125]))
-    shown = "the detector of shard 0 has stopped, and raises no alerts: division by zero"
+    shown = "the detector has stopped, and raises no alerts: division by zero"
     assert shown in read_status(settings)["warnings"]
     assert owner.sink.write(owner.flush(126, numbers[126]))
     # Once it starts again, it has missed nothing.
     owner.succeed()
-    assert read_stopped(redis, prefix, settings.block_partitions) == {}
+    assert read_stop(redis, prefix) == ""
     numbers[129, 2, 4] *= 9
     for minute in (127, 128, 129):
         assert owner.sink.write(owner.flush(minute, numbers[minute]))
@@ -194,23 +197,23 @@ def test_a_checkpoint_that_was_written_in_part_is_none(settings: Settings, monke
     client = ClickHouse(settings.clickhouse, settings.database)
     first, second = (Checkpoint(START + n * HOUR_MS, b"w" * 4_000, b"a%d" % n) for n in range(2))
     monkeypatch.setattr("stream.insights.checkpoints._PART_BYTES", 1_000)
-    write_checkpoint(client, 0, 0, first)
-    write_checkpoint(client, 0, 1, second)
-    assert read_checkpoint(client, 0) == (second, 0)
+    write_checkpoint(client, 0, first)
+    write_checkpoint(client, 1, second)
+    assert read_checkpoint(client) == (second, 0)
     client.command(
         f"ALTER TABLE {client.database}.detector_checkpoints DELETE WHERE slot = 1 AND part = 2 SETTINGS mutations_sync = 2"
     )
-    assert read_checkpoint(client, 0) == (first, 1)
-    assert read_checkpoint(client, 1) == (None, 0)
+    assert read_checkpoint(client) == (first, 1)
 
 
 def spent(per_minute: int, minutes: int, spike: int) -> tuple[pl.Series, pl.Series]:
-    """Keys and messages of a campaign with a steady spend, and nine times as much in one minute; the clock is a real one."""
+    """Keys and messages of a campaign with a steady spend, and nine times as much in one minute; the clock is a real one. It has so many
+    publishers that it is spread over shards."""
     start = (now_ms() - (minutes + 5) * MINUTE_MS) // MINUTE_MS * MINUTE_MS
     events = [
         {
             "event_id": f"e{minute}-{number}", "event_type": "click", "event_time": start + minute * MINUTE_MS + number * 60_000 // per_minute,
-            "campaign_id": 7, "ad_id": 1, "advertiser_id": ADVERTISER, "publisher_id": 1, "country": "DE", "device": "mobile",
+            "campaign_id": 7, "ad_id": 1, "advertiser_id": ADVERTISER, "publisher_id": (minute * per_minute + number) % 997, "country": "DE", "device": "mobile",
             "cost_micros": 1_000 * (9 if minute == spike else 1) + (minute * number) % 7,
         }
         for minute in range(minutes)
@@ -239,3 +242,14 @@ def test_an_alert_is_written_once_though_the_worker_dies_beside_it(
         expected = [("spend-spike", 1, "open"), ("spend-spike", 2, "closed")]
         wait_until(lambda: told() == expected, 60, lambda: f"{told()}")
         assert_stays(lambda: told() == expected, 2.0, lambda: f"{told()}")
+    # What the campaign spent over all shards.
+    assert len(shards_of_totals(settings)) > 1
+    values = client.rows(f"SELECT DISTINCT JSONExtractUInt(detail, 'value') FROM {client.database}.alerts")
+    assert values == [(sum(9_000 + 140 * number % 7 for number in range(20)),)]
+
+
+def shards_of_totals(settings: Settings) -> set[int]:
+    """The shards that have sent sums of campaigns."""
+    messages = read_to_end(settings.kafka, settings.topic(CAMPAIGN_TOTALS), 0)
+    decoded = (chunks.decode(message.value(), "here") for message in messages)
+    return {header.shard for rows, header in decoded if len(rows)}

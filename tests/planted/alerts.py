@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,7 +14,7 @@ from infra.clickhouse.alerts import Alert
 from infra.clickhouse.client import ClickHouse
 from infra.clock import MINUTE_MS, iso
 from infra.kafka.consumers import read_to_end
-from infra.kafka.topics import CAMPAIGN_MINUTES
+from infra.kafka.topics import CAMPAIGN_TOTALS
 from infra.settings import Settings
 from stream import chunks
 from stream.insights.alerting import Alerting, AlertPolicy
@@ -49,60 +48,55 @@ def alerts_of(
 
 @dataclass
 class ClosedMinutes:
-    """The minutes of a shard, as `ad-campaign-minutes` has them."""
+    """The minutes of campaigns over all shards, as `ad-campaign-totals` has them."""
 
     minutes: dict[int, dict[Key, Numbers]] = field(default_factory=dict)
     closed_ms: int = 0
+    """Minutes that end by then were closed by all shards."""
     corrected: set[Key] = field(default_factory=set)
     """Campaigns of which rows came when their minute was closed."""
 
 
-def read_closed_minutes(settings: Settings, shard: int) -> ClosedMinutes:
-    """Read a partition of the topic to its end. Each chunk must go on where the one before ended: none is missing, none is there twice."""
-    topic, closed, next_offset = settings.topic(CAMPAIGN_MINUTES), ClosedMinutes(), None
-    for message in read_to_end(settings.kafka, topic, shard):
-        rows, header = chunks.decode(message.value(), f"{topic}/{shard}")
+def read_closed_minutes(settings: Settings) -> ClosedMinutes:
+    """Read the topic to its end. Each chunk must go on where the one before of its shard ended: none is missing, none is there twice."""
+    topic, closed = settings.topic(CAMPAIGN_TOTALS), ClosedMinutes()
+    next_offsets, closed_ms = dict[int, int](), dict.fromkeys(range(settings.block_partitions), 0)
+    for message in read_to_end(settings.kafka, topic, 0):
+        rows, header = chunks.decode(message.value(), topic)
         if header.part == 0:
-            assert next_offset in (None, header.from_offset), (
-                f"{topic}/{shard}: {header.from_offset} after {next_offset}"
-            )
-            next_offset = header.to_offset
+            expected = next_offsets.get(header.shard, header.from_offset)
+            assert header.from_offset == expected, f"{topic}: {header} after {expected}"
+            next_offsets[header.shard] = header.to_offset
         for row in rows.arrow().to_pylist():
             key, at_ms = (row["campaign_id"], row["advertiser_id"]), row["window_ms"]
-            if at_ms + MINUTE_MS <= (header.closed_before_ms or 0):
+            if at_ms + MINUTE_MS <= closed.closed_ms:
                 closed.corrected.add(key)
             before = closed.minutes.setdefault(at_ms, {}).get(key, (0.0, 0.0, 0.0))
             i, c, s = (known + float(row[name]) for known, name in zip(before, _MEASURES, strict=True))
             closed.minutes[at_ms][key] = (i, c, s)
         if header.part == header.parts - 1:
-            closed.closed_ms = header.closing.closed_ms or 0
+            closed_ms[header.shard] = header.closing.closed_ms or 0
+            closed.closed_ms = min(closed_ms.values())
     return closed
 
 
 def compare_alerts(settings: Settings, planted: Collection[int]) -> list[str]:
     """How the alerts in ClickHouse differ from those that follow from the topic; empty where they do not.
 
-    Of a campaign whose minutes were all complete when they closed, and which one shard has, all versions are compared: what late rows
-    change depends on when they came and on when a worker began anew, and a campaign that is spread over shards has a series in each. Of
-    every campaign: that versions are counted from 1 and only the last one ends, and that no two alerts of a kind overlap. `planted`:
+    Of a campaign whose minutes were all complete when they closed, all versions are compared: what late rows change depends on when they
+    came and on when a worker began anew. Of every campaign: that versions are counted from 1 and only the last one ends, and that no two alerts of a kind overlap. `planted`:
     campaigns of which there must be alerts.
     """
-    shards = [read_closed_minutes(settings, shard) for shard in range(settings.block_partitions)]
-    places = Counter(key for shard in shards for key in {key for rows in shard.minutes.values() for key in rows})
-    inexact = {key for key, count in places.items() if count > 1}.union(*(shard.corrected for shard in shards))
-    cut_ms = min(shard.closed_ms for shard in shards) // MINUTE_MS * MINUTE_MS
-    # Series do not depend on each other: one watch for all shards takes a quarter of the time.
-    minutes = defaultdict[int, dict[Key, Numbers]](dict)
-    for shard in shards:
-        for at_ms, rows in shard.minutes.items():
-            minutes[at_ms] |= rows
-    expected = alerts_of(minutes, cut_ms, AlertPolicy.of(settings))
+    closed = read_closed_minutes(settings)
+    cut_ms = closed.closed_ms // MINUTE_MS * MINUTE_MS
+    expected = alerts_of(closed.minutes, cut_ms, AlertPolicy.of(settings))
 
     def steps(alerts: Iterable[Alert]) -> set[tuple[object, ...]]:
         return {
             (a.id, a.version, a.kind, a.state, a.severity, a.campaign_id, iso(a.opened_ms), a.ended_ms)
             for a in alerts
-            if (a.campaign_id, a.advertiser_id) not in inexact and max(a.opened_ms, a.ended_ms) < cut_ms - _SETTLED_MS
+            if (a.campaign_id, a.advertiser_id) not in closed.corrected
+            and max(a.opened_ms, a.ended_ms) < cut_ms - _SETTLED_MS
         }
 
     client = ClickHouse(settings.clickhouse, settings.database)
@@ -116,9 +110,10 @@ def compare_alerts(settings: Settings, planted: Collection[int]) -> list[str]:
     faults += [f"ALERT unexpected: {step}" for step in sorted(steps(versions) - due, key=str)]
     faults += [f"ALERT none of campaign {c}" for c in planted if not any(a.campaign_id == c for a in versions)]
     faults += faults_of_series(versions)
+    campaigns = len({key for rows in closed.minutes.values() for key in rows})
     print(
         f"{len({a.id for a in versions})} alerts in {len(versions)} versions, {len(due)} of them compared with the topic;"
-        f" {len(inexact)} of {len(places)} campaigns have late rows or several shards"
+        f" {len(closed.corrected)} of {campaigns} campaigns have late rows"
     )
     return faults
 

@@ -31,8 +31,7 @@ class PlantedMinutes:
 
 
 def events_of(minutes: PlantedMinutes, random: np.random.Generator, prefix: str, sources: int = 1) -> pl.DataFrame:
-    """One row an event, in the order of time. `sources`: how many publishers and countries a campaign has; few, so that it is not spread over
-    shards."""
+    """One row an event, in the order of time. `sources`: how many publishers and countries a campaign has."""
     parts = list[pl.DataFrame]()
     for kind, name in enumerate(MEASURES):
         counts = getattr(minutes, name).astype(np.int64)

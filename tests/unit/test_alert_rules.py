@@ -21,7 +21,7 @@ from query.notify.pipeline_rules import (
     PipelineFacts,
     PipelineWatch,
     judge_dead_letters,
-    judge_detectors,
+    judge_detector,
     judge_overload,
     judge_silence,
     judge_workers,
@@ -158,22 +158,31 @@ def test_silence_raises_one_alert_where_events_are_usual_and_ends_with_the_next_
     assert judge(501, NOW, 0) == [("closed", "critical", 2)]
 
 
-@pytest.mark.parametrize(
-    ("kind", "rule", "name"),
-    [("worker-stopped", judge_workers, "worker"), ("detector-stopped", judge_detectors, "shard")],
-)
-def test_what_stops_with_an_error_has_an_alert_each_until_it_runs(kind: str, rule: Any, name: str) -> None:
+def test_each_worker_that_stops_with_an_error_has_an_alert_until_it_runs() -> None:
     table = Table()
 
     def judge(stopped: dict[str, str] | None, now_ms: int) -> list[tuple[str, str, int]]:
-        facts = PipelineFacts(stopped=stopped) if name == "worker" else PipelineFacts(detectors=stopped)
-        return table.apply(rule(facts, table.open(kind), now_ms), now_ms=now_ms)
+        rule = judge_workers(PipelineFacts(stopped=stopped), table.open("worker-stopped"), now_ms)
+        return table.apply(rule, now_ms=now_ms)
 
     assert judge({"0": "hole"}, NOW) == [("open", "critical", 1)]
     assert judge({"0": "hole", "1": "hole"}, NOW + 1) == [("open", "critical", 1)]
     assert judge(None, NOW + 2) == []
     assert judge({"1": "hole"}, NOW + 3) == [("closed", "critical", 2)]
-    assert [alert.detail[name] for alert in table.open(kind)] == ["1"]
+    assert [alert.detail["worker"] for alert in table.open("worker-stopped")] == ["1"]
+
+
+def test_a_detector_that_stops_has_an_alert_until_it_works() -> None:
+    table = Table()
+
+    def judge(stopped: str | None, now_ms: int) -> list[tuple[str, str, int]]:
+        facts = PipelineFacts(stopped_detector=stopped)
+        return table.apply(judge_detector(facts, table.open("detector-stopped"), now_ms), now_ms=now_ms)
+
+    assert judge("hole", NOW) == [("open", "critical", 1)]
+    assert judge(None, NOW + 1) == []
+    assert judge("hole", NOW + 2) == []
+    assert judge("", NOW + 3) == [("closed", "critical", 2)]
 
 
 def status(**more: Any) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def test_an_alert_keeps_what_can_no_longer_be_corrected() -> None:
 
 
 def test_when_all_campaigns_are_silent_at_once_the_operator_gets_one_alert() -> None:
-    alerting, campaigns = Alerting(AlertPolicy(), shard=2), range(30_000)
+    alerting, campaigns = Alerting(AlertPolicy(), all_campaigns=True), range(30_000)
     alerts = list[Alert]()
     for minute in range(3):
         alerts += alerting.take(START + minute * MINUTE_MS, [((c, 1), NONE) for c in campaigns], len(campaigns))
@@ -172,10 +172,8 @@ def test_the_state_of_another_version_is_refused_as_such(state: bytes) -> None:
         Alerting(AlertPolicy(), state or b"[]")
 
 
-def test_each_shard_is_silent_by_itself_and_a_backtest_speaks_of_campaigns_alone() -> None:
+def test_a_backtest_speaks_of_campaigns_alone() -> None:
     findings = [((campaign, 1), NONE) for campaign in range(40)]
-    ids = {next(iter(Alerting(AlertPolicy(), shard=shard).take(START, findings, 40))).id for shard in range(4)}
-    assert len(ids) == 4
     assert {alert.kind for alert in Alerting(AlertPolicy()).take(START, findings, 40)} == {"zero-impressions"}
 
 

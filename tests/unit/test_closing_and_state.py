@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import count as counter
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,7 @@ from ingest import partials
 from ingest.blocks import BlockHeader, SourceRange
 from ingest.partials import Partials
 from stream import chunks
+from stream.chunks import ChunkHeader
 from stream.closing import Closing
 from stream.published import Publication
 from tests.stages import Stage
@@ -317,6 +319,57 @@ def test_a_hole_between_chunks_stops_the_reader() -> None:
     hour.apply_chunk(0, *log.downstream[0], "ad-minutes/0/0")
     with pytest.raises(CorruptLog, match="begins at 2, expected 1"):
         hour.apply_chunk(1, *log.downstream[2], "ad-minutes/0/1")
+
+
+def chunks_of(shard: int, minutes: int) -> Iterator[tuple[Partials, ChunkHeader]]:
+    """A shard's chunks, in two parts each: an impression of two campaigns in a minute, which it then closes."""
+    for number in range(minutes):
+        closing = Closing(closed_ms=(number + 1) * MINUTE)
+        for part in range(2):
+            yield (
+                frame([partial(window_ms=number * MINUTE, campaign_id=part)]),
+                ChunkHeader(
+                    chunks.SCHEMA_VERSION,
+                    number + 1,
+                    number,
+                    number + 1,
+                    closing,
+                    None,
+                    0,
+                    shard=shard,
+                    part=part,
+                    parts=2,
+                ),
+            )
+
+
+@given(st.permutations([0, 1, 2] * 8), _fates)
+def test_a_minute_over_several_shards_closes_once_all_have_closed_it(order: list[int], fates: list[str]) -> None:
+    of_shard = [chunks_of(shard, 4) for shard in range(3)]
+    inputs = [next(of_shard[shard]) for shard in order]
+    log, stage, closed = Log(), Stage(MINUTE, 1, shards=3), dict[int, int]()
+    for fate in [*fates, *["apply"] * len(inputs), "flush"]:
+        if fate == "apply" and stage.next_message < len(inputs):
+            stage.apply_chunk(stage.next_message, *inputs[stage.next_message], "here")
+        elif fate == "flush" and stage.flush_due(0):
+            stage.begin_flush()
+            published = log.commit(stage)
+            closed |= {w.start // MINUTE: int(w.whole()["impressions"].sum()) for w in published.newly_closed}
+            assert not published.corrected
+        elif fate == "crash":
+            stage = Stage(MINUTE, 1, shards=3)
+            stage.restore(list(log.live.items()))
+    # Two campaigns of each shard.
+    assert closed == dict.fromkeys(range(4), 6)
+
+
+def test_a_hole_between_the_chunks_of_a_shard_stops_the_reader() -> None:
+    stage, (first, second) = Stage(MINUTE, 1, shards=2), list(chunks_of(1, 1))
+    stage.apply_chunk(0, *first, "here")
+    stage.apply_chunk(1, *next(chunks_of(0, 1)), "here")
+    stage.apply_chunk(2, *second, "here")
+    with pytest.raises(CorruptLog, match="chunk of shard 1 begins at 0, expected 1"):
+        stage.apply_chunk(3, *first, "here")
 
 
 def block_of(minute: int, impressions: int) -> Partials:

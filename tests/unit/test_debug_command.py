@@ -86,10 +86,10 @@ def test_a_block_shows_its_source_ranges_and_rows_by_name() -> None:
 
 
 def test_a_chunk_shows_its_sequence_input_and_watermark() -> None:
-    header = ChunkHeader(chunks.SCHEMA_VERSION, 12, 10, 14, Closing(closed_ms=MINUTE_MS), None, 0, base=True)
+    header = ChunkHeader(chunks.SCHEMA_VERSION, 12, 10, 14, Closing(closed_ms=MINUTE_MS), None, 0, shard=3, base=True)
     ((_, value),) = chunks.encode(rows(**{CHANGED: 1}), header)
     content = content_of(parse_place("ad-minute-state/0", SETTINGS), Message(value), 0)
-    assert content.summary == f"base 12, part 1 of 1, 1 rows, input [10, 14), closed until {iso(MINUTE_MS)}"
+    assert content.summary == f"base 12 of shard 3, part 1 of 1, 1 rows, input [10, 14), closed until {iso(MINUTE_MS)}"
     assert content.rows == []
 
 
