@@ -1,7 +1,7 @@
 """From unusual minutes to alerts: what opens, worsens, closes and is withdrawn. Pure: it lives in event time alone.
 
 An alert is an episode of a campaign and kind. It opens with its first minute that is unusual enough, and closes when there was none for a
-while. Where late events take away all that was unusual, it is withdrawn. What is said of one is a series of versions; see
+while. Late events may open one, too; where they take away all that was unusual, it is withdrawn. What is said of one is a series of versions; see
 `infra.clickhouse.alerts`.
 """
 
@@ -167,10 +167,12 @@ class Alerting:
 
     def _open(self, key: Key, at_ms: int, finding: Finding) -> Iterator[Alert]:
         campaign, advertiser = key
-        ended = max((e.last_ms + self._bucket_ms for e in self._of(key, finding.kind)), default=None)
         opened = self._state.opened_on.setdefault(at_ms // DAY_MS * DAY_MS, {})
         name = f"{campaign}/{advertiser}"
-        cools_down = ended is not None and at_ms < ended + self.policy.cooldown_ms
+        wait_ms = self.policy.cooldown_ms
+        cools_down = any(
+            e.opened_ms - wait_ms < at_ms < e.last_ms + self._bucket_ms + wait_ms for e in self._of(key, finding.kind)
+        )
         if cools_down or opened.get(name, 0) >= self.policy.daily_cap:
             return
         opened[name] = opened.get(name, 0) + 1
@@ -220,6 +222,18 @@ class Alerting:
             if not episode.minutes and not episode.firm:
                 self._episodes[key].remove(episode)
                 yield self._next_version(episode, "withdrawn", episode.last_ms + self._bucket_ms)
+
+    def add_late(self, at_ms: int, key: Key, finding: Finding) -> Iterator[Alert]:
+        """A minute that was closed before has become unusual by late events. It opens an alert unless there is another one nearby, which is
+        then of more minutes."""
+        # Late events bring no silence.
+        if finding.kind == "zero-impressions" or not self.policy.is_severe(finding):
+            return
+        around = [e for e in self._of(key, finding.kind) if e.opened_ms <= at_ms <= e.last_ms]
+        for episode in around:
+            episode.minutes.setdefault(at_ms, finding)
+        if not around:
+            yield from self._open(key, at_ms, finding)
 
     def _of(self, key: Key, kind: str | None) -> list[RunningAlert]:
         return [e for e in self._episodes.get(key, []) if kind in (e.kind, None)]

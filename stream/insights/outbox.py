@@ -27,11 +27,12 @@ def read_written(client: ClickHouse) -> dict[str, Alert]:
 
 
 def versions_to_write(
-    alerts: Sequence[Alert], written: Mapping[str, Alert], alerting: Alerting, ended_ms: int, *, anew: bool
+    alerts: Sequence[Alert], written: Mapping[str, Alert], alerting: Alerting, ended_ms: int, *, known_ms: int | None
 ) -> list[Alert]:
     """What to write of `alerts`, which follow from minutes that were judged anew, given what is written already; and how other open alerts end.
 
-    `anew`: the detector has begun anew, so that nothing is known of alerts from before.
+    `known_ms`: alerts of minutes before were known, but for those that late events have opened since, which are over; None where the
+    detector has begun anew, so that nothing is known of alerts.
     """
     remembered, by_id = alerting.by_id(), dict[str, list[Alert]]()
     for alert in alerts:
@@ -48,7 +49,7 @@ def versions_to_write(
             known.version = former.version + (0 if same else 1)
             left += [] if same else [alerting.open_version(known)]
         elif known is None and former.state == "open":
-            state = "closed" if anew else "withdrawn"
+            state = "closed" if known_ms is None or former.opened_ms < known_ms else "withdrawn"
             left.append(replace(former, version=former.version + 1, state=state, ended_ms=ended_ms))
     return left
 

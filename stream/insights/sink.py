@@ -74,7 +74,11 @@ class InsightSink:
         self._take_closed(snapshot)
         written = read_written(self._client)
         self._unwritten = versions_to_write(
-            self._unwritten, written, self._alerting, self._upto_ms or 0, anew=not known
+            self._unwritten,
+            written,
+            self._alerting,
+            self._upto_ms or 0,
+            known_ms=self._checkpoint_ms if known else None,
         )
         self._write_alerts()
         # The next flush may drop minutes before anything of it is shown.
@@ -173,12 +177,16 @@ class InsightSink:
         return self._alerting.take(at_ms, findings, self._watch.expecting)
 
     def _correct(self, published: Publication) -> None:
-        for rows in published.corrections(whole=True):
-            keys = zip(rows["campaign_id"].tolist(), rows["advertiser_id"].tolist(), strict=True)
+        """Withdraw alerts that late events have undone, and open others that they have led to."""
+        for window, rows in zip(published.corrected, published.corrections(whole=True), strict=True):
+            keys = list(zip(rows["campaign_id"].tolist(), rows["advertiser_id"].tolist(), strict=True))
+            numbers = [rows[name].astype(np.float64) for name in ("impressions", "clicks", "spend_micros")]
             for row, key in enumerate(keys):
                 if self._alerting.has(key):
-                    numbers = (float(rows[name][row]) for name in ("impressions", "clicks", "spend_micros"))
-                    self._unwritten += self._alerting.correct(int(rows["window_ms"][row]), key, *numbers)
+                    self._unwritten += self._alerting.correct(window.start, key, *(float(c[row]) for c in numbers))
+            if window.start < (self._upto_ms or 0):
+                for key, finding in self._watch.judge(keys, window.start, *numbers):
+                    self._unwritten += self._alerting.add_late(window.start, key, finding)
 
     def _write_alerts(self) -> None:
         if self._unwritten:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,23 @@ class Watch:
             for row in np.flatnonzero(holds & learned).tolist():
                 numbers = (float(c[row]) for c in (judged.deviations, values, judged.expected, click_rates))
                 yield self.key_of(row), Finding(kind, measure, *numbers)
+
+    def judge(
+        self, keys: Sequence[Key], at_ms: int, impressions: Any, clicks: Any, spend: Any
+    ) -> list[tuple[Key, Finding]]:
+        """What is unusual in numbers of some campaigns that were taken otherwise before, by what is usual now. Nothing is learned from them."""
+        places = np.array([self._rows.get(key, -1) for key in keys], np.int64)
+        known = places >= 0
+        return list(self._part(places[known]).take(at_ms, *(column[known] for column in (impressions, clicks, spend))))
+
+    def _part(self, rows: Ints) -> Watch:
+        """Some campaigns alone, as they are now."""
+        part = Watch(self._learned)
+        part._keys, part._known, part._seen_ms = self._keys[rows], self._known[rows], self._seen_ms[rows]
+        part._lumps.restore(self._lumps.numbers[rows])
+        for of_part, bank in zip(part._banks, self._banks, strict=True):
+            of_part.restore({name: array[rows] for name, array in bank.arrays().items()})
+        return part
 
     def key_of(self, row: int) -> Key:
         """The campaign of a row."""

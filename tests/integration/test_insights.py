@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from infra import faults
 from infra.clickhouse.alerts import Alert
 from infra.clickhouse.client import ClickHouse
 from infra.clock import HOUR_MS, MINUTE_MS, now_ms
@@ -135,6 +136,25 @@ def test_late_events_withdraw_an_alert_also_one_that_a_successor_does_not_know(o
         (opened, 1, "open"),
         (opened, 2, "withdrawn"),
     }
+
+
+def test_late_events_open_an_alert_also_where_the_worker_ends_right_then(
+    owner: InsightOwner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = minutes_of(CAMPAIGNS, MINUTES)
+    late = late_rows_of_minute_200() | {"spend_micros": 9_000_000}
+    for minute, values in enumerate(numbers[:210]):
+        assert owner.sink.write(owner.flush(minute, values))
+    monkeypatch.setattr(faults, "point", lambda name: 1 / 0 if name == "insights.written" else None)
+    assert owner.sink.write(owner.flush(210, numbers[210], late))
+    monkeypatch.undo()
+    owner.succeed()
+    for minute in range(211, 220):
+        assert owner.sink.write(owner.flush(minute, numbers[minute]))
+    assert sorted((version, kind, state) for _, version, kind, state in written(owner.client)) == [
+        (1, "spend-spike", "open"),
+        (2, "spend-spike", "closed"),
+    ]
 
 
 def test_an_alert_that_only_the_outbox_knows_is_withdrawn(owner: InsightOwner, settings: Settings) -> None:

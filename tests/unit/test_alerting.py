@@ -86,6 +86,24 @@ def test_late_clicks_withdraw_a_collapse_of_the_click_rate() -> None:
         assert [a.state for a in alerting.correct(START, KEY, 4_000.0, clicks, 9_000.0)] == states
 
 
+def test_late_events_open_an_alert_that_is_over_unless_there_is_one_nearby() -> None:
+    alerting, late = Alerting(AlertPolicy(cooldown_ms=5 * MINUTE_MS)), START + 2 * MINUTE_MS
+    told(alerting, [[]] * 20)
+    assert list(alerting.add_late(late, KEY, MILD)) == list(alerting.add_late(late, KEY, NONE)) == []
+    alerts = list(alerting.add_late(late, KEY, STRONG))
+    for minute in range(7):
+        alerts += alerting.add_late(late + minute * MINUTE_MS, KEY, STRONG)
+    alerts += told(alerting, [[]] * 2, START + 20 * MINUTE_MS)
+    assert [(a.state, a.opened_ms, a.ended_ms) for a in alerts] == [
+        ("open", late, 0),
+        ("open", late + 6 * MINUTE_MS, 0),
+        ("closed", late, late + MINUTE_MS),
+        ("closed", late + 6 * MINUTE_MS, late + 7 * MINUTE_MS),
+    ]
+    # What later events take away again.
+    assert [a.state for a in alerting.correct(late, KEY, 400.0, 4.0, 1_000.0)] == ["withdrawn"]
+
+
 def test_an_alert_keeps_what_can_no_longer_be_corrected() -> None:
     alerting = Alerting(AlertPolicy())
     told(alerting, [[NONE]] * 90)
@@ -195,7 +213,7 @@ def test_what_was_said_is_not_said_again_and_what_differs_is_the_next_version() 
     ):
         alerting = Alerting(AlertPolicy("warning"))
         again = told(alerting, minutes)
-        left = versions_to_write(again, said_by(said), alerting, START, anew=False)
+        left = versions_to_write(again, said_by(said), alerting, START, known_ms=START)
         assert steps(left) == expected
         rest = told(alerting, [[]] * 10, START + 10 * MINUTE_MS)
         assert all(alert.version > (left or said)[-1].version for alert in rest)
@@ -203,8 +221,9 @@ def test_what_was_said_is_not_said_again_and_what_differs_is_the_next_version() 
 
 def test_an_open_alert_that_nothing_leads_to_any_more_is_withdrawn_or_ends_where_nothing_is_known() -> None:
     (opened,) = told(Alerting(AlertPolicy()), [[STRONG]])
-    for anew, state in ((False, "withdrawn"), (True, "closed")):
-        (end,) = versions_to_write([], said_by([opened]), Alerting(AlertPolicy()), START + HOUR_MS, anew=anew)
+    # Of an alert from before the checkpoint only late events can have told.
+    for known_ms, state in ((START, "withdrawn"), (START + MINUTE_MS, "closed"), (None, "closed")):
+        (end,) = versions_to_write([], said_by([opened]), Alerting(AlertPolicy()), START + HOUR_MS, known_ms=known_ms)
         assert (end.id, end.version, end.state, end.ended_ms) == (opened.id, 2, state, START + HOUR_MS)
 
 
@@ -213,7 +232,7 @@ def test_an_alert_of_the_checkpoint_that_was_told_to_be_over_is_told_to_go_on() 
     opened, closed = told(alerting, [[STRONG], *([[]] * 6)])
     going_on = Alerting(AlertPolicy())
     told(going_on, [[STRONG]])
-    (again,) = versions_to_write([], said_by([opened, closed]), going_on, START, anew=False)
+    (again,) = versions_to_write([], said_by([opened, closed]), going_on, START, known_ms=START)
     assert (again.state, again.version) == ("open", 3)
 
 
