@@ -169,7 +169,8 @@ class Settings(BaseSettings):
         description="a notify worker that was killed is followed by another one after so long, at most",
     )
     budget_pause: Literal["on", "off"] = Field(
-        "off", description="set a campaign to paused in the directory once its budget is spent"
+        "off",
+        description="once its budget is spent, set a campaign to paused in the directory, and announce that on ad-campaign-status",
     )
     dead_letter_share: Share = Field(
         0.01, description="a larger share of rejected messages within five minutes raises an alert"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from infra.clickhouse.client import ClickHouse
 from infra.clickhouse.schema import apply_migrations
+from infra.errors import AdclickError
 from infra.kafka import topic_setup
 from infra.settings import Settings, resolve
 
@@ -75,19 +77,49 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def new_settings(backends: Path, tmp_path: Path) -> Callable[[], Settings]:
-    """A function that makes settings with topics, keys, a database and an archive of their own."""
-    return lambda: make_settings(backends, tmp_path)
+def new_settings(backends: Path, tmp_path: Path) -> Iterator[Callable[[], Settings]]:
+    """A function that makes settings with topics, keys, a database and an archive of their own. The databases go with the test: their
+    tables cost ClickHouse time even while nothing is in them."""
+    with contextlib.ExitStack() as databases:
+
+        def make() -> Settings:
+            settings = make_settings(backends, tmp_path)
+            databases.callback(drop_database, settings)
+            return settings
+
+        yield make
 
 
 def make_settings(backends: Path, folder: Path) -> Settings:
     """Settings with topics, keys and a database of their own on these backends, and an archive in a folder."""
     name = f"t{uuid.uuid4().hex[:8]}_"
-    changes = {"namespace": name, "archive": str(folder / f"{name}archive")}
+    changes = {
+        "namespace": name, "archive": str(folder / f"{name}archive"), "event_partitions": 2, "block_partitions": 2,
+    }  # fmt: skip
     settings = resolve(str(backends)).settings.model_copy(update=changes)
     topic_setup.ensure(settings)
-    apply_migrations(ClickHouse(settings.clickhouse, settings.database))
+    _copy_tables(settings)
     return settings
+
+
+def _copy_tables(settings: Settings) -> None:
+    """Make the tables as migrations make them, in a third of the time: those of a database that is migrated once."""
+    template, client = ClickHouse(settings.clickhouse, "template"), ClickHouse(settings.clickhouse, settings.database)
+    apply_migrations(template)
+    client.command(f"CREATE DATABASE {client.database}")
+    created = template.rows(
+        "SELECT create_table_query FROM system.tables WHERE database = 'template' ORDER BY engine LIKE '%View', name"
+    )
+    for (statement,) in created:
+        client.command(statement.replace("template.", f"{client.database}."))
+    client.command(f"INSERT INTO {client.database}.migrations SELECT * FROM template.migrations")
+
+
+def drop_database(settings: Settings) -> None:
+    """Drop the database of settings that `make_settings` gave."""
+    # A test may have left it with no one to serve it.
+    with contextlib.suppress(AdclickError):
+        ClickHouse(settings.clickhouse, settings.database).command(f"DROP DATABASE IF EXISTS {settings.database}")
 
 
 @pytest.fixture

@@ -33,8 +33,10 @@ def apply_migrations(client: ClickHouse) -> list[str]:
         for table, statement in statements(name):
             if name in files or table in missing:
                 client.command(statement.replace("{database}", db))
-        if name in files:
-            client.command(f"INSERT INTO {db}.migrations (name) VALUES ('{name}')")
+    if files:
+        # Where something ends this before, statements are repeated.
+        names = ", ".join(f"('{name}')" for name in files)
+        client.command(f"INSERT INTO {db}.migrations (name) VALUES {names}")
     return [*missing, *files]
 
 

@@ -15,6 +15,7 @@ from infra.settings import Settings
 EVENTS = "ad-events"
 DEAD_LETTERS = "ad-events-dead"
 SENT_LETTERS = "ad-events-dead-sent"
+CAMPAIGN_STATUS = "ad-campaign-status"
 BLOCKS = "ad-blocks"
 ARCHIVE = "ad-archive"
 MINUTES = "ad-minutes"
@@ -61,6 +62,7 @@ def wanted(settings: Settings) -> list[Topic]:
         Topic(settings.topic(EVENTS), p, {**events, **logged, "max.message.bytes": str(9 * MIB)}),
         Topic(settings.topic(DEAD_LETTERS), p, {"retention.ms": "-1", **deleted, "max.message.bytes": str(16 * MIB)}),
         Topic(settings.topic(SENT_LETTERS), 1, {"cleanup.policy": "compact"}),
+        Topic(settings.topic(CAMPAIGN_STATUS), 1, {"cleanup.policy": "compact"}),
         Topic(settings.topic(ARCHIVE), p, internal),
         Topic(settings.topic(BLOCKS), b, internal),
         Topic(settings.topic(MINUTES), b, internal),

@@ -14,6 +14,7 @@ from infra.settings import Settings
 from query.directory.editor import DirectoryEditor
 from query.directory.store import DirectoryStore
 from query.notify import bill_rules, budget_rule, facts, pipeline_rules
+from query.notify.announcements import announce_pauses
 from query.notify.changes import RuleFindings, find_changes
 from query.notify.outbox import Outbox
 from query.notify.pipeline_rules import PipelineFacts, PipelineWatch
@@ -123,15 +124,20 @@ class Rounds:
             current = self._outbox.current([condition.id for condition in findings.conditions])
             # Once, when the alert becomes critical: whoever activates the campaign again is right.
             spent = [
-                c.campaign_id
+                c
                 for c in findings.conditions
                 if c.severity == "critical"
                 and not ((known := current.get(c.id)) and known.state == "open" and known.severity == c.severity)
             ]
-            paused = facts.pause_campaigns(self._editor, self._router.directory.newest(), spent, self._actor)
-            if paused:
-                self._log.info("campaigns paused: their budgets are spent", campaigns=paused)
+            self._pause([c.campaign_id for c in spent])
+            if spent:
+                announce_pauses(self._settings, spent, now_ms)
         return [findings]
+
+    def _pause(self, campaigns: list[int]) -> None:
+        paused = facts.pause_campaigns(self._editor, self._router.directory.newest(), campaigns, self._actor)
+        if paused:
+            self._log.info("campaigns paused: their budgets are spent", campaigns=paused)
 
     def _judge_statements(self) -> list[RuleFindings]:
         now_ms = self._now()

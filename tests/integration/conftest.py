@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conftest import make_settings
+from tests.conftest import drop_database, make_settings
 
 if TYPE_CHECKING:
     from tests.bucket import BucketServer
@@ -33,8 +33,10 @@ def shared_installation(backends: Path, tmp_path_factory: pytest.TempPathFactory
     """A router that the tests of a file share."""
     from tests.installation import open_installation
 
-    with open_installation(make_settings(backends, tmp_path_factory.mktemp("installation"))) as opened:
+    settings = make_settings(backends, tmp_path_factory.mktemp("installation"))
+    with open_installation(settings) as opened:
         yield opened
+    drop_database(settings)
 
 
 @pytest.fixture

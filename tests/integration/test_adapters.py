@@ -36,7 +36,7 @@ def values(settings: Settings, topic: str, partition: int = 0) -> list[bytes]:
 
 def test_topics_are_made_once_and_a_different_partition_count_is_refused(settings: Settings) -> None:
     assert topic_setup.ensure(settings) == []
-    with pytest.raises(UserError, match="ad-blocks has 4 partitions, the setting says 7"):
+    with pytest.raises(UserError, match="ad-blocks has 2 partitions, the setting says 7"):
         topic_setup.ensure(settings.model_copy(update={"block_partitions": 7}))
 
 

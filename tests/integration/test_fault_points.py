@@ -42,15 +42,15 @@ def test_answers_are_exact_after_ingest_dies_between_two_writes(settings: Settin
     "faults",
     [
         (
-            "minute.flushing:3",  # the delta is taken, nothing written
-            "minute.produced:3",  # chunk and state are in the log, not committed
-            "minute.committed:3",  # durable, not shown
-            "hot.written:3",  # shown, and nothing in memory has moved
+            "minute.flushing:2",  # the delta is taken, nothing written
+            "minute.produced:2",  # chunk and state are in the log, not committed
+            "minute.committed:2",  # durable, not shown
+            "hot.written:2",  # shown, and nothing in memory has moved
         ),
         ("hour.produced:2", "hour.committed:2", "day.committed:2"),
         (
-            "insight.produced:2",
-            "insight.committed:2",
+            "insight.produced",
+            "insight.committed",
             "warm.half",  # rows in ClickHouse, the border not moved
         ),
     ],

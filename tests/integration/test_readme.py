@@ -27,7 +27,7 @@ _CLOSED = "until COMMAND 2> refusal; do grep -q 'still open' refusal || (cat ref
 # What stands for something else in a key of the page.
 _VARIABLE_PARTS = {
     "{pN}": r"\{p\d+\}", "{sN}": r"\{s\d+\}", "GEN": r"\d+", "NUMBER": r"\d+", "HOUR": r"\d+", "MINUTE": r"\d+",
-    "CAMPAIGN": r"\d+", "ADVERTISER": r"\d+", "PLACE": r"\d+", "KIND": "[rapcd]", "WORKER": r"[\w.-]+", "KEY": r"\S+",
+    "CAMPAIGN": r"\d+", "ADVERTISER": r"\d+", "PLACE": r"\d+", "COMPUTED": r"\d+", "KIND": "[rapcd]", "WORKER": r"[\w.-]+", "KEY": r"\S+",
     "SHA256": "[0-9a-f]{64}", "LEASE": r"(migrate|reconcile|statements|directory|notify|webhooks:\d+)",
 }  # fmt: skip
 
@@ -121,8 +121,8 @@ def _pattern(key: str) -> str:
         ("ad-events-dead", "bad-value: "),
         ("ad-blocks", r"rows, part 1 of \d+, source 0/\[0, "),
         ("ad-archive", r"events, part 1 of \d+, source 0/\["),
-        ("ad-minutes", r"chunk 1, part 1 of \d+"),
-        ("ad-hour-state", r"chunk \d+, part 1 of \d+"),
+        ("ad-minutes", r"chunk 1 of shard 0, part 1 of \d+"),
+        ("ad-hour-state", r"chunk \d+ of shard 0, part 1 of \d+"),
     ],
     ids=lambda word: word if word.startswith("ad-") else "",
 )
