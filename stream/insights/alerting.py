@@ -26,6 +26,8 @@ ALL_SILENT = "all-silent"
 _SILENT_CAMPAIGNS, _SILENT_SHARE = 20, 0.5
 # Minutes without anything unusual after which an episode is over, and for how long late events may still correct its minutes.
 _QUIET_MS, _CORRECTABLE_MS = 5 * MINUTE_MS, HOUR_MS + 10 * MINUTE_MS
+# Deviations are of the last two minutes: a single one can make two of these unusual, and only the third one says more.
+_MINUTES_IN_A_ROW = 3
 _BUCKETS = {MINUTE_MS: "a minute", HOUR_MS: "an hour"}
 _VERBS = {
     "ctr-drop": "its click rate fell to {value}, where {expected} is usual",
@@ -37,7 +39,7 @@ _VERBS = {
 
 @dataclass(frozen=True)
 class AlertPolicy:
-    """Of what alerts are made. `severity`: how severe a minute must be to open one; two in a row that are
+    """Of what alerts are made. `severity`: how severe a minute must be to open one; three in a row that are
     unusual in the same way count as a critical one. `cooldown_ms`: how long after an alert the next one of
     its campaign and kind opens at the earliest. `daily_cap`: alerts of a campaign on a day of UTC at most."""
 
@@ -83,8 +85,8 @@ class State(msgspec.Struct):
     silent: RunningAlert | None = None
     newest_ms: int = 0
     """The start of the minute that was taken last."""
-    newest: set[tuple[int, int, str]] = set()
-    """Campaign, advertiser and kind of all that was unusual in it."""
+    newest: dict[str, int] = {}
+    """Campaign, advertiser and kind of all that was unusual in it, as CAMPAIGN/ADVERTISER/KIND → for how many minutes in a row."""
 
 
 class Alerting:
@@ -135,13 +137,13 @@ class Alerting:
         self._forget(at_ms)
 
     def _severe(self, at_ms: int, findings: Iterable[tuple[Key, Finding]]) -> Iterator[tuple[Key, Finding]]:
-        before = self._state.newest if self._state.newest_ms == at_ms - self._bucket_ms else set[tuple[int, int, str]]()
-        self._state.newest_ms, self._state.newest = at_ms, set()
-        for key, finding in findings:
-            place = (*key, finding.kind)
-            self._state.newest.add(place)
-            if self.policy.is_severe(finding) or place in before:
-                yield key, finding
+        before = self._state.newest if self._state.newest_ms == at_ms - self._bucket_ms else {}
+        self._state.newest_ms, self._state.newest = at_ms, {}
+        for (campaign, advertiser), finding in findings:
+            place = f"{campaign}/{advertiser}/{finding.kind}"
+            count = self._state.newest[place] = before.get(place, 0) + 1
+            if self.policy.is_severe(finding) or count >= _MINUTES_IN_A_ROW:
+                yield (campaign, advertiser), finding
 
     def _open_silence(self, at_ms: int) -> Iterator[Alert]:
         silent = self._state.silent

@@ -50,9 +50,10 @@ def test_what_is_less_severe_than_the_policy_wants_opens_nothing() -> None:
     assert told(Alerting(AlertPolicy("critical")), [[MILD], []] * 5) == []
 
 
-def test_two_warnings_in_a_row_count_as_a_critical_minute() -> None:
-    assert told(Alerting(AlertPolicy()), [[MILD], [], [MILD], [NONE._replace(deviations=-3.5)], []]) == []
-    assert steps(told(Alerting(AlertPolicy()), [[MILD], [MILD], []])) == [("open", 1, "warning")]
+def test_three_warnings_in_a_row_count_as_a_critical_minute() -> None:
+    other = NONE._replace(deviations=-3.5)
+    assert told(Alerting(AlertPolicy()), [[MILD], [MILD], [], [MILD], [other], [other, MILD], []]) == []
+    assert steps(told(Alerting(AlertPolicy()), [[MILD], [MILD], [MILD], []])) == [("open", 1, "warning")]
 
 
 def test_the_next_alert_of_a_kind_waits_for_the_cooldown() -> None:
