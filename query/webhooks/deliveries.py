@@ -23,7 +23,7 @@ OUTCOMES = (REQUESTED, DELIVERED, FAILED, GAVE_UP, MUTED)
 
 class Attempt(msgspec.Struct, frozen=True):
     """An attempt to deliver a message to a webhook, or a request to do so. `attempt` numbers both, from 1. `alert_id`: of a test, its
-    message's id. `began_ms`: when the series of attempts began; `next_ms`: when the next one is due, 0 for none. `status` 0: no response."""
+    message's id. `began_ms`: when the series of attempts began; `next_ms`: when the next one is due, 0 for none. `status` 0: no response. `requested`: whether somebody has ever asked for it."""
 
     id: str
     webhook_id: str
@@ -40,10 +40,11 @@ class Attempt(msgspec.Struct, frozen=True):
     began_ms: int
     next_ms: int
     at_ms: int
+    requested: bool = False
 
 
-_COLUMNS = Attempt.__struct_fields__[:-1]
-_SELECTED = f"{', '.join(_COLUMNS)}, toUnixTimestamp64Milli(at)"
+_COLUMNS = Attempt.__struct_fields__[:-2]
+_SELECTED = f"{', '.join(_COLUMNS)}, toUnixTimestamp64Milli(at), max(outcome = '{REQUESTED}') OVER (PARTITION BY id)"
 _TYPES: dict[str, Any] = {
     "alert_version": pa.uint32(), "attempt": pa.uint32(), "status": pa.uint16(), "elapsed_ms": pa.uint32(),
     "began_ms": pa.uint64(), "next_ms": pa.uint64(),
@@ -142,7 +143,7 @@ class DeliveryStore:
         rows = self._client.rows(
             f"SELECT {_SELECTED} FROM {self._client.database}.webhook_deliveries FINAL WHERE {condition}", parameters
         )
-        return [Attempt(*row) for row in rows]
+        return [Attempt(*row[:-1], requested=bool(row[-1])) for row in rows]
 
     def _read_alerts(self, condition: str, parameters: dict[str, Any]) -> list[AlertEvent]:
         rows = self._client.rows(

@@ -216,7 +216,7 @@ class Queues:
         self._queue(
             Delivery(
                 attempt.id, attempt.webhook_id, attempt.message_id, event, attempt.began_ms, attempt.next_ms, attempt.attempt,
-                failures=0 if attempt.outcome == REQUESTED else attempt.attempt, requested=attempt.outcome == REQUESTED,
+                failures=0 if attempt.outcome == REQUESTED else attempt.attempt, requested=attempt.requested or attempt.outcome == REQUESTED,
             )
         )  # fmt: skip
 

@@ -221,6 +221,24 @@ def test_a_muted_alert_is_not_sent_but_listed_as_muted(installation: Installatio
     assert (attempts[skipped]["elapsed_ms"], attempts[skipped]["next_at"]) == (None, None)
 
 
+def test_a_replay_of_a_muted_alert_that_failed_once_is_sent_by_the_next_worker(installation: Installation) -> None:
+    is_up = threading.Event()
+    with target(lambda request, _: answer(request, 204 if is_up.is_set() else 503)) as receiving:
+        webhook = installation.webhook(receiving.url)
+        subject = {"advertiser_id": installation.advertiser, "until": iso(now_ms() + HOUR_MS)}
+        assert installation.http.put("/v1/mutes", json=subject, headers=installation.tenant).status_code == 200
+        with worker(installation):
+            installation.raise_alert("a")
+            wait_until(lambda: installation.deliveries(webhook), 20, "it is recorded as muted")
+            replay = f"/v1/webhooks/deliveries/{installation.deliveries(webhook)[0]['id']}/replay"
+            assert installation.http.post(replay, headers=installation.tenant).status_code == 202
+            wait_until(lambda: installation.deliveries(webhook)[0]["outcome"] == "failed", 20, "it fails")
+        is_up.set()
+        with worker(installation):
+            wait_until(lambda: installation.deliveries(webhook)[0]["outcome"] != "failed", 20, "it is tried again")
+    assert installation.deliveries(webhook)[0]["outcome"] == "delivered"
+
+
 def test_a_private_address_is_refused_when_it_is_sent_to(installation: Installation) -> None:
     with target() as receiving:
         webhook = installation.webhook(receiving.url)
