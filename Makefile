@@ -23,7 +23,7 @@ demo: setup ## A private stack, a day of events, every answer compared with the 
 # By folder, as collected, so that chaos, e2e and integration come first and small files fill the end. By itself xdist begins with the
 # files of the most tests, and the campaign, which is one test, came last.
 test: setup lint ## Linters, types and every test
-	@$(BIN)/pytest tests -n 4 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/pytest tests -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## Linters and types
 	@$(BIN)/ruff check .
