@@ -13,6 +13,7 @@ import msgspec
 import pyarrow as pa
 
 from infra.errors import CorruptLog
+from infra.structs import decodable
 
 # Version 2 has columns in any integer types, version 3 differences from the least and ids in bytes, version 4 offsets by how
 # they differ from counting, version 5 late clicks.
@@ -25,6 +26,7 @@ _HEADER = b"adclick"
 _COMPRESSION = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
+@decodable
 class SourceRange(msgspec.Struct, frozen=True, array_like=True):
     """Offsets [from, to) of one source partition, and what is known after them."""
 
@@ -36,6 +38,7 @@ class SourceRange(msgspec.Struct, frozen=True, array_like=True):
     silent: bool
 
 
+@decodable
 class BlockHeader(msgspec.Struct, frozen=True):
     """What a block accounts for. `part` counts from 0 to `parts` − 1."""
 

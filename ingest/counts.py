@@ -5,10 +5,12 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
+from infra.structs import decodable
 from ingest.archive.schema import Decision
 from ingest.judge import JudgedBatch
 
 
+@decodable
 class Counts(msgspec.Struct):
     """Of committed batches. Messages are rejected, or valid events with one decision each."""
 

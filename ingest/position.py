@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import msgspec
 
+from infra.structs import decodable
 from ingest.lateness import NO_WATERMARK
 from ingest.log_time import AHEAD_MS, Turns
 
 
+@decodable
 class _Metadata(msgspec.Struct, frozen=True):
     v: int
     wm: int = NO_WATERMARK
@@ -22,6 +24,7 @@ class _Metadata(msgspec.Struct, frozen=True):
     epoch: int = -1
 
 
+@decodable
 class Position(msgspec.Struct, frozen=True):
     """A source partition after a batch: `offset` is the next one to read."""
 

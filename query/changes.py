@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from infra.clock import DAY_MS
+from infra.structs import decodable
 from query.bad_question import BadQuestion
 from query.cursor import FOREIGN_CURSOR, read_page
 from query.parameters import collect_parameters, parse_limit, parse_visible_subject
@@ -29,6 +30,7 @@ _LONGEST_MS = 31 * DAY_MS
 _KIND, _AS_OF = "changes", "as-of"
 
 
+@decodable
 class Cut(msgspec.Struct, frozen=True, array_like=True):
     """A state of the stored numbers: tier → shard → the newest flush in it; and when the newest run in it was published, and about
     when it was (epoch ms)."""

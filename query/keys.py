@@ -18,6 +18,7 @@ import msgspec
 from infra.clickhouse.client import ClickHouse
 from infra.clock import now_ms
 from infra.errors import UserError
+from infra.structs import decodable
 from query.row_scope import RowScope
 from query.tokens import Claims
 
@@ -74,6 +75,7 @@ class Access:
         )  # fmt: skip
 
 
+@decodable
 class Key(msgspec.Struct, frozen=True):
     """A row of `api_keys`. Moments are epoch ms, 0 for never."""
 

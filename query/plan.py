@@ -9,11 +9,13 @@ import bisect
 from dataclasses import dataclass, field
 
 from infra.clock import DAY_MS, HOUR_MS
+from infra.structs import decodable
 
 HOT, WARM, COLD, EXACT_HOURS, EXACT_DAYS = "hot", "warm", "cold", "exact-hours", "exact-days"
 EXACT = (EXACT_HOURS, EXACT_DAYS)
 
 
+@decodable
 @dataclass(frozen=True)
 class Borders:
     """What each tier holds: read once for a reading, the same for all of its pieces.

@@ -18,6 +18,7 @@ import numpy as np
 
 from infra.clock import DAY_MS, now_ms
 from infra.errors import AdclickError, Refused, TimedOut, Unavailable
+from infra.structs import decodable
 from query import warnings
 from query.circuit import Guard
 from query.plan import Borders, Piece
@@ -33,6 +34,7 @@ _SETTLED_FRESH_S, _OPEN_FRESH_S, _TABLES_FRESH_S = 3600.0, 1.0, 5.0
 _THREADS = 2
 
 
+@decodable
 class _Encoded(msgspec.Struct, frozen=True):
     buckets: bytes
     campaigns: bytes

@@ -24,6 +24,7 @@ import msgspec
 
 from infra.errors import Unavailable
 from infra.redis.client import Redis
+from infra.structs import decodable
 from query.circuit import Guard
 
 KEPT_S = 3600.0
@@ -53,6 +54,7 @@ class Lookup:
         return self.outcome == "stale"
 
 
+@decodable
 class CacheEntry(msgspec.Struct, frozen=True, array_like=True):
     """A value by the digest of its key, when reading it began (epoch s), how long that took, and when it expires."""
 

@@ -8,6 +8,7 @@ import msgspec
 
 from infra.addresses import check_origins
 from infra.clock import iso
+from infra.structs import decodable
 from ingest.events import MAX_INT
 from query.bad_question import BadQuestion
 from query.keys import Access
@@ -21,6 +22,7 @@ Id = Annotated[int, msgspec.Meta(ge=0, le=MAX_INT)]
 Ids = Annotated[list[Id], msgspec.Meta(min_length=1, max_length=MAX_IDS)]
 
 
+@decodable
 class TokenRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a client asks for. Ids that are left out, or null: all that the key sees. `expires_in`: seconds."""
 

@@ -16,6 +16,8 @@ from typing import Any
 import jwt
 import msgspec
 
+from infra.structs import decodable
+
 ALGORITHM = "HS256"
 MIN_SECRET_CHARACTERS = 32
 """A token can be tried against secrets offline, so a short one would be found."""
@@ -32,6 +34,7 @@ _VERIFIED = 1024
 _PURPOSE, _FINGERPRINT = b"adclick token signing v1", b"adclick fingerprint of a key v1"
 
 
+@decodable
 class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a token says. `sub`: the id of its key; `fpr`: of the key's secret. Seconds since 1970; None: all that the key sees."""
 

@@ -17,6 +17,7 @@ import msgspec
 from infra.clock import MINUTE_MS
 from infra.redis.client import Redis
 from infra.redis.commands import pack_command
+from infra.structs import decodable
 from query.trending import Trend, take_highest
 
 FRESH_MS = 3 * MINUTE_MS
@@ -25,6 +26,7 @@ _EXPIRES_S = 300
 _KEYS_A_CALL = 500
 
 
+@decodable
 class _Member(msgspec.Struct, frozen=True, array_like=True):
     """A trend as a list has it; `users` as they count for its score."""
 
@@ -37,6 +39,7 @@ class _Member(msgspec.Struct, frozen=True, array_like=True):
     is_assumed: bool = False
 
 
+@decodable
 class ListHeader(msgspec.Struct, frozen=True):
     """Which lists count. `computed_ms`: when they were begun to be computed; `end_ms`: the end of their last minute."""
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 
+from infra.structs import decodable
 from ingest import blocks, partials
 from ingest.partials import Partials
 from stream.closing import Closing, Upstream
@@ -20,6 +21,7 @@ SCHEMA_VERSION = blocks.SCHEMA_VERSION
 CHANGED = "changed"
 
 
+@decodable
 class ChunkHeader(msgspec.Struct, frozen=True):
     """What a chunk accounts for. `sequence` counts the flushes of a partition: unlike offsets, it is never used twice.
 

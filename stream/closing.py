@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS
+from infra.structs import decodable
 from ingest.blocks import SourceRange
 
 # A window's state is kept until no accepted event can find it gone.
@@ -21,6 +22,7 @@ KEPT_AFTER_CLOSE_MS = DAY_MS
 GRAINS = {"minute": MINUTE_MS, "hour": HOUR_MS, "day": DAY_MS}
 
 
+@decodable
 class Source(msgspec.Struct, frozen=True, array_like=True):
     """What is known of one source partition: the next offset, the verdict watermark, and whether it is silent."""
 
@@ -29,6 +31,7 @@ class Source(msgspec.Struct, frozen=True, array_like=True):
     silent: bool
 
 
+@decodable
 class Upstream(msgspec.Struct, frozen=True, array_like=True):
     """How far a shard of the stage before has come: where its next chunk begins, its closing watermark, and up to where it has dropped its
     windows, of which no more rows come then."""
@@ -38,6 +41,7 @@ class Upstream(msgspec.Struct, frozen=True, array_like=True):
     dropped_ms: int
 
 
+@decodable
 class Closing(msgspec.Struct, frozen=True):
     """The closing watermark and what it was derived from. `silent_since_ms` and `noted_at_ms` are clock times."""
 

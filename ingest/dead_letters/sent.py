@@ -17,11 +17,13 @@ from infra.kafka.admin import Admin
 from infra.kafka.consumers import read_to_end
 from infra.kafka.records import Record
 from infra.settings import Settings
+from infra.structs import decodable
 from ingest.dead_letters.letters import Letter
 
 _DIGEST_BYTES = 16
 
 
+@decodable
 class Mark(msgspec.Struct, frozen=True):
     """What was sent and when. `letter` is empty for an event that came from a file; `digest` is of the value sent."""
 

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from infra.rfc3339 import time_ms_of
+from infra.structs import decodable
 from ingest import events
 
 # Far beyond any time that a verdict takes, and small enough to be added to.
@@ -22,6 +23,7 @@ _MAX_TIME_MS = 10**15
 _MAX_DIGITS = 4_300
 
 
+@decodable
 class _Fields(msgspec.Struct, gc=False):
     event_id: str | None = None
     event_time: int | str | None = None

@@ -8,11 +8,13 @@ import msgspec
 import numpy as np
 
 from infra.columnar.columns import Bools
+from infra.structs import decodable
 from ingest.dedup.bloom import Filter
 from ingest.dedup.digest import Digests
 from ingest.dedup.segments import Generation
 
 
+@decodable
 class SegmentCounts(msgspec.Struct, frozen=True):
     """How many closed segments a generation has, and how many rows its open one."""
 
@@ -20,6 +22,7 @@ class SegmentCounts(msgspec.Struct, frozen=True):
     open: int = 0
 
 
+@decodable
 class RegistryHead(msgspec.Struct, frozen=True):
     """What is recorded of a partition; it changes with every write, and each write is conditional on it.
 

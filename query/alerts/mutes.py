@@ -12,6 +12,7 @@ import msgspec
 
 from infra.clickhouse.alerts import NOBODY, Alert
 from infra.clock import DAY_MS, iso
+from infra.structs import decodable
 from query.alerts.questions import parse_kind
 from query.alerts.records import AlertVersion
 from query.alerts.scope import AlertScope
@@ -25,6 +26,7 @@ MOST_MUTES = 1_000
 _Text = Annotated[str, msgspec.Meta(max_length=100)]
 
 
+@decodable
 class MuteRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What to mute. `kind` null: all kinds. `campaign_id` null: all campaigns of the advertiser, and what is about none of them."""
 

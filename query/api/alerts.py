@@ -7,6 +7,7 @@ from collections.abc import Callable
 import msgspec
 from starlette.requests import Request
 
+from infra.structs import decodable
 from ingest.events import MAX_INT
 from query.alerts.actions import AlertActions, NoSuchMute
 from query.alerts.mutes import MuteRequest, parse_mute
@@ -32,6 +33,7 @@ LAST_EVENT_ID = "last-event-id"
 _SUMMARY_FRESH_S, _SUMMARY_BYTES = 60.0, 1_000
 
 
+@decodable
 class AcknowledgeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`version`: what was seen of the alert; null: the current one."""
 

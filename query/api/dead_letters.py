@@ -18,6 +18,7 @@ from infra import logs
 from infra.clock import iso
 from infra.errors import UserError
 from infra.settings import Settings
+from infra.structs import decodable
 from ingest import events
 from ingest.dead_letters import browse
 from ingest.dead_letters.browse import LetterCounts, ListedLetter, SentIndex, list_letters
@@ -41,6 +42,7 @@ _KIND = "dead-letters"
 _NAME = re.compile(r"([0-9]{1,5})/([0-9]{1,18})", re.ASCII)
 
 
+@decodable
 class ReplayRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Letters by name, each with the fields of `edit` set where they were at fault; or one letter with a value of its own. `again`: also
     what was sent before."""

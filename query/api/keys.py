@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from infra.clock import iso
 from infra.errors import AdclickError
+from infra.structs import decodable
 from query.api.access import HttpReply
 from query.api.bodies import decode_body
 from query.api.problems import Problem
@@ -30,6 +31,7 @@ RATE, BURST = 50.0, 500.0
 _AUDITED = "100"
 
 
+@decodable
 class KeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A key to be created. Advertisers, campaigns null: all. `expires_in`: seconds; null: never."""
 
@@ -42,6 +44,7 @@ class KeyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires_in: Annotated[int, msgspec.Meta(ge=1, le=LONGEST_KEY_S)] | None = None
 
 
+@decodable
 class RotateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`grace_s`: for how long the former secret remains valid."""
 

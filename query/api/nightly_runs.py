@@ -14,11 +14,13 @@ from infra.errors import Unavailable
 from infra.redis.client import Redis
 from infra.run_progress import read_progress
 from infra.settings import Settings
+from infra.structs import decodable
 from query.api.problems import Problem
 from query.bad_question import BadQuestion
 from query.pipeline import OwnStack
 
 
+@decodable
 class RunRequest(msgspec.Struct, forbid_unknown_fields=True):
     """Which day is to be reconciled."""
 

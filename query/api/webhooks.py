@@ -15,6 +15,7 @@ from infra.clickhouse.client import ClickHouse
 from infra.clock import iso
 from infra.redis.client import Redis
 from infra.settings import Settings
+from infra.structs import decodable
 from ingest.events import MAX_INT
 from query.api.access import HttpReply
 from query.api.bodies import decode_body
@@ -40,6 +41,7 @@ _Kinds = Annotated[list[Annotated[str, msgspec.Meta(pattern=KIND_PATTERN)]], msg
 _Format = Literal["standard", "alertmanager"]
 
 
+@decodable
 class WebhookRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A webhook to be made. `advertiser_id` null: of the operator's alerts. `kinds`: of alerts; empty: all."""
 
@@ -50,6 +52,7 @@ class WebhookRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: _Format = "standard"
 
 
+@decodable
 class WebhookChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is to change of a webhook; what is left out stays."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from infra.structs import decodable
 from ingest.events import MAX_INT
 from query.zones import UnknownZone, zone_named
 
@@ -32,6 +33,7 @@ class BadEntry(Exception):
         self.field, self.detail = field, detail
 
 
+@decodable
 class Advertiser(msgspec.Struct, frozen=True):
     """Who pays. `timezone`: IANA name of the zone that its days are those of."""
 
@@ -40,6 +42,7 @@ class Advertiser(msgspec.Struct, frozen=True):
     timezone: str = "UTC"
 
 
+@decodable
 class Campaign(msgspec.Struct, frozen=True):
     """`start`, `end`: first and last day, both inclusive; None: open. `budget`: what `budget_micros` is the limit of; both or neither."""
 
@@ -54,6 +57,7 @@ class Campaign(msgspec.Struct, frozen=True):
     budget_micros: int | None = None
 
 
+@decodable
 class Ad(msgspec.Struct, frozen=True):
     """An ad of a campaign."""
 
@@ -62,6 +66,7 @@ class Ad(msgspec.Struct, frozen=True):
     campaign_id: int
 
 
+@decodable
 class Publisher(msgspec.Struct, frozen=True):
     """Where ads are shown."""
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from infra.structs import decodable
 from ingest.partials import BILLED
 
 ZONE = "UTC"
@@ -23,6 +24,7 @@ _COLUMNS = ("line", "date", "campaign_id", "name", *BILLED, "finality", "run_id"
 Amounts = dict[str, int]
 
 
+@decodable
 class BilledDay(msgspec.Struct, frozen=True):
     """A day of the month. `run_id` is empty where no run has counted it."""
 
@@ -33,6 +35,7 @@ class BilledDay(msgspec.Struct, frozen=True):
     run_id: str
 
 
+@decodable
 class BilledCampaign(msgspec.Struct, frozen=True):
     """A campaign's sums of the month, and its name when the statement was written."""
 
@@ -41,6 +44,7 @@ class BilledCampaign(msgspec.Struct, frozen=True):
     amounts: list[int]
 
 
+@decodable
 class Contents(msgspec.Struct, frozen=True, dict=True):
     """Whose statement, of which month, and its numbers."""
 

@@ -16,6 +16,7 @@ import numpy as np
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, MINUTE_MS
 from infra.errors import UserError
+from infra.structs import decodable
 from query.plan import Piece
 from query.question import Question
 from query.reach import OF_RUNS, RUN_DAYS, RUNS, STREAM_DAYS, STREAM_HOURS, Users
@@ -34,6 +35,7 @@ class TooManyGroups(UserError):
     """A question has more buckets and groups than users are read of at once."""
 
 
+@decodable
 class TablesOfUsers(msgspec.Struct, frozen=True):
     """What the tables of users have. `hour_runs`, `day_runs`: those nightly runs, of some, whose users are all stored, and those in
     RUN_DAYS. `since_ms`: what the stream counted before this has no users, since its tables did not exist; 0: it has from the start.

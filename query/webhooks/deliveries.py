@@ -14,6 +14,7 @@ import pyarrow as pa
 from infra.clickhouse.alerts import Alert, written_now_ms
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS
+from infra.structs import decodable
 from query.webhooks.payloads import TEST_TYPE, AlertEvent, events_of
 
 REQUESTED, DELIVERED, FAILED, GAVE_UP, MUTED = "requested", "delivered", "failed", "gave-up", "muted"
@@ -21,6 +22,7 @@ OUTCOMES = (REQUESTED, DELIVERED, FAILED, GAVE_UP, MUTED)
 """`failed`: it is tried again. `muted`: it was not sent, since its alert was muted when it was due."""
 
 
+@decodable
 class Attempt(msgspec.Struct, frozen=True):
     """An attempt to deliver a message to a webhook, or a request to do so. `attempt` numbers both, from 1. `alert_id`: of a test, its
     message's id. `began_ms`: when the series of attempts began; `next_ms`: when the next one is due, 0 for none. `status` 0: no response. `requested`: whether somebody has ever asked for it."""
@@ -143,7 +145,7 @@ class DeliveryStore:
         rows = self._client.rows(
             f"SELECT {_SELECTED} FROM {self._client.database}.webhook_deliveries FINAL WHERE {condition}", parameters
         )
-        return [Attempt(*row[:-1], requested=bool(row[-1])) for row in rows]
+        return [Attempt(*row) for row in rows]
 
     def _read_alerts(self, condition: str, parameters: dict[str, Any]) -> list[AlertEvent]:
         rows = self._client.rows(

@@ -11,10 +11,12 @@ import pyarrow as pa
 
 from infra.clickhouse.alerts import Alert
 from infra.clickhouse.client import ClickHouse
+from infra.structs import decodable
 
 MOST_OF_AN_ADVERTISER = 20
 
 
+@decodable
 class Webhook(msgspec.Struct, frozen=True):
     """An address that alerts are delivered to. `advertiser_id` 0: those of the operator. `kinds`: of alerts; empty: all. `since_ms`:
     alerts that were written before are not delivered: when it was made, or enabled again. Moments are epoch ms, 0 for none."""

@@ -16,6 +16,7 @@ import msgspec
 from infra.clickhouse.alerts import NOBODY, SEVERITIES, Alert, alert_id
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from infra.settings import Settings
+from infra.structs import decodable
 from stream.insights import rules
 from stream.insights.rules import Finding
 from stream.insights.watch import Key
@@ -58,6 +59,7 @@ class AlertPolicy:
         return SEVERITIES.index(finding.severity) >= SEVERITIES.index(self.severity)
 
 
+@decodable
 class RunningAlert(msgspec.Struct):
     """An alert as it is told so far: by its newest version, and the unusual minutes that can still be corrected."""
 
@@ -76,6 +78,7 @@ class RunningAlert(msgspec.Struct):
     closed: bool = False
 
 
+@decodable
 class State(msgspec.Struct):
     """All that is remembered between minutes."""
 

@@ -16,6 +16,7 @@ import msgspec
 from infra.clock import MINUTE_MS
 from infra.errors import AdclickError
 from infra.redis.client import Redis
+from infra.structs import decodable
 from ingest.blocks import BlockHeader
 from ingest.lateness import ACCEPTED_UP_TO_MS
 
@@ -26,6 +27,7 @@ _MOST_HOLES = 20
 Hole = tuple[int, int]
 
 
+@decodable
 class SavedProgress(msgspec.Struct, frozen=True):
     """What is committed with an offset. `tables`: the UUIDs of the tables that the users of all events before it are in.
     `watermark_ms`: that of the events; None while there was none. `holes`: [from, to), epoch ms."""
@@ -44,6 +46,7 @@ class SavedProgress(msgspec.Struct, frozen=True):
         return msgspec.json.decode(metadata, type=cls) if metadata.startswith("{") else cls(metadata)
 
 
+@decodable
 class Progress(msgspec.Struct, frozen=True):
     """What is published of a partition: users of all events that were sent to it before `read_ms` are counted, but for `holes`."""
 
