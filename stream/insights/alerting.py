@@ -27,8 +27,9 @@ ALL_SILENT = "all-silent"
 _SILENT_CAMPAIGNS, _SILENT_SHARE = 20, 0.5
 # Minutes without anything unusual after which an episode is over, and for how long late events may still correct its minutes.
 _QUIET_MS, _CORRECTABLE_MS = 5 * MINUTE_MS, HOUR_MS + 10 * MINUTE_MS
-# Deviations are of the last two minutes: a single one can make two of these unusual, and only the third one says more.
-_MINUTES_IN_A_ROW = 3
+# So many minutes in a row that are unusual in the same way count as a critical one. Deviations are of two minutes at least: a single
+# one in which a small campaign was lucky can make two of them a spike, and only the third one says more.
+_MINUTES_IN_A_ROW = {"ctr-drop": 2, "spend-spike": 3, "zero-impressions": 2, "surge-ctr-collapse": 2}
 _BUCKETS = {MINUTE_MS: "a minute", HOUR_MS: "an hour"}
 _VERBS = {
     "ctr-drop": "its click rate fell to {value}, where {expected} is usual",
@@ -40,8 +41,8 @@ _VERBS = {
 
 @dataclass(frozen=True)
 class AlertPolicy:
-    """Of what alerts are made. `severity`: how severe a minute must be to open one; three in a row that are
-    unusual in the same way count as a critical one. `cooldown_ms`: how long after an alert the next one of
+    """Of what alerts are made. `severity`: how severe a minute must be to open one; two in a row that are
+    unusual in the same way count as a critical one, three of a spend spike. `cooldown_ms`: how long after an alert the next one of
     its campaign and kind opens at the earliest. `daily_cap`: alerts of a campaign on a day of UTC at most."""
 
     severity: str = "critical"
@@ -145,7 +146,7 @@ class Alerting:
         for (campaign, advertiser), finding in findings:
             place = f"{campaign}/{advertiser}/{finding.kind}"
             count = self._state.newest[place] = before.get(place, 0) + 1
-            if self.policy.is_severe(finding) or count >= _MINUTES_IN_A_ROW:
+            if self.policy.is_severe(finding) or count >= _MINUTES_IN_A_ROW[finding.kind]:
                 yield (campaign, advertiser), finding
 
     def _open_silence(self, at_ms: int) -> Iterator[Alert]:
