@@ -15,7 +15,7 @@ from query.directory.editor import DirectoryEditor
 from query.directory.store import DirectoryStore
 from query.notify import bill_rules, budget_rule, facts, pipeline_rules
 from query.notify.announcements import announce_pauses
-from query.notify.changes import RuleFindings, find_changes
+from query.notify.changes import Condition, RuleFindings, find_changes
 from query.notify.outbox import Outbox
 from query.notify.pipeline_rules import PipelineFacts, PipelineWatch
 from query.router import Router
@@ -129,15 +129,17 @@ class Rounds:
                 if c.severity == "critical"
                 and not ((known := current.get(c.id)) and known.state == "open" and known.severity == c.severity)
             ]
-            self._pause([c.campaign_id for c in spent])
             if spent:
-                announce_pauses(self._settings, spent, now_ms)
+                self._pause(spent, now_ms)
         return [findings]
 
-    def _pause(self, campaigns: list[int]) -> None:
-        paused = facts.pause_campaigns(self._editor, self._router.directory.newest(), campaigns, self._actor)
+    def _pause(self, spent: list[Condition], now_ms: int) -> None:
+        """Pause the campaigns of these conditions, and announce that: also of those that a worker has paused which ended before it did."""
+        snapshot, campaigns = self._router.directory.newest(), [condition.campaign_id for condition in spent]
+        paused = facts.pause_campaigns(self._editor, snapshot, campaigns, self._actor)
         if paused:
             self._log.info("campaigns paused: their budgets are spent", campaigns=paused)
+        announce_pauses(self._settings, spent, now_ms)
 
     def _judge_statements(self) -> list[RuleFindings]:
         now_ms = self._now()

@@ -25,7 +25,7 @@ OUTCOMES = (REQUESTED, DELIVERED, FAILED, GAVE_UP, MUTED)
 @decodable
 class Attempt(msgspec.Struct, frozen=True):
     """An attempt to deliver a message to a webhook, or a request to do so. `attempt` numbers both, from 1. `alert_id`: of a test, its
-    message's id. `began_ms`: when the series of attempts began; `next_ms`: when the next one is due, 0 for none. `status` 0: no response. `requested`: whether somebody has ever asked for it."""
+    message's id. `began_ms`: when the series of attempts began; `next_ms`: when the next one is due, 0 for none. `status` 0: no response. `requested`: whether it was ever requested."""
 
     id: str
     webhook_id: str

@@ -21,6 +21,7 @@ from ingest.partials import COUNTS, Partials
 from stream.insights.alerting import Alerting, AlertPolicy
 from stream.insights.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from stream.insights.outbox import read_written, versions_to_write
+from stream.insights.rules import MEASURES
 from stream.insights.watch import Watch
 from stream.published import Publication
 
@@ -171,7 +172,7 @@ class InsightSink:
             events = sum(rows[name].astype(np.int64) for name in COUNTS)
             places = self._watch.rows_of(rows["campaign_id"], rows["advertiser_id"], events >= _FEWEST_EVENTS)
             known, numbers = places >= 0, np.zeros((3, len(self._watch)))
-            for number, name in enumerate(("impressions", "clicks", "spend_micros")):
+            for number, name in enumerate(MEASURES):
                 numbers[number, places[known]] = rows[name][known]
         findings = self._watch.take(at_ms, *numbers)
         return self._alerting.take(at_ms, findings, self._watch.expecting)
@@ -180,7 +181,7 @@ class InsightSink:
         """Withdraw alerts that late events have undone, and open others that they have led to."""
         for window, rows in zip(published.corrected, published.corrections(whole=True), strict=True):
             keys = list(zip(rows["campaign_id"].tolist(), rows["advertiser_id"].tolist(), strict=True))
-            numbers = [rows[name].astype(np.float64) for name in ("impressions", "clicks", "spend_micros")]
+            numbers = [rows[name].astype(np.float64) for name in MEASURES]
             for row, key in enumerate(keys):
                 if self._alerting.has(key):
                     self._unwritten += self._alerting.correct(window.start, key, *(float(c[row]) for c in numbers))

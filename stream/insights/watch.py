@@ -58,6 +58,10 @@ class Watch:
             self._lumps.grow(size)
             for bank in self._banks:
                 bank.grow(size)
+        return self._places(keys)
+
+    def _places(self, keys: Sequence[Key]) -> Ints:
+        """The row of each; -1 for one that has none."""
         return np.array([self._rows.get(key, -1) for key in keys], np.int64)
 
     def take(self, at_ms: int, impressions: Any, clicks: Any, spend: Any) -> Iterator[tuple[Key, Finding]]:
@@ -94,7 +98,7 @@ class Watch:
         self, keys: Sequence[Key], at_ms: int, impressions: Any, clicks: Any, spend: Any
     ) -> list[tuple[Key, Finding]]:
         """What is unusual in numbers of some campaigns that were taken otherwise before, by what is usual now. Nothing is learned from them."""
-        places = np.array([self._rows.get(key, -1) for key in keys], np.int64)
+        places = self._places(keys)
         known = places >= 0
         return list(self._part(places[known]).take(at_ms, *(column[known] for column in (impressions, clicks, spend))))
 

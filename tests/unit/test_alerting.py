@@ -223,7 +223,7 @@ def test_what_was_said_is_not_said_again_and_what_differs_is_the_next_version() 
 
 def test_an_open_alert_that_nothing_leads_to_any_more_is_withdrawn_or_ends_where_nothing_is_known() -> None:
     (opened,) = told(Alerting(AlertPolicy()), [[STRONG]])
-    # Of an alert from before the checkpoint only late events can have told.
+    # An alert from before the checkpoint that is not in it was opened by late events.
     for known_ms, state in ((START, "withdrawn"), (START + MINUTE_MS, "closed"), (None, "closed")):
         (end,) = versions_to_write([], said_by([opened]), Alerting(AlertPolicy()), START + HOUR_MS, known_ms=known_ms)
         assert (end.id, end.version, end.state, end.ended_ms) == (opened.id, 2, state, START + HOUR_MS)
