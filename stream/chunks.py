@@ -22,10 +22,19 @@ CHANGED = "changed"
 
 
 @decodable
+class Sent(msgspec.Struct, frozen=True, array_like=True):
+    """The last flush that sent rows of closed windows, and the input offset that it reached."""
+
+    sequence: int
+    to_offset: int
+
+
+@decodable
 class ChunkHeader(msgspec.Struct, frozen=True):
     """What a chunk accounts for. `sequence` counts the flushes of a partition: unlike offsets, it is never used twice.
 
-    `shard` is the partition that wrote it; `upstream` tells of each shard of the stage before how far its chunks are contained.
+    `shard` is the partition that wrote it; `upstream` tells of each shard of the stage before how far its chunks are contained;
+    `sent`, in chunks of minutes, up to where insights has been sent what has closed.
     """
 
     version: int
@@ -40,6 +49,7 @@ class ChunkHeader(msgspec.Struct, frozen=True):
     base: bool = False
     part: int = 0
     parts: int = 1
+    sent: Sent = Sent(0, 0)
 
 
 def empty() -> Partials:

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import msgspec
+
 from infra import faults, logs
 from infra.errors import Aborted, CorruptLog, SessionLost, Unavailable
 from infra.kafka.admin import Admin
@@ -124,7 +126,12 @@ class StagePartition:
         self.intake = self._new_intake(state.durable)
 
     def _new_state(self) -> StageState:
-        return StageState(self.stage.grain_ms, self._settings.event_partitions, shard=self.partition)
+        return StageState(
+            self.stage.grain_ms,
+            self._settings.event_partitions,
+            shard=self.partition,
+            sends_closed=self.stage.totals is not None,
+        )
 
     def _new_intake(self, durable: Durable) -> Intake:
         s, stage = self._settings, self.stage
@@ -249,8 +256,8 @@ class StagePartition:
         self.intake.settle(durable)
 
     def _records(self, flush: Flush) -> list[Record]:
-        """The messages of a flush: tombstones and chunk to the state log, chunk to the next stage, sums by campaign to that of
-        insights, which has one partition."""
+        """The messages of a flush: tombstones and chunk to the state log, chunk to the next stage, sums by campaign of what has closed to
+        that of insights, which has one partition."""
         topic = self._settings.topic(self.stage.state_topic)
         state = list(chunks.encode(flush.state, flush.state_header))
         records = [Record(topic, None, key, self.partition) for key in flush.tombstones]
@@ -259,9 +266,10 @@ class StagePartition:
             output = self._settings.topic(self.stage.output)
             delta = state if flush.state is flush.delta else chunks.encode(flush.delta, flush.header)
             records += [Record(output, value, key, self.partition) for key, value in delta]
-        if self.stage.totals is not None:
-            totals, campaigns = self._settings.topic(self.stage.totals), by_campaign(flush.delta)
-            records += [Record(totals, v, k, 0) for k, v in chunks.encode(campaigns, flush.header)]
+        if self.stage.totals is not None and flush.closed_rows is not None:
+            totals, campaigns = self._settings.topic(self.stage.totals), by_campaign(flush.closed_rows)
+            header = msgspec.structs.replace(flush.header, from_offset=flush.closed_from)
+            records += [Record(totals, v, k, 0) for k, v in chunks.encode(campaigns, header)]
         return records
 
     def _warn_of_rows_too_old(self) -> None:

@@ -20,7 +20,8 @@ from infra.errors import CorruptLog
 from ingest import blocks, partials
 from ingest.partials import WINDOW, Partials
 from stream import chunks
-from stream.chunks import CHANGED, ChunkHeader
+from stream.chunks import CHANGED, ChunkHeader, Sent
+from stream.closed_rows import ClosedRows
 from stream.closing import Closing, Upstream
 from stream.intake import Applied, Durable
 from stream.published import Publication
@@ -36,7 +37,8 @@ _ADDED_UP = (*partials.KEYS, *partials.SUMS)
 
 @dataclass(frozen=True)
 class Flush:
-    """What a flush writes. `delta` goes to the next stage; `state` with the keys in `tombstones` to the log."""
+    """What a flush writes. `delta` goes to the next stage; `state` with the keys in `tombstones` to the log; `closed_rows`, where there
+    are any to be sent, to insights."""
 
     header: ChunkHeader
     delta: Partials
@@ -46,15 +48,24 @@ class Flush:
     dropped: list[int]
     """Windows that are held no longer once this is durable."""
     sent_ms: int
+    closed_rows: Partials | None = None
+    closed_from: int = 0
+    """The input offset at which the closed rows that were sent before ended."""
 
 
 class StageState:
     """State of a stage for one input partition. `grain_ms` is the stage's window."""
 
     def __init__(
-        self, grain_ms: int, source_partitions: int, compact_above_rows: int = COMPACT_ABOVE_ROWS, *, shard: int = 0
+        self,
+        grain_ms: int,
+        source_partitions: int,
+        compact_above_rows: int = COMPACT_ABOVE_ROWS,
+        *,
+        shard: int = 0,
+        sends_closed: bool = False,
     ) -> None:
-        """`shard`: the number of this partition, for what the next stage reads."""
+        """`shard`: the number of this partition, for what the next stage reads; `sends_closed`: whether insights gets what has closed."""
         self.grain_ms, self._sources, self._shard = grain_ms, source_partitions, shard
         self._compact_above_rows = compact_above_rows
         self.windows: dict[int, Window] = {}
@@ -73,6 +84,7 @@ class StageState:
         self._log: dict[bytes, int] = {}
         """Keys alive in the state log → the end of the newest window in them."""
         self._base_rows = self._loose_rows = 0
+        self._closed_rows = ClosedRows(grain_ms) if sends_closed else None
 
     @property
     def durable(self) -> Durable:
@@ -106,11 +118,32 @@ class StageState:
             dropped_ms=droppable,
             upstream=applied.upstream,
         )
-        if self._loose_rows + len(delta) > max(self._compact_above_rows, 2 * self._base_rows):
-            base = msgspec.structs.replace(header, base=True)
-            return Flush(header, delta, self._all_rows(dropped, delta), base, list(self._log), dropped, applied.sent_ms)
-        tombstones = [key for key, end in self._log.items() if end <= droppable]
-        return Flush(header, delta, delta, header, tombstones, dropped, applied.sent_ms)
+        compacts = self._loose_rows + len(delta) > max(self._compact_above_rows, 2 * self._base_rows)
+        tombstones = [key for key, end in self._log.items() if compacts or end <= droppable]
+        closed_rows, sent = self._to_send(delta, header, bool(tombstones))
+        header = msgspec.structs.replace(header, sent=sent)
+        return Flush(
+            header,
+            delta,
+            state=self._all_rows(dropped, delta) if compacts else delta,
+            state_header=msgspec.structs.replace(header, base=True) if compacts else header,
+            tombstones=tombstones,
+            dropped=dropped,
+            sent_ms=applied.sent_ms,
+            closed_rows=closed_rows,
+            closed_from=self._sent.to_offset,
+        )
+
+    @property
+    def _sent(self) -> Sent:
+        return Sent(0, 0) if self._closed_rows is None else self._closed_rows.sent
+
+    def _to_send(self, delta: Partials, header: ChunkHeader, forgets: bool) -> tuple[Partials | None, Sent]:
+        """What to send to insights with a flush, and up to where all is sent after it."""
+        if self._closed_rows is None:
+            return None, self._sent
+        rows = self._closed_rows.due(self.windows, delta, header, forgets=forgets)
+        return rows, self._sent if rows is None else Sent(header.sequence, header.to_offset)
 
     def _without_too_old(self, rows: Partials, droppable_ms: int) -> Partials:
         """Rows of windows that are held after this flush. One of a window that is gone would be shown as all of it."""
@@ -141,6 +174,8 @@ class StageState:
         before, after = self._closing.closed_ms, flush.header.closing.closed_ms
         self._stand_at(flush.header)
         self._sent_ms = flush.sent_ms
+        if self._closed_rows is not None:
+            self._closed_rows.commit(flush.delta, flush.header)
         touched = self._hold(flush.delta, _PIECES_OF_A_MINUTE if self.grain_ms == MINUTE_MS else MERGE_PIECES)
         closed = [w for w in self.windows if self._is_closed(w, after) and not self._is_closed(w, before)]
         return self._published(
@@ -234,3 +269,5 @@ class StageState:
             self._stand_at(last)
             for start in [w for w in self.windows if w + self.grain_ms <= self._dropped_ms]:
                 del self.windows[start]
+            if self._closed_rows is not None:
+                self._closed_rows.restore(((rows, header) for rows, header, _ in messages), last)

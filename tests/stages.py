@@ -18,10 +18,16 @@ class Stage:
     """One partition of a stage."""
 
     def __init__(
-        self, grain_ms: int, source_partitions: int, compact_above_rows: int = COMPACT_ABOVE_ROWS, *, shards: int = 1
+        self,
+        grain_ms: int,
+        source_partitions: int,
+        compact_above_rows: int = COMPACT_ABOVE_ROWS,
+        *,
+        shards: int = 1,
+        sends_closed: bool = False,
     ) -> None:
         self._grain_ms, self._sources, self._compact_above_rows = grain_ms, source_partitions, compact_above_rows
-        self._shards = shards
+        self._shards, self._sends_closed = shards, sends_closed
         self.state = self._empty_state()
         self.intake = Intake(grain_ms, source_partitions, Durable(), shards=shards)
         self.flush: Flush | None = None
@@ -67,4 +73,4 @@ class Stage:
         self.intake = Intake(self._grain_ms, self._sources, self.state.durable, shards=self._shards)
 
     def _empty_state(self) -> StageState:
-        return StageState(self._grain_ms, self._sources, self._compact_above_rows)
+        return StageState(self._grain_ms, self._sources, self._compact_above_rows, sends_closed=self._sends_closed)

@@ -109,6 +109,8 @@ class Log:
     def __init__(self) -> None:
         self.live: dict[bytes, bytes] = {}
         self.downstream: list[tuple[Partials, Any]] = []
+        self.closed: list[tuple[Partials, int, ChunkHeader]] = []
+        """What insights was sent: rows, from which input offset on, and the header."""
 
     def commit(self, stage: Stage) -> Publication:
         flush = stage.flush
@@ -119,6 +121,8 @@ class Log:
             assert key not in self.live
             self.live[key] = value
         self.downstream.append((flush.delta, flush.header))
+        if flush.closed_rows is not None:
+            self.closed.append((flush.closed_rows, flush.closed_from, flush.header))
         return stage.commit()
 
 
@@ -228,6 +232,84 @@ def test_readers_see_every_accepted_event_whenever_windows_close_and_are_dropped
             stage.begin_flush()
             shown.write(log.commit(stage))
             assert shown.read() == truth
+
+
+@settings(max_examples=300, deadline=None)
+@given(_moves, st.sampled_from([1, 1_000]))
+def test_insights_are_sent_each_row_of_a_closed_window_once(moves: list[Any], compact_above_rows: int) -> None:
+    def empty() -> Stage:
+        return Stage(MINUTE, 1, compact_above_rows, sends_closed=True)
+
+    log, stage, offset, mark, now = Log(), empty(), 0, 0, 0
+    for move in [*moves, (0, 200, 0, False), "flush"]:
+        if isinstance(move, tuple):
+            _, ahead, late, silent = move
+            window = max(0, mark // MINUTE - late - 1) * MINUTE
+            mark += ahead * MINUTE
+            ranges = (SourceRange(0, offset, offset + 1, mark, silent),)
+            stage.apply_block(offset, frame([partial(window_ms=window)]), BlockHeader(1, ranges, 0), "here")
+            offset += 1
+        elif move == "recover":
+            stage = empty()
+            stage.restore(list(log.live.items()))
+            # What was not durable is read again, as nothing.
+            for number in range(stage.next_message, offset):
+                known = stage.intake.closing.sources.get(0)
+                start = known.next_offset if known else 0
+                ranges = (SourceRange(0, start, number + 1, mark, False),)
+                stage.apply_block(number, frame([]), BlockHeader(1, ranges, 0), "here")
+        elif move == "tick":
+            now += 20 * MINUTE
+        if move in ("flush", "tick") and stage.flush_due(now):
+            if move == "tick":
+                stage.begin_flush()
+                stage.abort()
+            stage.begin_flush()
+            sent_before = len(log.closed)
+            log.commit(stage)
+            closed_ms = log.downstream[-1][1].closing.closed_ms or 0
+            if len(log.closed) > sent_before:
+                durable = _sums(Partials.joined([rows for rows, _ in log.downstream]))
+                due = {cell: count for cell, count in durable.items() if cell[0] + MINUTE <= closed_ms}
+                assert _sums(Partials.joined([rows for rows, _, _ in log.closed])) == due
+    assert log.closed
+    assert log.closed[-1][2].closing.closed_ms == log.downstream[-1][1].closing.closed_ms
+    ranges_sent = [(start, header.to_offset) for _, start, header in log.closed]
+    assert ranges_sent[0][0] == 0
+    assert all(a[1] == b[0] for a, b in pairwise(ranges_sent))
+
+
+def test_what_came_late_is_sent_to_insights_with_the_next_minute_also_after_a_crash() -> None:
+    log, stage = Log(), Stage(MINUTE, 1, sends_closed=True)
+    # The first minute closes; then two flushes of late rows; then the second one closes.
+    for offset, (minute, mark) in enumerate([(0, MINUTE), (0, MINUTE), (0, MINUTE + 1), (1, 2 * MINUTE)]):
+        stage.apply_block(offset, block_of(minute, 5), header_at(offset, mark), "here")
+        stage.begin_flush()
+        log.commit(stage)
+        stage = Stage(MINUTE, 1, sends_closed=True)
+        stage.restore(list(log.live.items()))
+    assert [_sums(rows) for rows, _, _ in log.closed] == [{(0, 1): 5}, {(0, 1): 10, (MINUTE, 1): 5}]
+    assert [(start, header.to_offset) for _, start, header in log.closed] == [(0, 1), (1, 4)]
+
+
+def test_what_came_late_is_sent_to_insights_before_its_chunk_is_deleted() -> None:
+    log, stage = Log(), Stage(MINUTE, 1, sends_closed=True)
+    # The second row is just not too late, and its minute is dropped before the next one closes.
+    for offset, (minute, mark) in enumerate([(0, 61 * MINUTE), (0, 61 * MINUTE + 1), (60, 61 * MINUTE + 1)]):
+        stage.apply_block(offset, block_of(minute, 5), header_at(offset, mark), "here")
+        stage.begin_flush()
+        log.commit(stage)
+    stage = Stage(MINUTE, 1, sends_closed=True)
+    stage.restore(list(log.live.items()))
+    assert len(log.live) == 1
+    stage.apply_block(3, block_of(61, 5), header_at(3, 62 * MINUTE), "here")
+    stage.begin_flush()
+    log.commit(stage)
+    assert _sums(Partials.joined([rows for rows, _, _ in log.closed])) == {
+        (0, 1): 10,
+        (60 * MINUTE, 1): 5,
+        (61 * MINUTE, 1): 5,
+    }
 
 
 def test_a_state_log_is_compacted_when_it_outweighs_the_state() -> None:
