@@ -2,6 +2,8 @@
 
 Order, strongest first: the folder named by `--dir`, `ADCLICK_…` in the environment, the TOML file that
 `ADCLICK_CONFIG` names, the embedded stack in `.adclick`, the defaults below.
+
+A value that may hold a secret can stand in a file of its own: `ADCLICK_REDIS_FILE`, or `redis_file` in the TOML file.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from infra import addresses, cron
+from infra import addresses, cron, value_files
 from infra.addresses import MASK
 from infra.errors import UserError
 
@@ -29,6 +31,9 @@ ENDPOINTS_FILE = "endpoints.json"
 _PREFIX = "ADCLICK_"
 # Variables that are read elsewhere: where settings are, a worker's name, a fault for tests.
 _OTHER_VARIABLES = frozenset({"ADCLICK_CONFIG", "ADCLICK_DIR", "ADCLICK_WORKER", "ADCLICK_FAULT"})
+# Addresses that may hold a password. Settings of the type SecretStr are secrets by their type.
+_SECRET_ADDRESSES = frozenset({"redis", "clickhouse", "archive", "trace_collector", "alert_webhook"})
+_ENVIRONMENT = "environment"
 # Kubernetes sets ADCLICK_X_SERVICE_HOST, …_SERVICE_PORT and …_PORT… in every container beside a Service named `adclick-x`.
 _SERVICE_HOST = "_SERVICE_HOST"
 # What librdkafka, ClickHouse and Kafka take for a number at most.
@@ -222,6 +227,14 @@ class Settings(BaseSettings):
         return f"{self.namespace}{name}"
 
 
+BY_FILE = {
+    f"{name}_file": name
+    for name, field in Settings.model_fields.items()
+    if field.annotation is SecretStr or name in _SECRET_ADDRESSES
+}
+"""The names by which a file is named that a setting's value stands in → the setting."""
+
+
 @dataclass(frozen=True)
 class Resolved:
     """Settings together with the origin of each: `default`, a file, a variable."""
@@ -280,7 +293,7 @@ def resolve(directory: str | None = None, *, stack: bool = True) -> Resolved:
     layers: list[tuple[str, dict[str, Any]]] = []
     if directory is not None:
         layers.append((str(folder / ENDPOINTS_FILE), endpoints))
-    layers.append(("environment", _read_environment(os.environ)))
+    layers.append((_ENVIRONMENT, _read_environment(os.environ)))
     config = os.environ.get("ADCLICK_CONFIG")
     if config:
         layers.append((config, _read_toml(Path(config))))
@@ -289,15 +302,46 @@ def resolve(directory: str | None = None, *, stack: bool = True) -> Resolved:
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for origin, layer in layers:
-        for name, value in layer.items():
-            if name not in values:
+        _refuse_doubles(origin, layer)
+        for key, value in layer.items():
+            name = BY_FILE.get(key, key)
+            if name in values:
+                continue
+            if key != name:
+                # Only where it counts: another file may be one that this process must not read.
+                values[name], origins[name] = value_files.read_value(_place(origin, key), value), str(value)
+            else:
                 values[name] = value
-                origins[name] = f"{_PREFIX}{name.upper()}" if origin == "environment" else origin
+                origins[name] = _place(origin, key) if origin == _ENVIRONMENT else origin
     try:
         settings = Settings(**values)
     except ValidationError as error:
         raise _wrong_setting(error, origins) from error
     return Resolved(settings, origins, folder)
+
+
+def _place(origin: str, key: str) -> str:
+    """Where a layer names a setting, or the file of one, as a person finds it."""
+    return f"{_PREFIX}{key.upper()}" if origin == _ENVIRONMENT else f"{key} in {origin}"
+
+
+def _refuse_doubles(origin: str, layer: Mapping[str, Any]) -> None:
+    for key, name in BY_FILE.items():
+        if key in layer and name in layer:
+            raise UserError(
+                f"{_place(origin, name)} and {_place(origin, key)} are both set", hint="remove one of the two"
+            )
+
+
+def file_variables(environment: Iterable[str]) -> tuple[str, ...]:
+    """The variables among these that name files of values. A process that is given the values must not have them, too."""
+    return tuple(name for name in environment if _setting_of(name) in BY_FILE)
+
+
+def _setting_of(variable: str) -> str:
+    """The setting that a variable is of, if it is one's."""
+    upper = variable.upper()
+    return upper.removeprefix(_PREFIX).lower() if upper.startswith(_PREFIX) else ""
 
 
 def _wrong_setting(error: ValidationError, origins: Mapping[str, str]) -> UserError:
@@ -317,13 +361,16 @@ def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
     values: dict[str, str] = {}
     sources: dict[str, str] = {}
     for variable, value in sorted(environment.items()):
-        upper = variable.upper()
-        name = upper.removeprefix(_PREFIX).lower()
+        upper, name = variable.upper(), _setting_of(variable)
         if not upper.startswith(_PREFIX) or upper in _OTHER_VARIABLES:
             continue
-        if name not in Settings.model_fields:
+        if name not in Settings.model_fields and name not in BY_FILE:
             if not _from_kubernetes(upper, environment):
-                known = {n.removeprefix(_PREFIX).lower() for n in _OTHER_VARIABLES} | set(Settings.model_fields)
+                known = (
+                    {n.removeprefix(_PREFIX).lower() for n in _OTHER_VARIABLES}
+                    | set(Settings.model_fields)
+                    | set(BY_FILE)
+                )
                 raise UserError(
                     f"no such setting: {variable}", hint=_nearest(name, known, lambda n: _PREFIX + n.upper())
                 )
@@ -348,11 +395,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {_reason(error)}") from error
     for name, value in values.items():
-        if name in Settings.model_fields:
+        if name in Settings.model_fields or name in BY_FILE:
             continue
         if isinstance(value, dict):
             raise UserError(f"{path}: no such setting: [{name}]", hint="settings stand in no section")
-        raise UserError(f"{path}: no such setting: {name}", hint=_nearest(name, Settings.model_fields))
+        raise UserError(f"{path}: no such setting: {name}", hint=_nearest(name, [*Settings.model_fields, *BY_FILE]))
     return values
 
 

@@ -31,7 +31,7 @@ from infra.embedded.start_commands import ProcessCommand
 from infra.errors import AdclickError, UserError
 from infra.file_store import is_bucket
 from infra.priority import answer_soon, give_way
-from infra.settings import Settings
+from infra.settings import Settings, file_variables
 
 # Whatever lies in the working directory, our modules and our packages' are meant.
 ADCLICK = [sys.executable, "-P", "-m", "infra"]
@@ -186,11 +186,15 @@ class Supervisor:
             for number in range(count):
                 argv = [*ADCLICK, _COMMANDS.get(kind, kind)]
                 name = f"{kind}-{number}"
-                self._launch(ProcessCommand(name, argv, Path.cwd(), env | {"ADCLICK_WORKER": name}))
+                self._launch(self._command(name, argv, ADCLICK_WORKER=name))
         probe = "readyz" if self._counts["stream"] and self._counts["ingest"] else "healthz"
         if not self._wait("query-0", lambda: readiness.http_ready(f"{endpoints['http']}/{probe}")):
             return None
         return endpoints
+
+    def _command(self, name: str, argv: list[str], **more: str) -> ProcessCommand:
+        """One of our own commands, with the settings of the stack. Those that stood in files are in its variables, too."""
+        return ProcessCommand(name, argv, Path.cwd(), self._env | more, file_variables(os.environ))
 
     def _launch(self, command: ProcessCommand) -> None:
         child = self._children.setdefault(command.name, Child(command))
@@ -305,7 +309,7 @@ class Supervisor:
         argv = [*ADCLICK, "reconcile", *([] if requested else ["--skip-empty"]), "--date", day.isoformat()]
         self._nightly_log_start, self._is_requested = self._folder.log_size("reconcile"), requested
         try:
-            self._nightly = (day, self._spawn(ProcessCommand("reconcile", argv, Path.cwd(), self._env)))
+            self._nightly = (day, self._spawn(self._command("reconcile", argv)))
             self._report_run(day, None)
         except OSError as error:
             self._log.warning("reconciliation not started", error=str(error))

@@ -67,12 +67,17 @@ def up(place: Path, *, ignore_hangup: bool, **variables: str) -> Iterator[subpro
 
 
 def test_a_stack_stays_in_its_folder_and_survives_a_hangup_and_changed_clocks(place: Path) -> None:
-    port = unused_port()
-    with up(place, ignore_hangup=True, ADCLICK_HTTP=f"http://0.0.0.0:{port}") as process:
+    port, key = unused_port(), "key-of-a-mounted-file"
+    (place / "mounted").write_text(f"{key}\n")
+    variables = {"ADCLICK_HTTP": f"http://0.0.0.0:{port}", "ADCLICK_API_KEY_FILE": "mounted"}
+    with up(place, ignore_hangup=True, **variables) as process:
         endpoints = json.loads((place / "s" / "endpoints.json").read_text())
         assert endpoints["user_secret"] == json.loads((place / "s" / "state.json").read_text())["user_secret"]
         assert endpoints["http"] == f"http://127.0.0.1:{port}"
         assert httpx.get(f"{endpoints['http']}/healthz").status_code == 200
+        for sent, status_code in ((key, 200), ("mounted", 401)):
+            access = httpx.get(f"{endpoints['http']}/v1/access", headers={"Authorization": f"Bearer {sent}"})
+            assert access.status_code == status_code
         assert "ADCLICK_KAFKA is not used" in (place / "output").read_text()
         process.send_signal(signal.SIGHUP)
         # A clock that was set, and files that something else wrote.
@@ -88,7 +93,9 @@ def test_a_stack_stays_in_its_folder_and_survives_a_hangup_and_changed_clocks(pl
         assert down.returncode == 0
         assert "stopped" in down.stderr
         assert process.wait(300) == 0
-    assert {entry.name for entry in place.iterdir()} == {"s", "output", "infra", "redis"}, "nothing beside its folder"
+    assert {entry.name for entry in place.iterdir()} == {"s", "output", "mounted", "infra", "redis"}, (
+        "nothing beside its folder"
+    )
 
 
 def test_a_stack_stops_cleanly_when_its_terminal_closes(place: Path) -> None:

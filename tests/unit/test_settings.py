@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from infra.errors import UserError
 from infra.file_store import FileStore
-from infra.settings import resolve
+from infra.settings import BY_FILE, Settings, file_variables, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +42,9 @@ def refusal(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> str:
         ("ADCLICK_WORKERS", "ADCLICK_WORKER"),
         ("ADCLICK_CONFG", "ADCLICK_CONFIG"),
         ("ADCLICK_CLICK_HOUSE", "ADCLICK_CLICKHOUSE"),
+        ("ADCLICK_REDDIS_FILE", "ADCLICK_REDIS_FILE"),
+        ("ADCLICK_KAFKA_FILE", None),
+        ("ADCLICK_CURRENCY_FILE", None),
         ("ADCLICK_PORT", None),
         ("ADCLICK_KAFKA_PORT", None),
         ("ADCLICK_", None),
@@ -170,6 +174,112 @@ def test_a_secret_read_from_a_file_loses_its_line_break(monkeypatch: pytest.Monk
     settings = resolve().settings
     assert settings.api_key.get_secret_value() == "key-of-a-mounted-file"
     assert settings.user_secret.get_secret_value() == "secret"
+
+
+_FILES = [
+    "redis_file", "clickhouse_file", "archive_file", "api_key_file", "token_secret_file", "former_token_secret_file",
+    "user_secret_file", "trace_collector_file", "alert_webhook_file",
+]  # fmt: skip
+_URL = "http://me:HIDDEN@host:8123"
+_WEBHOOK = "https://hooks.example/services/HIDDEN"
+
+
+def test_settings_that_may_hold_a_secret_can_stand_in_files() -> None:
+    assert set(_FILES) <= set(BY_FILE)
+    secrets = {name for name, field in Settings.model_fields.items() if field.annotation is SecretStr}
+    assert secrets <= set(BY_FILE.values()) <= set(Settings.model_fields)
+    assert not {"kafka", "http", "currency"} & set(BY_FILE.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value", "shown"),
+    [
+        ("api_key", "key\n", "key", "********"),
+        ("user_secret", "two words\r\n", "two words", "********"),
+        ("token_secret", "\ufeff" + "s" * 32, "s" * 32, "********"),
+        ("redis", "redis://:HIDDEN@host:6379/1\n", "redis://:HIDDEN@host:6379/1", "redis://:********@host:6379/1"),
+        ("clickhouse", f"{_URL}\n\n", _URL, "http://me:********@host:8123"),
+        ("alert_webhook", _WEBHOOK, _WEBHOOK, "https://hooks.example/********"),
+    ],
+)
+@pytest.mark.parametrize("by_toml", [False, True])
+def test_a_value_in_a_file_has_the_file_for_its_origin(
+    name: str, text: str, value: str, shown: str, by_toml: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mounted"
+    file.write_bytes(text.encode())
+    if by_toml:
+        (tmp_path / "c.toml").write_text(f"{name}_file = '{file}'\n")
+        monkeypatch.setenv("ADCLICK_CONFIG", "c.toml")
+    else:
+        monkeypatch.setenv(f"ADCLICK_{name.upper()}_FILE", str(file))
+    resolved = resolve()
+    setting = getattr(resolved.settings, name)
+    assert (setting.get_secret_value() if isinstance(setting, SecretStr) else setting) == value
+    assert resolved.masked()[name] == (shown, str(file))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "which is empty"),
+        (b" \n", "which is empty"),
+        (b"HIDDEN \xff", "which is not UTF-8"),
+        (None, "which cannot be read: No such file or directory"),
+    ],
+)
+def test_a_file_without_a_value_is_refused_in_one_line(
+    content: bytes | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if content is not None:
+        (tmp_path / "mounted").write_bytes(content)
+    message = refusal(monkeypatch, "ADCLICK_API_KEY_FILE", str(tmp_path / "mounted"))
+    assert message == f"ADCLICK_API_KEY_FILE names {tmp_path / 'mounted'}, {expected}"
+    message = refusal(monkeypatch, "ADCLICK_API_KEY_FILE", str(tmp_path))
+    assert message.endswith("which cannot be read: Is a directory")
+    assert refusal(monkeypatch, "ADCLICK_API_KEY_FILE", "") == "ADCLICK_API_KEY_FILE must be the name of a file"
+
+
+@pytest.mark.parametrize("line", ["redis_file = 1", "redis_file = ['f']", "redis_file = ''", "[redis_file]\nf = 1"])
+def test_a_line_that_names_no_file_is_refused(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "c.toml").write_text(f"{line}\n")
+    assert refusal(monkeypatch, "ADCLICK_CONFIG", "c.toml") == "redis_file in c.toml must be the name of a file"
+
+
+def test_a_wrong_value_in_a_file_is_refused_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mounted").write_text("redis://:HIDDEN@host/cache\n")
+    message = refusal(monkeypatch, "ADCLICK_REDIS_FILE", "mounted")
+    assert message.startswith("setting redis is wrong: ")
+    assert message.endswith("from mounted)")
+    assert "HIDDEN" not in message
+
+
+def test_a_value_and_its_file_in_one_place_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mounted").write_text("redis://of-the-file:1\n")
+    monkeypatch.setenv("ADCLICK_REDIS_FILE", "mounted")
+    message = refusal(monkeypatch, "ADCLICK_REDIS", "redis://:HIDDEN@of-the-variable:1")
+    assert message == "ADCLICK_REDIS and ADCLICK_REDIS_FILE are both set (remove one of the two)"
+    monkeypatch.delenv("ADCLICK_REDIS")
+    (tmp_path / "c.toml").write_text("redis = 'redis://of-the-toml:1'\n")
+    monkeypatch.setenv("ADCLICK_CONFIG", "c.toml")
+    assert resolve().settings.redis == "redis://of-the-file:1"
+    (tmp_path / "c.toml").write_text("redis = 'redis://of-the-toml:1'\nredis_file = 'mounted'\n")
+    message = refusal(monkeypatch, "ADCLICK_CONFIG", "c.toml")
+    assert message == "redis in c.toml and redis_file in c.toml are both set (remove one of the two)"
+
+
+def test_a_file_is_read_only_where_its_value_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "c.toml").write_text("redis_file = 'missing'\n")
+    monkeypatch.setenv("ADCLICK_CONFIG", "c.toml")
+    monkeypatch.setenv("ADCLICK_REDIS", "redis://of-the-variable:1")
+    assert resolve().settings.redis == "redis://of-the-variable:1"
+    (tmp_path / "endpoints.json").write_text(json.dumps({"redis": "redis://of-the-stack:1", "redis_file": "missing"}))
+    assert resolve(str(tmp_path)).settings.redis == "redis://of-the-stack:1"
+
+
+def test_variables_that_name_files_are_told_from_others() -> None:
+    variables = ["ADCLICK_REDIS_FILE", "adclick_api_key_file", "REDIS_FILE", "ADCLICK_REDIS", "ADCLICK_KAFKA_FILE"]
+    assert file_variables(variables) == ("ADCLICK_REDIS_FILE", "adclick_api_key_file")
 
 
 def test_a_tilde_in_the_path_of_the_archive_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
