@@ -9,6 +9,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -18,6 +19,9 @@ from infra.clickhouse.schema import apply_migrations
 from infra.errors import AdclickError
 from infra.kafka import topic_setup
 from infra.settings import Settings, resolve
+
+if TYPE_CHECKING:
+    from tests.clusters.kafka_cluster import KafkaCluster
 
 # The first example may wait for a compiler, and machines are shared.
 hypothesis.settings.register_profile("adclick", deadline=None)
@@ -74,6 +78,15 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert result.returncode == 0, result.stderr
     yield folder
     adclick("down", "--dir", str(folder))
+
+
+@pytest.fixture(scope="session")
+def secured_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    """One broker that takes every protocol and mechanism, beside the stack; without ACLs. Its topics are the tests' own."""
+    from tests.clusters.kafka_cluster import KafkaCluster
+
+    with KafkaCluster(tmp_path_factory.mktemp("secured-kafka")) as cluster:
+        yield cluster
 
 
 @pytest.fixture
