@@ -82,7 +82,7 @@ class _SourceLog:
 def _read_source(settings: Settings) -> _SourceLog:
     """Raises AdclickError when the topic is not the one that was read."""
     topic, group, count = settings.topic(topics.EVENTS), settings.topic(topics.INGEST_GROUP), settings.event_partitions
-    admin = Admin(settings.kafka)
+    admin = Admin(settings.kafka_connection)
     state = admin.describe([topic]).get(topic)
     mains = admin.committed(group, topic, count)
     copies = admin.committed(group, settings.topic(topics.ARCHIVE), count)
@@ -142,7 +142,7 @@ def wait_for_archive(
 
 def _not_archived(settings: Settings, ends: Sequence[int], starts: Sequence[int]) -> int:
     topic, group = settings.topic(topics.ARCHIVE), settings.topic(topics.ARCHIVE_GROUP)
-    done = Admin(settings.kafka).committed(group, topic, settings.event_partitions)
+    done = Admin(settings.kafka_connection).committed(group, topic, settings.event_partitions)
     return sum(
         max(0, end - archived_to(c.metadata)) for end, start, c in zip(ends, starts, done, strict=True) if end > start
     )
@@ -150,7 +150,7 @@ def _not_archived(settings: Settings, ends: Sequence[int], starts: Sequence[int]
 
 def _unread_partitions(settings: Settings) -> str:
     """What lies in partitions that the setting leaves out; empty when nothing does."""
-    topic, admin, count = settings.topic(topics.EVENTS), Admin(settings.kafka), settings.event_partitions
+    topic, admin, count = settings.topic(topics.EVENTS), Admin(settings.kafka_connection), settings.event_partitions
     partition_count = admin.partitions().get(topic, 0)
     if partition_count <= count:
         return ""
@@ -213,10 +213,10 @@ def _since_ms(date: dt.date) -> int:
 
 def _stretches(settings: Settings, since_ms: int, ends: Sequence[int], bases: Sequence[int]) -> list[Stretch]:
     """The messages since a moment, as far as ad-events still has them: only of those can it be known what there was."""
-    topic, admin = settings.topic(topics.EVENTS), Admin(settings.kafka)
+    topic, admin = settings.topic(topics.EVENTS), Admin(settings.kafka_connection)
     starts = admin.starts(topic, len(ends))
     firsts = [
-        max(start, offset_at(settings.kafka, topic, p, since_ms)) + base
+        max(start, offset_at(settings.kafka_connection, topic, p, since_ms)) + base
         for p, (start, base) in enumerate(zip(starts, bases, strict=True))
     ]
     return [Stretch(p, first, end) for p, (first, end) in enumerate(zip(firsts, ends, strict=True)) if first < end]
@@ -260,7 +260,9 @@ def _runs(flags: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
 def _holds_messages(settings: Settings, gap: Stretch, bases: Sequence[int]) -> bool:
     """Offsets are also taken by what is no message: the marks of a producer's transactions."""
     base = bases[gap.partition]
-    for message in read_to_end(settings.kafka, settings.topic(topics.EVENTS), gap.partition, gap.from_offset - base):
+    for message in read_to_end(
+        settings.kafka_connection, settings.topic(topics.EVENTS), gap.partition, gap.from_offset - base
+    ):
         return int(message.offset()) + base < gap.to_offset
     return False
 

@@ -62,6 +62,24 @@ def check_brokers(text: str) -> str:
     return ",".join(brokers)
 
 
+def properties_of(text: str) -> dict[str, str]:
+    """NAME=VALUE by comma. Raises ValueError."""
+    properties = dict[str, str]()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not re.fullmatch(r"[a-z][a-z0-9._]*", name):
+            raise ValueError("must be NAME=VALUE, several by comma, like client.rack=eu-1a")
+        properties[name] = value
+    return properties
+
+
+def check_properties(text: str) -> str:
+    """Properties of librdkafka by comma. Raises ValueError."""
+    if secret := next((name for name in properties_of(text) if _SECRET_NAME.search(name)), None):
+        raise ValueError(f"must not contain {secret}, which everybody could read: there is a setting for it")
+    return text
+
+
 def check_listen(text: str) -> str:
     """The address of the router, without a slash at its end. Raises ValueError."""
     url = _split(text, _HTTP)

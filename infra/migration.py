@@ -41,6 +41,7 @@ def migrate(settings: Settings, lock_wait_s: float = _LOCK_WAIT_S) -> MigrationR
 
     Raises UserError where Kafka or ClickHouse cannot take it, Unavailable where a backend is away.
     """
+    check_cluster(settings)
     redis = Redis(settings.redis)
     deadline = time.monotonic() + lock_wait_s
     with contextlib.closing(redis), contextlib.ExitStack() as lock:
@@ -64,7 +65,7 @@ def _make(settings: Settings) -> MigrationReport:
 
 def missing_topics(settings: Settings) -> list[str]:
     """Topics of the installation that Kafka does not have. Raises Unavailable."""
-    known = Admin(settings.kafka, timeout_s=_CHECK_TIMEOUT_S).partitions(_CHECK_TIMEOUT_S)
+    known = Admin(settings.kafka_connection, timeout_s=_CHECK_TIMEOUT_S).partitions(_CHECK_TIMEOUT_S)
     return [topic.name for topic in topics.wanted(settings) if topic.name not in known]
 
 
@@ -92,6 +93,26 @@ def shortcomings(settings: Settings) -> dict[str, str]:
 def wait_for_topics(settings: Settings, log: Any) -> None:
     """For workers: return once Kafka has the installation's topics, however long it is away. Raises UserError where it lacks one."""
     patiently(lambda: _check_topics_for_a_while(settings), Event(), log)
+    patiently(lambda: check_cluster(settings), Event(), log)
+
+
+def check_cluster(settings: Settings) -> None:
+    """Raise UserError where Kafka is not the cluster that Redis has the ids and the sums of. Raises Unavailable where one of them is away.
+
+    Offsets of another cluster would be taken for those of this one: events for copies, and minutes for some that are shown already.
+    """
+    cluster, key = (
+        Admin(settings.kafka_connection, timeout_s=_CHECK_TIMEOUT_S).cluster_id(),
+        f"{settings.key_prefix}kafka",
+    )
+    with contextlib.closing(Redis(settings.redis, timeout_s=_CHECK_TIMEOUT_S)) as redis:
+        redis.call("SET", key, cluster, "NX")
+        known = redis.call("GET", key).decode()
+    if known != cluster:
+        raise UserError(
+            f"Kafka at {settings.kafka} is cluster {cluster}, and Redis belongs to cluster {known}",
+            hint=f"correct the addresses; or use another ADCLICK_NAMESPACE; or empty this Redis of {settings.key_prefix}*",
+        )
 
 
 def check_topics(settings: Settings) -> None:

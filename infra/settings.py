@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from infra import addresses, cron, value_files
 from infra.addresses import MASK
 from infra.errors import UserError
+from infra.kafka.connection import Connection, Sasl, Tls
 
 DEFAULT_DIR = ".adclick"
 ENDPOINTS_FILE = "endpoints.json"
@@ -82,6 +83,24 @@ class Settings(BaseSettings):
     kafka: Annotated[str, AfterValidator(addresses.check_brokers)] = Field(
         "127.0.0.1:9092", description="Kafka's bootstrap addresses, by comma"
     )
+    kafka_ca: str = Field(
+        "", description="file of the authorities (PEM) that brokers are trusted by; empty: the system's"
+    )
+    kafka_certificate: str = Field("", description="file of our certificate (PEM), for brokers that ask for one")
+    kafka_key: str = Field("", description="file of that certificate's key")
+    kafka_key_password: Secret = Field(SecretStr(""), description="password of that key, where it has one")
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] = Field(
+        "SCRAM-SHA-512", description="how a broker is shown who we are"
+    )
+    kafka_user: str = Field("", description="user, for all mechanisms but OAUTHBEARER")
+    kafka_password: Secret = Field(SecretStr(""), description="that user's password")
+    kafka_token_command: str = Field("", description="command that prints a token (JWT), for OAUTHBEARER")
+    kafka_properties: Annotated[str, AfterValidator(addresses.check_properties)] = Field(
+        "", description="more properties of librdkafka, by comma: NAME=VALUE"
+    )
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", validate_default=True, description="how brokers are spoken to, as Kafka names it"
+    )
     redis: Annotated[str, AfterValidator(addresses.check_redis)] = Field(
         "redis://127.0.0.1:6379/0", description="Redis URL"
     )
@@ -115,6 +134,12 @@ class Settings(BaseSettings):
     event_partitions: Count = Field(4, ge=1, le=512, description="partitions of ad-events and ad-archive")
     block_partitions: Count = Field(4, ge=1, le=512, description="partitions of ad-blocks and what follows it")
 
+    replication_factor: Count = Field(
+        0, ge=0, le=32, description="replicas of each topic; 0: three where there are three brokers, else one"
+    )
+    min_insync_replicas: Count = Field(
+        0, ge=0, le=32, description="replicas that must have what is written; 0: all but one, where there are several"
+    )
     session_timeout_ms: Count = Field(
         6_000,
         ge=1_000,
@@ -191,6 +216,14 @@ class Settings(BaseSettings):
     )
     spark_memory: str = Field("2g", pattern=r"^[1-9]\d*[kmgtKMGT]$", description="heap of the Spark driver")
 
+    @field_validator("min_insync_replicas")
+    @classmethod
+    def _fewer_than_replicas(cls, value: int, info: ValidationInfo) -> int:
+        replicas = int(info.data.get("replication_factor", 0))
+        if replicas and value > replicas:
+            raise ValueError(f"must not be more than replication_factor, which is {replicas}")
+        return value
+
     @field_validator("events_retention_s")
     @classmethod
     def _outlasts_the_horizon(cls, value: int, info: ValidationInfo) -> int:
@@ -200,12 +233,43 @@ class Settings(BaseSettings):
             raise ValueError(f"must be at least {needed}, three times dedup_horizon_s")
         return value
 
+    @field_validator("kafka_security_protocol")
+    @classmethod
+    def _has_what_it_needs(cls, value: str, info: ValidationInfo) -> str:
+        given = info.data
+        has_user = bool(given.get("kafka_user") and given.get("kafka_password"))
+        if value.startswith("SASL"):
+            if given.get("kafka_sasl_mechanism") == "OAUTHBEARER":
+                if not given.get("kafka_token_command"):
+                    raise ValueError("needs kafka_token_command, for OAUTHBEARER")
+            elif not has_user:
+                raise ValueError("needs kafka_user and kafka_password")
+        elif has_user or given.get("kafka_token_command"):
+            raise ValueError("must begin with SASL for a user or a token to be sent")
+        if not value.endswith("SSL") and (given.get("kafka_ca") or given.get("kafka_certificate")):
+            raise ValueError("must end with SSL for certificates to be used")
+        return value
+
     @field_validator("reconcile_at")
     @classmethod
     def _schedule(cls, value: str) -> str:
         if value != "off":
             cron.first_from(value, dt.datetime.now(dt.UTC))
         return value
+
+    @property
+    def kafka_connection(self) -> Connection:
+        """How to reach Kafka."""
+        tls = Tls(self.kafka_ca, self.kafka_certificate, self.kafka_key, self.kafka_key_password.get_secret_value())
+        sasl = Sasl(
+            self.kafka_sasl_mechanism, self.kafka_user, self.kafka_password.get_secret_value(), self.kafka_token_command
+        )
+        return Connection(
+            self.kafka,
+            tls if self.kafka_security_protocol.endswith("SSL") else None,
+            sasl if self.kafka_security_protocol.startswith("SASL") else None,
+            tuple(addresses.properties_of(self.kafka_properties).items()),
+        )
 
     @property
     def origins(self) -> tuple[str, ...]:

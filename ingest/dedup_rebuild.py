@@ -77,7 +77,7 @@ class DedupRebuilder:
         """The position, with where its generations began: by timestamps, where an older version did not commit that."""
         if position.turns or position.offset == position.base:
             return position
-        topic, kafka = self._settings.topic(topics.EVENTS), self._settings.kafka
+        topic, kafka = self._settings.topic(topics.EVENTS), self._settings.kafka_connection
         newest = position.log_time_ms // self._horizon_ms
         turns = list[tuple[int, int]]()
         log_start = Admin(kafka).starts(topic, partition + 1)[partition]
@@ -93,7 +93,7 @@ class DedupRebuilder:
 
         For a group whose offsets are gone: each transaction that moves a position writes to ad-archive.
         """
-        topic, kafka = self._settings.topic(topics.ARCHIVE), self._settings.kafka
+        topic, kafka = self._settings.topic(topics.ARCHIVE), self._settings.kafka_connection
         admin = Admin(kafka)
         start, end = admin.starts(topic, partition + 1)[partition], admin.ends(topic, partition + 1)[partition]
         reach, last = _LAST_MESSAGES, None
@@ -143,7 +143,9 @@ class DedupRebuilder:
     def _rebuild_range(self, partition: int, position: Position) -> tuple[int, set[int]]:
         """The offset to read from, and the generations of which the topic no longer holds the beginning."""
         generation = position.log_time_ms // self._horizon_ms
-        log_start = Admin(self._settings.kafka).starts(self._settings.topic(topics.EVENTS), partition + 1)[partition]
+        log_start = Admin(self._settings.kafka_connection).starts(self._settings.topic(topics.EVENTS), partition + 1)[
+            partition
+        ]
         oldest_kept = log_start + position.base
         # Ids of two generations are looked up; the one before decides which of those were copies themselves.
         needed = [first for g, first in position.turns if g >= generation - 2]
@@ -155,7 +157,7 @@ class DedupRebuilder:
         """Messages [first, end) of ad-events, as Kafka counts, some thousands at a time."""
         if first >= end:
             return
-        messages = read_to_end(self._settings.kafka, self._settings.topic(topics.EVENTS), partition, first)
+        messages = read_to_end(self._settings.kafka_connection, self._settings.topic(topics.EVENTS), partition, first)
         wanted = takewhile(lambda message: message.offset() < end, messages)
         while batch := list(islice(wanted, _REBUILD_BATCH)):
             yield batch

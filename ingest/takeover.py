@@ -26,7 +26,7 @@ _TOPIC_PATIENCE_S = 30.0
 def wait_for_topic(settings: Settings, stopping: threading.Event) -> TopicState:
     """The topic of events as it is now. Raises UserError when there is none, InputLost when there was one."""
     topic, deadline = settings.topic(topics.EVENTS), time.monotonic() + _TOPIC_PATIENCE_S
-    admin = Admin(settings.kafka)
+    admin = Admin(settings.kafka_connection)
     while (state := admin.describe([topic]).get(topic)) is None:
         if time.monotonic() > deadline:
             group, copies = settings.topic(topics.INGEST_GROUP), settings.topic(topics.ARCHIVE)
@@ -55,7 +55,7 @@ def find_continuations(
     Raises Unavailable.
     """
     topic, count, log = settings.topic(topics.EVENTS), max(partitions) + 1, logs.get("ingest")
-    admin = Admin(settings.kafka)
+    admin = Admin(settings.kafka_connection)
     mains, copies = member.committed(partitions), member.committed(partitions, settings.topic(topics.ARCHIVE))
     starts, ends = admin.starts(topic, count), admin.high_watermarks(topic, count)
     continuations = dict[int, Continuation]()

@@ -85,7 +85,7 @@ class IngestWorker:
         self._aborts = self._sent_ms = 0
         self._counts, self._started_ms = Counts(), now_ms()
         self._sent_at_s = self._reported_at_s = 0.0
-        self._admin, self._stall_look = Admin(settings.kafka), Every(_LOOK_FOR_STALL_EVERY_S)
+        self._admin, self._stall_look = Admin(settings.kafka_connection), Every(_LOOK_FOR_STALL_EVERY_S)
         self._stalls: StallWatch
         self._consumer: ColumnConsumer
         self._producer: TransactionalProducer
@@ -131,11 +131,11 @@ class IngestWorker:
 
     def _open_clients(self) -> None:
         settings, events = self._settings, self._settings.topic(topics.EVENTS)
-        self._stalls = StallWatch(partial(has_message, settings.kafka, events))
-        self._producer = TransactionalProducer(settings.kafka, f"{settings.key_prefix}{self._name}", STAGE)
+        self._stalls = StallWatch(partial(has_message, settings.kafka_connection, events))
+        self._producer = TransactionalProducer(settings.kafka_connection, f"{settings.key_prefix}{self._name}", STAGE)
         self._producer.open()
         self._consumer = ColumnConsumer(
-            settings.kafka,
+            settings.kafka_connection,
             settings.topic(topics.INGEST_GROUP),
             events,
             self._assigned,

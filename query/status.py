@@ -96,7 +96,7 @@ def find_unready(settings: Settings) -> list[str]:
 
 
 def _read_topics(settings: Settings) -> Part:
-    admin = Admin(settings.kafka, timeout_s=_TIMEOUT_S)
+    admin = Admin(settings.kafka_connection, timeout_s=_TIMEOUT_S)
     topic_lags = read_lags(admin, settings)
     warnings = [f"{d.topic} {d.explanation}" for d in topic_setup.deviations(admin, settings)]
     warnings += [

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import faust
+from faust.auth import AbstractTokenProvider, OAuthCredentials, SASLCredentials, SSLCredentials
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
@@ -23,7 +24,9 @@ from infra.errors import AdclickError, CorruptLog
 from infra.kafka import topics
 from infra.kafka.admin import Admin
 from infra.kafka.client import METADATA_REFRESH_MS
+from infra.kafka.connection import Connection
 from infra.kafka.stalls import PATIENCE_S, StallWatch, has_message
+from infra.kafka.tokens import token_of
 from infra.priority import BACKGROUND, give_way_here
 from infra.retries import WAITS
 from infra.settings import Settings
@@ -69,6 +72,28 @@ class _Transport(driver.Transport):  # type: ignore[misc]
     Consumer = _Consumer
 
 
+class _TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
+    """Tokens of the installation's command, for aiokafka."""
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+
+    async def token(self) -> str:
+        return (await asyncio.get_running_loop().run_in_executor(None, token_of, self._command))[0]
+
+
+def credentials_of(kafka: Connection) -> Any:
+    """In the form that Faust takes; None where brokers are spoken to in the clear, by nobody in particular."""
+    context = None if kafka.tls is None else kafka.tls.context()
+    if kafka.sasl is None:
+        return None if context is None else SSLCredentials(context)
+    if kafka.sasl.token_command:
+        return OAuthCredentials(oauth_cb=_TokenProvider(kafka.sasl.token_command), ssl_context=context)
+    return SASLCredentials(
+        mechanism=kafka.sasl.mechanism, username=kafka.sasl.user, password=kafka.sasl.password, ssl_context=context
+    )
+
+
 class StreamApp(faust.App):  # type: ignore[misc]
     """A Faust app that reads committed messages only and positions itself by `fences`."""
 
@@ -107,7 +132,8 @@ class Agents:
         self.app = StreamApp(
             settings.topic(topics.STREAM_GROUP),
             fences=self._fences,
-            broker=f"kafka://{settings.kafka}",
+            broker=[f"kafka://{server}" for server in settings.kafka.split(",")],
+            broker_credentials=credentials_of(settings.kafka_connection),
             store="memory://",
             topic_allow_declare=False,
             topic_disable_leader=True,
@@ -243,7 +269,7 @@ class Agents:
 
     async def _watch_topics(self, *_: Any) -> None:
         """Stop when an input was deleted and made again: by offsets alone, what is new in it would look old."""
-        names, admin = list(self._by_topic), Admin(self._settings.kafka, timeout_s=_WATCH_S)
+        names, admin = list(self._by_topic), Admin(self._settings.kafka_connection, timeout_s=_WATCH_S)
         try:
             states = await asyncio.get_running_loop().run_in_executor(self._patient_pool, admin.describe, names)
         except AdclickError:
@@ -274,9 +300,11 @@ class Agents:
 
     def _find_stalled(self) -> list[str]:
         """The inputs that stand still though there are messages. Blocks; raises Unavailable."""
-        admin, stalled = Admin(self._settings.kafka, timeout_s=_WATCH_S), list[str]()
+        admin, stalled = Admin(self._settings.kafka_connection, timeout_s=_WATCH_S), list[str]()
         for topic, stage in self._by_topic.items():
-            watch = self._stalls.setdefault(topic, StallWatch(partial(has_message, self._settings.kafka, topic)))
+            watch = self._stalls.setdefault(
+                topic, StallWatch(partial(has_message, self._settings.kafka_connection, topic))
+            )
             owned = {
                 tp.partition: o for tp, o in self._owned.copy().items() if tp.topic == topic and not o.dead.is_set()
             }

@@ -28,7 +28,7 @@ def newest_messages(settings: Settings, place: Place, count: int) -> list[Any]:
     while start < end:
         first = max(start, end - reach)
         # Markers of transactions and what compaction removed take offsets, too: look further back.
-        newest = deque(read_to_end(settings.kafka, place.topic, place.partition, first), maxlen=count)
+        newest = deque(read_to_end(settings.kafka_connection, place.topic, place.partition, first), maxlen=count)
         if len(newest) == count or first == start:
             break
         reach *= 10
@@ -42,7 +42,7 @@ def read_message(settings: Settings, place: Place) -> Any:
     if not start <= place.offset < end:
         retained = f"retains offsets {start} to {end - 1}" if start < end else "is empty"
         raise UserError(f"{place.label} has no offset {place.offset}: it {retained}")
-    for message in read_to_end(settings.kafka, place.topic, place.partition, place.offset):
+    for message in read_to_end(settings.kafka_connection, place.topic, place.partition, place.offset):
         if message.offset() == place.offset:
             return message
         raise UserError(
@@ -53,7 +53,7 @@ def read_message(settings: Settings, place: Place) -> Any:
 
 
 def _bounds(settings: Settings, place: Place) -> tuple[int, int]:
-    admin = Admin(settings.kafka)
+    admin = Admin(settings.kafka_connection)
     if place.topic not in admin.partitions():
         raise UserError(f"there is no topic {place.topic}", hint="adclick migrate makes it")
     count = place.partition + 1

@@ -140,7 +140,7 @@ class StagePartition:
     def _check_input(self, next_message: int) -> None:
         """Raise CorruptLog when the input ends before what was read of it. (One that has grown past it leaves a hole in ranges.)"""
         topic = self._settings.topic(self.stage.source)
-        end = Admin(self._settings.kafka).high_watermarks(topic, self.partition + 1)[self.partition]
+        end = Admin(self._settings.kafka_connection).high_watermarks(topic, self.partition + 1)[self.partition]
         if next_message > end:
             raise CorruptLog(
                 f"{self.where} ends at offset {end}, but was read up to {next_message}: it was made again, or cut off",
@@ -151,7 +151,7 @@ class StagePartition:
         """Register the transactional id: a predecessor is fenced, and its open transaction settled."""
         self._check_alive()
         name = f"{self._settings.key_prefix}{self.stage.name}-{self.partition}"
-        producer = TransactionalProducer(self._settings.kafka, name, self.stage.name)
+        producer = TransactionalProducer(self._settings.kafka_connection, name, self.stage.name)
         try:
             producer.open()
         except SessionLost as error:
@@ -159,7 +159,9 @@ class StagePartition:
         self._producer = producer
 
     def _read_log(self) -> Iterator[Any]:
-        for message in read_to_end(self._settings.kafka, self._settings.topic(self.stage.state_topic), self.partition):
+        for message in read_to_end(
+            self._settings.kafka_connection, self._settings.topic(self.stage.state_topic), self.partition
+        ):
             self._check_alive()
             yield message
 

@@ -53,7 +53,7 @@ async def run(settings: Settings) -> None:
 
 async def _wait_for_backends(settings: Settings, guard: _EvictionGuard, stop: StopSignal) -> bool:
     """Wait until Redis and Kafka answer; False when told to stop before that. Raises UserError when Redis may evict keys."""
-    admin, log = Admin(settings.kafka), logs.get("stream")
+    admin, log = Admin(settings.kafka_connection), logs.get("stream")
     try:
         for call in (guard.refuse, lambda: admin.partitions(5.0)):
             await _in_thread(patiently, call, stop.for_threads, log)

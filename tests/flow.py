@@ -95,7 +95,7 @@ class Flow:
     def send(self, count: int | None = None) -> None:
         """Send the next messages, all by default."""
         stop = len(self.events.lines) if count is None else self._sent + count
-        producer = EventProducer(self.settings.kafka)
+        producer = EventProducer(self.settings.kafka_connection)
         keys = [None if k is None else k.encode() for k in self.events.keys[self._sent : stop].to_list()]
         producer.send(self.settings.topic(EVENTS), keys, self.events.lines[self._sent : stop].to_list())
         assert producer.flush(30) == 0

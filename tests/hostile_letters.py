@@ -72,7 +72,7 @@ HOSTILE: dict[str, Hostile] = {
 
 def send_hostile_letters(settings: Settings) -> None:
     """Write all of them to the dead-letter topic's first partition."""
-    producer = TransactionalProducer(settings.kafka, f"{settings.namespace}hostile-{now_ms()}")
+    producer = TransactionalProducer(settings.kafka_connection, f"{settings.namespace}hostile-{now_ms()}")
     producer.open()
     topic = settings.topic(topics.DEAD_LETTERS)
     producer.write([Record(topic, one.value, None, 0, one.headers) for one in HOSTILE.values()])  # type: ignore[arg-type]

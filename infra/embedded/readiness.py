@@ -7,6 +7,7 @@ import socket
 from infra import http_client
 from infra.errors import AdclickError
 from infra.kafka.admin import Admin
+from infra.kafka.connection import Connection
 from infra.redis.client import Redis
 
 
@@ -15,7 +16,7 @@ def kafka_ready(address: str) -> bool:
     host, port = address.rsplit(":", 1)
     try:
         socket.create_connection((host, int(port)), 0.3).close()
-        Admin(address).partitions(2.0)
+        Admin(Connection(address)).partitions(2.0)
     except (OSError, AdclickError):
         return False
     return True

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from infra.errors import AdclickError, Unavailable
+from infra.errors import AdclickError, Refused, Unavailable
 from infra.kafka.client import (
     REQUEST_TIMEOUT_S,
-    Consumer,
+    ConnectionErrors,
     IsolationLevel,
     KafkaError,
     KafkaException,
     TopicCollection,
     TopicPartition,
     admin,
-    common_config,
+    make_admin,
+    make_consumer,
     retry_passing,
     translated_errors,
 )
+from infra.kafka.connection import Connection
 from infra.kafka.consumers import committed_positions
-from infra.kafka.errors import decision_on
 from infra.kafka.records import Committed
 from infra.kafka.topic_state import TopicState
 
@@ -30,34 +31,58 @@ from infra.kafka.topic_state import TopicState
 class Admin:
     """Topics, ends of logs and committed positions."""
 
-    def __init__(self, servers: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
-        self._servers, self._timeout_s = servers, timeout_s
-        self._client = admin.AdminClient(common_config(servers))
+    def __init__(self, kafka: Connection, *, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+        self._kafka, self._timeout_s = kafka, timeout_s
+        self._errors = ConnectionErrors()
+        self._client = make_admin(kafka, self._errors)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Raise the client's errors as decisions; where connections were refused meanwhile, that is why it had no answer."""
+        try:
+            with translated_errors():
+                yield
+        except Unavailable as error:
+            self._client.poll(0)
+            refusal = self._errors.refusal()
+            if refusal is None or isinstance(error, Refused):
+                raise
+            raise refusal from error
 
     def partitions(self, timeout_s: float = REQUEST_TIMEOUT_S) -> dict[str, int]:
         """topic → number of partitions. Raises Unavailable when no broker answers."""
-        with translated_errors():
+        with self._translated():
             answer = self._client.list_topics(timeout=timeout_s)
         return {name: len(meta.partitions) for name, meta in answer.topics.items()}
 
     def describe(self, topics: Iterable[str]) -> dict[str, TopicState]:
         """The topics that exist, of these. Raises Unavailable, and UserError where brokers know no topic ids."""
-        futures = self._client.describe_topics(TopicCollection(list(topics)), request_timeout=self._timeout_s)
         states = dict[str, TopicState]()
-        for name, future in futures.items():
-            try:
-                states[name] = TopicState.of(future.result())
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    raise decision_on(error.args[0]) from error
+        with self._translated():
+            futures = self._client.describe_topics(TopicCollection(list(topics)), request_timeout=self._timeout_s)
+            for name, future in futures.items():
+                try:
+                    states[name] = TopicState.of(future.result())
+                except KafkaException as error:
+                    if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                        raise
         return states
 
-    def create(self, topics: dict[str, tuple[int, dict[str, str]]]) -> None:
-        """Make topics (name → partitions, config) and wait until brokers list them; ones that exist are left as they
-        are. See `configure`."""
+    def brokers(self) -> int:
+        """How many brokers there are. Raises Unavailable."""
+        with self._translated():
+            return len(self._client.list_topics(timeout=self._timeout_s).brokers)
+
+    def cluster_id(self) -> str:
+        """The name that a Kafka cluster has given itself. Raises Unavailable."""
+        with self._translated():
+            return str(self._client.describe_cluster(request_timeout=self._timeout_s).result().cluster_id)
+
+    def create(self, topics: dict[str, tuple[int, dict[str, str]]], replicas: int = 1) -> None:
+        """Make topics (name → partitions, config) with so many replicas, and wait until brokers list them; ones that exist are left as
+        they are. See `configure`."""
         if not topics:
             return
-        replicas = 3 if len(self._client.list_topics(timeout=self._timeout_s).brokers) >= 3 else 1
         new = [admin.NewTopic(name, count, replicas, config=config) for name, (count, config) in topics.items()]
         for name, future in self._client.create_topics(new, request_timeout=self._timeout_s).items():
             try:
@@ -74,7 +99,7 @@ class Admin:
     def grow(self, topics: dict[str, int]) -> None:
         """Add partitions to topics (at least one) until each has as many; brokers list them a moment later."""
         new = [admin.NewPartitions(name, count) for name, count in topics.items()]
-        with translated_errors():
+        with self._translated():
             for future in self._client.create_partitions(new, request_timeout=self._timeout_s).values():
                 future.result()
 
@@ -83,7 +108,7 @@ class Admin:
         resources = [admin.ConfigResource(admin.ConfigResource.Type.TOPIC, name) for name in topics]
         if not resources:  # which the client takes for a mistake
             return {}
-        with translated_errors():
+        with self._translated():
             futures = self._client.describe_configs(resources, request_timeout=self._timeout_s)
             return {r.name: {k: e.value for k, e in future.result().items()} for r, future in futures.items()}
 
@@ -93,7 +118,7 @@ class Admin:
         for name, config in topics.items():
             changes = [admin.ConfigEntry(k, v, incremental_operation=set_to) for k, v in config.items()]
             resources.append(admin.ConfigResource(admin.ConfigResource.Type.TOPIC, name, incremental_configs=changes))
-        with translated_errors():
+        with self._translated():
             for future in self._client.incremental_alter_configs(resources, request_timeout=self._timeout_s).values():
                 future.result()
 
@@ -119,10 +144,11 @@ class Admin:
             answer = {tp.partition: future.result().offset for tp, future in futures.items()}
             return [answer[p] for p in range(partitions)]
 
-        return retry_passing(ask, self._timeout_s)
+        with self._translated():
+            return retry_passing(ask, self._timeout_s)
 
     def committed(self, group: str, topic: str, partitions: int) -> list[Committed]:
         """What a group has committed, without joining it."""
-        consumer = Consumer(common_config(self._servers) | {"group.id": group, "enable.auto.commit": False})
+        consumer = make_consumer(self._kafka, {"group.id": group})
         with contextlib.closing(consumer):
             return committed_positions(consumer, topic, range(partitions), self._timeout_s)

@@ -26,10 +26,14 @@ from confluent_kafka import (
     admin,
 )
 
+from infra.errors import Denied, UserError
+from infra.kafka.connection import Connection
 from infra.kafka.errors import PASSING, decision_on
+from infra.kafka.tokens import token_of
 
 __all__ = [
     "BEGINNING",
+    "ConnectionErrors",
     "Consumer",
     "IsolationLevel",
     "KafkaError",
@@ -39,8 +43,10 @@ __all__ = [
     "TopicCollection",
     "TopicPartition",
     "admin",
-    "common_config",
-    "read_config",
+    "make_admin",
+    "make_consumer",
+    "make_producer",
+    "make_reader",
     "retry_passing",
     "translated_errors",
 ]
@@ -73,22 +79,69 @@ def retry_passing(call: Callable[[], T], timeout_s: float) -> T:
             time.sleep(0.05)
 
 
-def common_config(servers: str) -> dict[str, Any]:
-    return {
-        "bootstrap.servers": servers,
-        "log_level": 2,
-        "reconnect.backoff.ms": 100,
-        "reconnect.backoff.max.ms": 2_000,
-        "socket.keepalive.enable": True,
-    }
+class ConnectionErrors:
+    """What a client reports of connections that were refused: by a certificate, or by credentials.
+
+    The client goes on trying, and calls merely time out. An object of its own, so that client and owner make no cycle.
+    """
+
+    def __init__(self) -> None:
+        self._last: KafkaError | None = None
+
+    def on_error(self, error: KafkaError) -> None:
+        """The client's `error_cb`."""
+        if error.code() in (KafkaError._SSL, KafkaError._AUTHENTICATION):
+            self._last = error
+
+    def refusal(self) -> Denied | None:
+        """The last one, once; None where there was none."""
+        error, self._last = self._last, None
+        decision = None if error is None else decision_on(error)
+        return decision if isinstance(decision, Denied) else None
 
 
-def read_config(servers: str) -> dict[str, Any]:
-    return common_config(servers) | {
-        "enable.auto.commit": False,
+def make_producer(kafka: Connection, own: dict[str, Any]) -> Producer:
+    return _made(Producer, _config(kafka) | own)
+
+
+def make_consumer(kafka: Connection, own: dict[str, Any]) -> Consumer:
+    """One that only asks for positions."""
+    return _made(Consumer, _config(kafka) | {"enable.auto.commit": False} | own)
+
+
+def make_reader(kafka: Connection, own: dict[str, Any]) -> Consumer:
+    """One that reads committed messages."""
+    reads = {
         "isolation.level": "read_committed",
         # The default, 1 s, makes the fetcher sleep each time its queue is full.
         "fetch.queue.backoff.ms": 2,
         "fetch.message.max.bytes": 4 << 20,
         "receive.message.max.bytes": 128 << 20,
     }
+    return make_consumer(kafka, reads | own)
+
+
+def make_admin(kafka: Connection, errors: ConnectionErrors) -> admin.AdminClient:
+    return _made(admin.AdminClient, _config(kafka) | {"error_cb": errors.on_error})
+
+
+def _config(kafka: Connection) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "log_level": 2,
+        "reconnect.backoff.ms": 100,
+        "reconnect.backoff.max.ms": 2_000,
+        "socket.keepalive.enable": True,
+    }
+    if kafka.tls is not None:
+        kafka.tls.check_files()
+    sasl = kafka.sasl
+    if sasl is not None and sasl.token_command:
+        config["oauth_cb"] = lambda _: token_of(sasl.token_command)
+    return config | kafka.librdkafka() | dict(kafka.properties)
+
+
+def _made(kind: Callable[[dict[str, Any]], T], config: dict[str, Any]) -> T:
+    try:
+        return kind(config)
+    except KafkaException as error:
+        raise UserError(f"Kafka's client refuses its settings: {error.args[0].str()}") from error

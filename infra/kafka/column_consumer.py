@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from infra.kafka.admin import Admin
+from infra.kafka.connection import Connection
 from infra.kafka.consumers import GroupConsumer
 from infra.kafka.fetch import Fetcher
 from infra.kafka.record_batches import Records
+from infra.kafka.sasl import Connector
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class ColumnConsumer:
 
     def __init__(
         self,
-        servers: str,
+        kafka: Connection,
         group: str,
         topic: str,
         on_assign: Callable[[list[int]], Starts],
@@ -37,9 +39,9 @@ class ColumnConsumer:
         session_timeout_ms: int,
     ) -> None:
         self._on_assign = on_assign
-        admin = Admin(servers, timeout_s=3.0)
-        self._fetcher = Fetcher(topic, lambda: admin.describe([topic]).get(topic))
-        self.member = GroupConsumer(servers, group, topic, self._assigned, on_revoke, session_timeout_ms, reads=False)
+        admin = Admin(kafka, timeout_s=3.0)
+        self._fetcher = Fetcher(topic, lambda: admin.describe([topic]).get(topic), Connector(kafka).open)
+        self.member = GroupConsumer(kafka, group, topic, self._assigned, on_revoke, session_timeout_ms, reads=False)
 
     def _assigned(self, partitions: list[int]) -> dict[int, int]:
         starts = self._on_assign(partitions)

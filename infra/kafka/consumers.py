@@ -20,11 +20,12 @@ from infra.kafka.client import (
     KafkaError,
     Message,
     TopicPartition,
-    common_config,
-    read_config,
+    make_consumer,
+    make_reader,
     retry_passing,
     translated_errors,
 )
+from infra.kafka.connection import Connection
 from infra.kafka.errors import declined, lost
 from infra.kafka.records import Committed
 from infra.retries import bounded
@@ -74,7 +75,7 @@ class GroupConsumer:
 
     def __init__(
         self,
-        servers: str,
+        kafka: Connection,
         group: str,
         topic: str,
         on_assign: Callable[[list[int]], dict[int, int]],
@@ -99,7 +100,7 @@ class GroupConsumer:
             "queued.max.messages.kbytes": fetch_ahead_mb * 1024, "fetch.wait.max.ms": 100,
             "topic.metadata.refresh.interval.ms": METADATA_REFRESH_MS, "enable.partition.eof": on_end is not None,
         }  # fmt: skip
-        self._consumer = Consumer(read_config(servers) | own)
+        self._consumer = make_reader(kafka, own)
         self._consumer.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -154,14 +155,14 @@ class GroupConsumer:
             bounded(self._consumer.close, _GIVE_UP_S, "leave its group")
 
 
-def read_to_end(servers: str, topic: str, partition: int, start: int = BEGINNING) -> Iterable[Any]:
+def read_to_end(kafka: Connection, topic: str, partition: int, start: int = BEGINNING) -> Iterable[Any]:
     """Every committed message of a partition from `start` to its end as it is when reading begins.
 
     Raises Unavailable when the broker stays silent for 30 s.
     """
     reset = "earliest" if start == BEGINNING else "error"
     own = {"group.id": "adclick-reader", "auto.offset.reset": reset, "enable.partition.eof": True}
-    consumer = Consumer(read_config(servers) | own)
+    consumer = make_reader(kafka, own)
     with contextlib.closing(consumer), translated_errors():
         tp = TopicPartition(topic, partition, start)
         # With read_committed, the end that a consumer asks for is the last stable offset: an open transaction
@@ -185,9 +186,9 @@ def read_to_end(servers: str, topic: str, partition: int, start: int = BEGINNING
                 raise TimedOut(f"Kafka: no answer while reading {topic}/{partition}", backend="kafka")
 
 
-def offset_at(servers: str, topic: str, partition: int, time_ms: int) -> int:
+def offset_at(kafka: Connection, topic: str, partition: int, time_ms: int) -> int:
     """The first offset whose log time is at or after `time_ms`; the end when there is none."""
-    consumer = Consumer(common_config(servers) | {"group.id": "adclick-reader", "enable.auto.commit": False})
+    consumer = make_consumer(kafka, {"group.id": "adclick-reader"})
     with contextlib.closing(consumer), translated_errors():
         answers = consumer.offsets_for_times([TopicPartition(topic, partition, time_ms)], timeout=REQUEST_TIMEOUT_S)
         if answers[0].offset >= 0:
@@ -197,7 +198,7 @@ def offset_at(servers: str, topic: str, partition: int, time_ms: int) -> int:
 
 
 def read_stretches(
-    servers: str,
+    kafka: Connection,
     topic: str,
     stretches: Mapping[int, tuple[int, int]],
     on_message: Callable[[Any], None],
@@ -212,7 +213,7 @@ def read_stretches(
         "queued.max.messages.kbytes": 16_384,
     }  # fmt: skip
     deadline = time.monotonic() + seconds
-    consumer = Consumer(read_config(servers) | own)
+    consumer = make_reader(kafka, own)
     with contextlib.closing(consumer), translated_errors():
         consumer.assign([TopicPartition(topic, p, stretches[p][0]) for p in sorted(left)])
         while left and time.monotonic() < deadline:

@@ -36,6 +36,7 @@ _DENIED = {
     "TRANSACTIONAL_ID_AUTHORIZATION_FAILED": _RIGHTS,
     "SASL_AUTHENTICATION_FAILED": _CREDENTIALS,
     "_AUTHENTICATION": _CREDENTIALS,
+    "_SSL": "look at kafka_ca, and at the certificates of brokers",
 }
 # Errors of a Fetch that pass: the leader moved or is not ready, or does not know the topic yet. The reader looks up the leaders.
 _PASSING_OF_A_FETCH = {

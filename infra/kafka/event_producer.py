@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from infra.errors import UserError
-from infra.kafka.client import KafkaException, Producer, common_config
+from infra.kafka.client import KafkaException, make_producer
+from infra.kafka.connection import Connection
 
 _TOPIC_PATIENCE_S = 60.0
 
@@ -30,7 +31,7 @@ class _Deliveries:
 class EventProducer:
     """Sends many messages and counts what was acknowledged; waits for a broker that goes away."""
 
-    def __init__(self, servers: str) -> None:
+    def __init__(self, kafka: Connection) -> None:
         self._deliveries = _Deliveries()
         own = {
             "enable.idempotence": True, "compression.type": "lz4", "linger.ms": 20, "batch.size": 1 << 20,
@@ -39,7 +40,7 @@ class EventProducer:
             # A broker that is away is waited for: an hour, not the default five minutes.
             "message.timeout.ms": 3_600_000,
         }  # fmt: skip
-        self._producer = Producer(common_config(servers) | own)
+        self._producer = make_producer(kafka, own)
 
     @property
     def acknowledged(self) -> int:

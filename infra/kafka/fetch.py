@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from infra import logs
-from infra.errors import AdclickError, CorruptLog, LogTruncated, OffsetOutOfRange, TopicChanged
+from infra.errors import AdclickError, CorruptLog, Denied, LogTruncated, OffsetOutOfRange, TopicChanged
 from infra.kafka import errors, fetch_protocol, record_batches
 from infra.kafka.client import KafkaError
 from infra.kafka.fetch_protocol import PartitionAnswer
@@ -54,8 +54,14 @@ class _Partition:
 class Fetcher:
     """Reads assigned partitions of a topic. `describe()` gives its id and leaders, None when it does not exist; it may raise."""
 
-    def __init__(self, topic: str, describe: Callable[[], TopicState | None]) -> None:
-        self._topic, self._describe = topic, describe
+    def __init__(
+        self,
+        topic: str,
+        describe: Callable[[], TopicState | None],
+        connect: Callable[[Address, float], tuple[socket.socket, float]],
+    ) -> None:
+        """`connect(address, timeout_s)` opens a connection, and says until when it is good: see `infra.kafka.sasl`."""
+        self._topic, self._describe, self._connect = topic, describe, connect
         self._log = logs.get("fetch").bind(topic=topic)
         self._topic_id = ""
         self._missing_since: float | None = None
@@ -210,14 +216,15 @@ class Fetcher:
         away = False
         while not self._closed and address in self._led.values():
             try:
-                with socket.create_connection(address, 3.0) as connection:
-                    connection.settimeout(_TIMEOUT_S)
-                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection, good_until = self._connect(address, _TIMEOUT_S)
+                with connection:
                     while self._fetch_once(address, connection):
                         if away:
                             away = False
                             self._log.info("the broker is back", broker=address)
-            except (OSError, EOFError) as error:
+                        if time.monotonic() > good_until:
+                            break
+            except (OSError, EOFError, Denied) as error:
                 if not away and not self._closed:
                     self._log.warning("the broker is away", broker=address, why=str(error))
                 away = True

@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from infra.kafka.connection import Connection
 from infra.kafka.consumers import read_to_end
 
 PATIENCE_S = 45.0
 """How long a partition may stand still with messages to read before it is looked at."""
 
 
-def has_message(servers: str, topic: str, partition: int, offset: int) -> bool:
+def has_message(kafka: Connection, topic: str, partition: int, offset: int) -> bool:
     """Whether any committed message is at or after an offset: what follows may be markers of transactions alone. Raises Unavailable."""
-    return next(iter(read_to_end(servers, topic, partition, offset)), None) is not None
+    return next(iter(read_to_end(kafka, topic, partition, offset)), None) is not None
 
 
 class StallWatch:

@@ -9,7 +9,9 @@ from infra.kafka.admin import Admin
 from infra.kafka.topics import ARCHIVE, DEAD_LETTERS, EVENTS, INGEST_GROUP, Topic, wanted
 from infra.settings import Settings
 
+_REPLICAS = 3
 _MEANING = {
+    "min.insync.replicas": "a broker that ends may take with it what was acknowledged (adclick migrate sets it)",
     "message.timestamp.type": "log time is then what producers say (adclick migrate sets it)",
     "cleanup.policy": "messages are then deleted before they are read (adclick migrate sets it)",
     "max.message.bytes": "larger messages are refused (adclick migrate sets it)",
@@ -21,7 +23,7 @@ def ensure(settings: Settings) -> list[str]:
 
     Raises UserError where a partition count differs from the setting.
     """
-    admin = Admin(settings.kafka)
+    admin = Admin(settings.kafka_connection)
     counts = admin.partitions()
     topics = wanted(settings)
     grown = dict[str, int]()
@@ -40,9 +42,26 @@ def ensure(settings: Settings) -> list[str]:
     for name in sorted(grown, key=lambda name: name == settings.topic(EVENTS)):
         admin.grow({name: grown[name]})
     missing = [t for t in topics if t.name not in counts]
-    admin.create({t.name: (t.partitions, t.config) for t in missing})
-    admin.configure({t.name: t.config for t in topics})
+    admin.create({t.name: (t.partitions, t.config) for t in missing}, _new_replicas(admin, settings))
+    states = admin.describe(t.name for t in topics)
+    admin.configure({t.name: t.config | _durability(settings, states[t.name].replicas) for t in topics})
     return [t.name for t in missing]
+
+
+def _new_replicas(admin: Admin, settings: Settings) -> int:
+    """How many replicas new topics get. Raises UserError where there are fewer brokers."""
+    brokers, replicas = admin.brokers(), settings.replication_factor
+    if replicas > brokers:
+        raise UserError(
+            f"replication_factor is {replicas}, and there are {brokers} brokers",
+            hint="add brokers, or lower the setting",
+        )
+    return replicas or (_REPLICAS if brokers >= _REPLICAS else 1)
+
+
+def _durability(settings: Settings, replicas: int) -> dict[str, str]:
+    """What makes a write of ours outlast a broker: with one replica in sync alone, its broker's end would lose what was acknowledged."""
+    return {"min.insync.replicas": str(min(settings.min_insync_replicas, replicas) or max(1, replicas - 1))}
 
 
 def _growing(settings: Settings) -> set[str]:
@@ -92,9 +111,15 @@ def deviations(admin: Admin, settings: Settings) -> list[Deviation]:
             deviations_found.append(
                 Deviation(t.name, f"has {counts[t.name]} partitions, the setting says {t.partitions}: {what}")
             )
-    in_force = admin.configs(t.name for t in there)
+    in_force, states = admin.configs(t.name for t in there), admin.describe(t.name for t in there)
     for t in there:
-        for key, value in t.config.items():
+        replicas = states[t.name].replicas if t.name in states else 1
+        if replicas < settings.replication_factor:
+            what = "kafka-reassign-partitions adds some"
+            deviations_found.append(
+                Deviation(t.name, f"has {replicas} replicas, the setting says {settings.replication_factor}: {what}")
+            )
+        for key, value in (t.config | _durability(settings, replicas)).items():
             actual = in_force[t.name].get(key)
             if actual != value:
                 what = _MEANING.get(key, "adclick migrate sets it")

@@ -19,6 +19,8 @@ class TopicState:
     leaders: dict[int, tuple[str, int]]
     """Partition → address of its leader, where it has one."""
     partitions: int
+    replicas: int = 1
+    """Of the partition that has fewest."""
 
     @classmethod
     def of(cls, description: Any) -> TopicState:
@@ -28,4 +30,5 @@ class TopicState:
         if not topic_id.strip("A"):
             raise UserError("the Kafka brokers know no topic ids", hint="Kafka 3.1 or newer is needed")
         leaders = {p.id: (p.leader.host, int(p.leader.port)) for p in description.partitions if p.leader}
-        return cls(topic_id, leaders, len(description.partitions))
+        replicas = min((len(p.replicas) for p in description.partitions), default=1)
+        return cls(topic_id, leaders, len(description.partitions), replicas)

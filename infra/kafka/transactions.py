@@ -10,7 +10,8 @@ from typing import Any
 
 from infra import faults
 from infra.errors import Aborted, ClientBroken, OutcomeUnknown
-from infra.kafka.client import KafkaError, KafkaException, Producer, TopicPartition, common_config
+from infra.kafka.client import KafkaError, KafkaException, Producer, TopicPartition, make_producer
+from infra.kafka.connection import Connection
 from infra.kafka.consumers import GroupConsumer
 from infra.kafka.errors import FENCED, decision_on, hint, lost
 from infra.kafka.records import Committed, Record
@@ -22,7 +23,7 @@ TRANSACTION_TIMEOUT_MS = 8_000
 _CALL_S, _COMMIT_S = 8.0, 20.0
 
 
-class _Connection:
+class _BrokerReports:
     """What a client reports of its brokers.
 
     An object of its own, because the client refers to it: a cycle of client and producer would keep the client's threads, which
@@ -48,16 +49,16 @@ class TransactionalProducer:
     Its client ends in the background once nothing refers to the producer any more.
     """
 
-    def __init__(self, servers: str, transactional_id: str, kind: str = "producer") -> None:
+    def __init__(self, kafka: Connection, transactional_id: str, kind: str = "producer") -> None:
         """`kind` names its fault points."""
-        self._connection = _Connection()
+        self._reports = _BrokerReports()
         self._produced, self._committed = f"{kind}.produced", f"{kind}.committed"
         own = {
             "transactional.id": transactional_id, "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS, "linger.ms": 1,
             "message.max.bytes": 16 << 20, "queue.buffering.max.kbytes": 512 * 1024,
-            "queue.buffering.max.messages": 1_000_000, "error_cb": self._connection.on_error,
+            "queue.buffering.max.messages": 1_000_000, "error_cb": self._reports.on_error,
         }  # fmt: skip
-        self._producer = Producer(common_config(servers) | own)
+        self._producer = make_producer(kafka, own)
 
     def __del__(self) -> None:
         if hasattr(self, "_producer"):
@@ -93,7 +94,7 @@ class TransactionalProducer:
         ClientBroken when the broker was away since.
         """
         self._producer.poll(0)
-        if self._connection.lost:
+        if self._reports.lost:
             # Librdkafka tends to hang in the first transaction after an outage.
             raise ClientBroken("Kafka: the broker was away")
         try:

@@ -87,7 +87,7 @@ class ArchiveWorker:
     def _session(self) -> None:
         s = self._settings
         self._consumer = GroupConsumer(
-            s.kafka,
+            s.kafka_connection,
             s.topic(topics.ARCHIVE_GROUP),
             s.topic(topics.ARCHIVE),
             self._assigned,

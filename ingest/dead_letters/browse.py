@@ -56,13 +56,13 @@ def list_letters(
     """A page of letters. It has fewer than `limit`, though more follow, where few of those that were looked at have the reason. Raises
     Unavailable."""
     topic, count = settings.topic(topics.DEAD_LETTERS), settings.event_partitions
-    admin = Admin(settings.kafka)
+    admin = Admin(settings.kafka_connection)
     if topic not in admin.partitions():
         return LetterPage([], None)
     count = min(count, admin.partitions()[topic])
     lows = dict(enumerate(admin.starts(topic, count)))
     if since_ms is not None:
-        lows = {p: max(low, offset_at(settings.kafka, topic, p, since_ms)) for p, low in lows.items()}
+        lows = {p: max(low, offset_at(settings.kafka_connection, topic, p, since_ms)) for p, low in lows.items()}
     highs = dict(enumerate(admin.ends(topic, count)))
     tops = {p: max(lows[p], min(high, (ends or {}).get(p, high))) for p, high in highs.items()}
     return _read_page(settings, topic, lows, tops, reason, limit)
@@ -84,7 +84,7 @@ def _read_page(
                 part[listed.partition].append(listed)
 
         seconds = max(0.0, deadline - time.monotonic())
-        reached = read_stretches(settings.kafka, topic, stretches, take, seconds)
+        reached = read_stretches(settings.kafka_connection, topic, stretches, take, seconds)
         # A stretch that was not read to its end is left out: the next page begins with it.
         done = [p for p, (_, stop) in stretches.items() if reached[p] >= stop]
         for p in done:
@@ -122,7 +122,7 @@ def _listed(message: Any) -> ListedLetter:
 def read_letters_by_name(settings: Settings, names: Mapping[str, tuple[int, int]]) -> dict[str, Letter]:
     """The letters at these (partition, offset), whole, by name; those that are not there are left out. Raises Unavailable."""
     letters: dict[str, Letter] = {}
-    topic, admin = settings.topic(topics.DEAD_LETTERS), Admin(settings.kafka)
+    topic, admin = settings.topic(topics.DEAD_LETTERS), Admin(settings.kafka_connection)
     count = min(settings.event_partitions, admin.partitions().get(topic, 0))
     if not count:
         return {}
@@ -143,7 +143,7 @@ def read_letters_by_name(settings: Settings, names: Mapping[str, tuple[int, int]
             if name is not None:
                 letters[name] = letter_of(message.partition(), message)
 
-        read_stretches(settings.kafka, topic, stretches, take, _SECONDS)
+        read_stretches(settings.kafka_connection, topic, stretches, take, _SECONDS)
         left = [(p, offset) for p, offset in left if offset >= stretches[p][1]]
     return letters
 
@@ -170,7 +170,7 @@ class LetterCounts:
             return rows, complete
 
     def _catch_up(self, now_ms: int) -> bool:
-        admin = Admin(self._settings.kafka)
+        admin = Admin(self._settings.kafka_connection)
         count = min(self._settings.event_partitions, admin.partitions().get(self._topic, 0))
         if not count:
             return True
@@ -180,7 +180,7 @@ class LetterCounts:
             self._next.clear()
         for p, end in ends.items():
             if p not in self._next:
-                since = offset_at(self._settings.kafka, self._topic, p, now_ms - COUNTED_DAYS * DAY_MS)
+                since = offset_at(self._settings.kafka_connection, self._topic, p, now_ms - COUNTED_DAYS * DAY_MS)
                 self._next[p] = min(end, max(since, end - _MOST_COUNTED))
         oldest_ms = now_ms - COUNTED_DAYS * DAY_MS
 
@@ -192,7 +192,7 @@ class LetterCounts:
 
         stretches = {p: (self._next[p], end) for p, end in ends.items() if self._next[p] < end}
         if stretches:
-            self._next |= read_stretches(self._settings.kafka, self._topic, stretches, take, _SECONDS)
+            self._next |= read_stretches(self._settings.kafka_connection, self._topic, stretches, take, _SECONDS)
         return all(self._next[p] >= end for p, end in ends.items())
 
 
@@ -206,7 +206,7 @@ class SentIndex:
     def read(self) -> SentLetters:
         """All marks there are now. Raises Unavailable."""
         with self._lock:
-            admin = Admin(self._settings.kafka)
+            admin = Admin(self._settings.kafka_connection)
             if self._topic not in admin.partitions():
                 return SentLetters()
             (end,) = admin.ends(self._topic, 1)
@@ -216,6 +216,6 @@ class SentIndex:
             if start < end:
                 stretches = {0: (start, end)}
                 self._next = read_stretches(
-                    self._settings.kafka, self._topic, stretches, self._marks.add_message, _SECONDS
+                    self._settings.kafka_connection, self._topic, stretches, self._marks.add_message, _SECONDS
                 )[0]
             return self._marks

@@ -56,8 +56,8 @@ def read_letters(settings: Settings, since_ms: int | None = None) -> Iterator[Le
     """All dead letters there are now, or those written since a moment."""
     topic = settings.topic(topics.DEAD_LETTERS)
     for partition in range(settings.event_partitions):
-        first = BEGINNING if since_ms is None else offset_at(settings.kafka, topic, partition, since_ms)
-        for message in read_to_end(settings.kafka, topic, partition, first):
+        first = BEGINNING if since_ms is None else offset_at(settings.kafka_connection, topic, partition, since_ms)
+        for message in read_to_end(settings.kafka_connection, topic, partition, first):
             yield letter_of(partition, message)
 
 
@@ -73,7 +73,7 @@ def read_named(settings: Settings, names: Sequence[str]) -> Iterator[Letter]:
         left = dict(by_offset)
         topic = settings.topic(topics.DEAD_LETTERS)
         try:
-            for message in read_to_end(settings.kafka, topic, partition, min(left)):
+            for message in read_to_end(settings.kafka_connection, topic, partition, min(left)):
                 if left.pop(message.offset(), None):
                     yield letter_of(partition, message)
                 if not left:

@@ -120,7 +120,7 @@ def plan_value(letter: Letter, value: bytes, sent: SentLetters, moment_ms: int, 
 def send_plan(settings: Settings, plan_from: Callable[[SentLetters], Plan]) -> Plan:
     """Plan with the marks there are, and send. One at a time: a later one fences this one, and knows what it sent. Raises UserError."""
     migration.check_topics(settings)
-    producer = TransactionalProducer(settings.kafka, f"{settings.key_prefix}dead-letters", "dead-letters")
+    producer = TransactionalProducer(settings.kafka_connection, f"{settings.key_prefix}dead-letters", "dead-letters")
     producer.open()
     plan = plan_from(SentLetters.read(settings))
     done = 0

@@ -57,9 +57,11 @@ class SentLetters:
     def read(cls, settings: Settings) -> SentLetters:
         """All marks there are now; none where nothing was ever sent again."""
         topic = settings.topic(topics.SENT_LETTERS)
-        if topic not in Admin(settings.kafka).partitions():
+        if topic not in Admin(settings.kafka_connection).partitions():
             return cls()
-        return cls(filter(None, (_decoded(message.value()) for message in read_to_end(settings.kafka, topic, 0))))
+        return cls(
+            filter(None, (_decoded(message.value()) for message in read_to_end(settings.kafka_connection, topic, 0)))
+        )
 
     def add(self, mark: Mark) -> None:
         """Add a mark; it replaces earlier ones of the same letter or event."""

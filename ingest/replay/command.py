@@ -65,9 +65,9 @@ def send_inputs(
     app: App, inputs: Sequence[EventInput], pace: Pace, shift: Shift | None, stop: threading.Event
 ) -> Sender:
     """Send inputs one after the other. Raises AdclickError unless everything in them was sent and acknowledged."""
-    Admin(app.settings.kafka).partitions(10.0)  # a wrong address is named before anything is read
+    Admin(app.settings.kafka_connection).partitions(10.0)  # a wrong address is named before anything is read
     migration.check_topics(app.settings)
-    sender = Sender(EventProducer(app.settings.kafka), app.settings.topic(topics.EVENTS), pace, stop)
+    sender = Sender(EventProducer(app.settings.kafka_connection), app.settings.topic(topics.EVENTS), pace, stop)
     again = _SAME_FILE_AGAIN if shift is None else _MOVED_AGAIN
     read, foreign, source, empty = 0, 0, inputs[0], list[EventInput]()
     with app.progress("sending", _total(app, inputs, stop)) as bar:

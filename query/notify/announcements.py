@@ -19,7 +19,7 @@ _WAIT_S = 10.0
 def announce_pauses(settings: Settings, conditions: Sequence[Condition], now_ms: int) -> None:
     """Announce the campaigns of these conditions as paused because of their budgets. Returns once Kafka has the messages; raises Unavailable
     where that takes long, and may then have sent them all the same."""
-    producer, topic = EventProducer(settings.kafka), settings.topic(topics.CAMPAIGN_STATUS)
+    producer, topic = EventProducer(settings.kafka_connection), settings.topic(topics.CAMPAIGN_STATUS)
     keys = [str(c.campaign_id).encode() for c in conditions]
     messages = [
         msgspec.json.encode(

@@ -111,7 +111,7 @@ class ReachWriter:
         # Rows of the session before may not have arrived.
         self._forget()
         self._consumer = GroupConsumer(
-            s.kafka,
+            s.kafka_connection,
             s.topic(topics.REACH_GROUP),
             s.topic(topics.ARCHIVE),
             self._assigned,
@@ -139,7 +139,7 @@ class ReachWriter:
 
     @cached_property
     def _admin(self) -> Admin:
-        return Admin(self._settings.kafka)
+        return Admin(self._settings.kafka_connection)
 
     def _forget(self) -> None:
         """Drop what is pending, which is read again, and what is known of the tables."""

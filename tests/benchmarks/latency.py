@@ -47,7 +47,7 @@ class Probes:
     def __init__(self, stack: Bench, series: int) -> None:
         """`series` keeps their campaigns apart from those that were waited for before."""
         self._settings = stack.settings
-        self._producer = EventProducer(stack.settings.kafka)
+        self._producer = EventProducer(stack.settings.kafka_connection)
         self._client = Client(stack.settings)
         self._sent: dict[int, float] = {}
         self._asked_at = 0.0

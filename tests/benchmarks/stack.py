@@ -73,7 +73,7 @@ class Bench:
             time.sleep(0.1)
         self.app = App(str(self.stack), False, False, True)
         self.settings: Settings = self.app.settings
-        self.admin = Admin(self.settings.kafka)
+        self.admin = Admin(self.settings.kafka_connection)
         self._workers: dict[str, subprocess.Popen[bytes]] = {}
 
     def fill(self, spec: Spec) -> Filled:

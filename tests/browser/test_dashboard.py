@@ -247,7 +247,7 @@ def event(at_ms: int, **fields: Any) -> dict[str, Any]:
 
 def send(product: Product, events: list[dict[str, Any]]) -> None:
     """Produce events, and wait until Kafka has them."""
-    producer = EventProducer(product.settings.kafka)
+    producer = EventProducer(product.settings.kafka_connection)
     producer.send(
         product.settings.topic(EVENTS),
         [str(e["event_id"]).encode() for e in events],

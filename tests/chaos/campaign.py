@@ -57,7 +57,7 @@ _STACKS_S = 1.0
 
 def send(product: Product, rate: int, sent: list[tuple[float, int]]) -> None:
     """Send everything at a rate, and note what was acknowledged when."""
-    producer = EventProducer(product.settings.kafka)
+    producer = EventProducer(product.settings.kafka_connection)
     lines, keys = product.events.lines, product.events.keys
     began, step = time.monotonic(), max(1, int(rate * _SLICE_S))
     for start in range(0, len(lines), step):

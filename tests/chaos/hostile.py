@@ -135,7 +135,7 @@ def messages(count: int, seed: int) -> Iterator[tuple[bytes | None, Value]]:
 
 def send(settings: Settings, count: int, seed: int) -> None:
     """Send them all."""
-    producer, topic = EventProducer(settings.kafka), settings.topic(topics.EVENTS)
+    producer, topic = EventProducer(settings.kafka_connection), settings.topic(topics.EVENTS)
     keys: list[bytes | None] = []
     values: list[Value] = []
     for key, value in messages(count, seed):
@@ -154,7 +154,7 @@ def account(running: Flow, count: int) -> dict[str, int]:
     settings = running.settings
     sent: dict[tuple[int, int], str] = {}
     for p in range(settings.event_partitions):
-        for m in read_to_end(settings.kafka, settings.topic(topics.EVENTS), p):
+        for m in read_to_end(settings.kafka_connection, settings.topic(topics.EVENTS), p):
             judged = judge_message(m.value(), m.timestamp()[1])
             sent[p, m.offset()] = judged.reason.value if isinstance(judged, Rejection) else "valid"
     assert len(sent) == count, f"{count} were sent, {len(sent)} are in the topic"

@@ -108,7 +108,7 @@ def _chunk(start_ms: int, rate: int, seed: int) -> SyntheticEvents:
 
 def _send(product: Product, rate: int, minutes: float, readings: Readings) -> pl.DataFrame:
     """Send chunks of ten seconds, the last of them about now; returns what must be counted, by hour and campaign."""
-    producer, counted = EventProducer(product.settings.kafka), []
+    producer, counted = EventProducer(product.settings.kafka_connection), []
     begin_ms = now_ms() // 1000 * 1000
     chunks = int(minutes * 60 / _CHUNK_S)
     first_ms = begin_ms - chunks * _CHUNK_S * 1000 * _SPEED
@@ -185,7 +185,7 @@ def _kept_too_long(product: Product) -> list[str]:
     """What is still stored that the settings say is deleted."""
     settings, faults = product.settings, []
     for topic in (EVENTS, BLOCKS, ARCHIVE, MINUTES, HOURS):
-        if not any(Admin(settings.kafka).starts(topic, settings.event_partitions)):
+        if not any(Admin(settings.kafka_connection).starts(topic, settings.event_partitions)):
             faults.append(f"{topic}: nothing was ever deleted")
     redis = Redis(settings.redis)
     keys = [k.decode().split("}:") for k in redis.scan_keys(registry.all_keys(settings.key_prefix))]

@@ -292,7 +292,7 @@ def test_bad_input_is_dead_lettered_and_events_beside_it_are_shown_in_open_minut
         json.dumps(good | {"event_id": f"null-{now}"}).encode(),
     ]
     keys: list[bytes | None] = [*[b"k"] * len(BAD), good["event_id"].encode(), None]  # type: ignore[attr-defined]
-    producer = EventProducer(settings.kafka)
+    producer = EventProducer(settings.kafka_connection)
     sent = time.monotonic()
     producer.send(settings.topic(topics.EVENTS), keys, values)
     assert producer.flush(60) == 0
@@ -321,7 +321,7 @@ def test_a_dead_letter_is_edited_and_sent_again(product: Product) -> None:
         "event_id": f"edit-{now}", "event_type": "click", "event_time": now, "campaign_id": 777_777, "ad_id": 1, "advertiser_id": 1,
         "publisher_id": 1, "country": "XX",
     }  # fmt: skip
-    producer = EventProducer(settings.kafka)
+    producer = EventProducer(settings.kafka_connection)
     producer.send(settings.topic(topics.EVENTS), [b"m"], [json.dumps(bad).encode()])
     producer.flush(10)
     where = ["--dir", str(product.folder.path)]
@@ -407,6 +407,6 @@ def read_to_end_of(product: Product) -> list[Any]:
     from infra.errors import AdclickError
 
     try:
-        return list(read_to_end(product.settings.kafka, topics.EVENTS, 0))
+        return list(read_to_end(product.settings.kafka_connection, topics.EVENTS, 0))
     except AdclickError:
         return []

@@ -21,6 +21,7 @@ from infra.errors import Aborted, AdclickError, Fenced, OffsetOutOfRange, Unavai
 from infra.file_store import FileStore
 from infra.kafka import stalls, topic_setup, topics
 from infra.kafka.admin import Admin
+from infra.kafka.connection import Connection
 from infra.kafka.consumers import GroupConsumer, read_to_end
 from infra.kafka.records import Committed, Record
 from infra.kafka.transactions import TransactionalProducer
@@ -31,7 +32,7 @@ from tests.product import wait_until
 
 
 def values(settings: Settings, topic: str, partition: int = 0) -> list[bytes]:
-    return [m.value() for m in read_to_end(settings.kafka, settings.topic(topic), partition)]
+    return [m.value() for m in read_to_end(settings.kafka_connection, settings.topic(topic), partition)]
 
 
 def test_topics_are_made_once_and_a_different_partition_count_is_refused(settings: Settings) -> None:
@@ -58,19 +59,19 @@ def test_the_retention_of_a_topic_follows_the_settings(settings: Settings) -> No
 
 
 def test_markers_after_the_last_message_are_no_messages(settings: Settings) -> None:
-    topic, admin = settings.topic(topics.BLOCKS), Admin(settings.kafka)
-    producer = TransactionalProducer(settings.kafka, f"{settings.namespace}markers")
+    topic, admin = settings.topic(topics.BLOCKS), Admin(settings.kafka_connection)
+    producer = TransactionalProducer(settings.kafka_connection, f"{settings.namespace}markers")
     producer.open()
     producer.write([Record(topic, b"one", b"", 1)])
     # The message, and the marker of its transaction, which follows a moment later.
     wait_until(lambda: admin.ends(topic, 2)[1] == 2, 10, "the marker is there")
-    assert stalls.has_message(settings.kafka, topic, 1, 0)
-    assert not stalls.has_message(settings.kafka, topic, 1, 1)
+    assert stalls.has_message(settings.kafka_connection, topic, 1, 0)
+    assert not stalls.has_message(settings.kafka_connection, topic, 1, 1)
 
 
 def test_a_transaction_is_seen_whole_or_not_at_all(settings: Settings) -> None:
     topic = settings.topic(topics.BLOCKS)
-    producer = TransactionalProducer(settings.kafka, f"{settings.namespace}a")
+    producer = TransactionalProducer(settings.kafka_connection, f"{settings.namespace}a")
     producer.open()
     producer.write([Record(topic, b"1", partition=0), Record(topic, b"2", partition=0)])
     # A record that no broker takes aborts all of its transaction.
@@ -81,7 +82,7 @@ def test_a_transaction_is_seen_whole_or_not_at_all(settings: Settings) -> None:
 
 def test_a_successor_fences_its_predecessor(settings: Settings) -> None:
     topic = settings.topic(topics.BLOCKS)
-    old, new = (TransactionalProducer(settings.kafka, f"{settings.namespace}same") for _ in range(2))
+    old, new = (TransactionalProducer(settings.kafka_connection, f"{settings.namespace}same") for _ in range(2))
     old.open()
     old.write([Record(topic, b"old", partition=0)])
     new.open()
@@ -93,17 +94,20 @@ def test_a_successor_fences_its_predecessor(settings: Settings) -> None:
 
 def test_offsets_and_their_metadata_are_committed_with_the_transaction(settings: Settings) -> None:
     topic, group = settings.topic(topics.EVENTS), f"{settings.namespace}g"
-    producer = TransactionalProducer(settings.kafka, f"{settings.namespace}p")
+    producer = TransactionalProducer(settings.kafka_connection, f"{settings.namespace}p")
     producer.open()
     producer.write([Record(topic, b"e", partition=0)])
-    consumer = GroupConsumer(settings.kafka, group, topic, lambda ps: dict.fromkeys(ps, 0), lambda _: None)
+    consumer = GroupConsumer(settings.kafka_connection, group, topic, lambda ps: dict.fromkeys(ps, 0), lambda _: None)
     try:
         messages: list[Any] = []
         wait_until(lambda: messages.extend(consumer.consume(10, 0.2)) or messages, 20, "the message is read")  # type: ignore[func-returns-value]
         assert [m.value() for m in messages] == [b"e"]
         producer.write([], consumed=[Committed(0, 1, '{"wm":5}')], source=consumer)
         assert consumer.committed([0])[0] == Committed(0, 1, '{"wm":5}')
-        assert Admin(settings.kafka).committed(group, topic, 2) == [Committed(0, 1, '{"wm":5}'), Committed(1, -1, "")]
+        assert Admin(settings.kafka_connection).committed(group, topic, 2) == [
+            Committed(0, 1, '{"wm":5}'),
+            Committed(1, -1, ""),
+        ]
     finally:
         consumer.close()
 
@@ -111,7 +115,7 @@ def test_offsets_and_their_metadata_are_committed_with_the_transaction(settings:
 def test_an_offset_that_is_gone_stops_the_reader_and_is_named(settings: Settings) -> None:
     topic = settings.topic(topics.EVENTS)
     consumer = GroupConsumer(
-        settings.kafka, f"{settings.namespace}g", topic, lambda ps: dict.fromkeys(ps, 99), lambda _: None
+        settings.kafka_connection, f"{settings.namespace}g", topic, lambda ps: dict.fromkeys(ps, 99), lambda _: None
     )
     try:
         with pytest.raises(OffsetOutOfRange, match=f"{topic}/"):
@@ -122,7 +126,7 @@ def test_an_offset_that_is_gone_stops_the_reader_and_is_named(settings: Settings
 
 def test_a_missing_broker_is_unavailable() -> None:
     with pytest.raises(Unavailable):
-        Admin("127.0.0.1:1").partitions(0.5)
+        Admin(Connection("127.0.0.1:1")).partitions(0.5)
     with pytest.raises(Unavailable):
         Redis("redis://127.0.0.1:1").call("PING")
     with pytest.raises(Unavailable):

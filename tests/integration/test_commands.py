@@ -58,7 +58,7 @@ def test_migrate_makes_each_topic_and_table_once_also_when_three_run_at_once(fre
     assert set(files.values()) == {1}
     assert "001_tiers.sql" in files
     assert (migration.missing_topics(fresh), migration.unmigrated_tables(fresh)) == ([], [])
-    assert {name: Admin(fresh.kafka).partitions()[name] for name in topic_names} == {
+    assert {name: Admin(fresh.kafka_connection).partitions()[name] for name in topic_names} == {
         topic.name: topic.partitions for topic in topics.wanted(fresh)
     }
     assert migration.migrate(fresh) == migration.MigrationReport([], [])
@@ -82,7 +82,7 @@ def test_missing_topics_or_tables_are_reported_in_one_line(fresh: Settings, tmp_
         assert err.count("\n") == 1, (words, err)
         assert err.startswith(f"adclick: {missing}"), (words, err)
         assert "adclick migrate makes" in err, words
-    assert fresh.topic(topics.EVENTS) not in Admin(fresh.kafka).partitions()
+    assert fresh.topic(topics.EVENTS) not in Admin(fresh.kafka_connection).partitions()
 
 
 def test_status_names_the_topics_and_tables_that_a_cluster_lacks(fresh: Settings, tmp_path: Path) -> None:

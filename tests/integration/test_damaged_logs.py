@@ -26,7 +26,7 @@ def test_a_hole_stops_the_stream_and_is_not_skipped(settings: Settings, tmp_path
         running.start("stream-0")
         running.send(STEP // 2)
         running.wait_until_something_is_shown()
-        writer = TransactionalProducer(settings.kafka, f"{settings.namespace}damage")
+        writer = TransactionalProducer(settings.kafka_connection, f"{settings.namespace}damage")
         writer.open()
         writer.write([Record(settings.topic(topics.BLOCKS), _hole(), partition=0)])
         assert running.workers["stream-0"].wait(40 * PATIENCE) == 1

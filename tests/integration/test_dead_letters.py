@@ -49,7 +49,7 @@ def reject(settings: Settings, **faults: dict[str, Any]) -> None:
         "event_type": "click", "event_time": now_ms(), "campaign_id": 900_001, "ad_id": 1, "advertiser_id": 9_001,
         "publisher_id": 1, "country": "DE",
     }  # fmt: skip
-    producer = TransactionalProducer(settings.kafka, f"{settings.namespace}rejected")
+    producer = TransactionalProducer(settings.kafka_connection, f"{settings.namespace}rejected")
     producer.open()
     headers = {field: (("reason", b"bad-value"), ("detail", field.encode())) for field in faults}
     topic = settings.topic(topics.DEAD_LETTERS)
@@ -62,7 +62,7 @@ def reject(settings: Settings, **faults: dict[str, Any]) -> None:
 def sent(settings: Settings) -> list[tuple[bytes, str, int | None]]:
     """(key, country, cost) of each message of ad-events."""
     topic = settings.topic(topics.EVENTS)
-    messages = [m for p in range(settings.event_partitions) for m in read_to_end(settings.kafka, topic, p)]
+    messages = [m for p in range(settings.event_partitions) for m in read_to_end(settings.kafka_connection, topic, p)]
     events = [(m.key(), json.loads(m.value())) for m in messages]
     return sorted((key, event["country"], event.get("cost_micros")) for key, event in events)
 
@@ -131,7 +131,7 @@ def test_letters_are_listed_by_page_counted_and_sent_again_over_http(settings: S
         "event_id": {"event_id": 7},
     }
     reject(settings, **faults)
-    producer = TransactionalProducer(settings.kafka, f"{settings.namespace}late")
+    producer = TransactionalProducer(settings.kafka_connection, f"{settings.namespace}late")
     producer.open()
     late = b'{"event_id": "late"}' + b" " * 5_000
     producer.write([Record(settings.topic(topics.DEAD_LETTERS), late, None, 1, (("reason", b"too-late"),))])

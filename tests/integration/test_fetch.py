@@ -18,6 +18,7 @@ from infra.kafka import topics
 from infra.kafka.admin import Admin
 from infra.kafka.consumers import read_to_end
 from infra.kafka.fetch import Fetcher
+from infra.kafka.sasl import Connector
 from infra.kafka.topic_state import TopicState
 from infra.settings import Settings
 from tests.product import PATIENCE, wait_until
@@ -33,14 +34,17 @@ def topic(settings: Settings) -> str:
 
 @pytest.fixture
 def fetcher(settings: Settings, topic: str) -> Iterator[Fetcher]:
-    admin = Admin(settings.kafka)
-    fetcher = Fetcher(topic, lambda: admin.describe([topic]).get(topic))
+    admin = Admin(settings.kafka_connection)
+    fetcher = Fetcher(topic, lambda: admin.describe([topic]).get(topic), Connector(settings.kafka_connection).open)
     yield fetcher
     fetcher.close()
 
 
 def truth(settings: Settings, topic: str, start: int) -> list[Message]:
-    return [(m.offset(), m.timestamp()[1], m.key(), m.value()) for m in read_to_end(settings.kafka, topic, 0, start)]
+    return [
+        (m.offset(), m.timestamp()[1], m.key(), m.value())
+        for m in read_to_end(settings.kafka_connection, topic, 0, start)
+    ]
 
 
 def fetched(fetcher: Fetcher, start: int, end: int, count: int = 100_000) -> list[Message]:
@@ -75,7 +79,7 @@ def test_messages_of_any_producer_are_read_as_librdkafka_reads_them(
         produce(settings, topic, 3_000, **{"compression.type": codec})
         produce(settings, topic, 20, **{"compression.type": codec, "linger.ms": 0, "batch.num.messages": 1})
     produce(settings, topic, 1, **{"compression.type": "none"})
-    (end, *_) = Admin(settings.kafka).ends(topic, settings.block_partitions)
+    (end, *_) = Admin(settings.kafka_connection).ends(topic, settings.block_partitions)
     expected = truth(settings, topic, 0)
     assert len(expected) == end == 5 * 3_020 + 1
     assert fetched(fetcher, 0, end) == expected
@@ -98,7 +102,7 @@ def test_only_committed_messages_are_read(settings: Settings, topic: str, fetche
         for n, producer in enumerate(producers):
             (producer.abort_transaction if (turn + n) % 3 == 0 else producer.commit_transaction)(10 * PATIENCE)
         produce(settings, topic, 2)
-    (end, *_) = Admin(settings.kafka).ends(topic, settings.block_partitions)
+    (end, *_) = Admin(settings.kafka_connection).ends(topic, settings.block_partitions)
     expected = truth(settings, topic, 0)
     assert len(expected) == 12 * 2 + 12 * 2 * 2 // 3
     assert fetched(fetcher, 0, end) == expected
@@ -113,7 +117,7 @@ def test_only_committed_messages_are_read(settings: Settings, topic: str, fetche
     assert fetcher.take(10, 1.0) == {}
     producers[0].commit_transaction(10 * PATIENCE)
     # The commit is answered before its marker is written.
-    admin = Admin(settings.kafka)
+    admin = Admin(settings.kafka_connection)
     wait_until(lambda: admin.ends(topic, settings.block_partitions)[0] > end, 10, "the commit can be read")
     (after, *_) = admin.ends(topic, settings.block_partitions)
     assert fetched(fetcher, end, after) == truth(settings, topic, end)
@@ -122,7 +126,7 @@ def test_only_committed_messages_are_read(settings: Settings, topic: str, fetche
 
 def test_a_missing_offset_is_named(settings: Settings, topic: str, fetcher: Fetcher) -> None:
     produce(settings, topic, 10)
-    (end, *_) = Admin(settings.kafka).ends(topic, settings.block_partitions)
+    (end, *_) = Admin(settings.kafka_connection).ends(topic, settings.block_partitions)
     fetcher.assign({0: end + 1000})
     with pytest.raises(OffsetOutOfRange, match=rf"/0: offset {end + 1000} is no longer there"):
         wait_until(lambda: fetcher.take(1, 0.2) and False, 10, "the offset is refused")
@@ -157,19 +161,19 @@ class BitFlipper(socketserver.ThreadingTCPServer):
 
 
 def through(settings: Settings, topic: str, flipper: BitFlipper) -> Fetcher:
-    admin = Admin(settings.kafka)
+    admin = Admin(settings.kafka_connection)
     address = ("127.0.0.1", flipper.server_address[1])
 
     def describe() -> TopicState | None:
         state = admin.describe([topic]).get(topic)
         return state and replace(state, leaders=dict.fromkeys(state.leaders, address))
 
-    return Fetcher(topic, describe)
+    return Fetcher(topic, describe, Connector(settings.kafka_connection).open)
 
 
 @pytest.fixture
 def leader(settings: Settings, topic: str) -> tuple[str, int]:
-    state = Admin(settings.kafka).describe([topic])[topic]
+    state = Admin(settings.kafka_connection).describe([topic])[topic]
     return state.leaders[0]
 
 

@@ -41,7 +41,7 @@ def running(settings: Settings, name: str = "w") -> Iterator[IngestWorker]:
 
 
 def send(settings: Settings, *names: str) -> None:
-    producer = EventProducer(settings.kafka)
+    producer = EventProducer(settings.kafka_connection)
     event = {
         "event_type": "click",
         "event_time": now_ms(),
@@ -59,7 +59,7 @@ def archived_decisions(settings: Settings) -> list[tuple[str, int]]:
     """(id, decision) of all archived events; checks that the ranges of each partition tile."""
     decisions, expected = list[tuple[str, int]](), dict[int, int]()
     for partition in range(settings.event_partitions):
-        for message in read_to_end(settings.kafka, settings.topic(topics.ARCHIVE), partition):
+        for message in read_to_end(settings.kafka_connection, settings.topic(topics.ARCHIVE), partition):
             rows, header = blocks.decode_block(message.value(), "here")
             (source,) = header.ranges
             blocks.check_tiles(expected.get(partition), source, "here")
@@ -122,7 +122,7 @@ def test_possible_copies_of_deleted_messages_are_dropped_in_doubt(settings: Sett
     with running(settings, "a"):
         send(settings, *NAMES)
         assert len(decisions(settings, 200)) == 200
-        ends = Admin(settings.kafka).ends(topic, settings.event_partitions)
+        ends = Admin(settings.kafka_connection).ends(topic, settings.event_partitions)
         all_messages = [TopicPartition(topic, p, end) for p, end in enumerate(ends)]
         for future in kafka.delete_records(all_messages).values():
             future.result()

@@ -270,6 +270,6 @@ def test_an_alert_is_written_once_though_the_worker_dies_beside_it(
 
 def shards_of_totals(settings: Settings) -> set[int]:
     """The shards that have sent sums of campaigns."""
-    messages = read_to_end(settings.kafka, settings.topic(CAMPAIGN_TOTALS), 0)
+    messages = read_to_end(settings.kafka_connection, settings.topic(CAMPAIGN_TOTALS), 0)
     decoded = (chunks.decode(message.value(), "here") for message in messages)
     return {header.shard for rows, header in decoded if len(rows)}

@@ -14,6 +14,7 @@ from infra.embedded import ports, readiness, start_commands
 from infra.embedded.kafka_server import controller_only, ended_uncleanly, fence_the_dead, fenced
 from infra.errors import AdclickError
 from infra.kafka.admin import Admin
+from infra.kafka.connection import Connection
 from infra.kafka.consumers import read_to_end
 from infra.kafka.records import Record
 from infra.kafka.transactions import TransactionalProducer
@@ -35,7 +36,7 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         try:
-            producer = TransactionalProducer(self._address, f"id-{self._partition}")
+            producer = TransactionalProducer(Connection(self._address), f"id-{self._partition}")
             producer.open(20)
             while not self._stop_writing.is_set():
                 value = b"%d" % time.monotonic_ns()
@@ -71,7 +72,7 @@ def test_no_transaction_hangs_after_kafka_was_killed(tmp_path: Path) -> None:
 
     kafka = start()
     try:
-        Admin(address).create({"one": (PARTITIONS, {}), "two": (PARTITIONS, {})})
+        Admin(Connection(address)).create({"one": (PARTITIONS, {}), "two": (PARTITIONS, {})})
         for _ in range(ROUNDS):
             writers = [Writer(address, p) for p in range(PARTITIONS)]
             for writer in writers:
@@ -88,12 +89,14 @@ def test_no_transaction_hangs_after_kafka_was_killed(tmp_path: Path) -> None:
                 assert not writer.is_alive()
             for partition in range(PARTITIONS):
                 # Settles what was open: all that was written is either committed or aborted now.
-                TransactionalProducer(address, f"id-{partition}").open()
+                TransactionalProducer(Connection(address), f"id-{partition}").open()
                 for topic in ("one", "two"):
                     assert log_end(address, topic, partition, "read_committed") == log_end(
                         address, topic, partition, "read_uncommitted"
                     )
-                one, two = ([m.value() for m in read_to_end(address, topic, partition)] for topic in ("one", "two"))
+                one, two = (
+                    [m.value() for m in read_to_end(Connection(address), topic, partition)] for topic in ("one", "two")
+                )
                 assert one == two
     finally:
         kafka.terminate()

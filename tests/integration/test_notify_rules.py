@@ -91,7 +91,9 @@ def test_a_budget_that_is_spent_is_told_once_and_its_campaign_paused(installatio
         closed = ("budget", advertiser, 7, 2, "critical", "closed")
         wait_until(lambda: closed in installation.alerts("budget"), 20, "a raised budget closes its alert")
     topic = installation.settings.topic(topics.CAMPAIGN_STATUS)
-    announced = [(m.key(), json.loads(m.value())) for m in read_to_end(installation.settings.kafka, topic, 0)]
+    announced = [
+        (m.key(), json.loads(m.value())) for m in read_to_end(installation.settings.kafka_connection, topic, 0)
+    ]
     assert [(key, text["campaign_id"], text["advertiser_id"], text["status"]) for key, text in announced] == [
         (b"7", 7, advertiser, "paused")
     ]

@@ -50,7 +50,7 @@ class Events:
     """Blocks of `ad-archive`, and the registers of their users by hour, campaign and advertiser."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings, self._producer = settings, EventProducer(settings.kafka)
+        self._settings, self._producer = settings, EventProducer(settings.kafka_connection)
         self._rng, self._users, self._offset = np.random.default_rng(5), defaultdict[Key, list[int]](list), 0
 
     def send(self, count: int) -> None:
@@ -168,7 +168,7 @@ def test_a_missing_table_is_waited_for_one_made_again_is_filled_and_messages_del
     kafka, topic = AdminClient({"bootstrap.servers": settings.kafka}), settings.topic(topics.ARCHIVE)
     lost = Events(settings)
     lost.send(500)
-    ends = Admin(settings.kafka).ends(topic, settings.event_partitions)
+    ends = Admin(settings.kafka_connection).ends(topic, settings.event_partitions)
     for future in kafka.delete_records([TopicPartition(topic, p, end) for p, end in enumerate(ends)]).values():
         future.result()
     began_ms = now_ms()

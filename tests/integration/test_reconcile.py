@@ -125,7 +125,7 @@ def plant(settings: Settings) -> None:
 
 
 def _reject(settings: Settings, event_id: str, source: str = "x/0/1000") -> None:
-    producer = TransactionalProducer(settings.kafka, f"{settings.namespace}letters")
+    producer = TransactionalProducer(settings.kafka_connection, f"{settings.namespace}letters")
     producer.open()
     headers = (("reason", b"bad-value"), ("source", source.encode()))
     value = b'{"event_id": "%s"}' % event_id.encode()
@@ -411,7 +411,7 @@ def test_the_watermark_of_hours_is_unknown_until_every_shard_has_published_its_o
 def test_a_message_that_is_in_no_log_is_reported(settings: Settings) -> None:
     send_hostile_letters(settings)
     topic = settings.topic(topics.EVENTS)
-    producer = TransactionalProducer(settings.kafka, f"{settings.namespace}events")
+    producer = TransactionalProducer(settings.kafka_connection, f"{settings.namespace}events")
     producer.open()
     for _ in range(2):
         producer.write([Record(topic, b"{}", None, 0)] * 5)
@@ -422,7 +422,7 @@ def test_a_message_that_is_in_no_log_is_reported(settings: Settings) -> None:
     store = FileStore(settings.archive)
     (name,) = archive_worker.write_files(store, 0, 0, 100, wire)
     files = archive_files.parse_names(store.files())
-    ends = Admin(settings.kafka).ends(topic, settings.event_partitions)
+    ends = Admin(settings.kafka_connection).ends(topic, settings.event_partitions)
     date = dt.datetime.fromtimestamp(DAY / 1000, dt.UTC).date()
     proof = coverage.prove(settings, files, date, ends)
     assert [str(hole) for hole in proof.missing] == ["0/4 to 6"]

@@ -200,7 +200,7 @@ def test_a_clickhouse_that_refuses_is_waited_out_and_named(
 def test_a_kafka_that_takes_no_records_is_waited_out_and_named(
     settings: Settings, http: httpx.Client, tmp_path: Path
 ) -> None:
-    admin, blocks = Admin(settings.kafka), settings.topic(topics.BLOCKS)
+    admin, blocks = Admin(settings.kafka_connection), settings.topic(topics.BLOCKS)
     with flow(settings, tmp_path) as running:
         for worker in ("ingest-0", "stream-0"):
             running.start(worker)

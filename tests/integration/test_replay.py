@@ -42,7 +42,7 @@ def sent(settings: Settings) -> list[tuple[int, bytes, dict[str, Any]]]:
     return [
         (partition, message.key(), json.loads(message.value()))
         for partition in range(settings.event_partitions)
-        for message in read_to_end(settings.kafka, topic, partition)
+        for message in read_to_end(settings.kafka_connection, topic, partition)
     ]
 
 

@@ -132,7 +132,7 @@ def kafka(settings: Settings) -> AdminClient:
 
 def configure(settings: Settings, **config: str) -> None:
     changes = {key.replace("_", "."): value for key, value in config.items()}
-    Admin(settings.kafka).configure({settings.topic(topics.EVENTS): changes})
+    Admin(settings.kafka_connection).configure({settings.topic(topics.EVENTS): changes})
 
 
 def stamped_by_producers(settings: Settings) -> None:
@@ -148,7 +148,7 @@ def stamped_by_producers(settings: Settings) -> None:
         producer = Producer({"bootstrap.servers": settings.kafka})
         producer.produce(topic, b"probe", None, probe, timestamp=1_000)
         producer.flush(20)
-        return any(m.timestamp()[1] == 1_000 for m in read_to_end(settings.kafka, topic, probe))
+        return any(m.timestamp()[1] == 1_000 for m in read_to_end(settings.kafka_connection, topic, probe))
 
     wait_until(is_stamped, 30, "timestamps are the producer's")
 
@@ -156,7 +156,7 @@ def stamped_by_producers(settings: Settings) -> None:
 def recreate(kafka: AdminClient, settings: Settings, topic: str = topics.EVENTS) -> None:
     name = settings.topic(topic)
     kafka.delete_topics([name])[name].result()
-    admin = Admin(settings.kafka)
+    admin = Admin(settings.kafka_connection)
     wait_until(lambda: name not in admin.partitions(), 30, "the topic is gone")
     definition = next(t for t in topics.wanted(settings) if t.name == name)
     wait_until(
@@ -243,7 +243,7 @@ def test_partitions_added_by_others_are_named_while_the_known_ones_are_read(
         wait_until_counted_once(settings, before)
         for future in kafka.create_partitions([NewPartitions(topic, 8)]).values():
             future.result()
-        wait_until(lambda: Admin(settings.kafka).partitions()[topic] == 8, 30, "there are eight")
+        wait_until(lambda: Admin(settings.kafka_connection).partitions()[topic] == 8, 30, "there are eight")
         send(settings, 6, *beyond)
         send(settings, 1, *after)
         wait_until_counted_once(settings, before + after)
@@ -272,7 +272,7 @@ def test_messages_behind_an_open_transaction_are_lag_and_their_partition_is_not_
 
     def silent() -> dict[int, bool]:
         last = dict[int, bool]()
-        for message in read_to_end(settings.kafka, settings.topic(topics.BLOCKS), 0):
+        for message in read_to_end(settings.kafka_connection, settings.topic(topics.BLOCKS), 0):
             for r in blocks.decode_block(message.value(), "here")[1].ranges:
                 last[r.partition] = r.silent
         return last
@@ -319,7 +319,7 @@ def test_messages_deleted_before_they_were_read_are_named_and_can_be_accepted(
 
 def test_a_topic_that_takes_only_small_messages_is_named_and_waited_for(settings: Settings) -> None:
     archive, sent = settings.topic(topics.ARCHIVE), names(200)
-    Admin(settings.kafka).configure({archive: {"max.message.bytes": "200"}})
+    Admin(settings.kafka_connection).configure({archive: {"max.message.bytes": "200"}})
     wait_until(
         lambda: f"{archive} max.message.bytes is 200" in str(status(settings)["warnings"]), 30, "status warns of it"
     )
@@ -344,11 +344,11 @@ def test_messages_of_days_before_are_no_holes_in_the_input_of_a_day(settings: Se
     store = FileStore(settings.archive)
     archive_worker.write_files(store, 0, 1, 1 + len(rows), wire)
     date = dt.datetime.fromtimestamp(day_ms / 1000, dt.UTC).date()
-    ends = Admin(settings.kafka).ends(settings.topic(topics.EVENTS), settings.event_partitions)
+    ends = Admin(settings.kafka_connection).ends(settings.topic(topics.EVENTS), settings.event_partitions)
     proof = coverage.prove(settings, archive_files.files_around(store, date), date, ends)
     assert [hole for hole in proof.missing if hole.partition == 0] == []
     send(settings, 0, *names(1), stamp_ms=times[-1], time_ms=times[-1])
-    ends = Admin(settings.kafka).ends(settings.topic(topics.EVENTS), settings.event_partitions)
+    ends = Admin(settings.kafka_connection).ends(settings.topic(topics.EVENTS), settings.event_partitions)
     proof = coverage.prove(settings, archive_files.files_around(store, date), date, ends)
     hole = 1 + len(rows)
     assert [str(h) for h in proof.missing if h.partition == 0] == [f"0/{hole} to {hole + 1}"]

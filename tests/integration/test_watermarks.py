@@ -32,7 +32,7 @@ class Source:
     def send(self, partition: int, *times_ms: int) -> None:
         """Send one event for each time, in that order."""
         values = [self._event(partition, t) for t in times_ms]
-        producer = EventProducer(self._settings.kafka)
+        producer = EventProducer(self._settings.kafka_connection)
         producer.send(self._settings.topic(topics.EVENTS), [k for k, _ in values], [v for _, v in values])
         assert producer.flush(20) == 0
 

@@ -50,7 +50,7 @@ def test_a_rightful_owner_that_is_fenced_looks_its_flush_up_and_continues(settin
         # A broker that gave a transaction up fences its producer like this, too.
         for stage in ("minute", "hour", "day"):
             for partition in range(settings.block_partitions):
-                TransactionalProducer(settings.kafka, f"{settings.key_prefix}{stage}-{partition}").open()
+                TransactionalProducer(settings.kafka_connection, f"{settings.key_prefix}{stage}-{partition}").open()
         running.send()
         running.wait_until_exact(60)
         assert running.workers["stream-0"].poll() is None

@@ -61,7 +61,7 @@ def read_closed_minutes(settings: Settings) -> ClosedMinutes:
     """Read the topic to its end. Each chunk must go on where the one before of its shard ended: none is missing, none is there twice."""
     topic, closed = settings.topic(CAMPAIGN_TOTALS), ClosedMinutes()
     next_offsets, closed_ms = dict[int, int](), dict.fromkeys(range(settings.block_partitions), 0)
-    for message in read_to_end(settings.kafka, topic, 0):
+    for message in read_to_end(settings.kafka_connection, topic, 0):
         rows, header = chunks.decode(message.value(), topic)
         if header.part == 0:
             expected = next_offsets.get(header.shard, header.from_offset)

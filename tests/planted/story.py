@@ -81,7 +81,7 @@ class Story:
         )  # fmt: skip
         response.raise_for_status()
         self._name_campaigns()
-        producer, times = EventProducer(settings.kafka), self.day.events["event_time"]
+        producer, times = EventProducer(settings.kafka_connection), self.day.events["event_time"]
         rounds = Rounds(settings, "story", lambda: self.now_ms, logs.get("notify"))
         with TestClient(create_app(settings, lambda: self.now_ms), headers=admin) as http:
             sent = 0

@@ -22,6 +22,7 @@ MAY_IMPORT = {
 }
 CLIENTS = {
     "confluent_kafka": "infra/kafka/client.py",
+    "aiokafka": "infra/kafka/sasl.py",
     "google_crc32c": "infra/kafka/record_batches.py",
     "hiredis": "infra/redis/commands.py",
     "redis": "infra/redis/client.py",
@@ -48,7 +49,7 @@ CLIENTS = {
 }
 PURE = [
     "ingest/events.py", "ingest/decoding/decode.py", "ingest/decoding/scan.py", "ingest/decoding/tokens.py", "infra/columnar/grouping.py", "ingest/lateness.py", "ingest/shedding.py", "ingest/salting.py", "ingest/partials.py",
-    "ingest/blocks.py", "ingest/dedup/copies.py", "stream/closing.py", "stream/window.py", "stream/intake.py", "stream/state.py",
+    "ingest/blocks.py", "ingest/dedup/copies.py", "stream/closing.py", "stream/window.py", "stream/closed_rows.py", "stream/intake.py", "stream/state.py",
     "stream/published.py", "stream/flush_policy.py", "stream/chunks.py", "stream/hot/cell_format.py", "stream/hot/layout.py",
     "stream/hot/limits.py", "stream/hot/gathering.py", "query/question.py", "query/buckets.py", "query/plan.py", "query/reading.py", "query/sums.py", "query/rows.py", "query/page.py", "query/warnings.py", "query/times.py", "query/row_scope.py", "query/parameters.py", "query/finality.py",
     "query/notify/changes.py", "query/notify/budget_rule.py", "query/notify/pipeline_rules.py",

@@ -368,6 +368,6 @@ def test_letters_of_a_far_future_are_not_counted_by_hour(monkeypatch: pytest.Mon
     monkeypatch.setattr(browse, "Admin", FakeAdmin)
     monkeypatch.setattr(browse, "offset_at", lambda *_: 0)
     monkeypatch.setattr(browse, "read_stretches", read_stretches)
-    settings = SimpleNamespace(kafka="", event_partitions=1, topic=lambda name: name)
+    settings = SimpleNamespace(kafka_connection="", event_partitions=1, topic=lambda name: name)
     counts = browse.LetterCounts(cast(Settings, settings))
     assert counts.read(now_ms) == ([(now_ms, "malformed", 1)], True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import struct
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import pytest
 
@@ -35,19 +37,18 @@ class Broker:
         view[: len(part)] = part
         return len(part)
 
-    def settimeout(self, _seconds: float) -> None:
-        pass
+    def __enter__(self) -> Broker:
+        return self
 
-    def setsockopt(self, *_option: int) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
 
 @contextlib.contextmanager
-def reading(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fetcher]:
+def reading(answer: Answer) -> Iterator[Fetcher]:
     """A reader of partition 0 from offset 7 on, of a broker that answers so."""
-    monkeypatch.setattr("socket.create_connection", lambda *_: contextlib.nullcontext(Broker(answer)))
     state = TopicState(partitions=1, topic_id=TOPIC_ID, leaders={0: ("broker", 9092)})
-    fetcher = Fetcher("ad-events", lambda: state)
+    fetcher = Fetcher("ad-events", lambda: state, lambda *_: (cast(socket.socket, Broker(answer)), float("inf")))
     fetcher.assign({0: 7})
     try:
         yield fetcher
@@ -65,39 +66,37 @@ def taken(fetcher: Fetcher) -> bool:
     return bool(fetcher.take(1, 0.1))
 
 
-def test_messages_of_a_broker_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    with reading(answer_of(batch(record(0), codec=0, count=1)), monkeypatch) as fetcher:
+def test_messages_of_a_broker_are_taken() -> None:
+    with reading(answer_of(batch(record(0), codec=0, count=1))) as fetcher:
         wait_until(lambda: taken(fetcher), 20, "a message is taken")
 
 
 @pytest.mark.parametrize("count", [-(2**31), 2**31 - 1])
-def test_a_batch_with_an_impossible_number_of_records_is_named(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def test_a_batch_with_an_impossible_number_of_records_is_named(count: int) -> None:
     raw = bytearray(batch(record(0), codec=0, count=1))
     raw[57:61] = struct.pack(">i", count)
     raw[17:21] = struct.pack(">I", crc32c(bytes(raw[21:])))
     with (
-        reading(answer_of(bytes(raw)), monkeypatch) as fetcher,
+        reading(answer_of(bytes(raw))) as fetcher,
         pytest.raises(CorruptLog, match=f"ad-events/0: the record batch at offset 7 has {count} records .* 3 times"),
     ):
         wait_until(lambda: taken(fetcher), 20, "the reader stops")
 
 
-def test_a_log_in_an_old_message_format_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_in_an_old_message_format_is_named_with_what_to_do() -> None:
     old = struct.pack(">qiib", 7, 200, 0, 1) + bytes(200)
     with (
-        reading(answer_of(old), monkeypatch) as fetcher,
+        reading(answer_of(old)) as fetcher,
         pytest.raises(CorruptLog, match=r"offset 7 is in the old message format v1; v2 is needed.*copy the topic"),
     ):
         wait_until(lambda: taken(fetcher), 20, "the reader stops")
 
 
 @pytest.mark.parametrize("error", [ValueError("negative dimensions"), MemoryError("3 TiB"), AssertionError()])
-def test_an_error_that_nobody_expects_ends_reading_instead_of_the_reader_alone(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_an_error_that_nobody_expects_ends_reading_instead_of_the_reader_alone(error: Exception) -> None:
     def fail() -> bytes:
         raise error
 
-    with reading(fail, monkeypatch) as fetcher, pytest.raises(type(error)) as failure:
+    with reading(fail) as fetcher, pytest.raises(type(error)) as failure:
         wait_until(lambda: taken(fetcher), 20, "the reader stops")
     assert failure.value is error

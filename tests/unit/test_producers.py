@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from infra.kafka.admin import Admin
+from infra.kafka.connection import Connection
 from infra.kafka.event_producer import EventProducer
 from infra.kafka.transactions import TransactionalProducer
 from tests.product import wait_until
 
-NOWHERE = "127.0.0.1:1"
+NOWHERE = Connection("127.0.0.1:1")
 CLIENTS: dict[str, Callable[[], object]] = {
     "transactional producer": lambda: TransactionalProducer(NOWHERE, "id"),
     "event producer": lambda: EventProducer(NOWHERE),

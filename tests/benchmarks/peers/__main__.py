@@ -107,7 +107,7 @@ def fill(stack: Bench, made: SyntheticEvents, events: int) -> str:
     """A topic with the first events, keyed by what is counted, so that no peer has to re-key them; returns its name."""
     topic = f"peers-{events}"
     stack.admin.create({topic: (4, {})})
-    producer = EventProducer(stack.settings.kafka)
+    producer = EventProducer(stack.settings.kafka_connection)
     lines = made.lines.head(events)
     text = lines.cast(pl.String)
     parts = [text.str.extract(rf'"{name}":"?(\w+)') for name in ("campaign_id", "country", "device")]
