@@ -25,7 +25,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from infra import addresses, cron, value_files
 from infra.addresses import MASK
 from infra.errors import UserError
-from infra.kafka.connection import Connection, Sasl, Tls
+from infra.kafka.connection import PARTITIONERS, Connection, Sasl, Tls
 
 DEFAULT_DIR = ".adclick"
 ENDPOINTS_FILE = "endpoints.json"
@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     kafka_token_command: str = Field("", description="command that prints a token (JWT), for OAUTHBEARER")
     kafka_properties: Annotated[str, AfterValidator(addresses.check_properties)] = Field(
         "", description="more properties of librdkafka, by comma: NAME=VALUE"
+    )
+    partitioner: Literal["crc32", "murmur2", "fnv1a"] = Field(
+        "crc32", description="how our own senders choose partitions: as the producers do (Java: murmur2)"
     )
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", validate_default=True, description="how brokers are spoken to, as Kafka names it"
@@ -268,7 +271,7 @@ class Settings(BaseSettings):
             self.kafka,
             tls if self.kafka_security_protocol.endswith("SSL") else None,
             sasl if self.kafka_security_protocol.startswith("SASL") else None,
-            tuple(addresses.properties_of(self.kafka_properties).items()),
+            (("partitioner", PARTITIONERS[self.partitioner]), *addresses.properties_of(self.kafka_properties).items()),
         )
 
     @property

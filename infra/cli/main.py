@@ -23,6 +23,7 @@ COMMANDS = {
     "down": ("infra.stack_commands:down", "Stop what `up --detach` started."),
     "status": ("query.status_command:status", "Processes, lag, watermark, overload level."),
     "config": ("infra.stack_commands:config", "The effective settings and where each came from."),
+    "doctor": ("infra.doctor_command:doctor", "Try each connection and right, and say what is missing."),
     "migrate": ("infra.stack_commands:migrate", "Make topics and tables, or bring them up to date."),
     "demo": ("query.demo.command:demo", "Show on a private stack that every answer is exact."),
     "generate": ("ingest.synthetic.command:generate", "Write synthetic events, and the truth about them."),

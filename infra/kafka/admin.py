@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from infra.errors import AdclickError, Refused, Unavailable
+from infra.errors import AdclickError, Denied, Refused, Unavailable
 from infra.kafka.client import (
     REQUEST_TIMEOUT_S,
     ConnectionErrors,
@@ -24,8 +24,19 @@ from infra.kafka.client import (
 )
 from infra.kafka.connection import Connection
 from infra.kafka.consumers import committed_positions
+from infra.kafka.errors import decision_on
 from infra.kafka.records import Committed
 from infra.kafka.topic_state import TopicState
+
+
+def _names(future: Any) -> frozenset[str]:
+    """The operations in a description."""
+    try:
+        return frozenset(operation.name for operation in future.result().authorized_operations or ())
+    except KafkaException as error:
+        if isinstance(decision_on(error.args[0]), Denied):
+            return frozenset()
+        raise
 
 
 class Admin:
@@ -73,10 +84,28 @@ class Admin:
         with self._translated():
             return len(self._client.list_topics(timeout=self._timeout_s).brokers)
 
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where the brokers are reached, as they say. Raises Unavailable."""
+        with self._translated():
+            brokers = self._client.list_topics(timeout=self._timeout_s).brokers.values()
+        return [(broker.host, broker.port) for broker in brokers]
+
     def cluster_id(self) -> str:
         """The name that a Kafka cluster has given itself. Raises Unavailable."""
         with self._translated():
             return str(self._client.describe_cluster(request_timeout=self._timeout_s).result().cluster_id)
+
+    def allowed(self, topics: Iterable[str], groups: Iterable[str]) -> dict[str, frozenset[str]]:
+        """What this user may do with each of these topics and groups, by Kafka's names of operations: none where it may not even describe it.
+        Raises Unavailable."""
+        asked: dict[str, Any] = {"include_authorized_operations": True, "request_timeout": self._timeout_s}
+        operations: dict[str, frozenset[str]] = {}
+        with self._translated():
+            for name, future in self._client.describe_topics(TopicCollection(list(topics)), **asked).items():
+                operations[name] = _names(future)
+            for name, future in self._client.describe_consumer_groups(list(groups), **asked).items():
+                operations[name] = _names(future)
+        return operations
 
     def create(self, topics: dict[str, tuple[int, dict[str, str]]], replicas: int = 1) -> None:
         """Make topics (name → partitions, config) with so many replicas, and wait until brokers list them; ones that exist are left as

@@ -12,8 +12,8 @@ from typing import Any
 
 from infra.errors import UserError
 
-PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
-MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")
+PARTITIONERS = {"crc32": "consistent_random", "murmur2": "murmur2_random", "fnv1a": "fnv1a_random"}
+"""How keys become partitions, by librdkafka's names; messages without a key go to any."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ INGEST_GROUP = "adclick-ingest"
 ARCHIVE_GROUP = "adclick-archive"
 STREAM_GROUP = "adclick-stream"
 REACH_GROUP = "adclick-reach"
+GROUPS = (INGEST_GROUP, ARCHIVE_GROUP, STREAM_GROUP, REACH_GROUP)
 
 MIB = 1 << 20
 

@@ -1,0 +1,24 @@
+"""`adclick doctor`: whether everything that an installation needs is there."""
+
+from __future__ import annotations
+
+from infra.cli import declare
+from infra.cli.app import App
+from infra.doctor import examine
+from infra.errors import AdclickError
+
+
+@declare.command("doctor", "ADCLICK_KAFKA=broker:9093 ADCLICK_KAFKA_SECURITY_PROTOCOL=SSL adclick doctor")
+def doctor(app: App) -> None:
+    """Try each connection and right, and say in a line each what is missing.
+
+    Changes nothing. Exit 0 where all is well, 1 otherwise.
+    """
+    findings = list(examine(app.settings))
+    wrong = [finding for finding in findings if finding.problem]
+    if app.json:
+        app.data([{"backend": f.backend, "check": f.check, "problem": f.problem or None} for f in findings])
+    else:
+        app.table(["backend", "check", ""], [(f.backend, f.check, f.problem or "ok") for f in findings])
+    if wrong:
+        raise AdclickError(f"{len(wrong)} of {len(findings)} checks failed")
