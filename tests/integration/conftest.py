@@ -11,21 +11,26 @@ import pytest
 from tests.conftest import drop_database, make_settings
 
 if TYPE_CHECKING:
-    from tests.bucket import BucketServer
+    from tests.clusters.s3_server import S3Server
     from tests.installation import Installation
 
 
-@pytest.fixture
-def bucket_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[BucketServer]:
-    """An S3-compatible store, that stands in for AWS in this process and its children."""
-    from tests.bucket import BucketServer  # which takes a second, and most tests do without it
+@pytest.fixture(scope="session")
+def running_s3_server() -> Iterator[S3Server]:
+    """An S3-compatible store, which takes two seconds to start."""
+    from tests.clusters.s3_server import S3Server
 
-    server = BucketServer()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-    yield server
-    server.stop()
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_server(running_s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The store, standing in for AWS in this process and its children. Its buckets are the tests' own."""
+    for name, value in running_s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    yield running_s3_server
+    running_s3_server.network.restore()
 
 
 @pytest.fixture(scope="module")

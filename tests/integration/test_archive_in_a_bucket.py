@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from pyarrow import fs
 
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, now_ms
@@ -19,7 +18,7 @@ from ingest.archive import compaction
 from ingest.archive import files as archive_files
 from ingest.archive import schema as archive_schema
 from ingest.archive import worker as archive_worker
-from tests.bucket import BucketServer
+from tests.clusters.s3_server import S3Server
 from tests.conftest import adclick
 from tests.flow import STEP, environment, flow
 from tests.integration.test_reconcile import DAY_SHOWN, MOVED, PLANTED_ROWS, causes_of, plant
@@ -29,11 +28,10 @@ _ROW: dict[str, Any] = dict.fromkeys(archive_schema.SCHEMA.names, 1) | {"log_tim
 
 
 @pytest.fixture
-def in_bucket(settings: Settings, bucket_server: BucketServer) -> Settings:
+def in_bucket(settings: Settings, s3_server: S3Server) -> Settings:
     """Settings of the test's own, with an empty bucket."""
     bucket = settings.namespace.replace("_", "-") + "archive"
-    system, _ = fs.FileSystem.from_uri(f"s3://{bucket}/?allow_bucket_creation=true")
-    system.create_dir(bucket)
+    s3_server.make_bucket(bucket)
     return settings.model_copy(update={"archive": f"s3://{bucket}/all/of/it"})
 
 
@@ -78,7 +76,7 @@ def test_files_in_a_bucket_are_merged_and_old_days_removed(in_bucket: Settings) 
 
 
 def test_the_bucket_is_complete_after_a_kill_before_an_upload_and_an_outage(
-    in_bucket: Settings, bucket_server: BucketServer, tmp_path: Path
+    in_bucket: Settings, s3_server: S3Server, tmp_path: Path
 ) -> None:
     with flow(in_bucket, tmp_path) as running:
         running.settings = running.settings.model_copy(update={"ingest_batch": 1_000, "archive_flush_ms": 500})
@@ -86,10 +84,10 @@ def test_the_bucket_is_complete_after_a_kill_before_an_upload_and_an_outage(
         running.start("archive-0", "kill@store.written:2")
         running.send(STEP // 2)
         running.wait_until_killed("archive-0")
-        bucket_server.stop()
+        s3_server.network.cut()
         running.start("archive-0")
         running.send()
-        bucket_server.start()
+        s3_server.network.restore()
         running.wait_until_archived(60)
         assert running.workers["archive-0"].poll() is None
 

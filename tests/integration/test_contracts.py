@@ -5,12 +5,11 @@ from __future__ import annotations
 import uuid
 
 import pytest
-from pyarrow import fs
 
 from infra.file_store import FileStore
 from infra.redis.client import Redis
 from infra.settings import Settings
-from tests.bucket import BucketServer
+from tests.clusters.s3_server import S3Server
 from tests.contracts import FileStoreContract, RedisContract
 
 
@@ -34,12 +33,11 @@ class TestBucket(FileStoreContract):
     """A prefix of a bucket."""
 
     @pytest.fixture
-    def store(self, bucket_server: BucketServer) -> FileStore:
+    def store(self, s3_server: S3Server) -> FileStore:
         bucket = f"t{uuid.uuid4().hex[:8]}"
-        system, _ = fs.FileSystem.from_uri(f"s3://{bucket}/?allow_bucket_creation=true")
-        system.create_dir(bucket)
+        s3_server.make_bucket(bucket)
         return FileStore(f"s3://{bucket}/all/of/it")
 
     @pytest.fixture
-    def unusable(self, bucket_server: BucketServer) -> FileStore:
+    def unusable(self, s3_server: S3Server) -> FileStore:
         return FileStore("s3://no-such-bucket/all/of/it")
