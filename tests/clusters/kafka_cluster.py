@@ -63,7 +63,8 @@ class KafkaCluster:
             node: {name: first + (node - 1) * len(LISTENERS) + n for n, name in enumerate(LISTENERS)}
             for node in range(1, brokers + 1)
         }
-        self._cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # Hexadecimal, for a Base64 one may begin with what looks like an option.
+        self._cluster_id = uuid.uuid4().hex[:22]
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._halted = set[int]()
         self.proxies = {
