@@ -23,7 +23,7 @@ class Identity:
 
     certificate: Path
     key: Path
-    """Not encrypted."""
+    """Encrypted if a password was given for it."""
 
     @property
     def keystore(self) -> Path:
@@ -51,8 +51,11 @@ class Authority:
         self.file = folder / f"{name}.pem"
         self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str, hosts: Sequence[str] = LOOPBACK, *, expired: bool = False) -> Identity:
-        """A certificate whose common name is `name`. `hosts`: the names and addresses of a server, none for a client's."""
+    def issue(
+        self, name: str, hosts: Sequence[str] = LOOPBACK, *, expired: bool = False, password: str = ""
+    ) -> Identity:
+        """A certificate whose common name is `name`. `hosts`: the names and addresses of a server, none for a client's;
+        `password`: of its key."""
         key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
         start, end = (now - 3 * _DAY, now - _DAY) if expired else (now - _DAY, now + _DAY)
         builder = _builder(_name_of(name), self._name, key, start, end)
@@ -63,13 +66,14 @@ class Authority:
         if hosts:
             builder = builder.add_extension(x509.SubjectAlternativeName(list(map(_host_of, hosts))), critical=False)
         certificate = builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-        plain = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+        if password:
+            encryption = serialization.BestAvailableEncryption(password.encode())
+        key_text = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
         identity = Identity(self._folder / f"{name}.pem", self._folder / f"{name}.key")
         identity.certificate.write_bytes(certificate)
-        identity.key.write_bytes(plain)
-        identity.keystore.write_bytes(plain + certificate)
+        identity.key.write_bytes(key_text)
+        identity.keystore.write_bytes(key_text + certificate)
         return identity
 
 

@@ -87,6 +87,11 @@ def test_messages_pass_by_each_protocol_and_mechanism(
 def test_a_client_may_show_a_certificate(secured_kafka: KafkaCluster, topic: str) -> None:
     config = secured_kafka.client_config("SSL", certificate=secured_kafka.certificate)
     assert send(config, topic, b"a") == [None]
+    encrypted = secured_kafka.authority.issue("bob", (), password="key-secret")
+    config = secured_kafka.client_config("SSL", certificate=encrypted)
+    assert send(config | {"ssl.key.password": "key-secret"}, topic, b"b") == [None]
+    with pytest.raises(KafkaException, match=r"ssl\.key"):
+        Producer(config | {"ssl.key.password": "wrong"})
     stranger = Authority(secured_kafka.certificate.key.parent / "strange").issue("alice", ())
     assert_refused(secured_kafka.client_config("SSL", certificate=stranger), "certificate unknown")
 
