@@ -138,7 +138,7 @@ def _check_closed(day: dt.date, watermark_ms: int | None, force: bool) -> None:
 @contextmanager
 def _publishing(app: App) -> Iterator[None]:
     """Publish that a run is at work, until it ends."""
-    redis, prefix = Redis(app.settings.redis), app.settings.key_prefix
+    redis, prefix = Redis(app.settings.redis_access), app.settings.key_prefix
     run_progress.publish_progress(redis, prefix, step="waiting for the archive", at_ms=now_ms())
     try:
         yield
@@ -147,7 +147,7 @@ def _publishing(app: App) -> Iterator[None]:
 
 
 def _lease(app: App) -> AbstractContextManager[int]:
-    return Redis(app.settings.redis).lease(
+    return Redis(app.settings.redis_access).lease(
         run_progress.lease_key(app.settings.key_prefix), _LEASE_S, "another reconciliation is running"
     )
 
@@ -265,7 +265,7 @@ def _alert_unbilled(job: _Job, unbilled: Mapping[int, int]) -> bool:
 def _progress(app: App, spark: Any, doing: str) -> Iterator[None]:
     from batch import spark_job
 
-    done, redis, prefix = threading.Event(), Redis(app.settings.redis), app.settings.key_prefix
+    done, redis, prefix = threading.Event(), Redis(app.settings.redis_access), app.settings.key_prefix
     date, _, step = doing.partition(": ")
     run_progress.publish_progress(redis, prefix, date=date, step=step, at_ms=now_ms())
     shown = (-1, -1)

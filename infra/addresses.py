@@ -7,12 +7,20 @@ import re
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
+from infra.redis.access import SCHEMES
+
 MASK = "********"
 
 _SECRET_NAME = re.compile(r"key|secret|token|passw|signature|credential", re.IGNORECASE)
 _HOST = re.compile(r"\[[0-9A-Fa-f:.%\w]+\]|[^\s:/?#@\[\]]+")
 _PORTS = range(1, 65536)
 _HTTP = ("http", "https")
+_REDIS_PATHS = {"": r"/?|/\d+", "cluster": r"/?|/0", "sentinel": r"/[^/]+/?(\d+)?"}
+_REDIS_ENDS = {
+    "": "must end with the number of a database, like /0",
+    "cluster": "must end after the hosts: a cluster has one database",
+    "sentinel": "must end with the name of the primary, and perhaps the number of a database, like /mymaster/0",
+}
 
 
 def mask(text: str) -> str:
@@ -113,12 +121,15 @@ def check_clickhouse(text: str) -> str:
 
 
 def check_redis(text: str) -> str:
-    """Redis' URL. Raises ValueError."""
+    """Redis' URL: of one server, of nodes of a cluster, or of Sentinels. Raises ValueError."""
     if text.startswith("unix://"):
         return text
-    url = _split(text, ("redis", "rediss"))
-    if not re.fullmatch(r"/?|/\d+", url.path) or url.fragment:
-        raise ValueError("must end with the number of a database, like /0")
+    url = _split(text, SCHEMES, several=True)
+    mode = url.scheme.partition("+")[2]
+    if "," in url.netloc.rpartition("@")[2] and not mode:
+        raise ValueError(f"must begin with {url.scheme}+cluster:// or {url.scheme}+sentinel:// to name several hosts")
+    if url.fragment or not re.fullmatch(_REDIS_PATHS[mode], url.path):
+        raise ValueError(_REDIS_ENDS[mode])
     return text
 
 
@@ -158,8 +169,8 @@ def check_web(text: str) -> str:
     return text
 
 
-def _split(text: str, schemes: tuple[str, ...]) -> SplitResult:
-    """The parts of a URL. Messages never contain it: it may hold a password."""
+def _split(text: str, schemes: tuple[str, ...], *, several: bool = False) -> SplitResult:
+    """The parts of a URL, with `several` hosts by comma. Messages never contain it: it may hold a password."""
     if not text.startswith(tuple(f"{scheme}://" for scheme in schemes)):
         raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
     try:
@@ -168,7 +179,8 @@ def _split(text: str, schemes: tuple[str, ...]) -> SplitResult:
         raise ValueError("is no URL: an IPv6 address stands in brackets, like [::1]") from None
     if "@" in url.path + url.fragment or ("@" in url.query and "@" not in url.netloc):
         raise ValueError("must have / ? # and @ in its password percent-encoded (%2F %3F %23 %40)")
-    _check_host(url.netloc.rpartition("@")[2])
+    for host in url.netloc.rpartition("@")[2].split(",") if several else [url.netloc.rpartition("@")[2]]:
+        _check_host(host)
     return url
 
 

@@ -16,7 +16,8 @@ AdclickError                 stop: print one line, exit 1
 │   ├── TimedOut             retry later: a second attempt at once would wait just as long
 │   ├── Aborted              retry: the transaction was rolled back, nothing of it is visible
 │   ├── Refused              slow down: the backend answers, and declines for now (out of memory, read-only, overloaded)
-│   │   └── Denied           slow down, and report it: credentials or permissions must be changed
+│   │   ├── Denied           slow down, and report it: credentials or permissions must be changed
+│   │   └── Redirected       send it to another node of the cluster (infra.redis.errors)
 │   └── NoTierAnswered       answer 503: no tier that a question needs is available (query.router)
 └── SessionLost              start over: drop the client and all state in memory, resume from what is committed
     ├── Fenced               start over: another owner has the partition; write nothing more

@@ -42,7 +42,7 @@ def migrate(settings: Settings, lock_wait_s: float = _LOCK_WAIT_S) -> MigrationR
     Raises UserError where Kafka or ClickHouse cannot take it, Unavailable where a backend is away.
     """
     check_cluster(settings)
-    redis = Redis(settings.redis)
+    redis = Redis(settings.redis_access)
     deadline = time.monotonic() + lock_wait_s
     with contextlib.closing(redis), contextlib.ExitStack() as lock:
         while True:

@@ -26,6 +26,7 @@ from infra import addresses, cron, value_files
 from infra.addresses import MASK
 from infra.errors import UserError
 from infra.kafka.connection import PARTITIONERS, Connection, Sasl, Tls
+from infra.redis.access import RedisAccess, is_encrypted
 
 DEFAULT_DIR = ".adclick"
 ENDPOINTS_FILE = "endpoints.json"
@@ -105,7 +106,14 @@ class Settings(BaseSettings):
         "PLAINTEXT", validate_default=True, description="how brokers are spoken to, as Kafka names it"
     )
     redis: Annotated[str, AfterValidator(addresses.check_redis)] = Field(
-        "redis://127.0.0.1:6379/0", description="Redis URL"
+        "redis://127.0.0.1:6379/0",
+        description="Redis URL, with user and password; redis+cluster:// and redis+sentinel:// take several hosts, by comma",
+    )
+    redis_ca: str = Field("", description="file of the certificate authority of Redis, for a rediss address")
+    redis_certificate: str = Field("", description="file of the certificate that Redis asks clients for")
+    redis_key: str = Field("", description="file of that certificate's key")
+    redis_wait_replicas: Count = Field(
+        0, le=10, description="replicas that confirm dedup ids before a batch is committed; 0: none"
     )
     clickhouse: Annotated[str, AfterValidator(addresses.check_clickhouse)] = Field(
         "http://127.0.0.1:8123", description="ClickHouse HTTP URL, with user and password"
@@ -253,6 +261,15 @@ class Settings(BaseSettings):
             raise ValueError("must end with SSL for certificates to be used")
         return value
 
+    @field_validator("redis_ca", "redis_certificate", "redis_key")
+    @classmethod
+    def _for_tls(cls, value: str, info: ValidationInfo) -> str:
+        if value and not is_encrypted(str(info.data.get("redis", ""))):
+            raise ValueError("is for TLS alone: the setting redis must begin with rediss")
+        if value and info.field_name == "redis_key" and not info.data.get("redis_certificate"):
+            raise ValueError("needs the setting redis_certificate")
+        return value
+
     @field_validator("reconcile_at")
     @classmethod
     def _schedule(cls, value: str) -> str:
@@ -278,6 +295,13 @@ class Settings(BaseSettings):
     def origins(self) -> tuple[str, ...]:
         """The origins whose pages may call the router, as browsers write them."""
         return tuple(part for part in self.cors_origins.split(",") if part)
+
+    @property
+    def redis_access(self) -> RedisAccess:
+        """Where Redis is, and how it is reached."""
+        return RedisAccess(
+            self.redis, self.redis_ca, self.redis_certificate, self.redis_key, wait_replicas=self.redis_wait_replicas
+        )
 
     @property
     def key_prefix(self) -> str:

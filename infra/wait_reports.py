@@ -28,7 +28,7 @@ def _key(prefix: str) -> str:
 def reporting(settings: Settings, worker: str) -> Iterator[None]:
     """Publish what this process waits for while the block runs: in a thread of its own, since the others wait. At its end the report
     is withdrawn, unless Redis does not answer at once."""
-    redis, over = Redis(settings.redis, timeout_s=_TIMEOUT_S), threading.Event()
+    redis, over = Redis(settings.redis_access, timeout_s=_TIMEOUT_S), threading.Event()
     publish = redis.script((resources.files(__package__) / "report_wait.lua").read_text())
     key = _key(settings.key_prefix)
 

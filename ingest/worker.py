@@ -67,7 +67,7 @@ class IngestWorker:
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings, self._name = settings, name
         self._log = logs.get("ingest").bind(worker=name)
-        self._redis = Redis(settings.redis)
+        self._redis = Redis(settings.redis_access)
         self._rebuilder = DedupRebuilder(settings, self._redis, name)
         self._processor = BatchProcessor(settings, self._rebuilder.registry)
         self._layout = TransactionLayout(settings)

@@ -108,7 +108,7 @@ class Router:
         given are those of `settings`."""
         self._observe = observe
         self.retention = Retention(settings.hot_hours * HOUR_MS, settings.warm_days * DAY_MS)
-        redis = Redis(settings.redis, timeout_s=_REDIS_TIMEOUT_S)
+        redis = Redis(settings.redis_access, timeout_s=_REDIS_TIMEOUT_S)
         clickhouse = ClickHouse(
             settings.clickhouse, settings.database, timeout_s=settings.query_timeout_s, connections=_THREADS
         )

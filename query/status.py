@@ -112,7 +112,7 @@ def _read_topics(settings: Settings) -> Part:
 
 def _read_workers(settings: Settings) -> Part:
     shards = settings.block_partitions
-    with contextlib.closing(Redis(settings.redis, timeout_s=_TIMEOUT_S)) as redis:
+    with contextlib.closing(Redis(settings.redis_access, timeout_s=_TIMEOUT_S)) as redis:
         reports = read_reports(redis, settings.key_prefix)
         statuses = read_shards(redis, settings.key_prefix, shards)
         waits = read_waits(redis, settings.key_prefix)
@@ -166,7 +166,7 @@ def _clickhouse(settings: Settings) -> ClickHouse:
 
 def _check_redis(settings: Settings) -> Part:
     """Raises Unavailable when Redis takes no writes, or may lose what was written."""
-    with contextlib.closing(Redis(settings.redis, timeout_s=_TIMEOUT_S)) as redis:
+    with contextlib.closing(Redis(settings.redis_access, timeout_s=_TIMEOUT_S)) as redis:
         redis.call("SET", f"{settings.key_prefix}probe", "1", "PX", 1000)
         if eviction := eviction_risk(redis):
             raise Refused(eviction, hint=NEVER_EVICT, backend="redis", code="EVICTS")

@@ -39,7 +39,7 @@ _STOP_S = 4.0
 
 async def run(settings: Settings) -> None:
     """Run until SIGTERM or Ctrl-C. Raises what made an agent stop."""
-    stop, redis = StopSignal(), Redis(settings.redis)
+    stop, redis = StopSignal(), Redis(settings.redis_access)
     sinks, guard = _Sinks(settings, redis), _EvictionGuard(redis, logs.get("stream"))
     if not await _wait_for_backends(settings, guard, stop):
         return
@@ -156,9 +156,9 @@ class _EvictionGuard:
                 for sink in sinks:
                     sink.forget()
                 self._evicted = False
-            elif eviction.memory is not None:
+            elif eviction.memories:
                 for sink in sinks:
-                    sink.mark_whole(eviction.memory)
+                    sink.mark_whole(eviction.memories)
 
     def _report(self, reason: str) -> None:
         if reason and reason != self._reason:

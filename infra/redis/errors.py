@@ -10,15 +10,16 @@ from infra.errors import AdclickError, BadStatement, Denied, Refused, Unavailabl
 _REFUSED = {
     "OOM": "raise maxmemory or free memory, and keep maxmemory-policy noeviction",
     "MISCONF": "its disk is full or cannot be written: free space there",
-    "READONLY": "it is a replica: ADCLICK_REDIS must name the primary",
+    "READONLY": "it is a replica: ADCLICK_REDIS must name the primary, or Sentinels or a cluster that know it",
     "NOREPLICAS": "fewer replicas are connected than min-replicas-to-write",
     "LOADING": "it reads its file, and answers when that is done",
     "BUSY": "a script runs for too long: SCRIPT KILL ends it",
     "UNKILLABLE": "a script has written and runs for too long: it must end, or Redis be restarted",
     "MASTERDOWN": "it is a replica that lost its primary: ADCLICK_REDIS must name the primary",
     "CLUSTERDOWN": "slots of the cluster are not served: bring back its nodes",
-    "MOVED": "ADCLICK_REDIS names a node of a cluster, which holds other keys",
-    "ASK": "ADCLICK_REDIS names a node of a cluster, which moves its keys",
+    "MOVED": "the slot of the key has moved; if ADCLICK_REDIS names one node of a cluster: begin it with redis+cluster://",
+    "ASK": "the slot of the key is being moved; if ADCLICK_REDIS names one node of a cluster: begin it with redis+cluster://",
+    "TRYAGAIN": "the slot of the keys is being moved: this ends with the move",
     "MAXCLIENTS": "raise maxclients, or close connections",
 }
 DENIED = {
@@ -34,6 +35,15 @@ _BAD_ERR = re.compile(
     r"|compiling script|Error running script|user_script|Protocol error|no such key",
     re.IGNORECASE,
 )
+
+
+class Redirected(Refused):
+    """A node of a cluster answered that another one has the slot; nothing was executed. `host`: empty where it is the same host.
+    `asking`: for this command alone (ASK)."""
+
+    def __init__(self, text: str, *, code: str, host: str, port: int) -> None:
+        super().__init__(f"Redis: {text}", hint=_REFUSED[code], backend="redis", code=code)
+        self.host, self.port, self.asking = host, port, code == "ASK"
 
 
 def decide(code: str, text: str) -> AdclickError:

@@ -14,12 +14,13 @@ NEVER_EVICT = "CONFIG SET maxmemory-policy noeviction, and in its configuration 
 
 @dataclass(frozen=True)
 class Eviction:
-    """What a look at a Redis found. `reason`: a sentence when it may evict keys, empty when it keeps all, or does not say. `evicted`:
-    how many it has evicted since the last look at which it said so. `memory`: None where it may not be asked."""
+    """What a look at a Redis found. `reason`: a sentence when a primary may evict keys, empty when all keep them, or do not say.
+    `evicted`: how many were evicted since the last look at which they said so. `memories`: of each primary; none where they may not be
+    asked."""
 
     reason: str
     evicted: int
-    memory: Memory | None
+    memories: tuple[Memory, ...]
 
 
 class EvictionWatch:
@@ -27,33 +28,34 @@ class EvictionWatch:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._before: Memory | None = None
+        self._before: dict[str, int] = {}
+        """Run id of each primary, and its count of evicted keys."""
 
     def look(self) -> Eviction:
-        """What Redis says now, by one INFO. Raises Unavailable."""
-        memory, before = self._memory(), self._before
-        policy = (memory.policy if memory else "") or self._configured_policy()
-        reason, evicted = "", 0
-        if policy not in ("", "noeviction"):
+        """What Redis says now, by one INFO of each primary. Raises Unavailable."""
+        memories, before = self._memories(), self._before
+        policies = {memory.policy for memory in memories if memory.policy} or self._configured_policies()
+        reason, evicting = "", sorted(policies - {"", "noeviction"})
+        if evicting:
+            policy = ", ".join(evicting)
             reason = f"Redis may evict keys (maxmemory-policy {policy}), and ids and minutes would be lost with them"
-        if memory and before and memory.run_id == before.run_id:
-            evicted = max(0, memory.evicted_keys - before.evicted_keys)
-        if memory is not None:
-            self._before = memory
-        return Eviction(reason, evicted, memory)
+        evicted = sum(max(0, m.evicted_keys - before[m.run_id]) for m in memories if m.run_id in before)
+        if memories:
+            self._before = {memory.run_id: memory.evicted_keys for memory in memories}
+        return Eviction(reason, evicted, memories)
 
     # Managed services forbid CONFIG, hardened ones INFO.
 
-    def _memory(self) -> Memory | None:
+    def _memories(self) -> tuple[Memory, ...]:
         with contextlib.suppress(BadStatement, Denied):
-            return self._redis.memory()
-        return None
+            return tuple(self._redis.memories())
+        return ()
 
-    def _configured_policy(self) -> str:
+    def _configured_policies(self) -> set[str]:
         with contextlib.suppress(BadStatement, Denied):
-            reply = self._redis.pipeline([("CONFIG", "GET", "maxmemory-policy")])[0]
-            return bytes(reply[1]).decode() if reply else ""
-        return ""
+            replies = self._redis.on_each_primary("CONFIG", "GET", "maxmemory-policy")
+            return {bytes(reply[1]).decode() for reply in replies if reply}
+        return set()
 
 
 def eviction_risk(redis: Redis) -> str:

@@ -78,7 +78,7 @@ class Api:
         that the router may be a process of."""
         self._settings, self._now = settings, now
         self.router = Router(settings, observe)
-        redis = Redis(settings.redis, timeout_s=1.0)
+        redis = Redis(settings.redis_access, timeout_s=1.0)
         clickhouse = ClickHouse(settings.clickhouse, settings.database, timeout_s=settings.query_timeout_s)
         self._changes, self._ledger = ChangesReader(clickhouse, settings.block_partitions), LedgerReader(clickhouse)
         stack = OwnStack(folder)

@@ -91,7 +91,8 @@ def _installation(settings: Settings) -> str:
     stores = [",".join(sorted(map(_address, settings.kafka.split(",")))), settings.namespace]
     for url in (settings.redis, settings.clickhouse):
         parts = urlsplit(url)
-        stores.append(f"{_address(parts.netloc.rpartition('@')[2])}{parts.path}")
+        hosts = ",".join(sorted(map(_address, parts.netloc.rpartition("@")[2].split(","))))
+        stores.append(f"{hosts}{parts.path}")
     return hashlib.sha256("\n".join(stores).encode()).hexdigest()[:16]
 
 

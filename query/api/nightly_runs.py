@@ -32,7 +32,7 @@ class NightlyRuns:
 
     def __init__(self, client: ClickHouse, settings: Settings, stack: OwnStack) -> None:
         self._client, self._settings, self._stack = client, settings, stack
-        self._redis = Redis(settings.redis, timeout_s=1.0)
+        self._redis = Redis(settings.redis_access, timeout_s=1.0)
 
     def running(self) -> list[dict[str, Any]]:
         """The run that is at work, wherever it was started, as a list of one; empty where there is none, or Redis is away."""

@@ -32,7 +32,7 @@ _ENDINGS = {".csv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson"}
 def import_file(app: App, path: Path, kind: str | None = None, form: str | None = None) -> Outcome:
     """Write a file's entries, those that can be taken, and report the others, each with its line. Raises UserError."""
     store, reader = _open(app)
-    editor = DirectoryEditor(store, reader, Redis(app.settings.redis), app.settings.key_prefix)
+    editor = DirectoryEditor(store, reader, Redis(app.settings.redis_access), app.settings.key_prefix)
     report, lines, user = Outcome(), dict[tuple[str, int], int](), current_user()
     batch = list[tuple[int, Entry]]()
     with _open_file(path) as file, app.progress("entries", _count_lines(app, path)) as bar:

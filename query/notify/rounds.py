@@ -52,7 +52,7 @@ class Rounds:
 
     @cached_property
     def _editor(self) -> DirectoryEditor:
-        redis = Redis(self._settings.redis)
+        redis = Redis(self._settings.redis_access)
         return DirectoryEditor(
             DirectoryStore(self._client), self._router.directory, redis, self._settings.key_prefix
         )  # fmt: skip

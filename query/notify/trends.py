@@ -92,7 +92,7 @@ class TrendKeeper:
 
     def __init__(self, settings: Settings, now: Callable[[], int], log: Any) -> None:
         self._settings, self._now, self._log = settings, now, log
-        redis = Redis(settings.redis, timeout_s=_TIMEOUT_S)
+        redis = Redis(settings.redis_access, timeout_s=_TIMEOUT_S)
         self._hot = HotTier(redis, settings.key_prefix, settings.block_partitions)
         self._lists = TrendLists(redis, settings.key_prefix)
         client = ClickHouse(settings.clickhouse, settings.database, timeout_s=_TIMEOUT_S)

@@ -20,6 +20,7 @@ from infra.clock import now_ms
 from infra.errors import AdclickError, LeaseLost, Unavailable, UserError
 from infra.priority import BACKGROUND, give_way
 from infra.redis.client import Redis
+from infra.redis.leases import fence_key
 from infra.retries import Sessions, pause_s
 from infra.settings import Settings
 from infra.worker_process import run_until_signal, worker_name
@@ -60,7 +61,7 @@ class NotifyWorker:
         self._stopping = threading.Event()
         losses = (Unavailable, LeaseLost)
         self._sessions = Sessions(self._stopping, self._log, losses, time.monotonic, pause)
-        self._redis, self._lease = Redis(settings.redis, timeout_s=3.0), f"{settings.key_prefix}notify"
+        self._redis, self._lease = Redis(settings.redis_access, timeout_s=3.0), f"{settings.key_prefix}notify"
         self.stands_by = False
         """Whether another worker was the active one when it was last looked."""
         self.rounds = 0
@@ -96,7 +97,7 @@ class NotifyWorker:
     def _check_lease(self, fence: int) -> None:
         """Raise LeaseLost where another worker holds the lease. While Redis is away, no other one can take it."""
         with contextlib.suppress(Unavailable):
-            newest = self._redis.call("GET", f"{self._lease}:fence")
+            newest = self._redis.call("GET", fence_key(self._lease))
             if newest is None or int(newest) != fence:
                 raise LeaseLost("another worker holds the lease of adclick notify")
 

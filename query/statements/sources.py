@@ -23,7 +23,7 @@ class RouterSources:
 
     def __init__(self, router: Router, settings: Settings, now: Callable[[], int]) -> None:
         self._router, self._now = router, now
-        self._redis, self._lease = Redis(settings.redis, timeout_s=1.0), f"{settings.key_prefix}statements"
+        self._redis, self._lease = Redis(settings.redis_access, timeout_s=1.0), f"{settings.key_prefix}statements"
 
     def ask(self, advertiser: int, start_ms: int, end_ms: int, granularity: str, group_by: str) -> Question:
         """As a client would ask it."""

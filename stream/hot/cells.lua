@@ -1,5 +1,7 @@
 -- Cells and rows by flush. Put in front of the scripts that need it, behind the constants of layout.py: SPAN, OP and PARTS.
 -- A cell of many rows is written in parts: its rows, and its roll-up by each dimension (cell_format.py).
+-- A key is never emptied and then written again in one call: while a cluster moves its slot, a node refuses to write a key that it does
+-- not have, in the midst of the script.
 
 -- The names of all parts of a cell, or of rows by flush: that of a small one, and those of a large one.
 local function all_names(name)
@@ -38,6 +40,20 @@ local function add_rows(open_key, sequence, rows, roll_ups)
   for i, part in ipairs(parts_of(rows, roll_ups)) do redis.call('HSET', open_key .. PARTS[i], sequence, part) end
 end
 
+-- Writes the rows of a flush in place of all that flushes before have added.
+local function replace_rows(open_key, sequence, rows, roll_ups)
+  add_rows(open_key, sequence, rows, roll_ups)
+  local is_large = roll_ups ~= ''
+  for i, name in ipairs(all_names(open_key)) do
+    if (i > 1) ~= is_large then redis.call('UNLINK', name)
+    else
+      for _, flush in ipairs(redis.call('HKEYS', name)) do
+        if flush ~= sequence then redis.call('HDEL', name, flush) end
+      end
+    end
+  end
+end
+
 -- Takes a minute's late rows out of the campaign's, which are (minute, length, rows) over and over.
 local function remove_late(hour_key, late_field, minute)
   local late = redis.call('HGET', hour_key, late_field)
@@ -65,15 +81,16 @@ local function remove_by_flush(open_key, sequence)
     redis.call('UNLINK', unpack(all_names(open_key)))
     return
   end
-  for _, flush in ipairs(older) do
-    for _, name in ipairs(all_names(open_key)) do redis.call('HDEL', name, flush) end
+  if #older > 0 then
+    for _, name in ipairs(all_names(open_key)) do redis.call('HDEL', name, unpack(older)) end
   end
 end
 
 -- Writes all that a cell has at `sequence`, in place of its rows by flush and of its late rows.
 local function move_cell(sequence, hour_key, cell, rows, roll_ups, open_key, late_field, minute)
-  redis.call('HDEL', hour_key, unpack(all_names(cell)))
   put_cell(hour_key, cell, rows, roll_ups)
+  if roll_ups == '' then redis.call('HDEL', hour_key, unpack(all_names(cell), 2))
+  else redis.call('HDEL', hour_key, cell) end
   remove_late(hour_key, late_field, tonumber(minute))
   remove_by_flush(open_key, sequence)
 end

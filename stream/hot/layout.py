@@ -15,6 +15,7 @@ to another within one call: readers add up all of them. Writers use the scripts 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,10 +49,12 @@ class SpanField:
     MOVES = b"moves"
     """How many calls have moved rows between two flushes: packed cells, or kept rows that no worker holds. A Redis that has fewer than
     it had went back to an earlier point, also where its sequence is the same."""
+    CALLS = b"calls"
+    """Sequence of a flush that is half written, and how many of its calls were made: the next one happens only behind these."""
     EVENTS = b"events"
     """How many counted events flushes have shown since the span was made: for rates."""
     EVICTED = b"evicted"
-    """Run id of Redis, and its count of evicted keys when the shard was last known to be whole."""
+    """Run id of each primary, and its count of evicted keys when the shard was last known to be whole."""
 
 
 class Op:
@@ -80,6 +83,11 @@ class Cell(NamedTuple):
     late_field: bytes
     minute: int
     """Of the hour."""
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """All keys that writing the cell may touch."""
+        return self.hour_key, *_names(self.open_key)
 
     def move(self, rows: bytes, roll_ups: bytes) -> tuple[bytes, ...]:
         """Arguments of MOVE_CELL, and of each cell of `pack.lua`."""
@@ -150,6 +158,23 @@ class ShardKeys:
         minute = (minute_ms - hour_ms) // MINUTE_MS
         field, open_key = cell_field(campaign, minute), self.by_flush(minute_ms, campaign)
         return Cell(self.hour(hour_ms), field, open_key, late_field(campaign), minute)
+
+
+def touched_keys(operations: Iterable[Sequence[bytes]]) -> list[bytes]:
+    """All keys that operations of a call touch, each once: a cluster runs a script only where all of them are."""
+    keys = dict[bytes, None]()
+    for operation, key, *arguments in operations:
+        keys[key] = None
+        if operation == Op.MOVE_CELL:
+            keys |= dict.fromkeys(_names(arguments[3]))
+        elif operation == Op.REPLACE_ROWS or (operation == Op.ADD_ROWS and arguments[2]):
+            keys |= dict.fromkeys(_names(key))
+    return list(keys)
+
+
+def _names(open_key: bytes) -> tuple[bytes, ...]:
+    """The keys of rows by flush: of small ones, and of the parts of large ones."""
+    return open_key, *(open_key + part for part in PARTS)
 
 
 def cell_field(campaign: int, minute: int) -> bytes:

@@ -1,6 +1,6 @@
 -- Moves the rows by flush of a minute that no worker holds any more to the late rows of its hour.
 --
--- KEYS     span of the shard, rows by flush of a campaign and minute, cells of the hour
+-- KEYS     span of the shard, rows by flush of a campaign and minute, cells of the hour, then the parts of the rows by flush
 -- ARGV     field of late rows, minute of the hour
 -- Returns  the moves there are with this one
 local span, open_key, hour_key = KEYS[1], KEYS[2], KEYS[3]

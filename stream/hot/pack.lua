@@ -1,6 +1,6 @@
 -- Packs cells of a closed minute: each gets all the rows that it has at a sequence, in place of its rows by flush.
 --
--- KEYS[1]  span of the shard
+-- KEYS     span of the shard, then all other keys of the cells, in any order
 -- ARGV     sequence, known moves, then of each cell: hour key, cell, rows, roll-ups, key of its rows by flush, field of late rows,
 --          minute
 -- Returns  the moves there are with this one; 0 the shard is at another sequence, or has fewer moves than are known

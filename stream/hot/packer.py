@@ -110,8 +110,10 @@ class Packer:
 
     def _write(self, sequence: int, start: int, page: dict[int, tuple[bytes, bytes]]) -> bool:
         """Write cells; False where Redis is not at the sequence, or has lost calls."""
-        arguments = [x for campaign, cell in page.items() for x in self._keys.cell(start, campaign).move(*cell)]
-        moves = int(self._script([self._keys.span], [sequence, self.moves, *arguments]))
+        cells = [(self._keys.cell(start, campaign), contents) for campaign, contents in page.items()]
+        keys = dict.fromkeys(key for cell, _ in cells for key in cell.keys)
+        arguments = [argument for cell, contents in cells for argument in cell.move(*contents)]
+        moves = int(self._script([self._keys.span, *keys], [sequence, self.moves, *arguments]))
         if not moves:
             return False
         self.moves = moves

@@ -20,12 +20,12 @@ import numpy as np
 from infra import faults
 from infra.clock import HOUR_MS, MINUTE_MS
 from infra.columnar.grouping import interleave, sum_by_key
-from infra.errors import BadStatement, Denied
+from infra.errors import BadStatement, Denied, Unavailable
 from infra.redis.client import Memory, Redis
 from ingest.partials import WINDOW, Partials
 from stream.hot import cell_format, scripts
 from stream.hot.gathering import Gathering
-from stream.hot.layout import Op, ShardKeys, SpanField
+from stream.hot.layout import Op, ShardKeys, SpanField, touched_keys
 from stream.hot.limits import DEFAULT_LIMITS, HotLimits
 from stream.hot.packer import ClosedMinute, Packer, Todo
 from stream.published import Publication
@@ -138,7 +138,8 @@ class HotSink:
         from_ms = ""
         if lost:
             from_ms = str(snapshot.dropped_ms // MINUTE_MS * MINUTE_MS)
-        self._apply(-1, snapshot, self._calls(self._whole_windows(snapshot), []), from_ms)
+        if self._apply(-1, snapshot, self._calls(self._whole_windows(snapshot), []), from_ms) == _BEHIND:
+            raise Unavailable("Redis lost a part of a shard while that was written anew", backend="redis")
         self._shown, self._opened = snapshot.sequence, {w.start: 0.0 for w in snapshot.open}
 
     def _keep_unheld_rows(self, snapshot: Publication, packed_ms: int) -> None:
@@ -150,7 +151,8 @@ class HotSink:
         for minute_ms, campaign in open_cells:
             if minute_ms + MINUTE_MS <= snapshot.dropped_ms:
                 cell = self.keys.cell(minute_ms, campaign)
-                keys = [self.keys.span, cell.open_key, cell.hour_key]
+                parts = (key for key in cell.keys if key not in (cell.open_key, cell.hour_key))
+                keys = [self.keys.span, cell.open_key, cell.hour_key, *parts]
                 moves = int(self._move_late_script(keys, [cell.late_field, cell.minute]))
                 self.packer.moves = max(self.packer.moves, moves)
 
@@ -222,9 +224,9 @@ class HotSink:
             is_last = number == len(calls)
             marks = [closed_ms, packed_ms, from_ms, newest_ms, published.sent_ms or "", published.events]
             arguments = [
-                expected, self.packer.moves, published.sequence, int(is_last), *marks, *itertools.chain(*operations)
+                expected, self.packer.moves, published.sequence, number, int(is_last), *marks, *itertools.chain(*operations)
             ]  # fmt: skip
-            answer = int(self._apply_script([self.keys.span], arguments))
+            answer = int(self._apply_script([self.keys.span, *touched_keys(operations)], arguments))
             if answer != _APPLIED:
                 break
             faults.point("hot.written" if is_last else "hot.half")
@@ -337,9 +339,9 @@ class HotSink:
             self._redis.call("HSET", self.keys.span, SpanField.SENT, sent_ms)
         return True
 
-    def mark_whole(self, memory: Memory) -> None:
-        """Note that Redis has evicted nothing of this shard until `memory` was read. Cheap where nothing has changed since."""
-        mark = f"{memory.run_id}:{memory.evicted_keys}"
+    def mark_whole(self, memories: Iterable[Memory]) -> None:
+        """Note that no primary of Redis has evicted anything until `memories` were read. Cheap where nothing has changed since."""
+        mark = ",".join(sorted(f"{memory.run_id}:{memory.evicted_keys}" for memory in memories))
         if self._attached and mark != self._whole_at:
             self._redis.call("HSET", self.keys.span, SpanField.EVICTED, mark)
             self._whole_at = mark
@@ -354,9 +356,9 @@ class HotSink:
         mark = self._redis.call("HGET", self.keys.span, SpanField.EVICTED)
         if mark is None:
             return
+        counts = dict(part.rsplit(":", 1) for part in mark.decode().split(","))
         with contextlib.suppress(BadStatement, Denied):  # where INFO is forbidden
-            memory, (run_id, count) = self._redis.memory(), mark.decode().rsplit(":", 1)
-            if memory.run_id == run_id and memory.evicted_keys > int(count):
+            if any(m.run_id in counts and m.evicted_keys > int(counts[m.run_id]) for m in self._redis.memories()):
                 self.forget()
 
     def expire(self, now_ms: int, warm_border_ms: int | None) -> int:

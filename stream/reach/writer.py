@@ -77,7 +77,7 @@ class ReachWriter:
         self._client = ClickHouse(
             settings.clickhouse, settings.database, timeout_s=_CLICKHOUSE_TIMEOUT_S, connections=1
         )
-        self._redis = Redis(settings.redis, timeout_s=_REDIS_TIMEOUT_S)
+        self._redis = Redis(settings.redis_access, timeout_s=_REDIS_TIMEOUT_S)
         self._additions = Additions(HOUR_MS)
         self._owned: set[int] = set()
         self._read_to: dict[int, int] = {}

@@ -12,7 +12,8 @@ from infra.errors import AdclickError
 from infra.redis.client import Redis
 from infra.settings import Settings
 from stream.hot import cell_format, layout, scripts
-from stream.hot.layout import PARTS, ROWS, Op, ShardKeys, SpanField
+from stream.hot.layout import PARTS, ROWS, Cell, Op, ShardKeys, SpanField
+from tests.redis_loss import dump_keys, go_back
 
 HOUR = 1_795_132_800_000
 MINUTE = HOUR + 60_000
@@ -40,12 +41,18 @@ class Shard:
         expected: int,
         new: int,
         *operations: bytes,
+        number: int = 1,
         last: bool = True,
         marks: Any = (5, 4, "", "", ""),
         events: int = 0,
     ) -> int:
-        arguments = [expected, self.moves, new, "1" if last else "0", *marks, events, *operations]
+        arguments = [expected, self.moves, new, number, "1" if last else "0", *marks, events, *operations]
         return int(scripts.apply_flush(self.redis)([self.keys.span], arguments))
+
+    def pack(self, sequence: int, known_moves: int, *cells: tuple[Cell, bytes]) -> int:
+        arguments = [argument for cell, rows in cells for argument in cell.move(rows, b"")]
+        keys = [key for cell, _ in cells for key in cell.keys]
+        return int(scripts.pack_cells(self.redis)([self.keys.span, *keys], [sequence, known_moves, *arguments]))
 
 
 @pytest.fixture
@@ -85,10 +92,27 @@ def test_a_flush_is_applied_only_at_the_sequence_before_it(
 def test_only_the_last_call_of_a_flush_moves_the_span(shard: Shard) -> None:
     marks = (300, 200, 100, 250, 999)
     assert shard.apply(-1, 1, last=False, marks=marks) == 1
-    assert shard.hash(shard.keys.span) == {}
-    assert shard.apply(-1, 1, marks=marks, events=3) == 1
+    assert shard.hash(shard.keys.span) == {SpanField.CALLS: b"1:1"}
+    assert shard.apply(-1, 1, number=2, marks=marks, events=3) == 1
     fields = {"SEQUENCE": 1, "CLOSED": 300, "PACKED": 200, "FROM": 100, "NEWEST": 250, "SENT": 999, "EVENTS": 3}
     assert shard.hash(shard.keys.span) == {getattr(SpanField, name): b"%d" % n for name, n in fields.items()}
+
+
+@pytest.mark.parametrize("expected", [1, -1])
+def test_a_call_of_a_flush_is_applied_only_behind_the_one_before_it(shard: Shard, expected: int) -> None:
+    shard.at_sequence(1)
+    key = shard.keys.advertiser(1)
+    assert shard.apply(expected, 2, Op.ADD_CAMPAIGN, key, b"1", last=False) == 1
+    earlier = dump_keys(shard.redis, shard.keys.all())
+    assert shard.apply(expected, 2, Op.ADD_CAMPAIGN, key, b"2", number=2, last=False) == 1
+    go_back(shard.redis, shard.keys.all(), earlier)  # as a replica that was behind
+    assert shard.apply(expected, 2, Op.ADD_CAMPAIGN, key, b"3", number=3) == -1
+    assert shard.redis.call("SMEMBERS", key) == {b"1"}
+    # From the first call on it is written whole.
+    calls = [(b"1", 1, False), (b"2", 2, False), (b"3", 3, True)]
+    answers = [shard.apply(expected, 2, Op.ADD_CAMPAIGN, key, c, number=n, last=last) for c, n, last in calls]
+    assert (answers, shard.redis.call("SMEMBERS", key)) == ([1, 1, 1], {b"1", b"2", b"3"})
+    assert shard.hash(shard.keys.span)[SpanField.SEQUENCE] == b"2"
 
 
 def test_an_empty_mark_leaves_the_span_unchanged_and_the_retained_range_never_grows_backwards(shard: Shard) -> None:
@@ -157,7 +181,7 @@ def test_packing_keeps_the_rows_of_a_flush_that_is_half_written(shard: Shard) ->
     shard.apply(-1, 1, Op.ADD_ROWS, cell.open_key, b"1", b"one", b"")
     shard.apply(1, 2, Op.ADD_ROWS, cell.open_key, b"2", b"rows", ROLL_UPS)
     shard.apply(2, 3, Op.ADD_ROWS, cell.open_key, b"3", b"rows", ROLL_UPS, last=False)
-    assert scripts.pack_cells(shard.redis)([shard.keys.span], [2, 0, *cell.move(b"all", b"")]) == 1
+    assert shard.pack(2, 0, (cell, b"all")) == 1
     assert shard.hash(cell.hour_key) == {cell.field: b"all"}
     assert shard.hash(cell.open_key) == {}
     assert {part: shard.hash(cell.open_key + part) for part in PARTS} == {p: {b"3": v} for p, v in LARGE.items()}
@@ -167,19 +191,13 @@ def test_packing_keeps_the_rows_of_a_flush_that_is_half_written(shard: Shard) ->
 def test_packing_is_refused_at_another_sequence(shard: Shard, shown: int | None) -> None:
     if shown is not None:
         shard.at_sequence(shown)
-    assert scripts.pack_cells(shard.redis)([shard.keys.span], [2, 0, *shard.cell.move(b"all", b"")]) == 0
+    assert shard.pack(2, 0, (shard.cell, b"all")) == 0
     assert shard.hash(shard.cell.hour_key) == {}
 
 
 def test_calls_that_move_rows_are_counted_and_a_redis_that_has_fewer_is_behind(shard: Shard) -> None:
     shard.at_sequence(2)
-    pack = scripts.pack_cells(shard.redis)
-    assert [pack([shard.keys.span], [2, known, *shard.cell.move(b"all", b"")]) for known in (0, 0, 2, 4)] == [
-        1,
-        2,
-        3,
-        0,
-    ]
+    assert [shard.pack(2, known, (shard.cell, b"all")) for known in (0, 0, 2, 4)] == [1, 2, 3, 0]
     shard.moves = 4
     assert shard.apply(2, 3) == -1
     assert shard.apply(-1, 2) == 1, "what is written whole does not depend on it"
@@ -190,8 +208,7 @@ def test_calls_that_move_rows_are_counted_and_a_redis_that_has_fewer_is_behind(s
 def test_packing_takes_several_cells_a_call(shard: Shard) -> None:
     shard.at_sequence(2)
     cells = [shard.keys.cell(MINUTE, campaign) for campaign in (1, 2, 3)]
-    arguments = [argument for n, cell in enumerate(cells) for argument in cell.move(b"%d" % n, b"")]
-    assert scripts.pack_cells(shard.redis)([shard.keys.span], [2, 0, *arguments]) == 1
+    assert shard.pack(2, 0, *((cell, b"%d" % n) for n, cell in enumerate(cells))) == 1
     assert shard.hash(cells[0].hour_key) == {cell.field: b"%d" % n for n, cell in enumerate(cells)}
 
 

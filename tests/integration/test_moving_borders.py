@@ -274,13 +274,13 @@ def test_keys_evicted_while_no_worker_watched_are_rewritten_or_missing(
     shard = two.hot
     for rows in ([at(0, 5)], [at(61, 7)], [at(62, 1)]):
         shard.show(rows, START + 62 * MINUTE)
-    memory = shard.redis.memory()
-    shard.sink.mark_whole(memory)
+    (memory,) = shard.redis.memories()
+    shard.sink.mark_whole([memory])
     shard.redis.call("UNLINK", shard.sink.keys.hour(START + HOUR_MS))  # as an eviction does
     unwatched = shard.new_sink()
     shard.attach(unwatched)
     assert tier.span().from_ms == [0], "the count of evicted keys is as it was"
-    monkeypatch.setattr(shard.redis, "memory", lambda: replace(memory, evicted_keys=memory.evicted_keys + 1))
+    monkeypatch.setattr(shard.redis, "memories", lambda: [replace(memory, evicted_keys=memory.evicted_keys + 1)])
     successor = shard.new_sink()
     shard.attach(successor)
     by_minute = question(granularity="minute")

@@ -128,6 +128,9 @@ class FakeRedis(Redis):
         self._expires.pop(key, None)
         return int(self.values.pop(key, None) is not None)
 
+    def on_each_primary(self, *command: Any) -> list[Any]:
+        return [self.call(*command)]
+
     def pipeline(self, commands: Iterable[Sequence[Any] | bytes]) -> list[Any]:
         return [self.call(*command) for command in commands]
 

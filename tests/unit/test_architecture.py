@@ -25,7 +25,7 @@ CLIENTS = {
     "aiokafka": "infra/kafka/sasl.py",
     "google_crc32c": "infra/kafka/record_batches.py",
     "hiredis": "infra/redis/commands.py",
-    "redis": "infra/redis/client.py",
+    "redis": "infra/redis/connections.py",
     "numba": "infra/columnar/jit.py",
     "llvmlite": "infra/columnar/jit.py",
     "clickhouse_connect": "infra/clickhouse/client.py",
@@ -55,7 +55,7 @@ PURE = [
     "query/notify/changes.py", "query/notify/budget_rule.py", "query/notify/pipeline_rules.py",
 ]  # fmt: skip
 IMPURE = {
-    "infra.kafka.client", "infra.redis.client", "infra.clickhouse.client", "infra.settings", "infra.clock.now_ms",
+    "infra.kafka.client", "infra.redis.client", "infra.redis.connections", "infra.clickhouse.client", "infra.settings", "infra.clock.now_ms",
     "time", "os", "threading", "asyncio",
 }  # fmt: skip
 PURE_TO_USE = {

@@ -41,7 +41,9 @@ from infra.errors import (
     UserError,
 )
 from infra.kafka import errors as kafka_errors
-from infra.redis import client as redis
+from infra.redis import client as redis_client
+from infra.redis import connections as redis
+from infra.redis.errors import Redirected
 
 
 def _classes(base: type[AdclickError]) -> dict[str, str]:
@@ -101,8 +103,8 @@ def test_the_tree_of_errors_in_the_docstring_is_that_of_the_classes() -> None:
         ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", Refused, "MASTERDOWN"),
         ("CLUSTERDOWN Hash slot not served", Refused, "CLUSTERDOWN"),
         ("TRYAGAIN Multiple keys request during rehashing of slot", Refused, "TRYAGAIN"),
-        ("MOVED 3999 127.0.0.1:6381", Refused, "MOVED"),
-        ("ASK 3999 127.0.0.1:6381", Refused, "ASK"),
+        ("MOVED 3999 127.0.0.1:6381", Redirected, "MOVED"),
+        ("ASK 3999 127.0.0.1:6381", Redirected, "ASK"),
         ("ERR max number of clients reached", Refused, "MAXCLIENTS"),
         ("ERR max number of clients + cluster connections reached", Refused, "MAXCLIENTS"),
         ("ERR upstream failure", Refused, "ERR"),
@@ -160,7 +162,7 @@ def test_a_redis_connection_that_fails_or_times_out_is_an_outage() -> None:
 
 def test_an_invalid_redis_url_is_a_user_error() -> None:
     with pytest.raises(UserError, match="ADCLICK_REDIS"):
-        redis.Redis("localhost:6379")
+        redis_client.Redis("localhost:6379")
 
 
 @pytest.mark.parametrize(

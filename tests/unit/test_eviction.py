@@ -65,4 +65,4 @@ def test_the_policy_is_read_from_info_or_config_whichever_is_allowed(
         assert policy in eviction.reason
     else:
         assert eviction.reason == ""
-    assert (eviction.memory is not None) == memory
+    assert bool(eviction.memories) == memory

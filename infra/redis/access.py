@@ -1,0 +1,71 @@
+"""Where Redis is and how it is reached, from the settings: a server, a cluster, or what Sentinels name. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
+_PORTS = {"sentinel": 26379}
+_PORT = 6379
+_HOST = re.compile(r"(\[[^\]]+\]|[^:\[\]]+)(?::(\d+))?")
+
+Address = tuple[str, int]
+"""Host and port."""
+
+
+@dataclass(frozen=True)
+class RedisAccess:
+    """`url`: as the setting `redis`. `ca`, `certificate`, `key`: PEM files for TLS, or empty. `wait_replicas`: so many replicas confirm
+    a conditional write before it counts as done."""
+
+    url: str
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+    wait_replicas: int = 0
+
+    @property
+    def mode(self) -> str:
+        """`cluster`, `sentinel`, or empty: a single server."""
+        return urlsplit(self.url).scheme.partition("+")[2]
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether connections use TLS."""
+        return is_encrypted(self.url)
+
+    @property
+    def addresses(self) -> list[Address]:
+        """The nodes or Sentinels that the URL names."""
+        hosts = urlsplit(self.url).netloc.rpartition("@")[2]
+        return [split_address(host, _PORTS.get(self.mode, _PORT)) for host in hosts.split(",")]
+
+    @property
+    def service(self) -> str:
+        """The name of the primary that Sentinels watch."""
+        return urlsplit(self.url).path.split("/")[1] if self.mode == "sentinel" else ""
+
+    def url_of(self, address: Address) -> str:
+        """The URL of one node, with user, password, database and options of the whole."""
+        parts = urlsplit(self.url)
+        host, port = address
+        user, at, _ = parts.netloc.rpartition("@")
+        name = f"[{host}]" if ":" in host else host
+        path = parts.path if self.mode != "sentinel" else parts.path.removeprefix(f"/{self.service}")
+        query = f"?{parts.query}" if parts.query else ""
+        return f"{parts.scheme.partition('+')[0]}://{user}{at}{name}:{port}{path}{query}"
+
+
+def is_encrypted(url: str) -> bool:
+    """Whether connections to this URL use TLS."""
+    return urlsplit(url).scheme.partition("+")[0] == "rediss"
+
+
+def split_address(text: str, port: int = _PORT) -> Address:
+    """Host and port of HOST, HOST:PORT or [IPV6]:PORT; `port` where it names none. Raises ValueError."""
+    parts = _HOST.fullmatch(text)
+    if parts is None:
+        raise ValueError(f"{text} is no HOST:PORT")
+    return parts[1].strip("[]"), int(parts[2] or port)
