@@ -38,6 +38,8 @@ _SECRET_ADDRESSES = frozenset({"redis", "clickhouse", "archive", "trace_collecto
 _ENVIRONMENT = "environment"
 # Kubernetes sets ADCLICK_X_SERVICE_HOST, …_SERVICE_PORT and …_PORT… in every container beside a Service named `adclick-x`.
 _SERVICE_HOST = "_SERVICE_HOST"
+NO_OTHER_REDIS = {"redis_ca": "", "redis_certificate": "", "redis_key": "", "redis_wait_replicas": "0"}
+"""Settings of a Redis of one's own, as they are for that of an embedded stack."""
 # What librdkafka, ClickHouse and Kafka take for a number at most.
 _MOST = 2**31 - 1
 _SHOWN_CHARACTERS = 200
@@ -383,7 +385,7 @@ def resolve(directory: str | None = None, *, stack: bool = True) -> Resolved:
         raise UserError(f"no stack has been started in {folder}", hint=f"adclick up --dir {folder} starts one")
     layers: list[tuple[str, dict[str, Any]]] = []
     if directory is not None:
-        layers.append((str(folder / ENDPOINTS_FILE), endpoints))
+        layers.append((str(folder / ENDPOINTS_FILE), (NO_OTHER_REDIS if endpoints else {}) | endpoints))
     layers.append((_ENVIRONMENT, _read_environment(os.environ)))
     config = os.environ.get("ADCLICK_CONFIG")
     if config:

@@ -31,7 +31,7 @@ from infra.embedded.start_commands import ProcessCommand
 from infra.errors import AdclickError, UserError
 from infra.file_store import is_bucket
 from infra.priority import answer_soon, give_way
-from infra.settings import Settings, file_variables
+from infra.settings import NO_OTHER_REDIS, Settings, file_variables
 
 # Whatever lies in the working directory, our modules and our packages' are meant.
 ADCLICK = [sys.executable, "-P", "-m", "infra"]
@@ -174,13 +174,14 @@ class Supervisor:
             and self._wait("kafka", lambda: readiness.kafka_ready(endpoints["kafka"]))
         ):
             return None
-        env = {f"ADCLICK_{k.upper()}": v for k, v in (self._overrides | endpoints).items()}
+        values = self._overrides | NO_OTHER_REDIS | endpoints
+        env = {f"ADCLICK_{k.upper()}": v for k, v in values.items()}
         env |= WORKER_ENV | {
             "ADCLICK_HTTP": listen or endpoints["http"],
             "ADCLICK_DIR": str(path.resolve()),
         }
         self._env = env
-        settings = Settings(**(self._overrides | endpoints))
+        settings = Settings(**values)
         migration.migrate(settings)
         for kind, count in self._counts.items():
             for number in range(count):

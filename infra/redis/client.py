@@ -15,12 +15,12 @@ from infra.redis.access import Address, RedisAccess
 from infra.redis.cluster import Cluster
 from infra.redis.commands import Arguments, pack_command, pack_with_arguments
 from infra.redis.connections import Server, open_sentinels, open_server, parsed, raise_first_error
-from infra.redis.single import Servers, SingleServer
+from infra.redis.single import Servers, SingleServer, Watched
 from infra.redis.slots import pattern_slot
 
 _SCAN_COUNT = 1000
 # For how long a write waits for its replicas; below every timeout of a connection that makes such writes.
-_WAIT_MS = 1000
+_WAIT_MS, _GLANCE_MS = 1000, 1
 
 
 class Redis:
@@ -74,6 +74,8 @@ class Redis:
         of them confirm what was written: the write has then happened, and may yet be lost.
         """
         with self._servers.watched(key.encode()) as watched:
+            # Before anything is written: while replicas are away the caller tries again and again.
+            self._check_replicas(watched, _GLANCE_MS)
             commands = accept(watched.value)
             if commands is None:
                 watched.unwatch()
@@ -82,11 +84,17 @@ class Redis:
             if replies is None:
                 raise Unavailable(f"Redis: {key} was changed by another writer", backend="redis")
             raise_first_error(replies)
-            if wanted := self._access.wait_replicas:
-                confirmed = watched.wait_for_replicas(wanted, _WAIT_MS)
-                if confirmed < wanted:
-                    raise _unconfirmed(confirmed, wanted)
+            self._check_replicas(watched, _WAIT_MS)
             return True
+
+    def _check_replicas(self, watched: Watched, timeout_ms: int) -> None:
+        """Raise Refused unless as many replicas as wanted have what the connection wrote."""
+        if wanted := self._access.wait_replicas:
+            confirmed = watched.wait_for_replicas(wanted, timeout_ms)
+            if confirmed < wanted:
+                text = f"Redis: {confirmed} of {wanted} replicas confirm what was written"
+                hint = "bring back its replicas, or lower redis_wait_replicas"
+                raise Refused(text, hint=hint, backend="redis", code="WAIT")
 
     def script(self, source: str) -> Script:
         """A Lua script that is loaded where it is not known yet."""
@@ -153,11 +161,6 @@ def _scan(server: Server, pattern: str) -> Iterator[bytes]:
         yield from keys
         if cursor == b"0":
             return
-
-
-def _unconfirmed(confirmed: int, wanted: int) -> Refused:
-    text = f"Redis: {confirmed} of {wanted} replicas confirm what was written"
-    return Refused(text, hint="bring back its replicas, or lower redis_wait_replicas", backend="redis", code="WAIT")
 
 
 @dataclass(frozen=True)

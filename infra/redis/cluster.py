@@ -145,17 +145,17 @@ class Cluster:
 
     def _exchange_once(self, calls: Sequence[_Call], targets: dict[int, _Target], replies: list[list[Any]]) -> None:
         """Send each call to its target, and put what is answered among the replies: in one round trip for all nodes."""
-        by_target = dict[_Target, list[int]]()
+        by_address = dict[Address, list[int]]()
         for number, target in sorted(targets.items()):
-            by_target.setdefault(target, []).append(number)
+            by_address.setdefault(target.address, []).append(number)
         with contextlib.ExitStack() as connections:
-            opened = [(t, connections.enter_context(self._connection(t.address)), n) for t, n in by_target.items()]
-            for target, connection, numbers in opened:
-                connection.send([command for n in numbers for command in (*target.prefix, *calls[n].commands)])
-            for target, connection, numbers in opened:
+            opened = [(connections.enter_context(self._connection(a)), numbers) for a, numbers in by_address.items()]
+            for connection, numbers in opened:
+                connection.send([command for n in numbers for command in (*targets[n].prefix, *calls[n].commands)])
+            for connection, numbers in opened:
                 for number in numbers:
-                    answered = connection.read(len(target.prefix) + len(calls[number].commands))
-                    replies[number] = answered[len(target.prefix) :]
+                    prefix = len(targets[number].prefix)
+                    replies[number] = connection.read(prefix + len(calls[number].commands))[prefix:]
                     for reply in replies[number]:
                         self._note_error(reply)
 

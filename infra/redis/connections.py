@@ -40,7 +40,7 @@ _STALE = {"READONLY", "MASTERDOWN"}
 # Options of a URL with Sentinels that are for these.
 _SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
 
-_callbacks: dict[str, Callable[[Any], Any]] = redis.Redis().response_callbacks
+_callbacks: dict[str, Callable[[Any], Any]] = redis.Redis(protocol=2).response_callbacks
 
 
 class Connection:

@@ -39,23 +39,24 @@ class RedisNode:
         return self._process.pid
 
     @property
+    def is_up(self) -> bool:
+        """Whether it was started, and not killed since."""
+        return self._process is not None
+
+    @property
     def id(self) -> str:
         """The name that the cluster has for it."""
         return str(self.client.execute_command("CLUSTER", "MYID").decode())
 
-    def start(self) -> None:
-        """Start it, with what is in its folder."""
+    def start(self, file: str = "") -> None:
+        """Start it, with what is in its folder. `file`: name of a configuration file there, made where it is missing: a Sentinel writes
+        to one."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        command = [
-            self._binary,
-            "--port",
-            str(self.port),
-            "--bind",
-            "127.0.0.1",
-            "--dir",
-            str(self.folder),
-            *self._options,
-        ]
+        command = [self._binary]
+        if file:
+            (self.folder / file).touch()
+            command.append(str(self.folder / file))
+        command += ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), *self._options]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         _wait_until(self._answers, f"the node at {self.port} answers")
@@ -205,14 +206,19 @@ class RedisCluster:
         return replica
 
     def restart(self, node: RedisNode) -> None:
-        """Start a node that was killed, and wait until it is in sync as a replica."""
+        """Start a node that was killed, and wait until it is in sync as a replica, and known as one."""
         node.start()
+        others = [other for other in self.nodes if other is not node]
 
         def is_in_sync() -> bool:
             link = node.client.info("replication")
-            return link["role"] == "slave" and link["master_link_status"] == "up"
+            return (
+                link["role"] == "slave"
+                and link["master_link_status"] == "up"
+                and all(_has_replica(other, node.port) for other in others)
+            )
 
-        _wait_until(is_in_sync, "it is a replica, and in sync")
+        _wait_until(is_in_sync, "it is a replica, in sync, and known as one")
 
     def begin_move(self, slot: int, source: RedisNode, target: RedisNode) -> None:
         """Mark a slot as being moved."""
@@ -261,6 +267,10 @@ def _serves(node: RedisNode, port: int) -> bool:
     with contextlib.suppress(redis.RedisError):
         return any(entry[2][1] == port for entry in _slots(node))
     return False
+
+
+def _has_replica(node: RedisNode, port: int) -> bool:
+    return any(replica[1] == port for _, _, _, *replicas in _slots(node) for replica in replicas)
 
 
 def _unused_ports(count: int) -> int:
