@@ -16,8 +16,8 @@ from infra.clock import iso
 from infra.errors import AdclickError, Refused
 from infra.kafka import topic_setup, topics
 from infra.kafka.admin import Admin
-from infra.redis.client import Redis
-from infra.redis.eviction import NEVER_EVICT, eviction_risk
+from infra.redis.client import Memory, Redis
+from infra.redis.eviction import NEVER_EVICT, EvictionWatch
 from infra.retries import SIDE_WORK
 from infra.settings import Settings
 from infra.wait_reports import read_waits
@@ -37,8 +37,9 @@ _NO_TOPICS: Part = {
     "topics": {}, "partitions": {}, "open_transactions": {}, "arrived": None, "archived": None, "warnings": [],
 }  # fmt: skip
 _NO_GAPS: Part = {"gaps": []}
+_NO_MEMORY: Part = {"redis_memory": []}
 _NO_RUNS: Part = {"last_reconciliation": None, "reconciliation_alerts": [], "unbilled_events": 0}
-UNKNOWN_STATUS: Part = {**_NO_TOPICS, **_NO_WORKERS, **_NO_RUNS, "problems": {}}
+UNKNOWN_STATUS: Part = {**_NO_TOPICS, **_NO_WORKERS, **_NO_MEMORY, **_NO_RUNS, "problems": {}}
 """The status of a stack that is not running."""
 
 
@@ -64,7 +65,7 @@ def read_status(settings: Settings) -> dict[str, Any]:
             pool.submit(read, "redis", _read_workers, _NO_WORKERS),
             pool.submit(read, "clickhouse", _read_runs, _NO_RUNS),
             pool.submit(read, "clickhouse", _read_gaps, _NO_GAPS),
-            pool.submit(read, "redis", _check_redis, {}),
+            pool.submit(read, "redis", _check_redis, _NO_MEMORY),
         ]
         status = {key: value for part in parts for key, value in part.result().items()}
     side_work = list[str]()
@@ -165,9 +166,14 @@ def _clickhouse(settings: Settings) -> ClickHouse:
 
 
 def _check_redis(settings: Settings) -> Part:
-    """Raises Unavailable when Redis takes no writes, or may lose what was written."""
+    """How much memory each server has in use. Raises Unavailable when Redis takes no writes, or may lose what was written."""
     with contextlib.closing(Redis(settings.redis_access, timeout_s=_TIMEOUT_S)) as redis:
         redis.call("SET", f"{settings.key_prefix}probe", "1", "PX", 1000)
-        if eviction := eviction_risk(redis):
-            raise Refused(eviction, hint=NEVER_EVICT, backend="redis", code="EVICTS")
-    return {}
+        eviction = EvictionWatch(redis).look()
+        if eviction.reason:
+            raise Refused(eviction.reason, hint=NEVER_EVICT, backend="redis", code="EVICTS")
+    return {"redis_memory": [_describe_memory(memory) for memory in eviction.memories]}
+
+
+def _describe_memory(memory: Memory) -> Part:
+    return {"server": memory.server, "used_bytes": memory.used_bytes, "limit_bytes": memory.limit_bytes}

@@ -64,6 +64,12 @@ def _print_status(app: App, report: dict[str, Any]) -> None:
         app.table(["warning"], [(warning,) for warning in report["warnings"]])
     if report["topics"]:
         app.table(["topic", "messages to read"], [(n, f"{lag:,}") for n, lag in report["topics"].items()])
+    if report["redis_memory"]:
+        columns = ("server", "used_bytes", "limit_bytes")
+        rows = [[memory[column] for column in columns] for memory in report["redis_memory"]]
+        app.table(
+            ["redis", "MB", "of"], [(s, used >> 20, f"{limit >> 20}" if limit else "any") for s, used, limit in rows]
+        )
     lag_s, run = report["stream_lag_s"], report["last_reconciliation"]
     app.table(
         ["", ""],

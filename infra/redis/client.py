@@ -110,18 +110,19 @@ class Redis:
             keys |= dict.fromkeys(_scan(server, pattern))
         return list(keys)
 
-    def on_each_primary(self, *command: Any) -> list[Any]:
-        """The replies of all primaries to a command without a key."""
+    def on_each_primary(self, *command: Any) -> dict[str, Any]:
+        """The reply of each primary to a command without a key, by the server's address."""
         packed = pack_command(*command)
-        replies = [server.exchange([packed])[0] for server in self._servers.primaries()]
-        raise_first_error(replies)
+        replies = {server.name: server.exchange([packed])[0] for server in self._servers.primaries()}
+        raise_first_error(list(replies.values()))
         return replies
 
     def memories(self) -> list[Memory]:
         """How much memory each primary may use, and what it does when that is full. Raises BadStatement or Denied where it may not be
         asked."""
         # All sections that it gives by default: before Redis 7 INFO takes one name at most.
-        return [Memory.of_info(bytes(reply).decode()) for reply in self.on_each_primary("INFO")]
+        replies = self.on_each_primary("INFO")
+        return [Memory.of_info(server, bytes(reply).decode()) for server, reply in replies.items()]
 
     def lease(self, name: str, seconds: int, busy: str) -> contextlib.AbstractContextManager[int]:
         """Hold a lock that expires by itself, and renew it meanwhile: see `hold_lease`."""
@@ -165,8 +166,9 @@ def _scan(server: Server, pattern: str) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a server reports of its memory. `limit_bytes` 0: no limit; `policy` is empty where it is not reported."""
+    """What a server, by its address, reports of its memory. `limit_bytes` 0: no limit; `policy` is empty where it is not reported."""
 
+    server: str
     run_id: str
     used_bytes: int
     limit_bytes: int
@@ -174,11 +176,11 @@ class Memory:
     evicted_keys: int
 
     @classmethod
-    def of_info(cls, text: str) -> Memory:
+    def of_info(cls, server: str, text: str) -> Memory:
         """From the reply to INFO."""
         fields = dict(line.split(":", 1) for line in text.split("\r\n") if ":" in line)
         return cls(
-            fields.get("run_id", ""), int(fields.get("used_memory", 0)), int(fields.get("maxmemory", 0)),
+            server, fields.get("run_id", ""), int(fields.get("used_memory", 0)), int(fields.get("maxmemory", 0)),
             fields.get("maxmemory_policy", ""), int(fields.get("evicted_keys", 0)),
         )  # fmt: skip
 

@@ -74,8 +74,9 @@ class Connection:
 class Server:
     """One server, or the primary that Sentinels name, by a pool of connections. Connects with the first command."""
 
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
+    def __init__(self, name: str, pool: Any) -> None:
+        """`name`: its address, or what Sentinels call it."""
+        self.name, self._pool = name, pool
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Connection]:
@@ -120,7 +121,9 @@ class Server:
 
 def open_server(access: RedisAccess, url: str, timeout_s: float) -> Server:
     """The server at a URL with one host. Raises UserError for an address that is none, or for a file that cannot be read."""
-    return Server(redis.ConnectionPool(**_options(access, url, timeout_s)))
+    options = _options(access, url, timeout_s)
+    name = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+    return Server(name, redis.ConnectionPool(**options))
 
 
 def open_sentinels(access: RedisAccess, timeout_s: float) -> Server:
@@ -140,7 +143,7 @@ def open_sentinels(access: RedisAccess, timeout_s: float) -> Server:
             "ssl": is_encrypted, **encryption,
         },
     )  # fmt: skip
-    return Server(SentinelConnectionPool(access.service, sentinels, ssl=is_encrypted, **options))
+    return Server(access.service, SentinelConnectionPool(access.service, sentinels, ssl=is_encrypted, **options))
 
 
 def _options(access: RedisAccess, url: str, timeout_s: float) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class EvictionWatch:
     def _configured_policies(self) -> set[str]:
         with contextlib.suppress(BadStatement, Denied):
             replies = self._redis.on_each_primary("CONFIG", "GET", "maxmemory-policy")
-            return {bytes(reply[1]).decode() for reply in replies if reply}
+            return {bytes(reply[1]).decode() for reply in replies.values() if reply}
         return set()
 
 

@@ -6,7 +6,7 @@ import datetime as dt
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -131,6 +131,7 @@ class _Pipeline(Collector):
         for topic, count in state["topics"].items():
             lag.add_metric([topic], count)
         yield lag
+        yield from _memory_metrics(state["redis_memory"])
         if state["stream_lag_s"] is not None:
             yield GaugeMetricFamily(
                 "adclick_stream_lag_seconds", "How much older answers are than the output of ingest.",
@@ -174,6 +175,19 @@ class _Pipeline(Collector):
             if (rate := summary.rate(counts)) is not None:
                 rates.add_metric([counts.kind], rate)
         yield rates
+
+
+def _memory_metrics(memories: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
+    used = GaugeMetricFamily(
+        "adclick_redis_memory_bytes", "Memory that a primary of Redis has in use.", labels=["server"]
+    )
+    limit = GaugeMetricFamily(
+        "adclick_redis_memory_limit_bytes", "Memory that a primary of Redis may use; 0: any.", labels=["server"]
+    )
+    for memory in memories:
+        used.add_metric([memory["server"]], memory["used_bytes"])
+        limit.add_metric([memory["server"]], memory["limit_bytes"])
+    yield from (used, limit)
 
 
 def _run_metrics(state: Mapping[str, Any]) -> Iterator[Metric]:

@@ -74,9 +74,8 @@ def test_answers_are_exact_while_slots_move_and_after_a_fail_over(
         sending.join()
         cluster.fail_over(cluster.owner("{s0}"))
         # One primary has no replica any more: ingest is not to wait for one that never comes.
-        for worker in WORKERS[:1]:
-            running.workers[f"{worker}-0"].kill()
-            running.start(f"{worker}-0", ADCLICK_REDIS=urls[worker], ADCLICK_REDIS_WAIT_REPLICAS="0")
+        running.workers["ingest-0"].kill()
+        running.start("ingest-0", ADCLICK_REDIS=urls["ingest"], ADCLICK_REDIS_WAIT_REPLICAS="0")
         running.send()
         running.wait_until_exact(120)
         assert denials(cluster) == []

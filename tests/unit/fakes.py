@@ -128,8 +128,8 @@ class FakeRedis(Redis):
         self._expires.pop(key, None)
         return int(self.values.pop(key, None) is not None)
 
-    def on_each_primary(self, *command: Any) -> list[Any]:
-        return [self.call(*command)]
+    def on_each_primary(self, *command: Any) -> dict[str, Any]:
+        return {"fake:1": self.call(*command)}
 
     def pipeline(self, commands: Iterable[Sequence[Any] | bytes]) -> list[Any]:
         return [self.call(*command) for command in commands]

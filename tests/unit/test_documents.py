@@ -261,6 +261,7 @@ def _exposed_metrics(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, se
     """name → (type, labels, help) of what a router exposes when every part of the pipeline has a state."""
     status = UNKNOWN_STATUS | {
         "topics": {"ad-events": 1}, "stream_lag_s": 1.0, "watermark": "2026-11-29T00:00:00Z", "level": "normal",
+        "redis_memory": [{"server": "127.0.0.1:6379", "used_bytes": 1, "limit_bytes": 0}],
         "last_reconciliation": {"published_at": "2026-11-29T03:00:00Z"}, "ingest_workers": [{"worker": "a", "doubt": 0}],
     }  # fmt: skip
     monkeypatch.setattr(metrics, "read_status", lambda _: status)
