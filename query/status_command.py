@@ -65,11 +65,7 @@ def _print_status(app: App, report: dict[str, Any]) -> None:
     if report["topics"]:
         app.table(["topic", "messages to read"], [(n, f"{lag:,}") for n, lag in report["topics"].items()])
     if report["redis_memory"]:
-        columns = ("server", "used_bytes", "limit_bytes")
-        rows = [[memory[column] for column in columns] for memory in report["redis_memory"]]
-        app.table(
-            ["redis", "MB", "of"], [(s, used >> 20, f"{limit >> 20}" if limit else "any") for s, used, limit in rows]
-        )
+        app.table(["redis", "MB", "of"], [_memory(memory) for memory in report["redis_memory"]])
     lag_s, run = report["stream_lag_s"], report["last_reconciliation"]
     app.table(
         ["", ""],
@@ -80,6 +76,12 @@ def _print_status(app: App, report: dict[str, Any]) -> None:
             ("reconciled", _reconciled(run) if run else "unknown" if report["problems"] else "never"),
         ],
     )
+
+
+def _memory(memory: dict[str, Any]) -> tuple[str, int, str]:
+    """A server of Redis, what it has in use, and what it may use."""
+    limit = memory["limit_bytes"]
+    return memory["server"], memory["used_bytes"] >> 20, f"{limit >> 20}" if limit else "any"
 
 
 def _reconciled(run: dict[str, Any]) -> str:

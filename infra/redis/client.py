@@ -20,7 +20,7 @@ from infra.redis.slots import pattern_slot
 
 _SCAN_COUNT = 1000
 # For how long a write waits for its replicas; below every timeout of a connection that makes such writes.
-_WAIT_MS, _GLANCE_MS = 1000, 1
+_WAIT_MS = 1000
 
 
 class Redis:
@@ -36,6 +36,8 @@ class Redis:
         a file that cannot be read."""
         self._access = access if isinstance(access, RedisAccess) else RedisAccess(access)
         self._servers: Servers = _open(self._access, timeout_s)
+        self._unconfirmed = set[str]()
+        """Keys whose last conditional write too few replicas have confirmed."""
 
     def call(self, *command: Any) -> Any:
         """The reply to one command, as redis-py gives it."""
@@ -74,8 +76,9 @@ class Redis:
         of them confirm what was written: the write has then happened, and may yet be lost.
         """
         with self._servers.watched(key.encode()) as watched:
-            # Before anything is written: while replicas are away the caller tries again and again.
-            self._check_replicas(watched, _GLANCE_MS)
+            if key in self._unconfirmed:
+                # While replicas are away the caller tries again and again, and may add the same rows each time.
+                self._confirm(key, watched)
             commands = accept(watched.value)
             if commands is None:
                 watched.unwatch()
@@ -84,17 +87,19 @@ class Redis:
             if replies is None:
                 raise Unavailable(f"Redis: {key} was changed by another writer", backend="redis")
             raise_first_error(replies)
-            self._check_replicas(watched, _WAIT_MS)
+            self._confirm(key, watched)
             return True
 
-    def _check_replicas(self, watched: Watched, timeout_ms: int) -> None:
-        """Raise Refused unless as many replicas as wanted have what the connection wrote."""
+    def _confirm(self, key: str, watched: Watched) -> None:
+        """Raise Refused unless as many replicas as wanted have all that was written so far."""
         if wanted := self._access.wait_replicas:
-            confirmed = watched.wait_for_replicas(wanted, timeout_ms)
+            self._unconfirmed.add(key)
+            confirmed = watched.wait_for_replicas(wanted, _WAIT_MS)
             if confirmed < wanted:
                 text = f"Redis: {confirmed} of {wanted} replicas confirm what was written"
                 hint = "bring back its replicas, or lower redis_wait_replicas"
                 raise Refused(text, hint=hint, backend="redis", code="WAIT")
+            self._unconfirmed.discard(key)
 
     def script(self, source: str) -> Script:
         """A Lua script that is loaded where it is not known yet."""

@@ -13,10 +13,9 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import redis
+import redis.sentinel
 from redis.backoff import NoBackoff
-from redis.connection import SSLConnection, parse_url
 from redis.retry import Retry
-from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from infra.errors import AdclickError, Refused, TimedOut, UserError
 from infra.redis import errors
@@ -40,6 +39,9 @@ _STALE = {"READONLY", "MASTERDOWN"}
 # Options of a URL with Sentinels that are for these.
 _SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
 
+# Where redis-py has no types.
+_sentinel: Any = redis.sentinel
+_connection: Any = redis.connection
 _callbacks: dict[str, Callable[[Any], Any]] = redis.Redis(protocol=2).response_callbacks
 
 
@@ -135,7 +137,7 @@ def open_sentinels(access: RedisAccess, timeout_s: float) -> Server:
     for name in ("host", "port"):
         options.pop(name, None)
     encryption = {name: value for name, value in options.items() if name.startswith("ssl_")}
-    sentinels = Sentinel(
+    sentinels = _sentinel.Sentinel(
         access.addresses,
         sentinel_kwargs={
             "socket_timeout": _CONNECT_TIMEOUT_S, "socket_connect_timeout": _CONNECT_TIMEOUT_S, "retry": Retry(NoBackoff(), 0),
@@ -143,20 +145,22 @@ def open_sentinels(access: RedisAccess, timeout_s: float) -> Server:
             "ssl": is_encrypted, **encryption,
         },
     )  # fmt: skip
-    return Server(access.service, SentinelConnectionPool(access.service, sentinels, ssl=is_encrypted, **options))
+    return Server(
+        access.service, _sentinel.SentinelConnectionPool(access.service, sentinels, ssl=is_encrypted, **options)
+    )
 
 
 def _options(access: RedisAccess, url: str, timeout_s: float) -> dict[str, Any]:
     """Options of redis-py's connections."""
     try:
-        options = dict[str, Any](parse_url(url))
+        options = dict[str, Any](_connection.parse_url(url))
     except ValueError as error:
         hint = "like redis://HOST:6379/0"
         raise UserError(f"ADCLICK_REDIS is no address of a Redis: {error}", hint=hint) from error
     options = {
         "socket_timeout": timeout_s, "socket_connect_timeout": _CONNECT_TIMEOUT_S, "retry": Retry(NoBackoff(), 0), "protocol": 2,
     } | options  # fmt: skip
-    if options.get("connection_class") is SSLConnection:
+    if options.get("connection_class") is redis.SSLConnection:
         files = {"ssl_ca_certs": access.ca, "ssl_certfile": access.certificate, "ssl_keyfile": access.key}
         settings = ("redis_ca", "redis_certificate", "redis_key")
         for setting, file in zip(settings, files.values(), strict=True):

@@ -173,11 +173,9 @@ class RedisCluster:
         raise AssertionError(f"no node has slot {slot}")
 
     def replica_of(self, primary: RedisNode) -> RedisNode:
-        """A replica of a primary that runs."""
-        for _, _, (_, port, *_), *replicas in _slots(primary):
-            if port == primary.port:
-                return self.node_at(replicas[0][1])
-        raise AssertionError(f"{primary.port} is no primary")
+        """A replica of a primary that runs, once the primary has one that it sees."""
+        _wait_until(lambda: bool(_replicas(primary)), "the primary has a replica")
+        return self.node_at(_replicas(primary)[0])
 
     def node_at(self, port: int) -> RedisNode:
         """The node at a port."""
@@ -267,6 +265,12 @@ def _serves(node: RedisNode, port: int) -> bool:
     with contextlib.suppress(redis.RedisError):
         return any(entry[2][1] == port for entry in _slots(node))
     return False
+
+
+def _replicas(primary: RedisNode) -> list[int]:
+    """The ports of the replicas that a primary sees."""
+    entries = [entry for entry in _slots(primary) if entry[2][1] == primary.port]
+    return [port for _, _, _, *replicas in entries for _, port, *_ in replicas]
 
 
 def _has_replica(node: RedisNode, port: int) -> bool:

@@ -136,12 +136,13 @@ def front(certificates: Certificates, server: RedisNode) -> Iterator[TlsFront]:
 def test_settings_name_the_authority_and_the_certificate_of_the_client(
     front: TlsFront, certificates: Certificates
 ) -> None:
-    settings = Settings(
-        redis=f"rediss://127.0.0.1:{front.port}/0",
-        redis_ca=certificates.file("authority"),
-        redis_certificate=certificates.file("client"),
-        redis_key=certificates.file("client-key"),
-    )
+    values = {
+        "redis": f"rediss://127.0.0.1:{front.port}/0",
+        "redis_ca": certificates.file("authority"),
+        "redis_certificate": certificates.file("client"),
+        "redis_key": certificates.file("client-key"),
+    }
+    settings = Settings.model_validate(values)
     redis = Redis(settings.redis_access)
     assert redis.call("SET", "a", "1")
     assert redis.pipeline([("GET", "a"), ("TIME",)])[0] == b"1"
@@ -161,11 +162,15 @@ def test_settings_name_the_authority_and_the_certificate_of_the_client(
 def test_a_connection_that_cannot_be_trusted_is_not_made(
     front: TlsFront, certificates: Certificates, changes: dict[str, str], reason: str
 ) -> None:
-    files = {"ca": "authority", "certificate": "client", "key": "client-key"}
-    options = {"url": f"rediss://127.0.0.1:{front.port}/0"} | {k: certificates.file(v) for k, v in files.items()}
-    options |= {name: value.format(port=front.port) for name, value in changes.items()}
+    values = {
+        "url": f"rediss://127.0.0.1:{front.port}/0",
+        "ca": certificates.file("authority"),
+        "certificate": certificates.file("client"),
+        "key": certificates.file("client-key"),
+    } | {name: value.format(port=front.port) for name, value in changes.items()}
+    access = RedisAccess(values["url"], values["ca"], values["certificate"], values["key"])
     with pytest.raises(Unavailable, match=reason):
-        Redis(RedisAccess(**options)).call("PING")
+        Redis(access).call("PING")
 
 
 def test_a_file_that_is_not_there_is_named(certificates: Certificates) -> None:

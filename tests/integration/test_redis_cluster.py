@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -42,7 +43,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
 @pytest.fixture
 def settings(cluster: RedisCluster) -> Settings:
     """Settings of a namespace of the test's own; there is no other backend."""
-    return Settings(redis=cluster.url, namespace=f"t{uuid.uuid4().hex[:8]}_")
+    return Settings.model_validate({"redis": cluster.url, "namespace": f"t{uuid.uuid4().hex[:8]}_"})
 
 
 @pytest.fixture
@@ -201,7 +202,7 @@ def test_nothing_is_lost_or_counted_twice_while_a_slot_moves_to_and_fro_under_lo
         except BaseException as error:
             failures.append(error)
 
-    works: list[Callable[[], None]] = [*(lambda n=n: count(n) for n in range(len(keys))), append]  # type: ignore[misc]
+    works: list[Callable[[], None]] = [*(partial(count, n) for n in range(len(keys))), append]
     threads = [threading.Thread(target=run, args=(work,)) for work in works]
     for thread in threads:
         thread.start()
@@ -269,13 +270,13 @@ def test_a_flush_waits_while_the_shard_moves_and_is_then_shown_once(
 
 @pytest.fixture
 def healed(cluster: RedisCluster) -> Iterator[RedisCluster]:
-    """The cluster; nodes that a test has killed are back at its end."""
+    """The cluster; nodes that a test has killed or paused are back at its end."""
     yield cluster
     for node in cluster.nodes:
-        with contextlib.suppress(Exception):
-            node.client.ping()
-            continue
-        cluster.restart(node)
+        node.resume()
+    for node in cluster.nodes:
+        if not node.is_up:
+            cluster.restart(node)
 
 
 def test_ids_that_a_fail_over_lost_are_noticed_by_the_next_write_and_by_the_next_owner(
