@@ -17,7 +17,7 @@ AdclickError                 stop: print one line, exit 1
 │   ├── Aborted              retry: the transaction was rolled back, nothing of it is visible
 │   ├── Refused              slow down: the backend answers, and declines for now (out of memory, read-only, overloaded)
 │   │   ├── Denied           slow down, and report it: credentials or permissions must be changed
-│   │   └── Redirected       send it to another node of the cluster (infra.redis.errors)
+│   │   └── Redirected       slow down: another node of the cluster has the slot; the client went there already (infra.redis.errors)
 │   └── NoTierAnswered       answer 503: no tier that a question needs is available (query.router)
 └── SessionLost              start over: drop the client and all state in memory, resume from what is committed
     ├── Fenced               start over: another owner has the partition; write nothing more

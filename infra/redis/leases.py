@@ -68,7 +68,7 @@ def wait_for_lease(redis: Redis, name: str, seconds: int, wait_s: float, busy: s
     with contextlib.ExitStack() as lock:
         while True:
             try:
-                fence = lock.enter_context(hold_lease(redis, name, seconds, busy))
+                fence = lock.enter_context(redis.lease(name, seconds, busy))
                 break
             except UserError as error:
                 if time.monotonic() > deadline:
