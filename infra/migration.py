@@ -105,7 +105,7 @@ def check_cluster(settings: Settings) -> None:
         Admin(settings.kafka_connection, timeout_s=_CHECK_TIMEOUT_S).cluster_id(),
         f"{settings.key_prefix}kafka",
     )
-    with contextlib.closing(Redis(settings.redis, timeout_s=_CHECK_TIMEOUT_S)) as redis:
+    with contextlib.closing(Redis(settings.redis_access, timeout_s=_CHECK_TIMEOUT_S)) as redis:
         redis.call("SET", key, cluster, "NX")
         known = redis.call("GET", key).decode()
     if known != cluster:

@@ -26,7 +26,7 @@ from infra import addresses, cron, value_files
 from infra.addresses import MASK
 from infra.errors import UserError
 from infra.kafka.connection import PARTITIONERS, Connection, Sasl, Tls
-from infra.redis.access import RedisAccess, is_encrypted
+from infra.redis.access import NO_OTHER_REDIS, RedisAccess, check_tls_file
 
 DEFAULT_DIR = ".adclick"
 ENDPOINTS_FILE = "endpoints.json"
@@ -38,8 +38,6 @@ _SECRET_ADDRESSES = frozenset({"redis", "clickhouse", "archive", "trace_collecto
 _ENVIRONMENT = "environment"
 # Kubernetes sets ADCLICK_X_SERVICE_HOST, …_SERVICE_PORT and …_PORT… in every container beside a Service named `adclick-x`.
 _SERVICE_HOST = "_SERVICE_HOST"
-NO_OTHER_REDIS = {"redis_ca": "", "redis_certificate": "", "redis_key": "", "redis_wait_replicas": "0"}
-"""Settings of a Redis of one's own, as they are for that of an embedded stack."""
 # What librdkafka, ClickHouse and Kafka take for a number at most.
 _MOST = 2**31 - 1
 _SHOWN_CHARACTERS = 200
@@ -114,9 +112,7 @@ class Settings(BaseSettings):
     redis_ca: str = Field("", description="file of the certificate authority of Redis, for a rediss address")
     redis_certificate: str = Field("", description="file of the certificate that Redis asks clients for")
     redis_key: str = Field("", description="file of that certificate's key")
-    redis_wait_replicas: Count = Field(
-        0, le=10, description="replicas that confirm dedup ids before a batch is committed; 0: none"
-    )
+    redis_wait_replicas: Count = Field(0, le=10, description="replicas that confirm dedup ids before a commit; 0: none")
     clickhouse: Annotated[str, AfterValidator(addresses.check_clickhouse)] = Field(
         "http://127.0.0.1:8123", description="ClickHouse HTTP URL, with user and password"
     )
@@ -266,11 +262,7 @@ class Settings(BaseSettings):
     @field_validator("redis_ca", "redis_certificate", "redis_key")
     @classmethod
     def _for_tls(cls, value: str, info: ValidationInfo) -> str:
-        if value and not is_encrypted(str(info.data.get("redis", ""))):
-            raise ValueError("is for TLS alone: the setting redis must begin with rediss")
-        if value and info.field_name == "redis_key" and not info.data.get("redis_certificate"):
-            raise ValueError("needs the setting redis_certificate")
-        return value
+        return check_tls_file(str(info.field_name), value, info.data)
 
     @field_validator("reconcile_at")
     @classmethod
@@ -301,9 +293,7 @@ class Settings(BaseSettings):
     @property
     def redis_access(self) -> RedisAccess:
         """Where Redis is, and how it is reached."""
-        return RedisAccess(
-            self.redis, self.redis_ca, self.redis_certificate, self.redis_key, wait_replicas=self.redis_wait_replicas
-        )
+        return RedisAccess(self.redis, self.redis_ca, self.redis_certificate, self.redis_key, self.redis_wait_replicas)
 
     @property
     def key_prefix(self) -> str:

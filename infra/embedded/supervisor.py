@@ -31,7 +31,8 @@ from infra.embedded.start_commands import ProcessCommand
 from infra.errors import AdclickError, UserError
 from infra.file_store import is_bucket
 from infra.priority import answer_soon, give_way
-from infra.settings import NO_OTHER_REDIS, Settings, file_variables
+from infra.redis.access import NO_OTHER_REDIS
+from infra.settings import Settings, file_variables
 
 # Whatever lies in the working directory, our modules and our packages' are meant.
 ADCLICK = [sys.executable, "-P", "-m", "infra"]

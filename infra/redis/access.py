@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
 _PORTS = {"sentinel": 26379}
 _PORT = 6379
 _HOST = re.compile(r"(\[[^\]]+\]|[^:\[\]]+)(?::(\d+))?")
+
+NO_OTHER_REDIS = {"redis_ca": "", "redis_certificate": "", "redis_key": "", "redis_wait_replicas": "0"}
+"""Settings of a Redis of one's own, as they are for that of an embedded stack."""
 
 Address = tuple[str, int]
 """Host and port."""
@@ -30,11 +35,6 @@ class RedisAccess:
     def mode(self) -> str:
         """`cluster`, `sentinel`, or empty: a single server."""
         return urlsplit(self.url).scheme.partition("+")[2]
-
-    @property
-    def is_encrypted(self) -> bool:
-        """Whether connections use TLS."""
-        return is_encrypted(self.url)
 
     @property
     def addresses(self) -> list[Address]:
@@ -58,9 +58,13 @@ class RedisAccess:
         return f"{parts.scheme.partition('+')[0]}://{user}{at}{name}:{port}{path}{query}"
 
 
-def is_encrypted(url: str) -> bool:
-    """Whether connections to this URL use TLS."""
-    return urlsplit(url).scheme.partition("+")[0] == "rediss"
+def check_tls_file(name: str, file: str, settings: Mapping[str, Any]) -> str:
+    """The setting `name`, a file for TLS, as it is. Raises ValueError where the settings before it make no use of it."""
+    if file and urlsplit(str(settings.get("redis", ""))).scheme.partition("+")[0] != "rediss":
+        raise ValueError("is for TLS alone: the setting redis must begin with rediss")
+    if file and name == "redis_key" and not settings.get("redis_certificate"):
+        raise ValueError("needs the setting redis_certificate")
+    return file
 
 
 def split_address(text: str, port: int = _PORT) -> Address:

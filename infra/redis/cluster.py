@@ -14,12 +14,13 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 from infra.errors import AdclickError, Refused, Unavailable
 from infra.redis.access import Address
 from infra.redis.commands import pack_command
-from infra.redis.connections import Connection, Server, raise_first_error
+from infra.redis.connections import RedisConnection, Server, raise_first_error
 from infra.redis.errors import Redirected, decide
 from infra.redis.single import Watched, begin_watching, executed, framed
 from infra.redis.slots import SlotMap, first_key, key_slot
@@ -33,8 +34,7 @@ _OLD_MAP = {"MOVED", "CLUSTERDOWN", "READONLY", "MASTERDOWN", "LOADING"}
 _NO_CLUSTER = "cluster support disabled"
 
 
-@dataclass(frozen=True)
-class _Call:
+class _Call(NamedTuple):
     """Packed commands that go to one node, one after the other: a command, or a transaction. `slot`: None: any node."""
 
     commands: Sequence[bytes]
@@ -49,8 +49,8 @@ class _Target:
     asking: bool = False
 
     @property
-    def prefix(self) -> list[bytes]:
-        return [_ASKING] if self.asking else []
+    def prefix(self) -> Sequence[bytes]:
+        return (_ASKING,) if self.asking else ()
 
 
 class Cluster:
@@ -126,9 +126,11 @@ class Cluster:
     def _exchange(self, calls: Sequence[_Call]) -> list[list[Any]]:
         """The replies to each call."""
         replies: list[list[Any]] = [[] for _ in calls]
-        waiting = {number: _Target(self._owner(call.slot)) for number, call in enumerate(calls)}
+        owners = {slot: _Target(self._owner(slot)) for slot in {call.slot for call in calls}}
+        waiting = {number: owners[call.slot] for number, call in enumerate(calls)}
         for left in range(_REDIRECTIONS, -1, -1):
-            self._exchange_once(calls, waiting, replies)
+            if not self._exchange_once(calls, waiting, replies):
+                break
             redirected = dict[int, _Target]()
             done_slots = set[int | None]()
             # Backwards: a call is not sent again after a later one of its slot has happened.
@@ -143,30 +145,40 @@ class Cluster:
             waiting = redirected
         return replies
 
-    def _exchange_once(self, calls: Sequence[_Call], targets: dict[int, _Target], replies: list[list[Any]]) -> None:
-        """Send each call to its target, and put what is answered among the replies: in one round trip for all nodes."""
+    def _exchange_once(self, calls: Sequence[_Call], targets: dict[int, _Target], replies: list[list[Any]]) -> bool:
+        """Send each call to its target, and put what is answered among the replies: in one round trip for all nodes. Returns whether a
+        node has refused any."""
         by_address = dict[Address, list[int]]()
-        for number, target in sorted(targets.items()):
-            by_address.setdefault(target.address, []).append(number)
+        for number in sorted(targets):
+            by_address.setdefault(targets[number].address, []).append(number)
+        refused = False
         with contextlib.ExitStack() as connections:
             opened = [(connections.enter_context(self._connection(a)), numbers) for a, numbers in by_address.items()]
+            sent = list[int]()
             for connection, numbers in opened:
-                connection.send([command for n in numbers for command in (*targets[n].prefix, *calls[n].commands)])
-            for connection, numbers in opened:
-                for number in numbers:
-                    prefix = len(targets[number].prefix)
-                    replies[number] = connection.read(prefix + len(calls[number].commands))[prefix:]
-                    for reply in replies[number]:
+                commands = [command for n in numbers for command in (*targets[n].prefix, *calls[n].commands)]
+                connection.send(commands)
+                sent.append(len(commands))
+            for (connection, numbers), count in zip(opened, sent, strict=True):
+                answers = connection.read(count)
+                for reply in answers:
+                    if isinstance(reply, Refused):
+                        refused = True
                         self._note_error(reply)
+                remaining = iter(answers)
+                for number in numbers:
+                    skipped = len(targets[number].prefix)
+                    replies[number] = list(islice(remaining, skipped + len(calls[number].commands)))[skipped:]
+        return refused
 
-    def _note_error(self, reply: Any) -> None:
-        if isinstance(reply, Refused) and reply.code in _OLD_MAP:
+    def _note_error(self, refusal: Refused) -> None:
+        if refusal.code in _OLD_MAP:
             self._is_old = True
 
     # -- nodes ----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _connection(self, address: Address) -> Iterator[Connection]:
+    def _connection(self, address: Address) -> Iterator[RedisConnection]:
         try:
             with self._node(address).connection() as connection:
                 yield connection

@@ -45,7 +45,7 @@ _connection: Any = redis.connection
 _callbacks: dict[str, Callable[[Any], Any]] = redis.Redis(protocol=2).response_callbacks
 
 
-class Connection:
+class RedisConnection:
     """A connection of a pool, for one caller at a time."""
 
     def __init__(self, raw: Any) -> None:
@@ -81,14 +81,14 @@ class Server:
         self.name, self._pool = name, pool
 
     @contextlib.contextmanager
-    def connection(self) -> Iterator[Connection]:
+    def connection(self) -> Iterator[RedisConnection]:
         """One of the pool. Raises Unavailable where it fails; replies may then still be on their way, and it is not used again."""
         try:
             raw = self._pool.get_connection()
         except redis.RedisError as error:
             self.close_idle()
             raise decision_on(error) from error
-        connection = Connection(raw)
+        connection = RedisConnection(raw)
         try:
             yield connection
         except redis.RedisError as error:
@@ -105,7 +105,7 @@ class Server:
             self._pool.release(raw)
 
     def exchange(self, commands: Sequence[bytes]) -> list[Any]:
-        """The replies to packed commands, in one round trip; errors as in `Connection.read`. Raises Unavailable."""
+        """The replies to packed commands, in one round trip; errors as in `RedisConnection.read`. Raises Unavailable."""
         if not commands:
             return []
         with self.connection() as connection:
@@ -197,7 +197,7 @@ def raise_first_error(replies: Sequence[Any]) -> None:
 
 
 def replies_of(executed: Sequence[Any]) -> list[Any]:
-    """The replies in that to EXEC, errors as in `Connection.read`: redis-py returns one that is an element of a reply."""
+    """The replies in that to EXEC, errors as in `RedisConnection.read`: redis-py returns one that is an element of a reply."""
     return [decision_on(part) if isinstance(part, redis.RedisError) else part for part in executed]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from infra.redis.commands import pack_command
-from infra.redis.connections import Connection, Server, raise_first_error, replies_of
+from infra.redis.connections import RedisConnection, Server, raise_first_error, replies_of
 
 MULTI, EXEC = pack_command("MULTI"), pack_command("EXEC")
 
@@ -17,7 +17,7 @@ MULTI, EXEC = pack_command("MULTI"), pack_command("EXEC")
 class Watched:
     """A connection that watches a key, and the key's value when that began. `asking`: what stands before each command on it."""
 
-    connection: Connection
+    connection: RedisConnection
     value: bytes | None
     asking: Sequence[bytes] = ()
 
@@ -104,7 +104,7 @@ def executed(replies: Sequence[Any]) -> list[Any]:
     return parts
 
 
-def begin_watching(connection: Connection, key: bytes, asking: Sequence[bytes] = ()) -> list[Any]:
+def begin_watching(connection: RedisConnection, key: bytes, asking: Sequence[bytes] = ()) -> list[Any]:
     """Watch a key; returns the replies, of which the last is its value. Raises the first that is an error."""
     commands = [*asking, pack_command("WATCH", key), *asking, pack_command("GET", key)]
     connection.send(commands)

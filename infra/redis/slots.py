@@ -38,25 +38,26 @@ def pattern_slot(pattern: bytes) -> int | None:
 
 def first_key(command: bytes) -> bytes | None:
     """The first key of a packed command; None for one without."""
-    words = _words(command, 5)
-    name = words[0].upper()
+    name, at = _word(command, command.index(b"\n") + 1)
+    if at == len(command):
+        return None
+    name = name.upper()
+    if name in _WITHOUT_KEY:
+        return None
+    word, at = _word(command, at)
     if name in _SCRIPTS:
-        return words[3] if int(words[2]) else None
+        count, at = _word(command, at)
+        return _word(command, at)[0] if int(count) else None
     if name in _SECOND_WORD:
-        return words[2] if len(words) > 2 else None
-    return None if name in _WITHOUT_KEY or len(words) < 2 else words[1]
+        return None if at == len(command) else _word(command, at)[0]
+    return word
 
 
-def _words(command: bytes, most: int) -> list[bytes]:
-    """The first words of a command in RESP."""
-    at = command.index(b"\r\n") + 2
-    words = list[bytes]()
-    for _ in range(min(most, int(command[1 : at - 2]))):
-        end = command.index(b"\r\n", at)
-        size, start = int(command[at + 1 : end]), end + 2
-        words.append(command[start : start + size])
-        at = start + size + 2
-    return words
+def _word(command: bytes, at: int) -> tuple[bytes, int]:
+    """The word of a command in RESP that begins at a place, and where the next one begins."""
+    start = command.index(b"\n", at) + 1
+    end = start + int(command[at + 1 : start - 2])
+    return command[start:end], end + 2
 
 
 class SlotMap:
