@@ -81,6 +81,11 @@ def properties_of(text: str) -> dict[str, str]:
     return properties
 
 
+def mask_properties(text: str) -> str:
+    """Properties with the values of secret ones replaced, up to their ends: a password may contain a comma."""
+    return re.sub(rf"(?i)([^,=]*(?:{_SECRET_NAME.pattern})[^,=]*=).*", rf"\1{MASK}", text)
+
+
 def check_properties(text: str) -> str:
     """Properties of librdkafka by comma. Raises ValueError."""
     if secret := next((name for name in properties_of(text) if _SECRET_NAME.search(name)), None):

@@ -31,7 +31,7 @@ _GROUP_RIGHTS = ("DESCRIBE", "READ")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Outcome:
     """The outcome of a check. `problem` is empty where all is well."""
 
     backend: str
@@ -39,7 +39,7 @@ class Finding:
     problem: str = ""
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
+def examine(settings: Settings) -> Iterator[Outcome]:
     """Check one backend after the other."""
     for backend, checks in (
         ("kafka", _kafka(settings)),
@@ -51,9 +51,9 @@ def examine(settings: Settings) -> Iterator[Finding]:
             try:
                 problems = check()
             except AdclickError as error:
-                yield Finding(backend, name, str(error))
+                yield Outcome(backend, name, str(error))
                 break
-            yield from (Finding(backend, name, problem) for problem in problems or [""])
+            yield from (Outcome(backend, name, problem) for problem in problems or [""])
 
 
 Checks = Iterator[tuple[str, Callable[[], list[str]]]]
@@ -104,7 +104,7 @@ def _kafka(settings: Settings) -> Checks:
 
 
 def _redis(settings: Settings) -> Checks:
-    redis = Redis(settings.redis, timeout_s=_TIMEOUT_S)
+    redis = Redis(settings.redis_access, timeout_s=_TIMEOUT_S)
     probe = f"{settings.key_prefix}probe"
 
     def connect() -> list[str]:
@@ -121,12 +121,14 @@ def _redis(settings: Settings) -> Checks:
         return [f"{reason} ({NEVER_EVICT})"] if reason else []
 
     def clock() -> list[str]:
-        seconds, micros = (int(part) for part in redis.call("TIME"))
-        skew_s = seconds + micros / 1e6 - time.time()
-        if abs(skew_s) < _MOST_SKEW_S:
-            return []
+        skews = {
+            server: int(seconds) + int(micros) / 1e6 - time.time()
+            for server, (seconds, micros) in redis.on_each_primary("TIME").items()
+        }
         return [
-            f"Redis' clock is {abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} this machine's: set both by NTP"
+            f"the clock of Redis at {server} is {abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} this machine's: set both by NTP"
+            for server, skew_s in skews.items()
+            if abs(skew_s) > _MOST_SKEW_S
         ]
 
     def same_kafka() -> list[str]:

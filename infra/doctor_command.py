@@ -14,11 +14,11 @@ def doctor(app: App) -> None:
 
     Changes nothing. Exit 0 where all is well, 1 otherwise.
     """
-    findings = list(examine(app.settings))
-    wrong = [finding for finding in findings if finding.problem]
+    outcomes = list(examine(app.settings))
+    wrong = [outcome for outcome in outcomes if outcome.problem]
     if app.json:
-        app.data([{"backend": f.backend, "check": f.check, "problem": f.problem or None} for f in findings])
+        app.data([{"backend": f.backend, "check": f.check, "problem": f.problem or None} for f in outcomes])
     else:
-        app.table(["backend", "check", ""], [(f.backend, f.check, f.problem or "ok") for f in findings])
+        app.table(["backend", "check", ""], [(f.backend, f.check, f.problem or "ok") for f in outcomes])
     if wrong:
-        raise AdclickError(f"{len(wrong)} of {len(findings)} checks failed")
+        raise AdclickError(f"{len(wrong)} of {len(outcomes)} checks failed")

@@ -25,7 +25,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from infra import addresses, cron, value_files
 from infra.addresses import MASK
 from infra.errors import UserError
-from infra.kafka.connection import PARTITIONERS, Connection, Sasl, Tls
+from infra.kafka.connection import NO_OTHER_KAFKA, PARTITIONERS, Connection, Sasl, Tls, check_protocol
 from infra.redis.access import NO_OTHER_REDIS, RedisAccess, check_tls_file
 
 DEFAULT_DIR = ".adclick"
@@ -245,19 +245,7 @@ class Settings(BaseSettings):
     @field_validator("kafka_security_protocol")
     @classmethod
     def _has_what_it_needs(cls, value: str, info: ValidationInfo) -> str:
-        given = info.data
-        has_user = bool(given.get("kafka_user") and given.get("kafka_password"))
-        if value.startswith("SASL"):
-            if given.get("kafka_sasl_mechanism") == "OAUTHBEARER":
-                if not given.get("kafka_token_command"):
-                    raise ValueError("needs kafka_token_command, for OAUTHBEARER")
-            elif not has_user:
-                raise ValueError("needs kafka_user and kafka_password")
-        elif has_user or given.get("kafka_token_command"):
-            raise ValueError("must begin with SASL for a user or a token to be sent")
-        if not value.endswith("SSL") and (given.get("kafka_ca") or given.get("kafka_certificate")):
-            raise ValueError("must end with SSL for certificates to be used")
-        return value
+        return check_protocol(value, info.data)
 
     @field_validator("redis_ca", "redis_certificate", "redis_key")
     @classmethod
@@ -341,7 +329,10 @@ def _masked(name: str, value: Any) -> str:
     if Settings.model_fields[name].annotation is SecretStr:
         return MASK if value else ""
     text = str(value)
-    return addresses.mask_webhook(text) if name == "alert_webhook" else addresses.mask(text)
+    mask = {"alert_webhook": addresses.mask_webhook, "kafka_properties": addresses.mask_properties}.get(
+        name, addresses.mask
+    )
+    return mask(text)
 
 
 def read_endpoints(directory: Path) -> dict[str, Any]:
@@ -375,7 +366,9 @@ def resolve(directory: str | None = None, *, stack: bool = True) -> Resolved:
         raise UserError(f"no stack has been started in {folder}", hint=f"adclick up --dir {folder} starts one")
     layers: list[tuple[str, dict[str, Any]]] = []
     if directory is not None:
-        layers.append((str(folder / ENDPOINTS_FILE), (NO_OTHER_REDIS if endpoints else {}) | endpoints))
+        layers.append(
+            (str(folder / ENDPOINTS_FILE), (NO_OTHER_KAFKA | NO_OTHER_REDIS if endpoints else {}) | endpoints)
+        )
     layers.append((_ENVIRONMENT, _read_environment(os.environ)))
     config = os.environ.get("ADCLICK_CONFIG")
     if config:

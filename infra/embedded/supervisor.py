@@ -30,6 +30,7 @@ from infra.embedded.stack_folder import Folder
 from infra.embedded.start_commands import ProcessCommand
 from infra.errors import AdclickError, UserError
 from infra.file_store import is_bucket
+from infra.kafka.connection import NO_OTHER_KAFKA
 from infra.priority import answer_soon, give_way
 from infra.redis.access import NO_OTHER_REDIS
 from infra.settings import Settings, file_variables
@@ -175,7 +176,7 @@ class Supervisor:
             and self._wait("kafka", lambda: readiness.kafka_ready(endpoints["kafka"]))
         ):
             return None
-        values = self._overrides | NO_OTHER_REDIS | endpoints
+        values = self._overrides | NO_OTHER_KAFKA | NO_OTHER_REDIS | endpoints
         env = {f"ADCLICK_{k.upper()}": v for k, v in values.items()}
         env |= WORKER_ENV | {
             "ADCLICK_HTTP": listen or endpoints["http"],

@@ -6,6 +6,7 @@ Librdkafka (confluent-kafka), aiokafka (within Faust) and the fetcher of `infra.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,28 @@ from infra.errors import UserError
 
 PARTITIONERS = {"crc32": "consistent_random", "murmur2": "murmur2_random", "fnv1a": "fnv1a_random"}
 """How keys become partitions, by librdkafka's names; messages without a key go to any."""
+
+NO_OTHER_KAFKA = {
+    "kafka_ca": "", "kafka_certificate": "", "kafka_key": "", "kafka_key_password": "", "kafka_user": "",
+    "kafka_password": "", "kafka_token_command": "", "kafka_security_protocol": "PLAINTEXT",
+}  # fmt: skip
+"""Settings of a Kafka of one's own, as they are for that of an embedded stack."""
+
+
+def check_protocol(protocol: str, given: Mapping[str, Any]) -> str:
+    """The security protocol, if the other settings of Kafka that are `given` are those that it needs. Raises ValueError."""
+    has_user = bool(given.get("kafka_user") and given.get("kafka_password"))
+    if protocol.startswith("SASL"):
+        if given.get("kafka_sasl_mechanism") == "OAUTHBEARER":
+            if not given.get("kafka_token_command"):
+                raise ValueError("needs kafka_token_command, for OAUTHBEARER")
+        elif not has_user:
+            raise ValueError("needs kafka_user and kafka_password")
+    elif has_user or given.get("kafka_token_command"):
+        raise ValueError("must begin with SASL for a user or a token to be sent")
+    if not protocol.endswith("SSL") and (given.get("kafka_ca") or given.get("kafka_certificate")):
+        raise ValueError("must end with SSL for certificates to be used")
+    return protocol
 
 
 @dataclass(frozen=True)

@@ -24,18 +24,18 @@ from tests.product import wait_until
 def problems(settings: Settings) -> dict[str, list[str]]:
     """Backend → what is wrong with it."""
     found = dict[str, list[str]]()
-    for finding in examine(settings):
-        if finding.problem:
-            found.setdefault(finding.backend, []).append(finding.problem)
+    for outcome in examine(settings):
+        if outcome.problem:
+            found.setdefault(outcome.backend, []).append(outcome.problem)
     return found
 
 
 def test_all_is_well_with_a_stack_that_was_migrated(settings: Settings) -> None:
     result = adclick("doctor", "--json", cwd=None, **environment(settings))
     assert result.returncode == 0, result.stderr
-    findings = json.loads(result.stdout)
-    assert {finding["backend"] for finding in findings} == {"kafka", "redis", "clickhouse", "archive"}
-    assert [finding for finding in findings if finding["problem"]] == []
+    outcomes = json.loads(result.stdout)
+    assert {outcome["backend"] for outcome in outcomes} == {"kafka", "redis", "clickhouse", "archive"}
+    assert [outcome for outcome in outcomes if outcome["problem"]] == []
 
 
 def test_each_backend_that_is_away_or_refuses_is_named_and_the_others_are_tried(

@@ -1,0 +1,107 @@
+"""How Kafka is reached, as settings say it, in the form of librdkafka; and what settings are refused."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.errors import Denied, UserError
+from infra.kafka.tokens import token_of
+from infra.settings import resolve
+from tests.clusters.kafka_cluster import unsecured_token
+
+USER = {"KAFKA_USER": "alice", "KAFKA_PASSWORD": "hunter2"}
+
+
+def given(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"ADCLICK_{name}", value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "why"),
+    [
+        ({"KAFKA_SECURITY_PROTOCOL": "SASL_SSL"}, "needs kafka_user and kafka_password"),
+        ({"KAFKA_SECURITY_PROTOCOL": "SASL_SSL", "KAFKA_USER": "alice"}, "needs kafka_user and kafka_password"),
+        ({"KAFKA_SECURITY_PROTOCOL": "SASL_SSL", "KAFKA_SASL_MECHANISM": "OAUTHBEARER"}, "needs kafka_token_command"),
+        (USER, "must begin with SASL"),
+        (USER | {"KAFKA_SECURITY_PROTOCOL": "SSL"}, "must begin with SASL"),
+        ({"KAFKA_CA": "ca.pem"}, "must end with SSL"),
+        (USER | {"KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT", "KAFKA_CA": "ca.pem"}, "must end with SSL"),
+        ({"KAFKA_SECURITY_PROTOCOL": "TLS"}, "kafka_security_protocol"),
+        ({"KAFKA_PROPERTIES": "client.rack"}, "must be NAME=VALUE"),
+        ({"KAFKA_PROPERTIES": "sasl.password=hunter2"}, "must not contain sasl.password"),
+        ({"REPLICATION_FACTOR": "2", "MIN_INSYNC_REPLICAS": "3"}, "must not be more than replication_factor"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], why: str
+) -> None:
+    given(monkeypatch, **variables)
+    with pytest.raises(UserError, match=why) as refusal:
+        resolve()
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_a_property_of_librdkafka_takes_precedence_over_ours_and_secrets_are_not_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given(
+        monkeypatch, **USER, KAFKA_SECURITY_PROTOCOL="SASL_SSL", KAFKA_PROPERTIES="client.rack=a, socket.timeout.ms=9"
+    )
+    settings = resolve().settings
+    kafka = settings.kafka_connection
+    assert kafka.librdkafka() == {
+        "bootstrap.servers": "127.0.0.1:9092",
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "SCRAM-SHA-512",
+        "sasl.username": "alice",
+        "sasl.password": "hunter2",
+    }
+    assert dict(kafka.properties) == {
+        "partitioner": "consistent_random",
+        "client.rack": "a",
+        "socket.timeout.ms": "9",
+    }
+    assert "hunter2" not in repr(kafka) + repr(settings)
+    assert resolve().masked()["kafka_password"][0] == "********"
+
+
+def test_the_settings_of_an_embedded_stack_are_not_those_of_another_kafka(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(monkeypatch, **USER, KAFKA_SECURITY_PROTOCOL="SASL_SSL")
+    (tmp_path / "endpoints.json").write_text(json.dumps({"kafka": "127.0.0.1:1"}))
+    assert resolve(str(tmp_path)).settings.kafka_connection.protocol == "PLAINTEXT"
+
+
+def printing(text: str) -> str:
+    return shlex.join([sys.executable, "-c", f"print({text!r})"])
+
+
+def test_a_token_is_what_the_command_prints_and_expires_when_it_says() -> None:
+    token = unsecured_token("alice", 600)
+    value, expires_at = token_of(printing(token))
+    assert value == token
+    assert abs(expires_at - time.time() - 600) < 60
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (printing("no token"), "no JSON web token"),
+        (printing(""), "no JSON web token"),
+        (shlex.join([sys.executable, "-c", "import sys; sys.exit('not logged in')"]), "ended with 1: not logged in"),
+        ("no-such-command-anywhere", "cannot be run"),
+        ("'", "cannot be run"),
+    ],
+)
+def test_a_command_that_gives_no_token_is_refused_in_one_line(command: str, why: str) -> None:
+    with pytest.raises(Denied, match=why) as refusal:
+        token_of(command)
+    assert "\n" not in str(refusal.value)
