@@ -24,7 +24,8 @@ from batch.reconcile import parse_date
 from infra import migration
 from infra.cli import declare
 from infra.cli.app import App
-from infra.clickhouse.client import ClickHouse
+from infra.clickhouse import schema
+from infra.clickhouse.client import ClickHouse, connector
 from infra.clock import DAY_MS, HOUR_MS, day_start_ms, iso
 from infra.columnar.columns import Values
 from infra.errors import UserError
@@ -116,7 +117,7 @@ def audit(app: App, date: str, master: str) -> int:
     files = archive_files.files_around(store, day)
     if not files:
         raise UserError(f"nothing is archived for {day}", hint=f"looked below {store.shown}")
-    client = ClickHouse(app.settings.clickhouse, app.settings.database)
+    client = ClickHouse.of(app.settings)
     give_way(BACKGROUND)  # and Spark, which inherits it
     same = _streamed(app, client, store, files, day)
     return 0 if _published(app, client, store, files, day, master) and same else DIFFERS_EXIT
@@ -186,18 +187,16 @@ def _published(
         app.say(f"{day} has not been reconciled: there is nothing published to compare")
         return True
     table = f"audit_{uuid.uuid4().hex[:12]}"
-    client.command(f"CREATE TABLE {client.database}.{table} AS {client.database}.exact_hours")
+    schema.copy_table(client, "exact_hours", table)
     try:
         with spark_job.open_session(app.settings, master) as spark:
             moves, _ = spark_job.recount_day(
                 spark, store.where, files, day, coverage.read_rejected_ids(app.settings, day), {}
             )
-            spark_job.write_moves(
-                moves, app.settings.clickhouse, app.settings.database, current[0], hours=table, ledger=None
-            )
+            spark_job.write_moves(moves, connector(app.settings), current[0], hours=table, ledger=None)
         recomputed = publish.export_digest(client, current[0], table)
     finally:
-        client.command(f"DROP TABLE IF EXISTS {client.database}.{table}")
+        schema.drop_table(client, table)
     published, recorded = publish.export_digest(client, current[0]), publish.recorded_digest(client, current[0])
     same = recomputed == published == recorded
     app.table(

@@ -16,7 +16,7 @@ import pyarrow as pa
 from batch import archived_rows, move_tables
 from batch.archived_rows import COUPON_KEYS
 from batch.spark_job import HOUR, insert_in_workers, insert_rows, spread_tasks, tasks_of
-from infra.clickhouse.client import ClickHouse
+from infra.clickhouse.client import ClickHouse, Connect
 from infra.clock import day_start_ms
 from infra.file_store import FileStore
 from ingest.archive.files import File
@@ -24,9 +24,7 @@ from ingest.archive.files import File
 _SCHEMA = "bucket int, payload binary"
 
 
-def write_reach(
-    spark: Any, archive: str, files: Sequence[File], date: dt.date, url: str, database: str, run_id: str
-) -> None:
+def write_reach(spark: Any, archive: str, files: Sequence[File], date: dt.date, connect: Connect, run_id: str) -> None:
     """Insert the registers of the day's archived events under a run id, and last that they are all there. `spark`: a session of
     `batch.spark_job`, whose errors it raises."""
     day_ms = day_start_ms(date)
@@ -53,8 +51,8 @@ def write_reach(
             insert_rows(client, "exact_reach_hours", named)
 
     parts = spread_tasks(spark, tasks).mapInArrow(read, _SCHEMA)
-    insert_in_workers(parts.groupBy("bucket").applyInArrow(unite, _SCHEMA), url, database, insert)
-    insert_rows(ClickHouse(url, database), "exact_reach_runs", pl.DataFrame({"run_id": [run_id], "date": [date]}))
+    insert_in_workers(parts.groupBy("bucket").applyInArrow(unite, _SCHEMA), connect, insert)
+    insert_rows(connect(), "exact_reach_runs", pl.DataFrame({"run_id": [run_id], "date": [date]}))
 
 
 def _hash_keys(coupons: pl.DataFrame) -> np.ndarray[Any, np.dtype[np.uint64]]:

@@ -22,7 +22,7 @@ from batch import alerts, coverage, explain, publish
 from infra import faults, migration, run_progress
 from infra.cli import declare
 from infra.cli.app import App
-from infra.clickhouse.client import ClickHouse
+from infra.clickhouse.client import ClickHouse, connector
 from infra.clickhouse.ledger_causes import Cause
 from infra.clock import DAY_MS, day_start_ms, iso, now_ms
 from infra.errors import AdclickError, UsageError, UserError
@@ -91,7 +91,7 @@ def reconcile(
     days = _days(date, first, last)
     settings = app.settings
     migration.check_tables(settings)
-    client = ClickHouse(settings.clickhouse, settings.database)
+    client = ClickHouse.of(settings)
     if campaign is not None:
         for day in days:
             explain.print_bill(app, client, campaign, day)
@@ -209,9 +209,10 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
     if current is not None and unchanged and publish.is_stored(client, current[0], tables):
         app.say(f"{day}: unchanged since run {current[0]}; nothing to do")
         return late
+    connect = connector(settings)
     with _progress(app, spark, f"{day}: writing"):
-        spark_job.write_moves(moves, settings.clickhouse, settings.database, run_id)
-        spark_job.write_users(spark, store.where, proof.files, day, settings.clickhouse, settings.database, run_id)
+        spark_job.write_moves(moves, connect, run_id)
+        spark_job.write_users(spark, store.where, proof.files, day, connect, run_id)
         if settings.reach == "on":
             _write_reach(job, spark, day, proof, run_id)
         publish.record_files(client, run_id, store, proof.files)
@@ -245,7 +246,7 @@ def _write_reach(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof, run
     try:
         with spark_job.explained():
             where = FileStore(settings.archive).where
-            reach.write_reach(spark, where, proof.files, day, settings.clickhouse, settings.database, run_id)
+            reach.write_reach(spark, where, proof.files, day, connector(settings), run_id)
     except (AdclickError, OSError) as error:
         job.app.say(f"{day}: users were not counted anew, those of the stream stay: {error}")
 

@@ -39,7 +39,7 @@ from pyspark.sql import functions as F  # noqa: N812
 from batch import archived_rows, corrections, move_tables, recount
 from batch.archived_rows import RejectedIds
 from infra import temp_dirs, user_cache
-from infra.clickhouse.client import ClickHouse
+from infra.clickhouse.client import ClickHouse, Connect
 from infra.clock import day_start_ms
 from infra.embedded import exit_reasons, java, lifeline
 from infra.errors import AdclickError, Unavailable, UserError
@@ -415,12 +415,12 @@ def _gathered(batches: Iterator[pa.RecordBatch]) -> Iterator[pl.DataFrame]:
 
 
 def insert_in_workers(
-    rows: DataFrame, url: str, database: str, take: Callable[[ClickHouse, Iterator[pa.RecordBatch]], None]
+    rows: DataFrame, connect: Connect, take: Callable[[ClickHouse, Iterator[pa.RecordBatch]], None]
 ) -> None:
     """Have each of Spark's Python workers take its part of the rows, with a client of its own."""
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        client = ClickHouse(url, database)
+        client = connect()
         take(client, batches)
         client.close()
         yield pa.record_batch([pa.array([0], pa.int64())], names=["n"])
@@ -434,7 +434,7 @@ def insert_rows(client: ClickHouse, table: str, rows: pl.DataFrame) -> None:
 
 
 def write_moves(
-    moves: DataFrame, url: str, database: str, run_id: str, hours: str = "exact_hours", ledger: str | None = "ledger"
+    moves: DataFrame, connect: Connect, run_id: str, hours: str = "exact_hours", ledger: str | None = "ledger"
 ) -> None:
     """Insert exact hours and the ledger's causes under a run id into these tables. Runs in Spark's Python workers, some buckets at
     a time."""
@@ -452,11 +452,11 @@ def write_moves(
             if ledger is not None:
                 insert_rows(client, ledger, named.filter(pl.col("cause") != move_tables.EXACT).drop(move_tables.LATE))
 
-    insert_in_workers(moves, url, database, insert)
+    insert_in_workers(moves, connect, insert)
 
 
 def write_users(
-    spark: SparkSession, archive: str, files: Sequence[File], date: dt.date, url: str, database: str, run_id: str
+    spark: SparkSession, archive: str, files: Sequence[File], date: dt.date, connect: Connect, run_id: str
 ) -> None:
     """Insert about how many distinct users of each campaign and advertiser the day's archived events name, under a run id.
 
@@ -484,7 +484,7 @@ def write_users(
             rows = pl.DataFrame(pl.from_arrow(batch)).cast(pl.UInt64)
             insert_rows(client, "exact_users", rows.with_columns(date=pl.lit(date), run_id=pl.lit(run_id)))
 
-    insert_in_workers(sketched, url, database, insert)
+    insert_in_workers(sketched, connect, insert)
 
 
 def watch_progress(spark: SparkSession, report: Callable[[int, int], None], done: Any) -> None:

@@ -148,7 +148,7 @@ def _redis(settings: Settings) -> Checks:
 
 
 def _clickhouse(settings: Settings) -> Checks:
-    client = ClickHouse(settings.clickhouse, settings.database, timeout_s=int(_TIMEOUT_S))
+    client = ClickHouse.of(settings, timeout_s=int(_TIMEOUT_S))
 
     def connect() -> list[str]:
         client.rows("SELECT 1")

@@ -59,7 +59,7 @@ def migrate(settings: Settings, lock_wait_s: float = _LOCK_WAIT_S) -> MigrationR
 
 def _make(settings: Settings) -> MigrationReport:
     made = topic_setup.ensure(settings)
-    with contextlib.closing(ClickHouse(settings.clickhouse, settings.database)) as client:
+    with contextlib.closing(ClickHouse.of(settings)) as client:
         return MigrationReport(made, schema.apply_migrations(client))
 
 
@@ -70,9 +70,11 @@ def missing_topics(settings: Settings) -> list[str]:
 
 
 def unmigrated_tables(settings: Settings) -> list[str]:
-    """Tables that ClickHouse lacks, and SQL files that it has not been brought up to date with. Raises Unavailable."""
-    client = ClickHouse(settings.clickhouse, settings.database, timeout_s=_CHECK_TIMEOUT_S)
+    """Tables that ClickHouse lacks, and SQL files that it has not been brought up to date with. Raises Unavailable,
+    and UserError where its cluster has another number of shards than when they were made."""
+    client = ClickHouse.of(settings, timeout_s=_CHECK_TIMEOUT_S)
     with contextlib.closing(client):
+        schema.check_shards(client)
         return [*schema.missing_tables(client), *schema.pending(client)]
 
 

@@ -12,7 +12,6 @@ import datetime as dt
 import difflib
 import json
 import os
-import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,10 +26,13 @@ from infra.addresses import MASK
 from infra.errors import UserError
 from infra.kafka.connection import NO_OTHER_KAFKA, PARTITIONERS, Connection, Sasl, Tls, check_protocol
 from infra.redis.access import NO_OTHER_REDIS, RedisAccess, check_tls_file
+from infra.setting_types import MOST, Count, Key, Secret, Share, TokenSecret, WebAddress, no_flag
 
 DEFAULT_DIR = ".adclick"
 ENDPOINTS_FILE = "endpoints.json"
 _PREFIX = "ADCLICK_"
+# How settings begin that say how to connect to ClickHouse, and which kind it is.
+_CLICKHOUSE_KIND = "clickhouse_"
 # Variables that are read elsewhere: where settings are, a worker's name, a fault for tests.
 _OTHER_VARIABLES = frozenset({"ADCLICK_CONFIG", "ADCLICK_DIR", "ADCLICK_WORKER", "ADCLICK_FAULT"})
 # Addresses that may hold a password. Settings of the type SecretStr are secrets by their type.
@@ -38,42 +40,7 @@ _SECRET_ADDRESSES = frozenset({"redis", "clickhouse", "archive", "trace_collecto
 _ENVIRONMENT = "environment"
 # Kubernetes sets ADCLICK_X_SERVICE_HOST, …_SERVICE_PORT and …_PORT… in every container beside a Service named `adclick-x`.
 _SERVICE_HOST = "_SERVICE_HOST"
-# What librdkafka, ClickHouse and Kafka take for a number at most.
-_MOST = 2**31 - 1
 _SHOWN_CHARACTERS = 200
-_SECRET_CHARACTERS = 32
-
-
-def _no_flag(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("should be a number")
-    return value
-
-
-def _line(value: Any) -> Any:
-    """Text as it is meant: a value read from a file ends with a line break."""
-    return value.strip() if isinstance(value, str) else value
-
-
-def _sendable(value: SecretStr) -> SecretStr:
-    if not re.fullmatch(r"[!-~]*", value.get_secret_value()):
-        raise ValueError("must be ASCII without blanks, to be sent in a header")
-    return value
-
-
-def _long_enough(value: SecretStr) -> SecretStr:
-    # A token is enough to try secrets offline.
-    if 0 < len(value.get_secret_value()) < _SECRET_CHARACTERS:
-        raise ValueError(f"must have at least {_SECRET_CHARACTERS} characters, or none")
-    return value
-
-
-Count = Annotated[int, BeforeValidator(_no_flag), Field(le=_MOST)]
-Share = Annotated[float, BeforeValidator(_no_flag), Field(ge=0, le=1, allow_inf_nan=False)]
-Secret = Annotated[SecretStr, BeforeValidator(_line)]
-TokenSecret = Annotated[Secret, AfterValidator(_long_enough)]
-Key = Annotated[Secret, AfterValidator(_sendable)]
-WebAddress = Annotated[str, AfterValidator(addresses.check_web)]
 
 
 class Settings(BaseSettings):
@@ -115,6 +82,21 @@ class Settings(BaseSettings):
     redis_wait_replicas: Count = Field(0, le=10, description="replicas that confirm dedup ids before a commit; 0: none")
     clickhouse: Annotated[str, AfterValidator(addresses.check_clickhouse)] = Field(
         "http://127.0.0.1:8123", description="ClickHouse HTTP URL, with user and password"
+    )
+    clickhouse_ca: str = Field(
+        "", description="file of authorities that the certificate of an https ClickHouse may be of; empty: the system's"
+    )
+    clickhouse_certificate: str = Field(
+        "", description="file of the client's certificate chain, for an https ClickHouse"
+    )
+    clickhouse_key: str = Field("", description="file of that certificate's key, without a passphrase")
+    clickhouse_cluster: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9_.-]*$",
+        description="cluster in ClickHouse's remote_servers that tables are on; cloud: ClickHouse Cloud; empty: one server",
+    )
+    clickhouse_storage_policy: str = Field(
+        "tiered", pattern=r"^[A-Za-z0-9_.-]*$", description="storage policy of ClickHouse's large tables; empty: none"
     )
     archive: Annotated[str, AfterValidator(addresses.check_archive)] = Field(
         "archive", min_length=1, description="the Parquet archive: a folder, or s3://BUCKET/PREFIX"
@@ -171,10 +153,10 @@ class Settings(BaseSettings):
     silent_after_ms: Count = Field(10_000, ge=500, description="a partition at its end this long is silent")
     archive_flush_ms: Count = Field(5_000, ge=100, description="how long archived rows may wait for their file")
     archive_keep_days: Count = Field(0, ge=0, description="days of the archive that are kept; 0: all")
-    archive_most_gb: Annotated[float, BeforeValidator(_no_flag)] = Field(
+    archive_most_gb: Annotated[float, BeforeValidator(no_flag)] = Field(
         0,
         ge=0,
-        le=_MOST,
+        le=MOST,
         allow_inf_nan=False,
         description="largest size of the archive; the oldest days are deleted, never the last two; 0: no limit",
     )
@@ -349,6 +331,12 @@ def read_endpoints(directory: Path) -> dict[str, Any]:
     return {name: value for name, value in endpoints.items() if name in Settings.model_fields}
 
 
+def clickhouse_kind_defaults() -> dict[str, str]:
+    """The settings beside the address of ClickHouse as the embedded one needs them."""
+    fields = Settings.model_fields.items()
+    return {name: str(field.default) for name, field in fields if name.startswith(_CLICKHOUSE_KIND)}
+
+
 def stack_directory(directory: str | None) -> Path:
     """The folder of the embedded stack: `--dir`, `ADCLICK_DIR`, or `.adclick`."""
     return Path(directory or os.environ.get("ADCLICK_DIR") or DEFAULT_DIR)
@@ -389,6 +377,10 @@ def resolve(directory: str | None = None, *, stack: bool = True) -> Resolved:
             else:
                 values[name] = value
                 origins[name] = _place(origin, key) if origin == _ENVIRONMENT else origin
+    if origins.get("clickhouse") == str(folder / ENDPOINTS_FILE):
+        # They are about the ClickHouse that a variable or a file names, and this is the stack's own.
+        values |= clickhouse_kind_defaults()
+        origins = {name: origin for name, origin in origins.items() if not name.startswith(_CLICKHOUSE_KIND)}
     try:
         settings = Settings(**values)
     except ValidationError as error:

@@ -10,8 +10,10 @@ from pydantic import SecretStr
 from infra import logs, migration
 from infra.cli import declare
 from infra.cli.app import App
+from infra.clickhouse import grants, schema
+from infra.clickhouse.deployment import Deployment
 from infra.embedded.stack_folder import Folder
-from infra.settings import resolve
+from infra.settings import clickhouse_kind_defaults, resolve
 
 
 @declare.command("up", "adclick up --detach --ingest-workers 2")
@@ -57,6 +59,8 @@ def _overrides(app: App) -> dict[str, str]:
                 f" (other commands use it all the same, unless they have --dir {app.folder})"
             )
     values = {name: getattr(resolved.settings, name) for name in resolved.origins if name not in own}
+    # Workers inherit the environment: what is in it of another ClickHouse must not reach them.
+    values |= clickhouse_kind_defaults()
     return {
         name: value.get_secret_value() if isinstance(value, SecretStr) else str(value) for name, value in values.items()
     }
@@ -82,11 +86,18 @@ def down(app: App) -> None:
 
 
 @declare.command("migrate", "ADCLICK_KAFKA=broker:9092 ADCLICK_CLICKHOUSE=http://… adclick migrate")
-def migrate(app: App) -> None:
+@click.option(
+    "--print-grants", is_flag=True, help="Only print what users of ClickHouse need, as SQL; connect to nothing."
+)
+def migrate(app: App, print_grants: bool) -> None:
     """Make the topics and tables of the configured addresses, or bring them up to date.
 
     Running it again changes nothing; of several at once, one waits for the other.
     """
+    if print_grants:
+        deployment = Deployment.of(app.settings)
+        click.echo(grants.print_grants(schema.all_statements(), app.settings.database, deployment))
+        return
     changes = migration.migrate(app.settings)
     if app.json:
         app.data({"topics": changes.topics, "tables": changes.tables})

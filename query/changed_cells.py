@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from infra.clickhouse import borders
 from infra.clickhouse.client import ClickHouse
 from infra.clickhouse.closed_cells import TABLE, marks_of
 from infra.clock import DAY_MS, iso
@@ -70,12 +71,10 @@ class ChangesReader:
         """(publication, precedence, run) of all runs whose rows are there."""
         db = self._client.database
         rows = self._client.rows(
-            f"""WITH (SELECT CAST((groupArray(name), groupArray(uuid)), 'Map(String, UUID)') FROM system.tables
-                    WHERE database = {{database:String}} AND name IN ('exact_hours', 'exact_days')) AS ids
+            f"""WITH ({borders.ids_query(self._client, ("exact_hours", "exact_days"))}) AS ids
                 SELECT toUInt64(toUnixTimestamp(toDateTime(date, 'UTC'))), run_id, fence, toUInt64(toUnixTimestamp64Milli(published_at)),
                     open_from_ms
-                FROM {db}.runs WHERE hours_id = ids['exact_hours'] AND days_id = ids['exact_days']""",
-            {"database": db},
+                FROM {db}.runs WHERE hours_id = ids['exact_hours'] AND days_id = ids['exact_days']"""
         )
         runs = []
         for day_s, run_id, fence, published_ms, open_from_ms in rows:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
+from infra.clickhouse.borders import table_id
 from infra.clickhouse.client import ClickHouse
 from infra.clock import now_ms
 from infra.errors import UserError
@@ -194,8 +195,7 @@ class Keys:
 
     def installation(self) -> str:
         """The id of this installation: of its table of keys, which no other has. Another one with the same secrets has its own."""
-        sql = "SELECT toString(uuid) FROM system.tables WHERE database = {database:String} AND name = 'api_keys'"
-        return str(self.client.rows(sql, {"database": self.client.database})[0][0])
+        return table_id(self.client, "api_keys")
 
     def audit(self, limit: int, *, only_keys: bool = True) -> list[tuple[str, str, str, str, str]]:
         """(at, actor, action, subject, detail), newest first. A subject is the id of a key; of anything else, it is kind/id."""

@@ -34,7 +34,7 @@ def parse_duration(text: str) -> int:
 
 def open_keys(app: App) -> Keys:
     """The keys of the configured ClickHouse, whose tables are brought up to date."""
-    client = ClickHouse(app.settings.clickhouse, app.settings.database)
+    client = ClickHouse.of(app.settings)
     apply_migrations(client)
     return Keys(client)
 

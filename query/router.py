@@ -109,13 +109,11 @@ class Router:
         self._observe = observe
         self.retention = Retention(settings.hot_hours * HOUR_MS, settings.warm_days * DAY_MS)
         redis = Redis(settings.redis_access, timeout_s=_REDIS_TIMEOUT_S)
-        clickhouse = ClickHouse(
-            settings.clickhouse, settings.database, timeout_s=settings.query_timeout_s, connections=_THREADS
-        )
+        clickhouse = ClickHouse.of(settings, timeout_s=settings.query_timeout_s, connections=_THREADS)
         self.guards = {name: Guard(name) for name in ("redis", "clickhouse")}
         self._cache = cache or TierCache(redis, self.guards["redis"], settings.key_prefix)
         self._hot = hot or HotTier(redis, settings.key_prefix, settings.block_partitions)
-        brief = ClickHouse(settings.clickhouse, settings.database, timeout_s=BRIEF_TIMEOUT_S)
+        brief = ClickHouse.of(settings, timeout_s=BRIEF_TIMEOUT_S)
         self._stored = stored or StoredTiers(clickhouse, brief, settings.block_partitions)
         self.directory = directory or DirectoryReader(DirectoryStore(clickhouse))
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tier")

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from infra.clickhouse.borders import ids_query
 from infra.clickhouse.client import ClickHouse
 from infra.clock import iso
 
@@ -56,11 +57,11 @@ def read_published_runs(
 ) -> list[PublishedRun]:
     """The runs of these days, or of all, newest first. Raises Unavailable."""
     db = client.database
-    table_id = f"(SELECT uuid FROM system.tables WHERE database = '{db}' AND name = '%s')"
+    stored = f"({ids_query(client, ('exact_hours', 'exact_days'))})"
     rows = client.rows(
         "SELECT r.date, r.run_id, toUnixTimestamp64Milli(published_at), rows, copies, dimensions, drifted, alert, u.events,"
         f" open_from_ms, r.run_id IN (SELECT run_id FROM {db}.current_runs) AS is_current,"
-        f" (hours_id = {table_id % 'exact_hours'}) AND (days_id = {table_id % 'exact_days'}) AS is_stored, summary"
+        f" hours_id = {stored}['exact_hours'] AND days_id = {stored}['exact_days'] AS is_stored, summary"
         f" FROM {db}.runs AS r LEFT JOIN (SELECT run_id, events FROM {db}.unbilled FINAL) AS u USING (run_id)"
         " WHERE r.date BETWEEN {first:Date} AND {last:Date} ORDER BY published_at DESC LIMIT {limit:UInt32}",
         {

@@ -162,7 +162,7 @@ def _read_gaps(settings: Settings) -> Part:
 
 def _clickhouse(settings: Settings) -> ClickHouse:
     """One that is away within a few seconds, so that a scrape still says so."""
-    return ClickHouse(settings.clickhouse, settings.database, timeout_s=settings.query_timeout_s)
+    return ClickHouse.of(settings, timeout_s=settings.query_timeout_s)
 
 
 def _check_redis(settings: Settings) -> Part:

@@ -101,7 +101,7 @@ class _Sinks:
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self._settings, self._redis = settings, redis
         self._by_partition: dict[int, HotSink] = {}
-        self._tiers = ClickHouse(settings.clickhouse, settings.database)
+        self._tiers = ClickHouse.of(settings)
 
     @property
     def hot(self) -> list[HotSink]:
@@ -115,7 +115,7 @@ class _Sinks:
             sink = HotSink(self._redis, settings.key_prefix, partition, settings.hot_hours, settings.redis_page)
             self._by_partition[partition] = sink
             return sink
-        client = ClickHouse(settings.clickhouse, settings.database)
+        client = ClickHouse.of(settings)
         if stage is INSIGHT:
             report = partial(publish_stop, self._redis, settings.key_prefix)
             return InsightSink(client, AlertPolicy.of(settings), report)

@@ -52,8 +52,7 @@ def read_published(client: ClickHouse, shards: int) -> Published:
     db = client.database
     rows = client.rows(
         f"""WITH (
-                SELECT CAST((groupArray(name), groupArray(uuid)), 'Map(String, UUID)') FROM system.tables
-                WHERE database = {{database:String}} AND name IN ('stream_hours', 'stream_days', 'exact_hours', 'exact_days')
+                {ids_query(client, ("stream_hours", "stream_days", "exact_hours", "exact_days"))}
             ) AS ids
             SELECT 'tier', tier, toUInt64(count()), toUInt64(countIf(valid)), min(border), min(watermark), max(since), toString(any(id))
             FROM (
@@ -64,7 +63,7 @@ def read_published(client: ClickHouse, shards: int) -> Published:
             UNION ALL
             SELECT 'run', run_id, toUInt64(1), toUInt64(hours_id = ids['exact_hours'] AND days_id = ids['exact_days']),
                 toUInt64(toUnixTimestamp(toDateTime(date, 'UTC'))), open_from_ms, toUInt64(0), '' FROM {db}.current_runs""",
-        {"database": db, "shards": shards},
+        {"shards": shards},
     )
     borders, void, runs, void_runs = dict[str, Border](), list[str](), list[Run](), list[Run]()
     for kind, name, count, valid, first, second, since, table_id in rows:
@@ -84,11 +83,17 @@ def table_id(client: ClickHouse, table: str) -> str:
 
 def table_ids(client: ClickHouse, tables: Sequence[str]) -> dict[str, str]:
     """Table or view → its UUID; without those that are not there. Raises Unavailable."""
-    return dict(
-        client.rows(
-            "SELECT name, toString(uuid) FROM system.tables WHERE database = {database:String} AND name IN {tables:Array(String)}",
-            {"database": client.database, "tables": list(tables)},
-        )
+    ((ids,),) = client.rows(ids_query(client, tables))
+    return {name: str(id_) for name, id_ in ids.items()}
+
+
+def ids_query(client: ClickHouse, tables: Sequence[str]) -> str:
+    """A query of one value: table → its UUID, of the table that has its rows; without those that are not there."""
+    stored = {client.deployment.stored(table): table for table in tables}
+    name = f"transform(name, {list(stored)}, {list(stored.values())}, '')"
+    return (
+        f"SELECT CAST((groupArray({name}), groupArray(uuid)), 'Map(String, UUID)') FROM system.tables"
+        f" WHERE database = '{client.database}' AND name IN {list(stored)}"
     )
 
 

@@ -9,7 +9,8 @@ import contextlib
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -26,7 +27,10 @@ from clickhouse_connect.driver.exceptions import (
 )
 
 from infra.clickhouse import errors
-from infra.errors import AdclickError, Denied
+from infra.clickhouse.deployment import ONE_SERVER, Deployment
+from infra.clickhouse.tls import TlsFiles
+from infra.errors import AdclickError, Denied, Refused
+from infra.settings import Settings
 
 # Its errors are raised, too: one line for a person is enough.
 logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
@@ -43,29 +47,52 @@ _MISUSE = (ProgrammingError, DataError, IntegrityError, InterfaceError, NotSuppo
 
 class ClickHouse:
     """A client that connects on first use. Thread-safe. Raises Unavailable when the server is away, Refused when it answers and
-    declines, BadStatement when a statement is wrong."""
+    declines, BadStatement when a statement is wrong, UserError for files of TLS that cannot be used."""
 
-    def __init__(self, url: str, database: str, *, timeout_s: int = 120, connections: int = 8) -> None:
+    def __init__(
+        self,
+        url: str,
+        database: str,
+        *,
+        timeout_s: int = 120,
+        connections: int = 8,
+        tls: TlsFiles | None = None,
+        deployment: Deployment = ONE_SERVER,
+    ) -> None:
         self._url, self.database, self._timeout_s, self._connections = urlsplit(url), database, timeout_s, connections
+        self.tls, self.deployment = tls or TlsFiles(), deployment
         self._client: Any = None
         self._connecting = threading.Lock()
+        self._replicas = 0
+        """How many have to acknowledge an insert; 0 while that is not known."""
+
+    @staticmethod
+    def of(settings: Settings, **options: int) -> ClickHouse:
+        """The client of an installation, with `timeout_s` and `connections` as given."""
+        return connector(settings)(**options)
 
     def _connected(self) -> Any:
         with self._connecting:
             return self._client or self._connect()
 
     def _connect(self) -> Any:
+        encrypted, password = self._url.scheme == "https", unquote(self._url.password or "")
+        pool_options = {"ssl_context": self.tls.context()} if encrypted else {}
         self._client = clickhouse_connect.get_client(
             host=self._url.hostname,
             port=self._url.port,
-            interface="https" if self._url.scheme == "https" else "http",
+            interface="https" if encrypted else "http",
             username=unquote(self._url.username or "default"),
-            password=unquote(self._url.password or ""),
+            password=password,
+            client_cert=self.tls.certificate if encrypted else None,
+            # Without a password the certificate says who the user is.
+            tls_mode="strict" if password or not self.tls.certificate else "mutual",
+            settings=self.deployment.settings(),
             autogenerate_session_id=False,
             connect_timeout=3,
             send_receive_timeout=self._timeout_s,
             # With a pool of its own it does not look for a proxy in the environment: it is never behind one.
-            pool_mgr=httputil.get_pool_manager(maxsize=self._connections),
+            pool_mgr=httputil.get_pool_manager(maxsize=self._connections, **pool_options),
             query_retries=0,
             # What does not leave the machine costs more to compress than to send.
             compress=False if self._url.hostname in _LOOPBACK else "lz4",
@@ -75,7 +102,7 @@ class ClickHouse:
     def command(self, sql: str, parameters: dict[str, Any] | None = None) -> Any:
         """A statement without a table for an answer."""
         with self._translated():
-            return self._connected().command(sql, parameters=parameters)
+            return self._connected().command(sql, parameters=parameters, settings=self._write_settings())
 
     def rows(self, sql: str, parameters: dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """A query's rows as tuples; parameters are bound by the server as `{name:Type}`."""
@@ -108,8 +135,26 @@ class ClickHouse:
         """Append a pyarrow table whose columns are named as the table's."""
         with self._translated():
             # Replacing rows within what is inserted takes longer than inserting it, and readers ask for FINAL anyway.
-            settings = {"optimize_on_insert": 0}
+            settings = {"optimize_on_insert": 0} | self._write_settings()
             self._connected().insert_arrow(f"{self.database}.{table}", data, settings=settings)
+
+    def _write_settings(self) -> dict[str, Any]:
+        """On a cluster all replicas of a shard acknowledge an insert: whichever is read, it has what a border promises."""
+        if not self.deployment.is_cluster:
+            return {}
+        if not self._replicas:
+            cluster = self.deployment.cluster
+            reply = self._connected().query(
+                "SELECT max(replica_num) FROM system.clusters WHERE cluster = {cluster:String}", {"cluster": cluster}
+            )
+            self._replicas = int(reply.result_rows[0][0])
+            if not self._replicas:
+                raise Refused(
+                    f"ClickHouse: it knows no cluster named {cluster}",
+                    hint="correct ADCLICK_CLICKHOUSE_CLUSTER, or add it to remote_servers",
+                    backend="clickhouse", code="CLUSTER_DOESNT_EXIST",
+                )  # fmt: skip
+        return {"insert_quorum": self._replicas}
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -128,6 +173,16 @@ class ClickHouse:
         if self._client is not None:
             self._client.close()
             self._client = None
+
+
+def connector(settings: Settings) -> partial[ClickHouse]:
+    """What makes clients of an installation. Unlike these, it can be sent to other processes."""
+    tls = TlsFiles(settings.clickhouse_ca, settings.clickhouse_certificate, settings.clickhouse_key)
+    return partial(ClickHouse, settings.clickhouse, settings.database, tls=tls, deployment=Deployment.of(settings))
+
+
+Connect = Callable[[], ClickHouse]
+"""Makes a client of an installation, also in another process."""
 
 
 def decision_on(error: Exception) -> AdclickError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from infra.clickhouse.tls import explain_handshake
 from infra.errors import AdclickError, BadStatement, Denied, Refused, TimedOut, Unavailable
 
 # ClickHouse's names of errors, and what ends each refusal. Any other name is waited out as well, without a hint.
@@ -13,6 +14,8 @@ _REFUSED = {
     "TOO_MANY_SIMULTANEOUS_QUERIES": "raise max_concurrent_queries, or wait until other queries have ended",
     "NOT_ENOUGH_SPACE": "free space on ClickHouse's disk",
     "TABLE_IS_READ_ONLY": "a replicated table has lost its Keeper",
+    "TOO_FEW_LIVE_REPLICAS": "start the replica again, or take it out of the cluster: each insert goes to all of them",
+    "ALL_CONNECTION_TRIES_FAILED": "start the node of the cluster again: a shard has none that answers",
     "UNKNOWN_TABLE": "adclick migrate makes the tables",
     "UNKNOWN_DATABASE": "adclick migrate makes the database",
     "QUOTA_EXCEEDED": "raise the user's quota, or wait for its next interval",
@@ -47,6 +50,8 @@ def decide(error: Exception, *, is_misuse: bool) -> AdclickError:
         name = "READONLY"
     sentence = _first_line(error)
     message = f"ClickHouse: {sentence} ({name})" if name else f"ClickHouse: {sentence}"
+    if handshake := explain_handshake(error):
+        return Unavailable(f"ClickHouse: {handshake[0]}", hint=handshake[1], backend="clickhouse")
     if name in _TIMED_OUT or (not name and _timed_out(error)):
         return TimedOut(message, backend="clickhouse")
     if name in _DENIED:

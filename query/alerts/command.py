@@ -43,7 +43,7 @@ class _Session:
 
 def _open(app: App) -> _Session:
     """The alerts of the configured ClickHouse, whose tables are brought up to date."""
-    client = ClickHouse(app.settings.clickhouse, app.settings.database)
+    client = ClickHouse.of(app.settings)
     apply_migrations(client)
     store, signer = AlertStore(client), Signer(app.settings.api_key.get_secret_value())
     reader = AlertReader(store, signer)

@@ -79,7 +79,7 @@ class Api:
         self._settings, self._now = settings, now
         self.router = Router(settings, observe)
         redis = Redis(settings.redis_access, timeout_s=1.0)
-        clickhouse = ClickHouse(settings.clickhouse, settings.database, timeout_s=settings.query_timeout_s)
+        clickhouse = ClickHouse.of(settings, timeout_s=settings.query_timeout_s)
         self._changes, self._ledger = ChangesReader(clickhouse, settings.block_partitions), LedgerReader(clickhouse)
         stack = OwnStack(folder)
         self._pipeline = PipelineReader(settings, stack)
@@ -93,7 +93,7 @@ class Api:
         self.alerts = AlertsApi(AlertStore(clickhouse), self.router.signer, self.router.guards["clickhouse"], now)
         self.webhooks = Webhooks(clickhouse, redis, settings, now)
         limits = RateLimits(redis, self.router.guards["redis"], settings.key_prefix)
-        brief = ClickHouse(settings.clickhouse, settings.database, timeout_s=BRIEF_TIMEOUT_S)
+        brief = ClickHouse.of(settings, timeout_s=BRIEF_TIMEOUT_S)
         root = settings.api_key.get_secret_value()
         signer = TokenSigner(
             settings.token_secret.get_secret_value() or root, settings.former_token_secret.get_secret_value()

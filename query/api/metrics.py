@@ -109,7 +109,7 @@ class _Pipeline(Collector):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._client = ClickHouse(settings.clickhouse, settings.database, timeout_s=settings.query_timeout_s)
+        self._client = ClickHouse.of(settings, timeout_s=settings.query_timeout_s)
         self._summary = LatestSummary(lambda: read_summary(self._client, WHOLE_INSTALLATION, None, now_ms()))
 
     def describe(self) -> list[Metric]:

@@ -64,7 +64,7 @@ def import_file(app: App, path: Path, kind: str | None = None, form: str | None 
 
 
 def _open(app: App) -> tuple[DirectoryStore, DirectoryReader]:
-    client = ClickHouse(app.settings.clickhouse, app.settings.database)
+    client = ClickHouse.of(app.settings)
     apply_migrations(client)
     store = DirectoryStore(client)
     return store, DirectoryReader(store)

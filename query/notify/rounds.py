@@ -40,7 +40,7 @@ class Rounds:
 
     def __init__(self, settings: Settings, actor: str, now: Callable[[], int], log: Any) -> None:
         self._settings, self._actor, self._now, self._log = settings, actor, now, log
-        self._client = ClickHouse(settings.clickhouse, settings.database, timeout_s=max(30, settings.query_timeout_s))
+        self._client = ClickHouse.of(settings, timeout_s=max(30, settings.query_timeout_s))
         self._outbox, self._watch = Outbox(self._client, KINDS), PipelineWatch()
         self._webhooks = WebhookStore(self._client)
         self._failing: dict[str, str] = {}

@@ -95,7 +95,7 @@ class TrendKeeper:
         redis = Redis(settings.redis_access, timeout_s=_TIMEOUT_S)
         self._hot = HotTier(redis, settings.key_prefix, settings.block_partitions)
         self._lists = TrendLists(redis, settings.key_prefix)
-        client = ClickHouse(settings.clickhouse, settings.database, timeout_s=_TIMEOUT_S)
+        client = ClickHouse.of(settings, timeout_s=_TIMEOUT_S)
         progress = partial(read_progress, redis, settings.key_prefix, settings.event_partitions)
         self._users = HourlyUsers(client, _TIMEOUT_S, progress)
         self._before: tuple[int, Sums] | None = None

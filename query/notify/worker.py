@@ -104,7 +104,7 @@ class NotifyWorker:
     async def _serve(self, check_lease: Callable[[], None]) -> None:
         """Evaluate rules and deliver, side by side, until stopped or until one of them fails."""
         settings = self._settings
-        client = ClickHouse(settings.clickhouse, settings.database, timeout_s=30)
+        client = ClickHouse.of(settings, timeout_s=30)
         webhooks, deliveries = WebhookStore(client), DeliveryStore(client)
         targets = TargetPolicy.of(settings.webhook_allowed_networks, settings.webhook_ports)
         delivery = WebhookDelivery(

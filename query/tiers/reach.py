@@ -69,15 +69,17 @@ class StoredUsers:
 
     def tables(self, runs: Sequence[str]) -> TablesOfUsers:
         """What is known of the tables and of these runs."""
-        db = self._client.database
+        db, of_users = self._client.database, (STREAM_HOURS, STREAM_DAYS, *OF_RUNS)
+        stored = {self._client.deployment.stored(table): table for table in of_users}
         rows = self._client.rows(
             f"""SELECT 'hours', run_id, toInt64(0) FROM {db}.{RUNS} WHERE run_id IN {{runs:Array(String)}} GROUP BY run_id
             UNION ALL SELECT 'days', run_id, toInt64(0) FROM {db}.{RUN_DAYS} WHERE run_id IN {{runs:Array(String)}} GROUP BY run_id
             UNION ALL SELECT name, toString(uuid), toInt64(toUnixTimestamp(metadata_modification_time)) FROM system.tables
             WHERE database = {{database:String}} AND name IN {{tables:Array(String)}}
             UNION ALL SELECT 'database', '', toInt64(toUnixTimestamp(min(applied_at))) FROM {db}.migrations""",
-            {"database": db, "runs": list(runs), "tables": [STREAM_HOURS, STREAM_DAYS, *OF_RUNS]},
+            {"database": db, "runs": list(runs), "tables": list(stored)},
         )
+        rows = [(stored.get(name, name), value, at_s) for name, value, at_s in rows]
         made_ms = {name: at_s * 1000 for name, _, at_s in rows}
         since_ms = max(made_ms.get(name, 0) for name in (STREAM_HOURS, STREAM_DAYS))
         # One whose last row is not there has users in part.

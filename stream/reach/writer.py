@@ -74,9 +74,7 @@ class ReachWriter:
         self._stopping = threading.Event()
         losses = (SessionLost, Unavailable, OffsetOutOfRange)
         self._sessions = Sessions(self._stopping, self._log, losses, clock, pause, _WORK)
-        self._client = ClickHouse(
-            settings.clickhouse, settings.database, timeout_s=_CLICKHOUSE_TIMEOUT_S, connections=1
-        )
+        self._client = ClickHouse.of(settings, timeout_s=_CLICKHOUSE_TIMEOUT_S, connections=1)
         self._redis = Redis(settings.redis_access, timeout_s=_REDIS_TIMEOUT_S)
         self._additions = Additions(HOUR_MS)
         self._owned: set[int] = set()

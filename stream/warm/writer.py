@@ -160,10 +160,14 @@ class WarmSink:
             faults.point("warm.half")
 
     def _insert_cells(self, cells: list[Cells], version: int) -> None:
-        """The last row, which says that all are there, goes with the last of them."""
+        """The last row, which says that all are there, goes with the last of them; on a cluster after them, since an insert reaches
+        one shard before another."""
         table = table_of(cells, self._tier, self._shard, version)
-        for start in range(0, len(table), _ROWS_PER_INSERT):
-            self._client.insert(closed_cells.TABLE, table.slice(start, _ROWS_PER_INSERT))
+        last = len(table) - 1 if self._client.deployment.is_cluster else len(table)
+        for start in range(0, last, _ROWS_PER_INSERT):
+            self._client.insert(closed_cells.TABLE, table.slice(start, min(_ROWS_PER_INSERT, last - start)))
+        if last < len(table):
+            self._client.insert(closed_cells.TABLE, table.slice(last))
 
     def _table(self, rows: Partials, version: int) -> pa.Table:
         # A row that is written again after a recovery is reported as changed once more, rather than not at all.

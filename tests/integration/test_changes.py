@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from infra.clickhouse.borders import table_id
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
 from infra.settings import Settings
@@ -83,7 +84,7 @@ class Feed:
 
 @pytest.fixture
 def client(settings: Settings) -> Iterator[ClickHouse]:
-    yield ClickHouse(settings.clickhouse, settings.database)
+    yield ClickHouse.of(settings)
 
 
 def stored(client: ClickHouse, table: str, where: str = "1") -> Numbers:
@@ -183,8 +184,7 @@ def test_a_nightly_run_replaces_cells_and_says_why(client: ClickHouse) -> None:
             )
         client.command(
             f"INSERT INTO {db}.runs SELECT '{date}', '{run}', now64(3), '', 2, 0, 2, 0, 0, '{{}}', {fence}, 0,"
-            f" (SELECT uuid FROM system.tables WHERE database = '{db}' AND name = 'exact_hours'),"
-            f" (SELECT uuid FROM system.tables WHERE database = '{db}' AND name = 'exact_days')"
+            f" toUUID('{table_id(client, 'exact_hours')}'), toUUID('{table_id(client, 'exact_days')}')"
         )
 
     publish("first", 1, 16, {"late": 7, "shed": -2})

@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 from starlette.testclient import TestClient
 
+from infra.clickhouse.borders import table_id
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
 from infra.settings import Settings
@@ -40,7 +41,7 @@ _RANGE = [("start", iso(HOUR)), ("end", iso(HOUR + HOURS * HOUR_MS)), ("granular
 @pytest.fixture
 def client(settings: Settings) -> ClickHouse:
     """A ClickHouse with closed and settled hours of two advertisers, one of which was corrected a moment ago."""
-    clickhouse = ClickHouse(settings.clickhouse, settings.database)
+    clickhouse = ClickHouse.of(settings)
     rows = ", ".join(
         f"({(HOUR + h * HOUR_MS) // 1000}, 7, {advertiser}, {ad}, 5, 'DE', 'mobile', 0, {impressions + h}, 10, 1, 2500000, 0, 0, 0,"
         f" {int(h == 2)}, 1, {now_ms() // 1000 if h == 2 else 0}, 0)"
@@ -248,9 +249,8 @@ def _reconcile_long_ago(client: ClickHouse) -> str:
         client.command(f"INSERT INTO {client.database}.ledger VALUES ({keys}, 'late', 1, 0, 0, 0)")
     client.command(
         f"INSERT INTO {client.database}.runs SELECT '{date}', 'run', now64(3), '', 2, 0, 2, 0, 0, '{{}}', 1, 0,"
-        " (SELECT uuid FROM system.tables WHERE database = {database:String} AND name = 'exact_hours'),"
-        " (SELECT uuid FROM system.tables WHERE database = {database:String} AND name = 'exact_days')",
-        {"database": client.database},
+        f" toUUID('{table_id(client, 'exact_hours')}'),"
+        f" toUUID('{table_id(client, 'exact_days')}')"
     )
     return date
 
@@ -454,9 +454,8 @@ def test_pages_of_a_ledger_are_of_one_run(http: httpx.Client, client: ClickHouse
     first = http.get(path.format(date), params={"limit": "1"}, headers=root(settings)).json()
     client.command(
         f"INSERT INTO {client.database}.runs SELECT '{date}', 'again', now64(3), '', 2, 0, 2, 0, 0, '{{}}', 2, 0,"
-        " (SELECT uuid FROM system.tables WHERE database = {database:String} AND name = 'exact_hours'),"
-        " (SELECT uuid FROM system.tables WHERE database = {database:String} AND name = 'exact_days')",
-        {"database": client.database},
+        f" toUUID('{table_id(client, 'exact_hours')}'),"
+        f" toUUID('{table_id(client, 'exact_days')}')"
     )
     names = {"limit": "1", "cursor": first["next_cursor"]}
     second = http.get(path.format(date), params=names, headers=root(settings)).json()

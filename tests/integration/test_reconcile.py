@@ -109,7 +109,7 @@ def plant(settings: Settings) -> None:
         archive_worker.write_files(FileStore(settings.archive), partition, 0, 100, wire)
     _reject(settings, "again")
     send_hostile_letters(settings)
-    client = ClickHouse(settings.clickhouse, settings.database)
+    client = ClickHouse.of(settings)
     for publisher, clicks in ((4, _STREAM), (9, _STREAM_UNLIKE)):
         client.command(
             f"INSERT INTO {settings.database}.stream_hours"
@@ -210,7 +210,7 @@ def test_events_that_arrive_after_a_day_was_billed_raise_an_alert(planted: Setti
         assert "without a cause" not in later.stderr  # its hour has not closed yet
         assert f"is still open: from {iso(DAY + DAY_MS)} on, the stream answers" in later.stderr
         assert {"date": DAY_SHOWN, "unbilled": PLANTED_ROWS - 1}.items() <= json.loads(hook.bodies[1]).items()
-        shown = {run["date"]: run["unbilled"] for run in read_runs(ClickHouse(planted.clickhouse, planted.database))}
+        shown = {run["date"]: run["unbilled"] for run in read_runs(ClickHouse.of(planted))}
         assert shown[DAY_SHOWN] == PLANTED_ROWS - 1
         assert b"adclick_unbilled_events %d.0\n" % (PLANTED_ROWS - 1) in Metrics(planted).render()
     finally:
@@ -228,7 +228,7 @@ def test_the_ledger_explains_every_difference(planted: Settings) -> None:
     _check_reach(planted)
     shown = adclick("reconcile", "--explain", "1", "--date", date, cwd=None, **env).stdout
     assert "were copies sent under another key" in shown
-    client, signer = ClickHouse(planted.clickhouse, planted.database), Signer("test")
+    client, signer = ClickHouse.of(planted), Signer("test")
     run_files = client.rows(f"SELECT path, bytes, sha256 FROM {planted.database}.run_files")
     files = Path(planted.archive).rglob("*.parquet")
     assert set(run_files) == {(str(f), f.stat().st_size, hashlib.sha256(f.read_bytes()).hexdigest()) for f in files}
@@ -258,7 +258,7 @@ def test_the_ledger_explains_every_difference(planted: Settings) -> None:
 def _check_reach(settings: Settings) -> None:
     """The run's registers are those of all users of its hour, and of the day, which has no other."""
     for table, start_ms in (("exact_reach_hours", DAY + HOUR_MS), ("exact_reach_days", DAY)):
-        ((time_s, *keys, coupons),) = ClickHouse(settings.clickhouse, settings.database).rows(
+        ((time_s, *keys, coupons),) = ClickHouse.of(settings).rows(
             "SELECT toUnixTimestamp(time), campaign_id, advertiser_id, arraySort(c -> bitAnd(c, 8191), coupons)"
             f" FROM {settings.database}.{table} FINAL"
         )
@@ -268,7 +268,7 @@ def _check_reach(settings: Settings) -> None:
 
 def _check_bill(settings: Settings) -> None:
     """The causes of the reconciled day over HTTP: all of it for admins, nothing of it for another tenant."""
-    keys = Keys(ClickHouse(settings.clickhouse, settings.database))
+    keys = Keys(ClickHouse.of(settings))
     tokens = {
         advertiser: keys.create("t", frozenset({advertiser}), admin=False, rate=1e6, burst=1e6, lasts_ms=None)[1]
         for advertiser in (3, 4)
@@ -306,7 +306,7 @@ def _check_bill(settings: Settings) -> None:
 
 
 def test_only_differences_of_closed_and_unchanged_hours_are_unexplained(settings: Settings) -> None:
-    client, began_s, closed_hours = ClickHouse(settings.clickhouse, settings.database), DAY // 1000 + 100, 3
+    client, began_s, closed_hours = ClickHouse.of(settings), DAY // 1000 + 100, 3
     # Publisher → the hour, clicks by the exact count and by the stream, when the stream changed the row; and the cause expected.
     rows: dict[int, tuple[tuple[int, int, int, int], str]] = {
         1: ((2, 10, 10, 0), ""),
@@ -343,7 +343,7 @@ def test_only_differences_of_closed_and_unchanged_hours_are_unexplained(settings
 
 
 def test_a_run_of_an_open_day_covers_the_hours_that_had_closed(settings: Settings) -> None:
-    client, db = ClickHouse(settings.clickhouse, settings.database), settings.database
+    client, db = ClickHouse.of(settings), settings.database
     place = "1, 3, 2, 4, 'DE', 'mobile'"
     for hour in (1, 2, 3):
         at = f"toDateTime({DAY // 1000 + hour * 3600}, 'UTC')"
@@ -398,7 +398,7 @@ def test_a_run_of_an_open_day_covers_the_hours_that_had_closed(settings: Setting
 def test_the_watermark_of_hours_is_unknown_until_every_shard_has_published_its_own(
     settings: Settings, shards: int
 ) -> None:
-    client = ClickHouse(settings.clickhouse, settings.database)
+    client = ClickHouse.of(settings)
     assert publish.read_watermark(client, shards) is None
     for shard in range(2):
         for minutes in (5, 3):  # the second is an older writing that arrives late

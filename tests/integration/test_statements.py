@@ -54,11 +54,12 @@ class Bills:
         cells = [(advertiser, campaign, f"10, 2, 1, {amount}, 0, 0, 0") for advertiser, campaign, amount in amounts]
         self.insert("exact_days", dates, cells, f"'{run}'")
         self.fence += 1
+        stored = self.client.deployment.stored
         table_id = "(SELECT uuid FROM system.tables WHERE database = {database:String} AND name = '%s')"
         runs = [run.format(date) for date in dates]
         self.client.command(
             f"INSERT INTO {self.client.database}.runs SELECT date, run, now64(3), '', 2, 0, 2, 0, 0, '{{}}', {self.fence}, 0,"
-            f" {table_id % 'exact_hours'}, {table_id % 'exact_days'}"
+            f" {table_id % stored('exact_hours')}, {table_id % stored('exact_days')}"
             " FROM (SELECT {dates:Array(Date)} AS date, {runs:Array(String)} AS run) ARRAY JOIN date, run",
             {"database": self.client.database, "dates": list(dates), "runs": runs},
         )
@@ -66,7 +67,7 @@ class Bills:
 
 def test_a_month_is_issued_once_it_is_reconciled_and_again_when_a_day_is_restated(settings: Settings) -> None:
     settings = settings.model_copy(update={"query_timeout_s": 60})
-    client = ClickHouse(settings.clickhouse, settings.database)
+    client = ClickHouse.of(settings)
     bills = Bills(client)
     counted = [date for date in DAYS if date != EMPTY]
     numbers = "9, 2, 1, 5, 0, 0, 0, 0, 1, 0, 0"

@@ -25,7 +25,7 @@ _COUNT = 240 * 48
 @pytest.fixture
 def client(settings: Settings) -> ClickHouse:
     """Hours, a third of which were written again with other numbers."""
-    client = ClickHouse(settings.clickhouse, settings.database)
+    client = ClickHouse.of(settings)
     for version, where in ((1, "1"), (2, "cityHash64(number) % 3 = 0")):
         client.command(
             f"""INSERT INTO {client.database}.stream_hours ({_DIMENSIONS}, shard, impressions, version)

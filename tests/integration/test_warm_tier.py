@@ -22,7 +22,7 @@ class Owner:
     """An owner of a shard of hours, with the state and the sink that it believes to be current."""
 
     def __init__(self, settings: Settings, partitions: int = 1) -> None:
-        self.client = ClickHouse(settings.clickhouse, settings.database)
+        self.client = ClickHouse.of(settings)
         self.stage = Stage(HOUR_MS, partitions)
         self.sink = WarmSink(self.client, "hours", HOUR_MS, 0, look_every_s=0.0)
 

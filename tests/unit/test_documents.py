@@ -315,7 +315,7 @@ def test_the_causes_of_a_ledger_are_those_of_the_page() -> None:
 
 # Messages that the code puts together from these.
 _COMPOSED = {
-    "ClickHouse has no storage policy named tiered": ("ClickHouse has no ", "storage policy named tiered"),
+    "ClickHouse has no storage policy named tiered": ("ClickHouse has no ", "storage policy named "),
     "Redis: OOM": ("Redis: ", '"OOM"'),
     "message.timestamp.type is CreateTime": ('"message.timestamp.type"',),
     "cleanup.policy is": ('"cleanup.policy"',),

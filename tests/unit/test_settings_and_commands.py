@@ -12,6 +12,7 @@ from typing import cast
 import pytest
 
 from infra.clickhouse.client import ClickHouse
+from infra.clickhouse.deployment import ONE_SERVER
 from infra.clickhouse.schema import apply_migrations
 from infra.embedded.lifeline import no_children_after_failure
 from infra.errors import UsageError, UserError
@@ -103,7 +104,7 @@ def test_a_worker_without_a_name_has_one_that_no_other_container_has(monkeypatch
 class _WithoutPolicy:
     """A ClickHouse whose storage policies are these volumes of `tiered`; it must not be written to."""
 
-    database = "adclick"
+    database, deployment = "adclick", ONE_SERVER
 
     def __init__(self, *volumes: str) -> None:
         self._volumes = volumes
@@ -115,6 +116,20 @@ class _WithoutPolicy:
 
     def command(self, sql: str, _parameters: object = None) -> None:
         raise AssertionError(f"written before the policy was checked: {sql}")
+
+
+def test_what_is_said_of_another_clickhouse_does_not_apply_to_the_stacks_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "endpoints.json").write_text(json.dumps({"clickhouse": "http://127.0.0.1:1"}))
+    monkeypatch.setenv("ADCLICK_CLICKHOUSE_CLUSTER", "blue")
+    monkeypatch.setenv("ADCLICK_CLICKHOUSE_CA", "ca.pem")
+    own = resolve(str(tmp_path)).settings
+    assert (own.clickhouse, own.clickhouse_cluster, own.clickhouse_ca) == ("http://127.0.0.1:1", "", "")
+    monkeypatch.setenv("ADCLICK_DIR", str(tmp_path))
+    monkeypatch.setenv("ADCLICK_CLICKHOUSE", "https://elsewhere")
+    other = resolve().settings
+    assert (other.clickhouse, other.clickhouse_cluster, other.clickhouse_ca) == ("https://elsewhere", "blue", "ca.pem")
 
 
 @pytest.mark.parametrize(
