@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     redis_ca: str = Field("", description="file of the certificate authority of Redis, for a rediss address")
     redis_certificate: str = Field("", description="file of the certificate that Redis asks clients for")
     redis_key: str = Field("", description="file of that certificate's key")
-    redis_wait_replicas: Count = Field(0, le=10, description="replicas that confirm dedup ids before a commit; 0: none")
+    redis_wait_replicas: Count = Field(0, ge=0, le=10, description="replicas that confirm ids before a commit; 0: none")
     clickhouse: Annotated[str, AfterValidator(addresses.check_clickhouse)] = Field(
         "http://127.0.0.1:8123", description="ClickHouse HTTP URL, with user and password"
     )

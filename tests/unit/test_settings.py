@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from infra.errors import UserError
 from infra.file_store import FileStore
+from infra.redis.access import RedisAccess
 from infra.settings import BY_FILE, Settings, file_variables, resolve
 
 
@@ -102,6 +103,12 @@ def test_two_spellings_of_a_variable_that_differ_are_both_named(monkeypatch: pyt
         ("REDIS", "http://localhost:6379", "redis://"),
         ("REDIS", "redis://localhost/cache", "database"),
         ("REDIS", "redis://localhost:six", "port"),
+        ("REDIS", "redis://one:6379,two:6379/0", "redis+cluster://"),
+        ("REDIS", "redis+cluster://one:6379,two:six", "port"),
+        ("REDIS", "redis+cluster://one:6379,two:6379/1", "one database"),
+        ("REDIS", "redis+sentinel://one:26379", "name of the primary"),
+        ("REDIS_CA", "ca.pem", "rediss"),
+        ("REDIS_WAIT_REPLICAS", "-1", "0"),
         ("CLICKHOUSE", "", "http://"),
         ("CLICKHOUSE", "clickhouse://host:9000", "http://"),
         ("CLICKHOUSE", "http://host:8123/billing", "namespace"),
@@ -157,6 +164,8 @@ def test_an_invalid_value_is_refused_by_name(
         ("HTTP", "http://0.0.0.0:8080\n", "http://0.0.0.0:8080"),
         ("REDIS", "rediss://user:pa%2Fss@[fe80::1]:6380/3", "rediss://user:pa%2Fss@[fe80::1]:6380/3"),
         ("REDIS", "unix:///run/redis.sock", "unix:///run/redis.sock"),
+        ("REDIS", "rediss+cluster://u:p@one:7000,[::1]", "rediss+cluster://u:p@one:7000,[::1]"),
+        ("REDIS", "redis+sentinel://one,two:26380/main/0", "redis+sentinel://one,two:26380/main/0"),
         ("CLICKHOUSE", "https://me:p@ss@host", "https://me:p@ss@host"),
         ("CURRENCY", "EUR\r\n", "EUR"),
         ("ARCHIVE", "s3://bucket", "s3://bucket"),
@@ -166,6 +175,21 @@ def test_an_invalid_value_is_refused_by_name(
 def test_values_are_normalized(variable: str, value: str, settled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"ADCLICK_{variable}", value)
     assert getattr(resolve().settings, variable.lower()) == settled
+
+
+def test_files_for_tls_and_replicas_are_those_of_the_redis_that_the_settings_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("redis", "redis_ca", "redis_certificate", "redis_key", "redis_wait_replicas")
+    own = dict(zip(names, ("rediss://host", "ca.pem", "us.pem", "key.pem", "2"), strict=True))
+    for name, value in own.items():
+        monkeypatch.setenv(f"ADCLICK_{name.upper()}", value)
+    assert resolve().settings.redis_access == RedisAccess("rediss://host", "ca.pem", "us.pem", "key.pem", 2)
+    (tmp_path / "endpoints.json").write_text(json.dumps({"redis": "redis://of-the-stack:1"}))
+    assert resolve(str(tmp_path)).settings.redis_access == RedisAccess("redis://of-the-stack:1")
+    monkeypatch.delenv("ADCLICK_REDIS_CERTIFICATE")
+    with pytest.raises(UserError, match="redis_key is wrong: needs the setting redis_certificate"):
+        resolve()
 
 
 def test_a_secret_read_from_a_file_loses_its_line_break(monkeypatch: pytest.MonkeyPatch) -> None:
