@@ -9,11 +9,8 @@ A value that may hold a secret can stand in a file of its own: `ADCLICK_REDIS_FI
 from __future__ import annotations
 
 import datetime as dt
-import difflib
-import json
 import os
-import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,32 +18,28 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from infra import addresses, cron, value_files
+from infra import addresses, cron
 from infra.addresses import MASK
 from infra.errors import UserError
 from infra.kafka.connection import NO_OTHER_KAFKA, PARTITIONERS, Connection, Sasl, Tls, check_protocol
 from infra.redis.access import NO_OTHER_REDIS, RedisAccess, check_tls_file
+from infra.setting_sources import PREFIX, read_environment, read_object, read_toml, read_value, setting_of
 from infra.setting_types import MOST, Count, Key, Secret, Share, TokenSecret, WebAddress, no_flag
 
 DEFAULT_DIR = ".adclick"
 ENDPOINTS_FILE = "endpoints.json"
-_PREFIX = "ADCLICK_"
 # How settings begin that say how to connect to ClickHouse, and which kind it is.
 _CLICKHOUSE_KIND = "clickhouse_"
-# Variables that are read elsewhere: where settings are, a worker's name, a fault for tests.
-_OTHER_VARIABLES = frozenset({"ADCLICK_CONFIG", "ADCLICK_DIR", "ADCLICK_WORKER", "ADCLICK_FAULT"})
 # Addresses that may hold a password. Settings of the type SecretStr are secrets by their type.
 _SECRET_ADDRESSES = frozenset({"redis", "clickhouse", "archive", "trace_collector", "alert_webhook"})
 _ENVIRONMENT = "environment"
-# Kubernetes sets ADCLICK_X_SERVICE_HOST, …_SERVICE_PORT and …_PORT… in every container beside a Service named `adclick-x`.
-_SERVICE_HOST = "_SERVICE_HOST"
 _SHOWN_CHARACTERS = 200
 
 
 class Settings(BaseSettings):
     """The settings of a process. Durations carry their unit in the name."""
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore", str_strip_whitespace=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", str_strip_whitespace=True)
 
     kafka: Annotated[str, AfterValidator(addresses.check_brokers)] = Field(
         "127.0.0.1:9092", description="Kafka's bootstrap addresses, by comma"
@@ -319,15 +312,7 @@ def _masked(name: str, value: Any) -> str:
 
 def read_endpoints(directory: Path) -> dict[str, Any]:
     """The addresses that `up` wrote into the folder; empty when there are none."""
-    file = directory / ENDPOINTS_FILE
-    try:
-        endpoints = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {_reason(error)}") from error
-    if not isinstance(endpoints, dict):
-        raise UserError(f"{file} cannot be read: it holds no JSON object")
+    endpoints = read_object(directory / ENDPOINTS_FILE)
     return {name: value for name, value in endpoints.items() if name in Settings.model_fields}
 
 
@@ -352,15 +337,16 @@ def resolve(directory: str | None = None, *, stack: bool = True) -> Resolved:
     endpoints = read_endpoints(folder) if stack else {}
     if directory is not None and stack and not endpoints:
         raise UserError(f"no stack has been started in {folder}", hint=f"adclick up --dir {folder} starts one")
+    known = [*Settings.model_fields, *BY_FILE]
     layers: list[tuple[str, dict[str, Any]]] = []
     if directory is not None:
         layers.append(
             (str(folder / ENDPOINTS_FILE), (NO_OTHER_KAFKA | NO_OTHER_REDIS if endpoints else {}) | endpoints)
         )
-    layers.append((_ENVIRONMENT, _read_environment(os.environ)))
+    layers.append((_ENVIRONMENT, read_environment(os.environ, known)))
     config = os.environ.get("ADCLICK_CONFIG")
     if config:
-        layers.append((config, _read_toml(Path(config))))
+        layers.append((config, read_toml(Path(config), known)))
     if directory is None:
         layers.append((str(folder / ENDPOINTS_FILE), endpoints))
     values: dict[str, Any] = {}
@@ -373,7 +359,7 @@ def resolve(directory: str | None = None, *, stack: bool = True) -> Resolved:
                 continue
             if key != name:
                 # Only where it counts: another file may be one that this process must not read.
-                values[name], origins[name] = value_files.read_value(_place(origin, key), value), str(value)
+                values[name], origins[name] = read_value(_place(origin, key), value), str(value)
             else:
                 values[name] = value
                 origins[name] = _place(origin, key) if origin == _ENVIRONMENT else origin
@@ -390,7 +376,7 @@ def resolve(directory: str | None = None, *, stack: bool = True) -> Resolved:
 
 def _place(origin: str, key: str) -> str:
     """Where a layer names a setting, or the file of one, as a person finds it."""
-    return f"{_PREFIX}{key.upper()}" if origin == _ENVIRONMENT else f"{key} in {origin}"
+    return f"{PREFIX}{key.upper()}" if origin == _ENVIRONMENT else f"{key} in {origin}"
 
 
 def _refuse_doubles(origin: str, layer: Mapping[str, Any]) -> None:
@@ -403,13 +389,7 @@ def _refuse_doubles(origin: str, layer: Mapping[str, Any]) -> None:
 
 def file_variables(environment: Iterable[str]) -> tuple[str, ...]:
     """The variables among these that name files of values. A process that is given the values must not have them, too."""
-    return tuple(name for name in environment if _setting_of(name) in BY_FILE)
-
-
-def _setting_of(variable: str) -> str:
-    """The setting that a variable is of, if it is one's."""
-    upper = variable.upper()
-    return upper.removeprefix(_PREFIX).lower() if upper.startswith(_PREFIX) else ""
+    return tuple(name for name in environment if setting_of(name) in BY_FILE)
 
 
 def _wrong_setting(error: ValidationError, origins: Mapping[str, str]) -> UserError:
@@ -422,64 +402,3 @@ def _wrong_setting(error: ValidationError, origins: Mapping[str, str]) -> UserEr
         shown = f"of type {type(value).__name__}"
     reason = str(first["msg"]).removeprefix("Value error, ")
     return UserError(f"setting {name} is wrong: {reason} (it is {shown}, from {origins.get(name, 'default')})")
-
-
-def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The settings among the variables. Raises UserError for an ADCLICK_ variable that is none, or that is there twice."""
-    values: dict[str, str] = {}
-    sources: dict[str, str] = {}
-    for variable, value in sorted(environment.items()):
-        upper, name = variable.upper(), _setting_of(variable)
-        if not upper.startswith(_PREFIX) or upper in _OTHER_VARIABLES:
-            continue
-        if name not in Settings.model_fields and name not in BY_FILE:
-            if not _from_kubernetes(upper, environment):
-                known = (
-                    {n.removeprefix(_PREFIX).lower() for n in _OTHER_VARIABLES}
-                    | set(Settings.model_fields)
-                    | set(BY_FILE)
-                )
-                raise UserError(
-                    f"no such setting: {variable}", hint=_nearest(name, known, lambda n: _PREFIX + n.upper())
-                )
-            continue
-        if values.get(name, value) != value:
-            raise UserError(f"{sources[name]} and {variable} differ", hint="unset one of them")
-        values[name], sources[name] = value, variable
-    return values
-
-
-def _from_kubernetes(variable: str, environment: Iterable[str]) -> bool:
-    services = [name.removesuffix(_SERVICE_HOST) for name in environment if name.endswith(_SERVICE_HOST)]
-    return any(variable.startswith((f"{service}_SERVICE_", f"{service}_PORT")) for service in services)
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        # Editors on Windows begin a file with a byte order mark.
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"ADCLICK_CONFIG names {path}, which does not exist") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {_reason(error)}") from error
-    for name, value in values.items():
-        if name in Settings.model_fields or name in BY_FILE:
-            continue
-        if isinstance(value, dict):
-            raise UserError(f"{path}: no such setting: [{name}]", hint="settings stand in no section")
-        raise UserError(f"{path}: no such setting: {name}", hint=_nearest(name, [*Settings.model_fields, *BY_FILE]))
-    return values
-
-
-def _nearest(name: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
-    """The hint for a name that does not exist; `spell` writes a setting's name as the person would have to."""
-    plain = name.lower().replace("-", "_").removeprefix(_PREFIX.lower())
-    near = difflib.get_close_matches(plain, known, 1)
-    return f"did you mean {spell(near[0])}?" if near else "without it, adclick config lists all settings"
-
-
-def _reason(error: OSError | ValueError) -> str:
-    """What a person needs to know of a file that cannot be read."""
-    if isinstance(error, UnicodeDecodeError):
-        return "it is not UTF-8"
-    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)).splitlines()[0]

@@ -16,7 +16,8 @@ from pydantic import SecretStr
 
 from infra.cli.main import cli
 from infra.clickhouse.ledger_causes import Cause
-from infra.settings import _OTHER_VARIABLES, BY_FILE, Settings
+from infra.setting_sources import OTHER_VARIABLES
+from infra.settings import BY_FILE, Settings
 from ingest import partials
 from query.alerts.summary import AlertCounts, AlertSummary
 from query.api import metrics
@@ -228,7 +229,7 @@ def test_every_make_target_and_setting_of_a_page_exists(page: Path) -> None:
     named = {
         word for s in snippets for words in re.findall(r"^make((?: +[\w=.-]+)+)", s.strip()) for word in words.split()
     }
-    settings = {f"ADCLICK_{name.upper()}" for name in [*Settings.model_fields, *BY_FILE]} | _OTHER_VARIABLES
+    settings = {f"ADCLICK_{name.upper()}" for name in [*Settings.model_fields, *BY_FILE]} | OTHER_VARIABLES
     assert {word for word in named if "=" not in word} - targets == set()
     assert set(re.findall(r"ADCLICK_[A-Z]+(?:_[A-Z]+)*\b", page.read_text())) - settings == set()
 

@@ -248,7 +248,7 @@ def test_a_value_in_a_file_has_the_file_for_its_origin(
     [
         (b"", "which is empty"),
         (b" \n", "which is empty"),
-        (b"HIDDEN \xff", "which is not UTF-8"),
+        (b"HIDDEN \xff", "which cannot be read: it is not UTF-8"),
         (None, "which cannot be read: No such file or directory"),
     ],
 )
