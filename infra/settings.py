@@ -30,8 +30,10 @@ DEFAULT_DIR = ".adclick"
 ENDPOINTS_FILE = "endpoints.json"
 # How settings begin that say how to connect to ClickHouse, and which kind it is.
 _CLICKHOUSE_KIND = "clickhouse_"
-# Addresses that may hold a password. Settings of the type SecretStr are secrets by their type.
-_SECRET_ADDRESSES = frozenset({"redis", "clickhouse", "archive", "trace_collector", "alert_webhook"})
+# What may hold a password. Settings of the type SecretStr are secrets by their type.
+_MAY_HOLD_SECRETS = frozenset(
+    {"redis", "clickhouse", "archive", "trace_collector", "alert_webhook", "kafka_properties"}
+)
 _ENVIRONMENT = "environment"
 _SHOWN_CHARACTERS = 200
 
@@ -276,7 +278,7 @@ class Settings(BaseSettings):
 BY_FILE = {
     f"{name}_file": name
     for name, field in Settings.model_fields.items()
-    if field.annotation is SecretStr or name in _SECRET_ADDRESSES
+    if field.annotation is SecretStr or name in _MAY_HOLD_SECRETS
 }
 """The names by which a file is named that a setting's value stands in → the setting."""
 

@@ -203,6 +203,7 @@ def test_a_secret_read_from_a_file_loses_its_line_break(monkeypatch: pytest.Monk
 _FILES = [
     "redis_file", "clickhouse_file", "archive_file", "api_key_file", "token_secret_file", "former_token_secret_file",
     "user_secret_file", "trace_collector_file", "alert_webhook_file", "kafka_password_file", "kafka_key_password_file",
+    "kafka_properties_file",
 ]  # fmt: skip
 _URL = "http://me:HIDDEN@host:8123"
 _WEBHOOK = "https://hooks.example/services/HIDDEN"
