@@ -5,7 +5,7 @@ EVENTS ?=
 # Which would have other packages found than those in .venv.
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONOPTIMIZE PYTHONPLATLIBDIR
 
-.PHONY: help setup demo test lint unit integration e2e chaos outages soak hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-steps profile story screenshots up down lock clean
+.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-test outages soak hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-steps profile story screenshots up down lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -22,8 +22,8 @@ demo: setup ## A private stack, a day of events, every answer compared with the 
 
 # By folder, as collected, so that chaos, e2e and integration come first and small files fill the end. By itself xdist begins with the
 # files of the most tests, and the campaign, which is one test, came last.
-test: setup lint ## Linters, types and every test
-	@$(BIN)/pytest tests -n 3 --dist loadfile --no-loadscope-reorder
+test: setup lint ## Linters, types and every test but those of clusters
+	@$(BIN)/pytest tests --ignore tests/clusters -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## Linters and types
 	@$(BIN)/ruff check .
@@ -41,6 +41,16 @@ e2e: setup ## The whole product
 
 chaos: setup ## Kill workers under load and compare with the truth (KILLS=12 SEED=1)
 	@$(BIN)/python -m tests.chaos.campaign
+
+cluster-test: setup ## The tests that need a cluster of ClickHouse servers, and a few strikes on clusters of everything
+	@$(BIN)/pytest tests/clusters
+	@STRIKES=$(or $(STRIKES),4) SEED=$(or $(SEED),1) $(BIN)/python -m tests.clusters.campaign
+
+cluster: setup ## The pipeline on Kafka, Redis, ClickHouse and S3 as clusters on this machine, and all numbers compared
+	@STRIKES=0 $(BIN)/python -m tests.clusters.campaign
+
+cluster-chaos: setup ## The same under strikes: brokers, primaries, replicas, networks, workers (STRIKES=24 SEED=1 RATE=500)
+	@STRIKES=$(or $(STRIKES),24) $(BIN)/python -m tests.clusters.campaign
 
 outages: setup ## Each backend away for two minutes under load (OUTAGE=120)
 	@$(BIN)/python -m tests.chaos.outages

@@ -31,7 +31,7 @@ _GROUP_RIGHTS = ("DESCRIBE", "READ")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckOutcome:
     """The outcome of a check. `problem` is empty where all is well."""
 
     backend: str
@@ -39,7 +39,7 @@ class Outcome:
     problem: str = ""
 
 
-def examine(settings: Settings) -> Iterator[Outcome]:
+def examine(settings: Settings) -> Iterator[CheckOutcome]:
     """Check one backend after the other."""
     for backend, checks in (
         ("kafka", _kafka(settings)),
@@ -51,9 +51,9 @@ def examine(settings: Settings) -> Iterator[Outcome]:
             try:
                 problems = check()
             except AdclickError as error:
-                yield Outcome(backend, name, str(error))
+                yield CheckOutcome(backend, name, str(error))
                 break
-            yield from (Outcome(backend, name, problem) for problem in problems or [""])
+            yield from (CheckOutcome(backend, name, problem) for problem in problems or [""])
 
 
 Checks = Iterator[tuple[str, Callable[[], list[str]]]]

@@ -28,6 +28,8 @@ from infra.kafka.errors import decision_on
 from infra.kafka.records import Committed
 from infra.kafka.topic_state import TopicState
 
+_POLL_S = 0.1
+
 
 def _names(future: Any) -> frozenset[str]:
     """The operations in a description."""
@@ -173,8 +175,17 @@ class Admin:
             answer = {tp.partition: future.result().offset for tp, future in futures.items()}
             return [answer[p] for p in range(partitions)]
 
-        with self._translated():
-            return retry_passing(ask, self._timeout_s)
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            with self._translated():
+                offsets = retry_passing(ask, self._timeout_s)
+            # Of a partition that has no leader for the moment the client gives a number that is no offset, and no error.
+            unknown = [p for p, offset in enumerate(offsets) if offset < 0]
+            if not unknown:
+                return offsets
+            if time.monotonic() > deadline:
+                raise Unavailable(f"Kafka: no broker leads {topic}/{unknown[0]}", backend="kafka")
+            time.sleep(_POLL_S)
 
     def committed(self, group: str, topic: str, partitions: int) -> list[Committed]:
         """What a group has committed, without joining it."""
