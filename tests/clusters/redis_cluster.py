@@ -62,6 +62,7 @@ class RedisNode:
         _wait_until(self._answers, f"the node at {self.port} answers")
 
     def _answers(self) -> bool:
+        assert self._process is not None and self._process.poll() is None, (self.folder / "log").read_text()[-500:]
         with contextlib.suppress(redis.RedisError):
             return bool(self.client.ping())
         return False
