@@ -163,6 +163,8 @@ class ClickHouse:
             yield
         except (ClickHouseError, urllib3.exceptions.HTTPError, OSError) as error:
             decision = decision_on(error)
+            # A replica that keeps writes waiting may have been taken out of the cluster.
+            self._replicas = 0
             if isinstance(decision, Denied) and isinstance(error, _MISUSE):
                 # The client knows what its user may change as of when it connected: only a new one notices that it may again.
                 self._client = None

@@ -9,6 +9,7 @@ import pkgutil
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import confluent_kafka
 import pyarrow as pa
@@ -29,6 +30,7 @@ from redis._parsers.base import BaseParser
 
 import infra.clickhouse.client as clickhouse
 from infra import errors, file_store
+from infra.clickhouse.deployment import Deployment
 from infra.errors import (
     AdclickError,
     BadStatement,
@@ -253,6 +255,33 @@ def test_a_clickhouse_user_that_became_read_only_is_waited_out(monkeypatch: pyte
     for _ in range(2):
         client.insert("t", None)
     assert writable.inserts == ["db.t", "db.t"]
+
+
+class OfTwoReplicas:
+    """A client of a cluster whose second replica is away, and is taken out of the cluster after the first write."""
+
+    def __init__(self) -> None:
+        self.replicas, self.quorums = 2, list[int]()
+
+    def query(self, _sql: str, _parameters: dict[str, str]) -> SimpleNamespace:
+        return SimpleNamespace(result_rows=[(self.replicas,)])
+
+    def insert_arrow(self, _table: str, _data: object, settings: dict[str, int]) -> None:
+        self.quorums.append(settings["insert_quorum"])
+        if settings["insert_quorum"] > 1:
+            self.replicas = 1
+            raise OperationalError("Number of alive replicas is less than requested")
+
+
+def test_a_write_waits_for_the_replicas_that_the_cluster_has_by_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = OfTwoReplicas()
+    monkeypatch.setattr("clickhouse_connect.get_client", lambda **_: server)
+    client = clickhouse.ClickHouse("http://127.0.0.1:1", "db", deployment=Deployment("blue"))
+    with pytest.raises(Unavailable, match="alive replicas"):
+        client.insert("t", None)
+    for _ in range(2):
+        client.insert("t", None)
+    assert server.quorums == [2, 1, 1]
 
 
 @dataclass
