@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import select
+import selectors
 import socket
 import socketserver
 import ssl
@@ -49,17 +49,20 @@ class TlsProxy(socketserver.ThreadingTCPServer):
 
     def _pass_on(self, encrypted: ssl.SSLSocket, plain: socket.socket) -> None:
         """Both ways in one thread: two may not use the same TLS connection at once."""
-        while True:
-            ready = [encrypted] if encrypted.pending() else select.select([encrypted, plain], [], [])[0]
-            for source in ready:
-                data = source.recv(1 << 16)
-                if not data:
-                    return
-                if source is encrypted:
-                    self.received += data
-                    plain.sendall(data)
-                else:
-                    encrypted.sendall(data)
+        with selectors.DefaultSelector() as both:
+            for source in (encrypted, plain):
+                both.register(source, selectors.EVENT_READ)
+            while True:
+                ready = [encrypted] if encrypted.pending() else [key.fileobj for key, _ in both.select()]
+                for source in (source for source in (encrypted, plain) if source in ready):
+                    data = source.recv(1 << 16)
+                    if not data:
+                        return
+                    if source is encrypted:
+                        self.received += data
+                        plain.sendall(data)
+                    else:
+                        encrypted.sendall(data)
 
     def stop(self) -> None:
         """Take no connections any more."""

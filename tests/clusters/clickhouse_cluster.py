@@ -127,6 +127,7 @@ class ClickHouseCluster:
             for replica in range(1, replicas + 1)
         ]
         self._users = {USER: _ALL} | dict(users or {})
+        self._clients = dict[str, list[ClickHouse]]()
 
     def start(self) -> None:
         """Start all nodes, and return once each answers."""
@@ -138,6 +139,8 @@ class ClickHouseCluster:
 
     def close(self) -> None:
         """Kill all nodes."""
+        for client in (client for clients in self._clients.values() for client in clients):
+            client.close()
         for node in self.nodes:
             node.kill()
 
@@ -147,8 +150,10 @@ class ClickHouseCluster:
         return [node.url() for node in self.nodes]
 
     def clients(self, database: str) -> list[ClickHouse]:
-        """A client of each node by itself."""
-        return [ClickHouse(url, database) for url in self.urls]
+        """A client of each node by itself. They are kept: connecting takes longer than a statement."""
+        if database not in self._clients:
+            self._clients[database] = [ClickHouse(url, database) for url in self.urls]
+        return self._clients[database]
 
     def _lay_out(self, node: Node) -> None:
         for name in ("data", "slow"):
