@@ -5,7 +5,7 @@ EVENTS ?=
 # Which would have other packages found than those in .venv.
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONOPTIMIZE PYTHONPLATLIBDIR
 
-.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-test outages soak hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-steps profile story screenshots up down lock clean
+.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-test outages soak hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps profile story screenshots up down lock clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -87,6 +87,9 @@ bench-anomalies: setup ## What the anomaly detector finds, and raises for nothin
 
 bench-batch: setup ## The nightly recount of 10 and of 50 million rows, beside plain Spark and polars
 	@$(BIN)/python -m tests.benchmarks.batch
+
+bench-secured: setup ## What TLS and SASL cost where events are read (EVENTS=2000000)
+	@$(BIN)/python -m tests.benchmarks.secured
 
 bench-steps: setup ## What each step of an event costs alone
 	@$(BIN)/python -m tests.benchmarks.steps

@@ -29,6 +29,8 @@ from infra.kafka.topic_state import TopicState
 Address = tuple[str, int]
 
 _TIMEOUT_S, _RETRY_S = 10.0, 0.2
+# Credentials that are refused again and again may lock an account.
+_DENIED_RETRY_S = 5.0
 # A broker that is just coming back may not know its topics yet.
 _MISSING_S = 30.0
 # Of one partition, waiting to be taken.
@@ -215,28 +217,42 @@ class Fetcher:
         """Fetch from one broker for as long as it leads anything."""
         away = False
         while not self._closed and address in self._led.values():
+            pause_s = _RETRY_S
             try:
                 connection, good_until = self._connect(address, _TIMEOUT_S)
-                with connection:
-                    while self._fetch_once(address, connection):
-                        if away:
-                            away = False
-                            self._log.info("the broker is back", broker=address)
-                        if time.monotonic() > good_until:
-                            break
             except (OSError, EOFError, Denied) as error:
-                if not away and not self._closed:
-                    self._log.warning("the broker is away", broker=address, why=str(error))
-                away = True
+                away = self._note_away(address, error, away)
+                pause_s = _DENIED_RETRY_S if isinstance(error, Denied) else _RETRY_S
             except Exception as error:
-                # Also one that nothing here expects: a reader that ended without it would leave `take` waiting for ever.
                 self._fail(error)
+            else:
+                away = self._read_from(connection, address, good_until, away)
             self._lost.set()
-            time.sleep(_RETRY_S)
+            time.sleep(pause_s)
         with self._changed:
             del self._readers[address]
         # The broker may lead again since this reader decided to end: another look starts the next one.
         self._lost.set()
+
+    def _read_from(self, connection: socket.socket, address: Address, good_until: float, away: bool) -> bool:
+        """Fetch over a connection for as long as it is good; returns whether the broker is `away`, as it was before."""
+        try:
+            with connection:
+                while self._fetch_once(address, connection) and time.monotonic() < good_until:
+                    if away:
+                        away = False
+                        self._log.info("the broker is back", broker=address)
+        except (OSError, EOFError) as error:
+            return self._note_away(address, error, away)
+        except Exception as error:
+            # Also one that nothing here expects: a reader that ended without it would leave `take` waiting for ever.
+            self._fail(error)
+        return away
+
+    def _note_away(self, address: Address, error: Exception, was_away: bool) -> bool:
+        if not was_away and not self._closed:
+            self._log.warning("the broker is away", broker=address, why=str(error))
+        return True
 
     def _fetch_once(self, address: Address, connection: socket.socket) -> bool:
         """Send one request and store what it brings; False when the leaders must be looked up before the next one."""

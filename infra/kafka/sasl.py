@@ -6,7 +6,6 @@ https://kafka.apache.org/protocol#The_Messages_SaslHandshake and SaslAuthenticat
 from __future__ import annotations
 
 import socket
-import ssl
 import struct
 import time
 from collections.abc import Generator
@@ -40,16 +39,12 @@ class Connector:
             connection.settimeout(timeout_s)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._context is not None:
-                connection = self._encrypted(connection, self._context, address[0])
+                connection = self._context.wrap_socket(connection, server_hostname=address[0])
             good_for_s = float("inf") if self._kafka.sasl is None else _authenticate(connection, self._kafka.sasl)
             return connection, time.monotonic() + good_for_s
         except BaseException:
             connection.close()
             raise
-
-    @staticmethod
-    def _encrypted(connection: socket.socket, context: ssl.SSLContext, host: str) -> socket.socket:
-        return context.wrap_socket(connection, server_hostname=host)
 
 
 def _authenticate(connection: socket.socket, sasl: Sasl) -> float:
@@ -65,7 +60,7 @@ def _authenticate(connection: socket.socket, sasl: Sasl) -> float:
             backend="kafka",
             code="UNSUPPORTED_SASL_MECHANISM",
         )
-    steps, reply, good_for_ms = _steps(sasl), b"", 0
+    steps = _steps(sasl)
     message = next(steps)
     while True:
         reply, good_for_ms = _step(connection, message)

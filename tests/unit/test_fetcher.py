@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import NoReturn, cast
 
 import pytest
 
 from infra.columnar.columns import PADDING
-from infra.errors import CorruptLog
+from infra.errors import CorruptLog, Denied
+from infra.kafka.client import KafkaError
 from infra.kafka.fetch import Fetcher
 from infra.kafka.topic_state import TopicState
 from tests.product import wait_until
@@ -100,3 +102,27 @@ def test_an_error_that_nobody_expects_ends_reading_instead_of_the_reader_alone(e
     with reading(fail) as fetcher, pytest.raises(type(error)) as failure:
         wait_until(lambda: taken(fetcher), 20, "the reader stops")
     assert failure.value is error
+
+
+def test_refused_credentials_are_tried_again_and_not_over_and_over() -> None:
+    attempts = list[float]()
+
+    def refuse(*_: object) -> NoReturn:
+        attempts.append(time.monotonic())
+        raise Denied("wrong password", backend="kafka")
+
+    state = TopicState(partitions=1, topic_id=TOPIC_ID, leaders={0: ("broker", 9092)})
+    fetcher = Fetcher("ad-events", lambda: state, refuse)
+    try:
+        fetcher.assign({0: 7})
+        wait_until(lambda: attempts, 20, "a connection is tried")
+        assert fetcher.take(1, 1.0) == {}
+        assert len(attempts) == 1
+    finally:
+        fetcher.close()
+
+
+def test_a_partition_that_may_not_be_read_is_named_to_who_takes() -> None:
+    raw = response(partition(0, b"", error=KafkaError.TOPIC_AUTHORIZATION_FAILED)).tobytes()
+    with reading(lambda: raw[: len(raw) - PADDING]) as fetcher, pytest.raises(Denied, match="ad-events/0"):
+        wait_until(lambda: taken(fetcher), 20, "a message is taken")
