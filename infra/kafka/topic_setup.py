@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from infra.errors import UserError
+from infra.errors import Unavailable, UserError
 from infra.kafka.admin import Admin
 from infra.kafka.topics import ARCHIVE, DEAD_LETTERS, EVENTS, INGEST_GROUP, Topic, wanted
 from infra.settings import Settings
 
-_REPLICAS = 3
+_REPLICAS, _KNOWN_S = 3, 15.0
 _MEANING = {
     "min.insync.replicas": "a broker that ends may take with it what was acknowledged (adclick migrate sets it)",
     "message.timestamp.type": "log time is then what producers say (adclick migrate sets it)",
@@ -43,8 +45,8 @@ def ensure(settings: Settings) -> list[str]:
         admin.grow({name: grown[name]})
     missing = [t for t in topics if t.name not in counts]
     admin.create({t.name: (t.partitions, t.config) for t in missing}, _new_replicas(admin, settings))
-    states = admin.describe(t.name for t in topics)
-    admin.configure({t.name: t.config | _durability(settings, states[t.name].replicas) for t in topics})
+    replicas = _replicas(admin, [t.name for t in topics])
+    admin.configure({t.name: t.config | _durability(settings, replicas[t.name]) for t in topics})
     return [t.name for t in missing]
 
 
@@ -57,6 +59,20 @@ def _new_replicas(admin: Admin, settings: Settings) -> int:
             hint="add brokers, or lower the setting",
         )
     return replicas or (_REPLICAS if brokers >= _REPLICAS else 1)
+
+
+def _replicas(admin: Admin, names: Sequence[str]) -> dict[str, int]:
+    """How many replicas each topic has. Raises Unavailable."""
+    deadline = time.monotonic() + _KNOWN_S
+    while True:
+        states = admin.describe(names)
+        # Brokers hear of a new topic one after the other.
+        missing = [name for name in names if name not in states]
+        if not missing:
+            return {name: state.replicas for name, state in states.items()}
+        if time.monotonic() > deadline:
+            raise Unavailable(f"Kafka: a broker does not know topic {missing[0]} yet", backend="kafka")
+        time.sleep(0.1)
 
 
 def _durability(settings: Settings, replicas: int) -> dict[str, str]:
