@@ -41,7 +41,6 @@ def migrate(settings: Settings, lock_wait_s: float = _LOCK_WAIT_S) -> MigrationR
 
     Raises UserError where Kafka or ClickHouse cannot take it, Unavailable where a backend is away.
     """
-    check_cluster(settings)
     redis = Redis(settings.redis_access)
     deadline = time.monotonic() + lock_wait_s
     with contextlib.closing(redis), contextlib.ExitStack() as lock:
@@ -58,6 +57,7 @@ def migrate(settings: Settings, lock_wait_s: float = _LOCK_WAIT_S) -> MigrationR
 
 
 def _make(settings: Settings) -> MigrationReport:
+    check_cluster(settings)
     made = topic_setup.ensure(settings)
     with contextlib.closing(ClickHouse.of(settings)) as client:
         return MigrationReport(made, schema.apply_migrations(client))
