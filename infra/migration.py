@@ -104,10 +104,10 @@ def check_cluster(settings: Settings) -> None:
     Offsets of another cluster would be taken for those of this one: events for copies, and minutes for some that are shown already.
     """
     cluster, key = (
-        Admin(settings.kafka_connection, timeout_s=_CHECK_TIMEOUT_S).cluster_id(),
+        Admin(settings.kafka_connection).cluster_id(),
         f"{settings.key_prefix}kafka",
     )
-    with contextlib.closing(Redis(settings.redis_access, timeout_s=_CHECK_TIMEOUT_S)) as redis:
+    with contextlib.closing(Redis(settings.redis_access)) as redis:
         redis.call("SET", key, cluster, "NX")
         known = redis.call("GET", key).decode()
     if known != cluster:
