@@ -62,11 +62,6 @@ def key(header: ChunkHeader, part: int) -> bytes:
     return f"{header.sequence:020d}:{part:05d}".encode()
 
 
-def sequence_of(key: bytes) -> int:
-    """The sequence in a message's key."""
-    return int(key.split(b":", 1)[0])
-
-
 def encode(rows: Partials, header: ChunkHeader) -> Iterator[tuple[bytes, bytes]]:
     """(key, value) of each message of a chunk, in order."""
     parts = blocks.split_rows(rows.arrow())

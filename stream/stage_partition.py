@@ -28,6 +28,7 @@ from infra.retries import WAITS, patiently
 from infra.settings import Settings
 from ingest.partials import by_campaign
 from stream import chunks
+from stream.chunks import ChunkHeader
 from stream.intake import Applied, Durable, Intake
 from stream.published import Publication
 from stream.state import Flush, StageState
@@ -197,22 +198,32 @@ class StagePartition:
     def _look_up(self, flush: Flush) -> bool:
         """After a fence: whether a flush is in the log. A broker that was away or gave a transaction up fences the rightful owner,
         too; so open the id again, but only while the group says that the partition is ours.
+
+        A coordinator that is still loading its groups confirms every member that asks. So another owner may have written meanwhile,
+        also a flush of the same sequence: only the header tells whose it is.
         """
         fenced_at = time.monotonic()
         with contextlib.suppress(Unavailable):
             newest = self._patiently(lambda: self._newest_in_log(fenced_at))
-            if newest in (self._state.sequence, flush.header.sequence):
-                self._log.info("settled", sequence=newest)
-                return bool(newest > self._state.sequence)
-            self._log.warning("another owner has written", sequence=newest, ours=self._state.sequence)
+            sequence = 0 if newest is None else newest.sequence
+            is_ours = bool(newest == flush.state_header)
+            if is_ours or sequence == self._state.sequence:
+                self._log.info("settled", sequence=sequence)
+                return is_ours
+            self._log.warning("another owner has written", sequence=sequence, ours=self._state.sequence)
         self.die()
         return False
 
-    def _newest_in_log(self, fenced_at: float) -> int:
+    def _newest_in_log(self, fenced_at: float) -> ChunkHeader | None:
+        """The header of the newest chunk, as of one in one part; None where there is none."""
         if not self._member_since(fenced_at):
             raise Unavailable(f"the group has not confirmed yet that {self.where} is still ours")
         self._open()
-        return max((chunks.sequence_of(m.key()) for m in self._read_log() if m.value() is not None), default=0)
+        newest = max((m for m in self._read_log() if m.value() is not None), key=lambda m: m.key(), default=None)
+        if newest is None:
+            return None
+        _, header = chunks.decode(newest.value(), self.where)
+        return msgspec.structs.replace(header, part=0, parts=1)
 
     # -- flush ----------------------------------------------------------------------------------------------
 
