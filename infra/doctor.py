@@ -78,8 +78,8 @@ def _kafka(settings: Settings) -> Checks:
         return []
 
     def rights() -> list[str]:
-        names = [topic.name for topic in topics.wanted(settings)]
-        there = [name for name in names if name in admins[0].partitions()]
+        known = admins[0].partitions()
+        there = [topic.name for topic in topics.wanted(settings) if topic.name in known]
         groups = [settings.topic(group) for group in topics.GROUPS]
         allowed = admins[0].allowed(there, groups)
         needed = dict.fromkeys(there, _TOPIC_RIGHTS) | dict.fromkeys(groups, _GROUP_RIGHTS)

@@ -83,8 +83,7 @@ class Admin:
 
     def brokers(self) -> int:
         """How many brokers there are. Raises Unavailable."""
-        with self._translated():
-            return len(self._client.list_topics(timeout=self._timeout_s).brokers)
+        return len(self.addresses())
 
     def addresses(self) -> list[tuple[str, int]]:
         """Where the brokers are reached, as they say. Raises Unavailable."""

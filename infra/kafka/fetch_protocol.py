@@ -63,12 +63,12 @@ def encode_request(topic_id: str, positions: dict[int, tuple[int, int]]) -> byte
 def receive_response(connection: socket.socket) -> Bytes:
     """The bytes of one response, followed by PADDING zeros. Raises OSError, EOFError."""
     size_field = bytearray(4)
-    _receive_into(connection, memoryview(size_field))
+    receive_into(connection, memoryview(size_field))
     (size,) = struct.unpack(">i", size_field)
     if not 0 < size <= _LARGEST_RESPONSE:
         raise OSError(f"a response of {size} bytes")
     data = np.empty(size + PADDING, np.uint8)
-    _receive_into(connection, memoryview(data)[:size])  # type: ignore[arg-type]
+    receive_into(connection, memoryview(data)[:size])  # type: ignore[arg-type]
     data[size:] = 0
     return data
 
@@ -114,7 +114,8 @@ def _uvarint(number: int) -> bytes:
     return bytes([*encoded, number])
 
 
-def _receive_into(connection: socket.socket, view: memoryview) -> None:
+def receive_into(connection: socket.socket, view: memoryview) -> None:
+    """Fill `view` with what a broker sends. Raises OSError, EOFError."""
     while len(view):
         count = connection.recv_into(view)
         if not count:

@@ -14,11 +14,11 @@ from aiokafka.conn import ScramAuthenticator
 
 from infra.errors import Denied
 from infra.kafka.connection import Connection, Sasl
+from infra.kafka.fetch_protocol import receive_into
 from infra.kafka.tokens import token_of
 
 _CONNECT_S = 3.0
 _HANDSHAKE, _AUTHENTICATE, _VERSION, _CLIENT = 17, 36, 1, b"adclick"
-_UNSUPPORTED_MECHANISM = 33
 _LARGEST_ANSWER = 1 << 20
 # Of the time after which a broker closes a connection whose credentials were not renewed.
 _USED_OF_A_SESSION = 0.8
@@ -124,12 +124,8 @@ def _ask(connection: socket.socket, kind: int, body: bytes) -> bytes:
 
 
 def _received(connection: socket.socket, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        part = connection.recv(size - len(data))
-        if not part:
-            raise EOFError("the broker closed the connection")
-        data += part
+    data = bytearray(size)
+    receive_into(connection, memoryview(data))
     return bytes(data)
 
 

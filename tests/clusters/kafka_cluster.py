@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from confluent_kafka import KafkaException
@@ -27,6 +26,7 @@ from infra.embedded.start_commands import KAFKA_LOGGING
 from tests.clusters import kafka_config
 from tests.clusters.certificates import Authority, Identity
 from tests.clusters.kafka_config import LISTENERS, PASSWORDS, PROTOCOLS, SUPER_USER, BrokerOptions
+from tests.clusters.started import Started
 from tests.clusters.tcp_proxy import Proxy
 from tests.ports import unused_port
 from tests.product import PATIENCE, wait_until
@@ -36,7 +36,7 @@ _STOP_S = 20.0
 _REQUEST_S = 5.0
 
 
-class KafkaCluster:
+class KafkaCluster(Started):
     """Brokers 1 to `brokers`, each of them a controller, too. With three, topics have three replicas, two of which must be in sync.
 
     They end with the thread that started them: call `start` and `restart` from one that outlives them.
@@ -71,19 +71,6 @@ class KafkaCluster:
             node: Proxy(f"127.0.0.1:{ports['PLAINTEXT']}") for node, ports in self._ports.items() if proxied
         }
         """The network between clients and each broker."""
-
-    def __enter__(self) -> KafkaCluster:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # -- brokers ------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -106,7 +105,7 @@ class RedisCluster:
     ) -> None:
         """`options`: more of each server's command line. `binary`: another server than the stack's own."""
         count = primaries * (1 + replicas)
-        first = _unused_ports(count)
+        first = unused_port(count, beside=_BUS)
         common = [
             "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", str(node_timeout_ms),
             # A replica takes over however long it has been cut off.
@@ -276,22 +275,6 @@ def _replicas(primary: RedisNode) -> list[int]:
 
 def _has_replica(node: RedisNode, port: int) -> bool:
     return any(replica[1] == port for _, _, _, *replicas in _slots(node) for replica in replicas)
-
-
-def _unused_ports(count: int) -> int:
-    while True:
-        first = unused_port(count)
-        if all(map(_is_unused, range(first + _BUS, first + _BUS + count))):
-            return first
-
-
-def _is_unused(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
 
 
 def _wait_until(condition: Callable[[], bool], what: str) -> None:

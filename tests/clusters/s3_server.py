@@ -6,15 +6,15 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from types import TracebackType
 
 from infra.embedded.lifeline import die_with_parent
+from tests.clusters.started import Started
 from tests.clusters.tcp_proxy import Proxy
 from tests.ports import unused_port
 from tests.product import wait_until
 
 
-class S3Server:
+class S3Server(Started):
     """A store in memory. Its contents outlast `network.cut()`, `.drop()` and the like; they end with `close`."""
 
     def __init__(self) -> None:
@@ -27,18 +27,9 @@ class S3Server:
         """What is between clients and the store."""
         self.url = f"http://{self.network.address}"
 
-    def __enter__(self) -> S3Server:
-        try:
-            wait_until(self._answers, 20, "the store answers")
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def start(self) -> None:
+        """Wait until it answers."""
+        wait_until(self._answers, 20, "the store answers")
 
     @property
     def environment(self) -> dict[str, str]:

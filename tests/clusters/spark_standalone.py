@@ -8,19 +8,19 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 
 import httpx
 
 from infra.embedded import java
 from infra.embedded.lifeline import die_with_parent
+from tests.clusters.started import Started
 from tests.ports import unused_port
 from tests.product import PATIENCE, wait_until
 
 _DEPLOY = "org.apache.spark.deploy"
 
 
-class SparkStandalone:
+class SparkStandalone(Started):
     """A master and its workers, with a core and a gigabyte each."""
 
     def __init__(self, folder: Path, workers: int = 2) -> None:
@@ -36,19 +36,6 @@ class SparkStandalone:
             "JAVA_HOME": str(java.home_for_spark(folder)), "PYSPARK_PYTHON": sys.executable,
         }  # fmt: skip
         self.url = f"spark://127.0.0.1:{self._port}"
-
-    def __enter__(self) -> SparkStandalone:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def start(self) -> None:
         """Start the master and the workers, and wait until they are with it."""
