@@ -49,6 +49,13 @@ class BlockHeader(msgspec.Struct, frozen=True):
     parts: int = 1
 
 
+@decodable
+class _Versioned(msgspec.Struct, frozen=True):
+    """What headers of all versions have."""
+
+    version: int | None = None
+
+
 def pack_rows(rows: pa.RecordBatch, header: bytes) -> bytes:
     """Rows as one Arrow IPC stream with a header in its schema's metadata."""
     rows = rows.replace_schema_metadata({_HEADER: header})
@@ -99,7 +106,7 @@ def decode_block(value: bytes, where: str, columns: Sequence[str] = ()) -> tuple
 
 def decode_header(raw: bytes, kind: type[Any], where: str) -> Any:
     """A header of some kind, after its version was checked."""
-    version = msgspec.json.decode(raw).get("version")
+    version = msgspec.json.decode(raw, type=_Versioned).version
     if version not in READABLE_VERSIONS:
         raise CorruptLog(
             f"{where}: schema version {version}, this program reads {READABLE_VERSIONS}",

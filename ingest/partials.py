@@ -56,7 +56,7 @@ class Partials:
 
     @classmethod
     def of_arrow(cls, rows: pa.Table) -> Partials:
-        """Partials from the columns of a block or chunk. Sums that an earlier schema version lacks are 0."""
+        """Partials from the columns of a block or chunk. Sums that it lacks are 0."""
         lacking = dict.fromkeys(set(SUMS) - set(rows.column_names), _constant(np.uint8(0), rows.num_rows))
         return cls.of({name: rows.column(name).to_numpy() for name in rows.column_names} | lacking)
 
@@ -89,9 +89,10 @@ class Partials:
         return Partials({name: self.columns[name] for name in names})
 
     def arrow(self) -> pa.RecordBatch:
-        """The columns of a block or chunk."""
-        arrays = [pa.array(np.ascontiguousarray(column)) for column in self.columns.values()]
-        return pa.RecordBatch.from_arrays(arrays, names=list(self.columns))
+        """The columns of a block or chunk. Sums that are 0 in all rows are left out."""
+        kept = {n: c for n, c in self.columns.items() if n not in SUMS or not _is_zero(c)}
+        arrays = [pa.array(np.ascontiguousarray(column)) for column in kept.values()]
+        return pa.RecordBatch.from_arrays(arrays, names=list(kept))
 
 
 def _constant(value: Any, size: int) -> Column:
@@ -102,6 +103,10 @@ def _constant(value: Any, size: int) -> Column:
 
 def _is_constant(column: Column) -> bool:
     return column.strides == (0,) and len(column) > 0
+
+
+def _is_zero(column: Column) -> bool:
+    return not len(column) or (column.strides == (0,) and not column[0])
 
 
 def _narrow(column: Column, name: str) -> Column:

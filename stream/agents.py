@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -39,7 +40,8 @@ from stream.topology import MINUTE, STAGES, Stage
 
 _DEAD_LIMIT_S = 5.0
 _SETTLE_S = 4.0
-_THREADS = 16
+THREADS = 16
+"""That write flushes of hours and days, or of minutes, at the same time."""
 _WATCH_S, _LOOK_FOR_STALL_EVERY_S = 5.0, 15.0
 
 
@@ -49,6 +51,9 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         # Faust offers neither outside its exactly_once mode. 1.5 s of fetch wait would be our freshness.
         consumer._isolation_level = "read_committed"
         consumer._fetch_max_wait_ms = 100
+        # A request names all partitions that are read, and so does its answer. Without a least size one is answered for each of them
+        # that gets a message.
+        consumer._fetch_min_bytes = 128 << 10
         return consumer
 
 
@@ -113,13 +118,13 @@ class Agents:
 
     def __init__(self, settings: Settings, make_sink: Callable[[Stage, int], Sink]) -> None:
         self._settings, self._make_sink = settings, make_sink
-        self._log = logs.get("stream")
+        self._log, self._admin = logs.get("stream"), Admin(settings.kafka_connection, timeout_s=_WATCH_S)
         self._owned: dict[TP, StagePartition] = {}
         self._by_topic = {settings.topic(stage.source): stage for stage in STAGES.values()}
         self._recovering: list[StagePartition] = []
         self._recoveries: list[Future[None]] = []
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="partition")
-        self._patient_pool = ThreadPoolExecutor(_THREADS, "patient", give_way_here, (BACKGROUND,))
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="partition")
+        self._patient_pool = ThreadPoolExecutor(THREADS, "patient", give_way_here, (BACKGROUND,))
         self._packing_pool = ThreadPoolExecutor(1, "packing", give_way_here, (BACKGROUND,))
         self._packing: set[TP] = set()
         self._locks: dict[TP, asyncio.Lock] = {}
@@ -221,9 +226,15 @@ class Agents:
         await self._wait_for_recoveries()
         generation = self.app.consumer_generation_id
         assigned = self._assigned()
+        siblings = Counter(tp.topic for tp in assigned)
         partitions = {
             tp: StagePartition(
-                self._settings, self._by_topic[tp.topic], tp.partition, self._make_sink, self._member_since
+                self._settings,
+                self._by_topic[tp.topic],
+                tp.partition,
+                self._make_sink,
+                self._member_since,
+                siblings[tp.topic],
             )
             for tp in assigned
         }
@@ -269,9 +280,9 @@ class Agents:
 
     async def _watch_topics(self, *_: Any) -> None:
         """Stop when an input was deleted and made again: by offsets alone, what is new in it would look old."""
-        names, admin = list(self._by_topic), Admin(self._settings.kafka_connection, timeout_s=_WATCH_S)
+        names = list(self._by_topic)
         try:
-            states = await asyncio.get_running_loop().run_in_executor(self._patient_pool, admin.describe, names)
+            states = await asyncio.get_running_loop().run_in_executor(self._patient_pool, self._admin.describe, names)
         except AdclickError:
             return
         for name, state in states.items():
@@ -300,7 +311,7 @@ class Agents:
 
     def _find_stalled(self) -> list[str]:
         """The inputs that stand still though there are messages. Blocks; raises Unavailable."""
-        admin, stalled = Admin(self._settings.kafka_connection, timeout_s=_WATCH_S), list[str]()
+        stalled = list[str]()
         for topic, stage in self._by_topic.items():
             watch = self._stalls.setdefault(
                 topic, StallWatch(partial(has_message, self._settings.kafka_connection, topic))
@@ -312,7 +323,7 @@ class Agents:
             if any(o.intake.waiting_rows > MAX_WAITING_ROWS for o in owned.values()):
                 owned = {}
             positions = {p: o.intake.next_message for p, o in owned.items()}
-            ends = admin.ends(topic, stage.partitions(self._settings)) if positions else []
+            ends = self._admin.ends(topic, stage.partitions(self._settings)) if positions else []
             still = watch.stalled(positions, dict(enumerate(ends)))
             stalled += [f"{topic}/{p}" for p in still if owned[p].intake.next_message == positions[p]]
         return stalled

@@ -26,14 +26,18 @@ class Waiting:
 
 
 class FlushPolicy(Protocol):
-    """Decides on the flushes of a stage."""
+    """Decides on the flushes of a stage.
+
+    A flush costs some milliseconds however little is in it. So a worker makes only so many a second, and the more partitions it owns,
+    the longer each of them waits for its next one.
+    """
 
     @property
     def looks_at_clock(self) -> bool:
         """Whether silence may move the closing watermark on."""
 
-    def is_due(self, waiting: Waiting, since_s: float) -> bool:
-        """Whether to flush, so long after the last flush began."""
+    def is_due(self, waiting: Waiting, since_s: float, partitions: int) -> bool:
+        """Whether to flush, so long after the last flush began. `partitions`: how many of the stage the worker owns."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +45,21 @@ class Fresh:
     """Minutes: readers wait for them, so they are flushed as soon as asked. While catching up none is fresh, and fewer and
     larger flushes cost less."""
 
+    flushes_per_s: int = 64
     behind_ms: int = 1_000
     behind_wait_s: float = 1.0
-    behind_rows: int = 250_000
+    behind_flushes_per_s: int = 8
+    behind_rows: int = 4_000_000
+    """That may wait in all partitions that the worker owns; each has its share, and a sixteenth at most."""
     looks_at_clock: bool = True
 
-    def is_due(self, waiting: Waiting, since_s: float) -> bool:
-        """Whether to flush, so long after the last flush began."""
-        behind = waiting.behind_ms > self.behind_ms
-        if behind and since_s < self.behind_wait_s and waiting.rows < self.behind_rows:
+    def is_due(self, waiting: Waiting, since_s: float, partitions: int) -> bool:
+        """Whether to flush, so long after the last flush began. `partitions`: how many of the stage the worker owns."""
+        if waiting.behind_ms > self.behind_ms:
+            wait_s = max(self.behind_wait_s, partitions / self.behind_flushes_per_s)
+            if since_s < wait_s and waiting.rows < self.behind_rows // max(partitions, 16):
+                return False
+        elif since_s < (partitions - 1) / self.flushes_per_s:
             return False
         return _has_reason(waiting)
 
@@ -61,12 +71,13 @@ class Patient:
 
     wait_s: float = 10.0
     correcting_wait_s: float = 1.5
+    flushes_per_s: int = 8
     most_rows: int = MAX_WAITING_ROWS // 2
     looks_at_clock: bool = False
 
-    def is_due(self, waiting: Waiting, since_s: float) -> bool:
-        """Whether to flush, so long after the last flush began."""
-        wait_s = self.correcting_wait_s if waiting.corrects else self.wait_s
+    def is_due(self, waiting: Waiting, since_s: float, partitions: int) -> bool:
+        """Whether to flush, so long after the last flush began. `partitions`: how many of the stage the worker owns."""
+        wait_s = max(self.correcting_wait_s if waiting.corrects else self.wait_s, partitions / self.flushes_per_s)
         if since_s < wait_s and waiting.rows < self.most_rows:
             return waiting.crosses_end
         return _has_reason(waiting)

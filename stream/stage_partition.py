@@ -35,7 +35,8 @@ from stream.state import Flush, StageState
 from stream.topology import Stage
 
 _REFRESH_S = 2.0
-_ONE_AT_A_TIME = threading.Lock()
+# Threads that compute at the same time take turns at the interpreter, and the event loop has to wait for all of them.
+_FRESH_TURN, _PATIENT_TURN = threading.Lock(), threading.Lock()
 
 
 class Sink(Protocol):
@@ -43,6 +44,9 @@ class Sink(Protocol):
 
     def attach(self, snapshot: Publication) -> None:
         """Bring the tier up to a snapshot: after a recovery, or when it has lost what it was given."""
+
+    def prepare(self, published: Publication) -> None:
+        """Work out what `write` will send for a flush, for which it need not wait then. Raises nothing."""
 
     def write(self, published: Publication) -> bool:
         """Show a flush; False where the tier has lost some of what it was given before: it needs a snapshot."""
@@ -72,9 +76,11 @@ class StagePartition:
         partition: int,
         make_sink: Callable[[Stage, int], Sink],
         member_since: Callable[[float], bool],
+        siblings: int = 1,
     ) -> None:
-        """`member_since` tells whether the group has confirmed this worker after a moment of `time.monotonic`."""
-        self._member_since = member_since
+        """`member_since` tells whether the group has confirmed this worker after a moment of `time.monotonic`; `siblings`: how many
+        partitions of the stage the worker owns, this one among them."""
+        self._member_since, self._siblings = member_since, siblings
         self.stage, self.partition = stage, partition
         self._settings = settings
         self._sink = make_sink(stage, partition)
@@ -89,8 +95,8 @@ class StagePartition:
         self._aborted = False
         self._too_old = 0
         self._pack_again_at = 0.0
-        # Hours and days are folded one after the other: that takes room, and time that no reader waits for.
-        self._folding = contextlib.nullcontext() if stage.is_fresh else _ONE_AT_A_TIME
+        # Of hours and days, that takes room, too, and time that no reader waits for: minutes do not wait for them.
+        self._turn = _FRESH_TURN if stage.is_fresh else _PATIENT_TURN
 
     @property
     def where(self) -> str:
@@ -141,7 +147,7 @@ class StagePartition:
     def _check_input(self, next_message: int) -> None:
         """Raise CorruptLog when the input ends before what was read of it. (One that has grown past it leaves a hole in ranges.)"""
         topic = self._settings.topic(self.stage.source)
-        end = Admin(self._settings.kafka_connection).high_watermarks(topic, self.partition + 1)[self.partition]
+        end = Admin(self._settings.kafka_connection).high_watermark(topic, self.partition)
         if next_message > end:
             raise CorruptLog(
                 f"{self.where} ends at offset {end}, but was read up to {next_message}: it was made again, or cut off",
@@ -234,7 +240,7 @@ class StagePartition:
         policy, started = self.stage.flush_policy, time.monotonic()
         if policy.looks_at_clock:
             self.intake.tick(now_ms)
-        if not policy.is_due(self.intake.waiting(now_ms), started - self._flushed_at):
+        if not policy.is_due(self.intake.waiting(now_ms), started - self._flushed_at, self._siblings):
             return False
         self._flushed_at, self._applied = started, self.intake.take()
         return True
@@ -249,14 +255,17 @@ class StagePartition:
 
     def _make_durable(self) -> Publication | None:
         """Write the flush to the log; None when it did not happen."""
-        with self._folding:
+        with self._turn:
             flush = self._state.fold(self._pop_applied())
+            records = self._records(flush)
         self._warn_of_rows_too_old()
-        if self.dead.is_set() or not self._write(flush, self._records(flush)):
+        if self.dead.is_set() or not self._write(flush, records):
             self._state.abort(flush)
             return None
-        with self._folding:
-            return self._state.commit(flush)
+        with self._turn:
+            published = self._state.commit(flush)
+            self._sink.prepare(published)
+        return published
 
     def _pop_applied(self) -> Applied:
         """What was taken: nothing else holds it, so its room is free once it is folded."""

@@ -22,7 +22,7 @@ from infra.retries import WAITS, patiently
 from infra.settings import Settings
 from infra.wait_reports import reporting
 from infra.worker_process import Every, StopSignal, freeze_heap, start_worker
-from stream.agents import Agents
+from stream.agents import THREADS, Agents
 from stream.hot.writer import HotSink
 from stream.insights.alerting import AlertPolicy
 from stream.insights.published_status import publish_stop
@@ -101,7 +101,7 @@ class _Sinks:
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self._settings, self._redis = settings, redis
         self._by_partition: dict[int, HotSink] = {}
-        self._tiers = ClickHouse.of(settings)
+        self._tiers = ClickHouse.of(settings, connections=THREADS)
 
     @property
     def hot(self) -> list[HotSink]:
@@ -109,17 +109,16 @@ class _Sinks:
         return list(self._by_partition.values())
 
     def make(self, stage: Stage, partition: int) -> Sink:
-        """A sink with connections of its own to ClickHouse; those to Redis are shared."""
+        """A sink. Their connections are shared: to begin each with one of its own would take a second for every fifty."""
         settings = self._settings
         if stage is MINUTE:
             sink = HotSink(self._redis, settings.key_prefix, partition, settings.hot_hours, settings.redis_page)
             self._by_partition[partition] = sink
             return sink
-        client = ClickHouse.of(settings)
         if stage is INSIGHT:
             report = partial(publish_stop, self._redis, settings.key_prefix)
-            return InsightSink(client, AlertPolicy.of(settings), report)
-        return WarmSink(client, _TIERS[stage.name], stage.grain_ms, partition)
+            return InsightSink(ClickHouse.of(settings), AlertPolicy.of(settings), report)
+        return WarmSink(self._tiers, _TIERS[stage.name], stage.grain_ms, partition)
 
     def expire_minutes(self) -> None:
         """Drop hours from Redis that are old and in ClickHouse. Blocks."""

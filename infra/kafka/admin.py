@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from infra.errors import AdclickError, Denied, Refused, Unavailable
@@ -154,32 +154,40 @@ class Admin:
 
     def ends(self, topic: str, partitions: int) -> list[int]:
         """The last stable offset of each partition: where a read-committed reader has to stop for now."""
-        return self._offsets(topic, partitions, admin.OffsetSpec.latest())
+        return self._offsets(topic, range(partitions), admin.OffsetSpec.latest())
 
     def high_watermarks(self, topic: str, partitions: int) -> list[int]:
         """The end of each partition's log, whatever transactions are open in it."""
-        return self._offsets(topic, partitions, admin.OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED)
+        return self._offsets(topic, range(partitions), admin.OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED)
+
+    def high_watermark(self, topic: str, partition: int) -> int:
+        """The end of one partition's log, whatever transactions are open in it."""
+        return self._offsets(topic, [partition], admin.OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED)[0]
 
     def starts(self, topic: str, partitions: int) -> list[int]:
         """The first offset each partition still holds."""
-        return self._offsets(topic, partitions, admin.OffsetSpec.earliest())
+        return self._offsets(topic, range(partitions), admin.OffsetSpec.earliest())
 
     def _offsets(
-        self, topic: str, partitions: int, spec: Any, isolation: IsolationLevel = IsolationLevel.READ_COMMITTED
+        self,
+        topic: str,
+        partitions: Sequence[int],
+        spec: Any,
+        isolation: IsolationLevel = IsolationLevel.READ_COMMITTED,
     ) -> list[int]:
-        request = {TopicPartition(topic, p): spec for p in range(partitions)}
+        request = {TopicPartition(topic, p): spec for p in partitions}
 
         def ask() -> list[int]:
             futures = self._client.list_offsets(request, isolation_level=isolation, request_timeout=self._timeout_s)
             answer = {tp.partition: future.result().offset for tp, future in futures.items()}
-            return [answer[p] for p in range(partitions)]
+            return [answer[p] for p in partitions]
 
         deadline = time.monotonic() + self._timeout_s
         while True:
             with self._translated():
                 offsets = retry_passing(ask, self._timeout_s)
             # Of a partition that has no leader for the moment the client gives a number that is no offset, and no error.
-            unknown = [p for p, offset in enumerate(offsets) if offset < 0]
+            unknown = [p for p, offset in zip(partitions, offsets, strict=True) if offset < 0]
             if not unknown:
                 return offsets
             if time.monotonic() > deadline:

@@ -97,7 +97,7 @@ class GroupConsumer:
         own = {
             "group.id": group, "enable.auto.offset.store": False, "auto.offset.reset": "error",
             "session.timeout.ms": session_timeout_ms, "heartbeat.interval.ms": session_timeout_ms // 4,
-            "queued.max.messages.kbytes": fetch_ahead_mb * 1024, "fetch.wait.max.ms": 100,
+            "queued.max.messages.kbytes": fetch_ahead_mb * 1024, "fetch.wait.max.ms": 100, "fetch.min.bytes": 256 << 10,
             "topic.metadata.refresh.interval.ms": METADATA_REFRESH_MS, "enable.partition.eof": on_end is not None,
         }  # fmt: skip
         self._consumer = make_reader(kafka, own)

@@ -24,6 +24,7 @@ from infra.kafka import errors, fetch_protocol, record_batches
 from infra.kafka.client import KafkaError
 from infra.kafka.fetch_protocol import PartitionAnswer
 from infra.kafka.record_batches import CorruptBatch, Records
+from infra.kafka.shares import shares
 from infra.kafka.topic_state import TopicState
 
 Address = tuple[str, int]
@@ -33,8 +34,8 @@ _TIMEOUT_S, _RETRY_S = 10.0, 0.2
 _DENIED_RETRY_S = 5.0
 # A broker that is just coming back may not know its topics yet.
 _MISSING_S = 30.0
-# Of one partition, waiting to be taken.
-_AHEAD_MESSAGES = 30_000
+# Waiting to be taken, of all partitions, and of each at least.
+_AHEAD_MESSAGES, _LEAST_AHEAD = 120_000, 2_000
 # Bytes that are damaged on the way are right the next time; those on the broker's disk stay as they are.
 _FETCHES_OF_A_CORRUPT_BATCH = 3
 
@@ -47,6 +48,8 @@ class _Partition:
     leader_epoch: int = -1
     waiting: deque[Records] = field(default_factory=deque)
     messages: int = 0
+    taken_turn: int = 0
+    """The turn of `take` that was the last to take from it."""
     end: int = -1
     stable_end: int = -1
     corrupt_fetches: int = 0
@@ -69,6 +72,7 @@ class Fetcher:
         self._missing_since: float | None = None
         self._changed = threading.Condition()
         self._partitions: dict[int, _Partition] = {}
+        self._turn = 0
         self._led: dict[int, Address] = {}
         self._readers: dict[Address, threading.Thread] = {}
         self._lost = threading.Event()
@@ -138,25 +142,13 @@ class Fetcher:
         self._lost.set()
 
     def _take_waiting(self, count: int) -> dict[int, list[Records]]:
-        taken: dict[int, list[Records]] = {}
-        # In turn, so that no partition is starved.
-        while count > 0:
-            count_before = count
-            for number, partition in self._partitions.items():
-                if not partition.waiting or count <= 0:
-                    continue
-                records = partition.waiting.popleft()
-                if len(records.offsets) > count:
-                    records, rest = _split(records, count)
-                    partition.waiting.appendleft(rest)
-                partition.messages -= len(records.offsets)
-                # Something that holds no message still moves the position.
-                count -= max(1, len(records.offsets))
-                taken.setdefault(number, []).append(records)
-            if count == count_before:
-                break
+        waiting = [(p, state) for p, state in self._partitions.items() if state.waiting]
+        waiting.sort(key=lambda partition: partition[1].taken_turn)
+        share = shares({p: [r.timestamps_ms for r in state.waiting] for p, state in waiting}, count)
+        self._turn += 1
+        taken = {p: _take_from(state, share.get(p, 0), self._turn) for p, state in waiting}
         self._changed.notify_all()
-        return taken
+        return {p: records for p, records in taken.items() if records}
 
     # -- who leads ----------------------------------------------------------------------------------------------
 
@@ -323,12 +315,30 @@ class Fetcher:
         self._log.warning("a corrupt record batch is fetched again", where=where)
 
     def _wanted(self, address: Address) -> dict[int, _Partition]:
-        """The partitions that this broker leads and of which more may be fetched ahead."""
-        return {
-            p: state
+        """The partitions that this broker leads and of which more may be fetched ahead, those first that have the least waiting: a response
+        may be full before it comes to the last."""
+        ahead = max(_LEAST_AHEAD, _AHEAD_MESSAGES // max(1, len(self._partitions)))
+        wanted = (
+            (p, state)
             for p, state in self._partitions.items()
-            if self._led.get(p) == address and state.messages < _AHEAD_MESSAGES and self._failure is None
-        }
+            if self._led.get(p) == address and state.messages < ahead and self._failure is None
+        )
+        return dict(sorted(wanted, key=lambda partition: partition[1].messages))
+
+
+def _take_from(partition: _Partition, count: int, turn: int) -> list[Records]:
+    """The next `count` messages. What holds no message comes along: it still moves the position."""
+    taken: list[Records] = []
+    partition.messages -= count
+    partition.taken_turn = turn if count else partition.taken_turn
+    while partition.waiting and (count > 0 or not len(partition.waiting[0].offsets)):
+        records = partition.waiting.popleft()
+        if len(records.offsets) > count:
+            records, rest = _split(records, count)
+            partition.waiting.appendleft(rest)
+        count -= len(records.offsets)
+        taken.append(records)
+    return taken
 
 
 def _split(records: Records, count: int) -> tuple[Records, Records]:

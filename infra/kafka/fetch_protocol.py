@@ -19,7 +19,10 @@ from infra.errors import CorruptLog
 
 _FETCH, _VERSION, _CLIENT = 1, 13, b"adclick"
 _READ_COMMITTED = 1
-_MAX_WAIT_MS, _PARTITION_BYTES, _RESPONSE_BYTES = 100, 2 << 20, 16 << 20
+# The broker waits until so much has come, or for so long: a request costs it some work for each partition.
+_MAX_WAIT_MS, _LEAST_RESPONSE_BYTES, _RESPONSE_BYTES = 100, 64 << 10, 16 << 20
+# Of a partition. A record batch as large as brokers take by default fits, or little would come of the partitions behind the first.
+_MOST_PARTITION_BYTES, _LEAST_PARTITION_BYTES = 2 << 20, (1 << 20) + 64
 _LARGEST_RESPONSE = 128 << 20
 _NO_TAGS, _DIVERGING_EPOCH = b"\0", 0
 
@@ -46,12 +49,13 @@ class PartitionAnswer:
 
 def encode_request(topic_id: str, positions: dict[int, tuple[int, int]]) -> bytes:
     """A request; `positions`: partition → the next offset, and the leader epoch of the batch before it."""
+    partition_bytes = max(_LEAST_PARTITION_BYTES, min(_MOST_PARTITION_BYTES, _RESPONSE_BYTES // max(1, len(positions))))
     parts = [
         struct.pack(">hhih", _FETCH, _VERSION, 0, len(_CLIENT)), _CLIENT, _NO_TAGS,
-        struct.pack(">iiiibii", -1, _MAX_WAIT_MS, 1, _RESPONSE_BYTES, _READ_COMMITTED, 0, -1),
+        struct.pack(">iiiibii", -1, _MAX_WAIT_MS, _LEAST_RESPONSE_BYTES, _RESPONSE_BYTES, _READ_COMMITTED, 0, -1),
         _uvarint(2), base64.urlsafe_b64decode(topic_id + "=="), _uvarint(len(positions) + 1),
         *(
-            struct.pack(">iiqiqi", partition, -1, offset, epoch, -1, _PARTITION_BYTES) + _NO_TAGS
+            struct.pack(">iiqiqi", partition, -1, offset, epoch, -1, partition_bytes) + _NO_TAGS
             for partition, (offset, epoch) in positions.items()
         ),
         _NO_TAGS, _uvarint(1), _uvarint(1), _NO_TAGS,

@@ -171,10 +171,15 @@ class HotSink:
 
     # -- a flush --------------------------------------------------------------------------------------------
 
+    def prepare(self, published: Publication) -> None:
+        """Lay out the calls that show a flush, unless that is done."""
+        if self._prepared is None or self._prepared[0] != published.sequence:
+            self._prepared = published.sequence, self._lay_out(published)
+
     def write(self, published: Publication) -> bool:
         """Show what a flush made durable; False where Redis has lost some of what it was given: it needs a snapshot."""
-        if self._prepared is None or self._prepared[0] != published.sequence:
-            self._prepared = published.sequence, self._prepare(published)
+        self.prepare(published)
+        assert self._prepared is not None
         # Half of the calls may have been made: those that are tried again must be the same, to the last byte.
         if self._apply(published.sequence - 1, published, self._prepared[1]) == _BEHIND:
             return False
@@ -182,7 +187,7 @@ class HotSink:
         self._note_shown(published)
         return True
 
-    def _prepare(self, published: Publication) -> list[list[Operation]]:
+    def _lay_out(self, published: Publication) -> list[list[Operation]]:
         """The operations of each call."""
         self._to_pack = {s: minute for s, minute in self._to_pack.items() if not self.packer.has_packed(minute)}
         live = itertools.islice(

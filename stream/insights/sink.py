@@ -108,6 +108,9 @@ class InsightSink:
             self._broken, self._retry_at = True, time.monotonic() + _RETRY_S
             self._report(str(error) or type(error).__name__)
 
+    def prepare(self, published: Publication) -> None:
+        """Nothing: the detector goes by what is in ClickHouse."""
+
     def write(self, published: Publication) -> bool:
         """Take what a flush has closed and corrected; False before the first `attach`, and a while after an error. Raises Unavailable; safe
         to repeat."""

@@ -68,10 +68,10 @@ class WarmSink:
         if not snapshot.sequence:
             return
         self._table_id = ""
-        table_id, self._looked_at = self._present_table(), time.monotonic()
-        from_ms = self._whole_from(table_id, snapshot.dropped_ms)
-        cells_id = borders.table_id(self._client, closed_cells.TABLE)
-        self._send(snapshot, self._closed_before_ms(table_id))
+        (table_id, cells_id), self._looked_at = self._present_tables(), time.monotonic()
+        former = borders.read_border(self._client, self._tier, self._shard)
+        from_ms = self._whole_from(former, table_id, snapshot.dropped_ms)
+        self._send(snapshot, self._closed_before_ms(former, table_id))
         # What is published from now on is about the table that was there before its rows were sent.
         self._table_id, self._from_ms, self._borders, self._cells_id = table_id, from_ms, None, cells_id
         self._publish_borders(snapshot)
@@ -80,25 +80,24 @@ class WarmSink:
         """ClickHouse syncs what it acknowledges. But its table may have been dropped and made again, or not have been sent all yet:
         False then."""
         if self._table_id and time.monotonic() - self._looked_at >= self._look_every_s:
-            table_id, self._looked_at = self._present_table(), time.monotonic()
-            if table_id != self._table_id or borders.table_id(self._client, closed_cells.TABLE) != self._cells_id:
+            present, self._looked_at = self._present_tables(), time.monotonic()
+            if present != (self._table_id, self._cells_id):
                 self._table_id = ""
         return bool(self._table_id)
 
-    def _present_table(self) -> str:
-        """The UUID of the table. Raises Refused where there is none."""
+    def _present_tables(self) -> tuple[str, str]:
+        """The UUIDs of the table and of that of closed cells. Raises Refused where the table is not there."""
         table = borders.TABLES[self._tier]
-        table_id = borders.table_id(self._client, table)
-        if not table_id:
+        ids = borders.table_ids(self._client, (table, closed_cells.TABLE))
+        if table not in ids:
             raise Refused(
                 f"ClickHouse: there is no table {table}", hint="adclick migrate makes it", backend="clickhouse", code="UNKNOWN_TABLE"
             )  # fmt: skip
-        return table_id
+        return ids[table], ids.get(closed_cells.TABLE, "")
 
-    def _whole_from(self, table_id: str, dropped_ms: int) -> int:
+    def _whole_from(self, former: Border | None, table_id: str, dropped_ms: int) -> int:
         """From when on the table has all rows of this shard (epoch ms), once what the state holds is sent to it. One for which no border
-        was published lacks what the state has dropped."""
-        former = borders.read_border(self._client, self._tier, self._shard)
+        was published lacks what the state has dropped. `former`: the border that was published last."""
         if former is not None and former.table_id in (table_id, _NO_TABLE):
             return former.from_ms
         from_ms = dropped_ms // self._grain_ms * self._grain_ms
@@ -109,9 +108,8 @@ class WarmSink:
             )  # fmt: skip
         return from_ms
 
-    def _closed_before_ms(self, table_id: str) -> int:
+    def _closed_before_ms(self, former: Border | None, table_id: str) -> int:
         """Windows that end at or before this were closed when they were last sent, with their cells; 0 for none."""
-        former = borders.read_border(self._client, self._tier, self._shard)
         if former is None or former.table_id != table_id:
             return 0
         return former.watermark_ms if closed_cells.has_marks(self._client, self._tier, self._shard) else 0
@@ -120,6 +118,9 @@ class WarmSink:
 
     def pack(self, given_up: Callable[[], bool]) -> None:
         """ClickHouse merges what it holds by itself: nothing to do."""
+
+    def prepare(self, published: Publication) -> None:
+        """Nothing: what is sent depends on where the table stands."""
 
     def write(self, published: Publication) -> bool:
         """Show what a flush made durable; False where the table lacks what came before: it needs a snapshot. Safe to repeat."""

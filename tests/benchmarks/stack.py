@@ -169,10 +169,11 @@ def bench() -> Iterator[Bench]:
 
 
 def across_midnight(span_ms: int) -> int:
-    """When events over `span_ms` begin that cross a UTC midnight, and whose minutes are held; else they end an hour ago."""
+    """When events over `span_ms` begin that cross a UTC midnight, and whose minutes are held; else they end an hour ago. Questions reach
+    an hour further back."""
     midnight = now_ms() // DAY_MS * DAY_MS
     start = (midnight - span_ms // 2) // MINUTE_MS * MINUTE_MS
-    if now_ms() - start > 23.6 * HOUR_MS or start + span_ms > now_ms():
+    if now_ms() - start > 22.6 * HOUR_MS or start + span_ms > now_ms():
         return (now_ms() - HOUR_MS - max(span_ms, HOUR_MS)) // MINUTE_MS * MINUTE_MS
     return start
 

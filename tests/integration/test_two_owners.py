@@ -27,6 +27,9 @@ class NoSink:
     def attach(self, snapshot: Publication) -> None:
         pass
 
+    def prepare(self, published: Publication) -> None:
+        pass
+
     def write(self, published: Publication) -> bool:
         return True
 

@@ -39,7 +39,18 @@ CORRECTS = replace(ROWS, corrects=True)
     ],
 )
 def test_a_flush_is_due_by_its_policy(policy: FlushPolicy, waiting: Waiting, since_s: float, due: bool) -> None:
-    assert policy.is_due(waiting, since_s) is due
+    assert policy.is_due(waiting, since_s, 1) is due
+
+
+@pytest.mark.parametrize(
+    ("policy", "waiting", "since_s"),
+    [(Fresh(), ROWS, 63 / 64), (Fresh(), BEHIND, 8.0), (Patient(), CORRECTS, 8.0), (Patient(), ROWS, 10.0)],
+)
+def test_with_many_partitions_each_waits_longer_for_its_flush(
+    policy: FlushPolicy, waiting: Waiting, since_s: float
+) -> None:
+    assert policy.is_due(waiting, since_s, 64)
+    assert not policy.is_due(waiting, since_s - 0.1, 64)
 
 
 def test_only_the_stage_of_minutes_is_fresh_and_uses_the_clock() -> None:

@@ -1,0 +1,64 @@
+"""How many messages to take of each partition, so that partitions advance together in time.
+
+Messages of one time meet in one batch then: their sums by minute are few, and windows close soon after their end. A reader that
+empties one partition after the other has every minute of a backlog in each of its batches. (Kafka Streams chooses the task's next
+record by the lowest timestamp for the same reason, KIP-353.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from infra.columnar.columns import Ints
+
+_SAMPLES = 8_192
+MOST_PARTITIONS = 16
+"""Of a backlog in one batch: each has costs of its own in every batch that it is part of."""
+
+
+def shares(waiting: Mapping[int, Sequence[Ints]], count: int) -> dict[int, int]:
+    """Partition → how many of its messages to take, `count` in all, or all where there are fewer. Those that have to wait are left out.
+
+    `waiting`: the timestamps (ms) of the messages of each partition, in parts, in offset order; the partition that has not been taken
+    from for longest comes first. Of a backlog, half goes to a few partitions whose turn it is and half to the oldest messages: so one
+    with an old backlog keeps no other one waiting.
+    """
+    waiting = {p: [part for part in parts if len(part)] for p, parts in waiting.items()}
+    sizes = {p: sum(map(len, parts)) for p, parts in waiting.items()}
+    if sum(sizes.values()) <= count:
+        return sizes
+    waiting = _chosen(waiting)
+    sizes = {p: sizes[p] for p in waiting}
+    if sum(sizes.values()) <= count:
+        return sizes
+    taken = _alike(sizes, count // 2)
+    left = count - sum(taken.values())
+    step = max(1, sum(sizes.values()) // _SAMPLES)
+    times = {p: np.maximum.accumulate(np.concatenate(parts)[taken[p] :: step]) for p, parts in waiting.items()}
+    sampled = np.sort(np.concatenate(list(times.values())))
+    newest = sampled[min(left // step, len(sampled) - 1)]
+    for p, t in times.items():
+        older = min(int(np.searchsorted(t, newest)) * step, sizes[p] - taken[p], left)
+        taken[p], left = taken[p] + older, left - older
+    # What is of the very time at which the count is full, as all messages of a record batch may be.
+    rest = _alike({p: size - taken[p] for p, size in sizes.items()}, left)
+    return {p: taken[p] + rest[p] for p in sizes}
+
+
+def _chosen(waiting: Mapping[int, Sequence[Ints]]) -> dict[int, Sequence[Ints]]:
+    """The partitions that a batch takes from: those with the oldest messages, and those whose turn it is."""
+    some = [p for p, parts in waiting.items() if parts]
+    oldest = sorted(some, key=lambda p: int(waiting[p][0][0]))[: MOST_PARTITIONS // 2]
+    others = [p for p in some if p not in oldest]
+    return {p: waiting[p] for p in [*oldest, *others[: MOST_PARTITIONS - len(oldest)]]}
+
+
+def _alike(sizes: Mapping[int, int], count: int) -> dict[int, int]:
+    """`count` shared among partitions of these sizes, as evenly as they allow."""
+    given, left = dict.fromkeys(sizes, 0), count
+    for place, p in enumerate(sorted(sizes, key=lambda p: sizes[p])):
+        given[p] = min(sizes[p], left // (len(sizes) - place))
+        left -= given[p]
+    return given
