@@ -25,6 +25,29 @@ MATERIALIZED = frozenset({"reach_hours_to_days", "exact_reach_hours_to_days"})
 """Materialized views, which are on each node under their own name."""
 
 
+_OVERFLOW_MODES = (
+    "read_overflow_mode", "read_overflow_mode_leaf", "group_by_overflow_mode", "sort_overflow_mode", "result_overflow_mode",
+    "timeout_overflow_mode", "timeout_overflow_mode_leaf", "set_overflow_mode", "join_overflow_mode", "transfer_overflow_mode",
+    "distinct_overflow_mode",
+)  # fmt: skip
+_AS_WRITTEN = {
+    # An insert is acknowledged once its rows are stored, and shards of the stream do not wait for a buffer to fill.
+    "async_insert": "0",
+    # Where a limit of the profile is reached, there is an error: part of the rows would be taken for all of them.
+    **dict.fromkeys(_OVERFLOW_MODES, "throw"),
+    "limit": "0",
+    # Rows of before.
+    "use_query_cache": "0",
+    # What statements mean.
+    **dict.fromkeys(
+        ("aggregate_functions_null_for_empty", "data_type_default_nullable", "empty_result_for_aggregation_by_empty_set", "final",
+         "group_by_use_nulls", "join_use_nulls", "prefer_column_name_to_alias", "transform_null_in"),
+        "0",
+    ),
+}  # fmt: skip
+"""Settings that a user's profile may have, and that would change what is written or answered."""
+
+
 @dataclass(frozen=True)
 class Deployment:
     """`cluster`: the name of a cluster in `remote_servers`, CLOUD, or empty for one server. `storage_policy`: of the large tables; empty
@@ -60,13 +83,12 @@ class Deployment:
     def settings(self) -> dict[str, str]:
         """Settings of each statement."""
         if self.is_cloud:
-            return {"select_sequential_consistency": "1", "insert_deduplicate": "0", "async_insert": "0"}
+            return _AS_WRITTEN | {"select_sequential_consistency": "1", "insert_deduplicate": "0"}
         if not self.is_cluster:
-            return {}
-        return {
+            return _AS_WRITTEN
+        return _AS_WRITTEN | {
             # An insert is acknowledged once each shard has its rows.
             "distributed_foreground_insert": "1",
-            "async_insert": "0",
             # INSERT … SELECT goes through the same path as any other insert, not from each node to itself.
             "parallel_distributed_insert_select": "0",
             # A retry is made harmless by keys and versions. Deduplicated by its block, it would be left out of materialized views too,
@@ -78,6 +100,10 @@ class Deployment:
             # A profile may have it: sums without a shard would be taken for the whole.
             "skip_unavailable_shards": "0",
             "distributed_ddl_task_timeout": "60",
+            # A statement that a node has not carried out is an error.
+            "distributed_ddl_output_mode": "throw",
+            # Rows of a key are summed over all shards, and each shard is asked.
+            "distributed_group_by_no_merge": "0",
         }
 
     def placement(self, table: str) -> str:

@@ -47,7 +47,7 @@ _CONFIG = """<clickhouse>
   <remote_servers><{name}>{shards}</{name}></remote_servers>
 </clickhouse>
 """
-_USERS = """<clickhouse><profiles><default><max_threads>2</max_threads></default></profiles><quotas><default/></quotas><users>
+_USERS = """<clickhouse><profiles><default><max_threads>2</max_threads></default>{profiles}</profiles><quotas><default/></quotas><users>
   <default><password></password><networks><ip>127.0.0.1</ip></networks><profile>default</profile><quota>default</quota>
     <grants><query>GRANT SYSTEM LISTEN ON *.*</query><query>GRANT SELECT ON system.numbers</query></grants></default>
   {users}
@@ -116,17 +116,24 @@ def _ports() -> tuple[int, int]:
 
 
 class ClickHouseCluster:
-    """`shards` × `replicas` nodes in a folder. `users`: name → what is granted to it, beside USER, who may do everything."""
+    """`shards` × `replicas` nodes in a folder. `users`: name → what is granted to it, beside USER, who may do everything. `profiles`:
+    name of a user → settings of its profile; such a user may do everything, too."""
 
     def __init__(
-        self, folder: Path, shards: int = 2, replicas: int = 2, users: Mapping[str, Sequence[str]] | None = None
+        self,
+        folder: Path,
+        shards: int = 2,
+        replicas: int = 2,
+        users: Mapping[str, Sequence[str]] | None = None,
+        profiles: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         self.nodes = [
             Node(shard, replica, folder / f"{shard}-{replica}", *_ports())
             for shard in range(1, shards + 1)
             for replica in range(1, replicas + 1)
         ]
-        self._users = {USER: _ALL} | dict(users or {})
+        self._profiles = dict(profiles or {})
+        self._users = {USER: _ALL} | dict(users or {}) | dict.fromkeys(self._profiles, _ALL)
         self._clients = dict[str, list[ClickHouse]]()
 
     def start(self) -> None:
@@ -161,7 +168,11 @@ class ClickHouseCluster:
         (node.folder / "config.xml").write_text(
             _CONFIG.format(folder=node.folder, http=node.http, tcp=node.tcp, name=NAME, shards=self._shards())
         )
-        (node.folder / "users.xml").write_text(_USERS.format(users="\n".join(map(_user, self._users.items()))))
+        users = "\n".join(_user(name, granted, self._profiles) for name, granted in self._users.items())
+        profiles = "".join(
+            _element(name, "".join(_element(*s) for s in p.items())) for name, p in self._profiles.items()
+        )
+        (node.folder / "users.xml").write_text(_USERS.format(users=users, profiles=profiles))
 
     def _shards(self) -> str:
         def entry(node: Node) -> str:
@@ -180,11 +191,15 @@ def own_settings(cluster: ClickHouseCluster) -> dict[str, object]:
     return {"namespace": f"t{uuid.uuid4().hex[:8]}_", "clickhouse": cluster.urls[0], "clickhouse_cluster": NAME}
 
 
-def _user(user: tuple[str, Sequence[str]]) -> str:
-    name, granted = user
+def _element(name: str, content: str) -> str:
+    return f"<{name}>{content}</{name}>"
+
+
+def _user(name: str, granted: Sequence[str], profiles: Mapping[str, object]) -> str:
     queries = "".join(f"<query>GRANT {grant}</query>" for grant in granted)
+    profile = name if name in profiles else "default"
     return (
-        f"<{name}><password>{PASSWORD}</password><networks><ip>127.0.0.1</ip></networks><profile>default</profile>"
+        f"<{name}><password>{PASSWORD}</password><networks><ip>127.0.0.1</ip></networks><profile>{profile}</profile>"
         f"<quota>default</quota><grants>{queries}</grants></{name}>"
     )
 
