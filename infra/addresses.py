@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-from infra.redis.access import SCHEMES
+from infra.redis.access import SCHEMES, check_options
 
 MASK = "********"
 
@@ -128,6 +128,7 @@ def check_clickhouse(text: str) -> str:
 def check_redis(text: str) -> str:
     """Redis' URL: of one server, of nodes of a cluster, or of Sentinels. Raises ValueError."""
     if text.startswith("unix://"):
+        check_options(text.partition("?")[2])
         return text
     url = _split(text, SCHEMES, several=True)
     mode = url.scheme.partition("+")[2]
@@ -135,6 +136,7 @@ def check_redis(text: str) -> str:
         raise ValueError(f"must begin with {url.scheme}+cluster:// or {url.scheme}+sentinel:// to name several hosts")
     if url.fragment or not re.fullmatch(_REDIS_PATHS[mode], url.path):
         raise ValueError(_REDIS_ENDS[mode])
+    check_options(url.query)
     return text
 
 

@@ -13,6 +13,12 @@ _PORTS = {"sentinel": 26379}
 _PORT = 6379
 _HOST = re.compile(r"(\[[^\]]+\]|[^:\[\]]+)(?::(\d+))?")
 
+# Others would change what replies look like, or have commands sent twice.
+_OPTIONS = re.compile(
+    r"db|username|password|client_name|max_connections|health_check_interval"
+    r"|socket_(timeout|connect_timeout|keepalive|read_size)|ssl_\w+|sentinel_(username|password)"
+)
+
 NO_OTHER_REDIS = {"redis_ca": "", "redis_certificate": "", "redis_key": "", "redis_wait_replicas": "0"}
 """Settings of a Redis of one's own, as they are for that of an embedded stack."""
 
@@ -65,6 +71,14 @@ def check_tls_file(name: str, file: str, settings: Mapping[str, Any]) -> str:
     if file and name == "redis_key" and not settings.get("redis_certificate"):
         raise ValueError("needs the setting redis_certificate")
     return file
+
+
+def check_options(query: str) -> None:
+    """Raise ValueError for an option behind a URL that connections of ours do not take."""
+    for option in filter(None, query.split("&")):
+        name = option.partition("=")[0]
+        if not _OPTIONS.fullmatch(name):
+            raise ValueError(f"must not have the option {name}: it may have those of connections, like socket_timeout")
 
 
 def split_address(text: str, port: int = _PORT) -> Address:

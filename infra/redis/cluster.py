@@ -183,7 +183,8 @@ class Cluster:
             with self._node(address).connection() as connection:
                 yield connection
         except Unavailable as error:
-            if not isinstance(error, Refused):
+            # Of the replies that end a connection, LOADING is one: the node may have been a primary before it was restarted.
+            if not isinstance(error, Refused) or error.code in _OLD_MAP:
                 self._is_old = True
             raise
 

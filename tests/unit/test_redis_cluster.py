@@ -273,6 +273,29 @@ def test_nothing_is_sent_again_after_a_lost_connection_and_the_next_call_asks_fo
     assert cluster.pipeline([command]) == ["b"]
 
 
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_node_that_was_restarted_and_still_loads_is_not_taken_for_the_primary_that_it_was(
+    nodes: FakeNodes, cluster: Cluster, watched: bool
+) -> None:
+    key = _key_of(A)
+    assert cluster.pipeline([pack_command("GET", key)]) == ["a"]
+
+    def load(node: Address, _: bytes) -> Any:
+        if node == A:
+            # Which ends the connection in redis-py.
+            raise decide("LOADING", "LOADING Redis is loading the dataset in memory")
+        return node[0]
+
+    nodes.answer, nodes.owners = load, [(0, SLOTS - 1, B)]
+    with pytest.raises(Refused, match="LOADING"):
+        if watched:
+            with cluster.watched(key.encode()):
+                pass
+        else:
+            cluster.pipeline([pack_command("GET", key)])
+    assert cluster.pipeline([pack_command("GET", key)]) == ["b"]
+
+
 def test_redirections_end(nodes: FakeNodes, cluster: Cluster) -> None:
     nodes.answer = lambda node, _: _moved(B if node == A else A)
     (reply,) = cluster.pipeline([pack_command("GET", _key_of(A))])
