@@ -30,15 +30,23 @@ _REFUSED = {
     "ENOSPC": "free space there",
     "EDQUOT": "raise the quota, or free space there",
     "NO_SUCH_BUCKET": "make the bucket",
+    **dict.fromkeys(("QuotaExceeded", "XMinioStorageFull", "507"), "free space there"),
+    **dict.fromkeys(
+        ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"),
+        "set AWS_REGION to the region of the bucket",
+    ),
+    # To a request for one file a store gives no other reason.
+    "400": "look at AWS_REGION, and whether AWS_SESSION_TOKEN has expired",
     "SLOW_DOWN": "the store is overloaded",
     "503": "the store is overloaded",
 }
 _FOLDER_RIGHTS = "let this user write there"
 _CREDENTIALS = "look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, and what they may do in the bucket"
+_TOKEN = "renew AWS_SESSION_TOKEN, and start the workers with it"
 _DENIED = {
     **dict.fromkeys(("EACCES", "EPERM", "EROFS"), _FOLDER_RIGHTS),
     **dict.fromkeys(("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "403"), _CREDENTIALS),
-    "ExpiredToken": "renew AWS_SESSION_TOKEN, and start the workers with it",
+    **dict.fromkeys(("ExpiredToken", "InvalidToken", "TokenRefreshRequired"), _TOKEN),
     "REQUEST_TIME_TOO_SKEWED": "set this machine's clock",
 }
 _ERRNO = re.compile(r"\[errno (\d+)\]", re.IGNORECASE)
