@@ -38,6 +38,7 @@ from pyspark.sql import functions as F  # noqa: N812
 
 from batch import archived_rows, corrections, move_tables, recount
 from batch.archived_rows import RejectedIds
+from batch.spark_master import foreign_variables, is_local
 from infra import temp_dirs, user_cache
 from infra.clickhouse.client import ClickHouse, Connect
 from infra.clock import day_start_ms
@@ -102,7 +103,6 @@ def start_session(settings: Settings, master: str, folder: Path, java_options: s
         del os.environ[name]
     os.environ |= {
         "SPARK_CONF_DIR": str(conf.resolve()),
-        "SPARK_LOCAL_IP": "127.0.0.1",
         "PYSPARK_PYTHON": sys.executable,
         "PYSPARK_DRIVER_PYTHON": sys.executable,
         "JAVA_HOME": str(java.home_for_spark(folder.resolve())),
@@ -126,6 +126,7 @@ def start_session(settings: Settings, master: str, folder: Path, java_options: s
         "spark.executorEnv.POLARS_MAX_THREADS": "1",
     }
     if is_local(master):
+        os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
         options |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
     log = folder / "spark.log"
     try:
@@ -167,20 +168,6 @@ def _folder_options(folder: Path) -> list[str]:
     if user_cache.user_folder() is None:
         options["user.home"] = folder.resolve()
     return [shlex.quote(f"-D{name}={path}") for name, path in options.items()]
-
-
-def foreign_variables(variables: Iterable[str], master: str) -> list[str]:
-    """The variables of a process that would start another Spark, or change how ours starts: the machine may have one.
-
-    A cluster's own, such as Yarn's configuration, are kept for a `master` that is not local.
-    """
-    prefixes = ("SPARK_", "PYSPARK_") if not is_local(master) else ("SPARK_", "PYSPARK_", "HADOOP_", "YARN_")
-    return [name for name in variables if name.startswith(prefixes) or name in java.OPTIONS_VARIABLES]
-
-
-def is_local(master: str) -> bool:
-    """Whether a Spark master means this process alone."""
-    return master.startswith("local")
 
 
 @contextlib.contextmanager

@@ -174,7 +174,7 @@ def test_only_addresses_of_this_machine_are_loopback(url: str, loopback: bool) -
 
 
 def test_variables_of_another_spark_are_foreign() -> None:
-    from batch.spark_job import foreign_variables
+    from batch.spark_master import foreign_variables
 
     local = [
         "SPARK_HOME",
@@ -187,7 +187,13 @@ def test_variables_of_another_spark_are_foreign() -> None:
     every = [*local, "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "PATH", "HOME", "AWS_REGION", "ADCLICK_KAFKA", "SPARKLE"]
     assert foreign_variables(every, "local[*]") == [*local, "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS"]
     assert "HADOOP_CONF_DIR" not in foreign_variables(every, "yarn")
-    assert "SPARK_HOME" in foreign_variables(every, "spark://host:7077")
+    assert foreign_variables([*every, "SPARK_LOCAL_IP"], "spark://host:7077") == [
+        "SPARK_HOME", "PYSPARK_SUBMIT_ARGS", "SPARK_REMOTE", "SPARK_LOCAL_DIRS", "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS",
+    ]  # fmt: skip
+    assert foreign_variables(["SPARK_LOCAL_IP", "SPARK_LOCAL_HOSTNAME"], "local[*]") == [
+        "SPARK_LOCAL_IP",
+        "SPARK_LOCAL_HOSTNAME",
+    ]
 
 
 @pytest.mark.parametrize("home", ["/nowhere", "java8", "not-java"])
