@@ -44,10 +44,24 @@ def ensure(settings: Settings) -> list[str]:
     for name in sorted(grown, key=lambda name: name == settings.topic(EVENTS)):
         admin.grow({name: grown[name]})
     missing = [t for t in topics if t.name not in counts]
-    admin.create({t.name: (t.partitions, t.config) for t in missing}, _new_replicas(admin, settings))
-    replicas = _replicas(admin, [t.name for t in topics])
-    admin.configure({t.name: t.config | _durability(settings, replicas[t.name]) for t in topics})
+    if missing:
+        replicas = _new_replicas(admin, settings)
+        durability = _durability(settings, replicas)
+        admin.create({t.name: (t.partitions, t.config | durability) for t in missing}, replicas)
+    _configure(admin, settings, [t for t in topics if t.name in counts])
     return [t.name for t in missing]
+
+
+def _configure(admin: Admin, settings: Settings, topics: Sequence[Topic]) -> None:
+    """Set what differs: who has topics made by others need not be allowed to change them."""
+    replicas, in_force = _replicas(admin, [t.name for t in topics]), admin.configs(t.name for t in topics)
+    changes = dict[str, dict[str, str]]()
+    for t in topics:
+        config = t.config | _durability(settings, replicas[t.name])
+        if differing := {key: value for key, value in config.items() if in_force[t.name].get(key) != value}:
+            changes[t.name] = differing
+    if changes:
+        admin.configure(changes)
 
 
 def _new_replicas(admin: Admin, settings: Settings) -> int:
@@ -58,7 +72,11 @@ def _new_replicas(admin: Admin, settings: Settings) -> int:
             f"replication_factor is {replicas}, and there are {brokers} brokers",
             hint="add brokers, or lower the setting",
         )
-    return replicas or (_REPLICAS if brokers >= _REPLICAS else 1)
+    return replicas or _replicas_by_default(brokers)
+
+
+def _replicas_by_default(brokers: int) -> int:
+    return _REPLICAS if brokers >= _REPLICAS else 1
 
 
 def _replicas(admin: Admin, names: Sequence[str]) -> dict[str, int]:
@@ -128,13 +146,12 @@ def deviations(admin: Admin, settings: Settings) -> list[Deviation]:
                 Deviation(t.name, f"has {counts[t.name]} partitions, the setting says {t.partitions}: {what}")
             )
     in_force, states = admin.configs(t.name for t in there), admin.describe(t.name for t in there)
+    wanted_replicas = settings.replication_factor or _replicas_by_default(admin.brokers())
     for t in there:
         replicas = states[t.name].replicas if t.name in states else 1
-        if replicas < settings.replication_factor:
-            what = "kafka-reassign-partitions adds some"
-            deviations_found.append(
-                Deviation(t.name, f"has {replicas} replicas, the setting says {settings.replication_factor}: {what}")
-            )
+        if replicas < wanted_replicas:
+            what = f"it should have {wanted_replicas}: kafka-reassign-partitions adds some"
+            deviations_found.append(Deviation(t.name, f"has {replicas} replica{'s' * (replicas != 1)}, {what}"))
         for key, value in (t.config | _durability(settings, replicas)).items():
             actual = in_force[t.name].get(key)
             if actual != value:
