@@ -51,7 +51,7 @@ class Admin:
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        """Raise the client's errors as decisions; where connections were refused meanwhile, that is why it had no answer."""
+        """Raise the client's errors as decisions; where connections were refused or failed meanwhile, that is why it had no answer."""
         try:
             with translated_errors():
                 yield
@@ -59,8 +59,10 @@ class Admin:
             self._client.poll(0)
             refusal = self._errors.refusal()
             if refusal is None or isinstance(error, Refused):
-                raise
+                raise self._errors.explain(error) from error
             raise refusal from error
+        self._client.poll(0)
+        self._errors.forget()
 
     def partitions(self, timeout_s: float = REQUEST_TIMEOUT_S) -> dict[str, int]:
         """topic → number of partitions. Raises Unavailable when no broker answers."""
@@ -114,12 +116,16 @@ class Admin:
         if not topics:
             return
         new = [admin.NewTopic(name, count, replicas, config=config) for name, (count, config) in topics.items()]
-        for name, future in self._client.create_topics(new, request_timeout=self._timeout_s).items():
-            try:
-                future.result()
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise AdclickError(f"topic {name} could not be made: {error.args[0].str()}") from error
+        with self._translated():
+            for name, future in self._client.create_topics(new, request_timeout=self._timeout_s).items():
+                try:
+                    future.result()
+                except KafkaException as error:
+                    cause = error.args[0]
+                    if cause.name().startswith("_"):
+                        raise  # no broker has answered
+                    if cause.code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                        raise AdclickError(f"topic {name} could not be made: {cause.str()}") from error
         deadline = time.monotonic() + self._timeout_s
         while missing := topics.keys() - self.partitions().keys():
             if time.monotonic() > deadline:

@@ -9,6 +9,7 @@ holds what must be read).
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ from confluent_kafka import (
     admin,
 )
 
-from infra.errors import Denied, UserError
+from infra.errors import Denied, Refused, Unavailable, UserError
 from infra.kafka.connection import Connection
 from infra.kafka.errors import PASSING, decision_on
 from infra.kafka.tokens import token_of
@@ -57,6 +58,14 @@ REQUEST_TIMEOUT_S = 15.0
 # member, until it reads them again: after five minutes, by the clients' defaults.
 METADATA_REFRESH_MS = 3_000
 
+_HOW_OFTEN = re.compile(r" \(after \d+ms in state .*\)$")
+# A connection to an address that brokers gave; one to an address of the settings has `bootstrap` in place of the number.
+_OF_A_BROKER = re.compile(r"\S+/\d+: (Connect to|Failed to resolve)")
+_CLOSED = "brokers close the connection"
+_IS_CLOSED = re.compile(rf"{_CLOSED}|Disconnected")
+_WRONG_PROTOCOL = "kafka_security_protocol must be that of the brokers' listener at this address; their log says more"
+_ADVERTISED = "start that broker; if it runs, its advertised.listeners must name an address that is reached from here"
+
 
 @contextlib.contextmanager
 def translated_errors() -> Iterator[None]:
@@ -80,24 +89,48 @@ def retry_passing(call: Callable[[], T], timeout_s: float) -> T:
 
 
 class ConnectionErrors:
-    """What a client reports of connections that were refused: by a certificate, or by credentials.
+    """What a client reports of connections: those that were refused, by a certificate or by credentials, and those that failed.
 
     The client goes on trying, and calls merely time out. An object of its own, so that client and owner make no cycle.
     """
 
     def __init__(self) -> None:
         self._last: KafkaError | None = None
+        self._failed = ""
 
     def on_error(self, error: KafkaError) -> None:
         """The client's `error_cb`."""
         if error.code() in (KafkaError._SSL, KafkaError._AUTHENTICATION):
             self._last = error
+        if error.code() in (KafkaError._TRANSPORT, KafkaError._RESOLVE):
+            # Without how long it took and how often it was, which differs each time.
+            self._failed = _HOW_OFTEN.sub("", error.str())
+        elif error.code() == KafkaError._ALL_BROKERS_DOWN:
+            # Of a connection that a broker closes the client says nothing else.
+            self._failed = self._failed or _CLOSED
 
     def refusal(self) -> Denied | None:
         """The last one, once; None where there was none."""
         error, self._last = self._last, None
         decision = None if error is None else decision_on(error)
         return decision if isinstance(decision, Denied) else None
+
+    def explain(self, error: Unavailable) -> Unavailable:
+        """The error of a call that had no answer, with the last connection that failed."""
+        if not self._failed or isinstance(error, Refused):
+            return error
+        hint = (
+            _WRONG_PROTOCOL
+            if _IS_CLOSED.search(self._failed)
+            else _ADVERTISED
+            if _OF_A_BROKER.match(self._failed)
+            else ""
+        )
+        return type(error)(f"{error.message}: {self._failed}", hint=hint, backend="kafka")
+
+    def forget(self) -> None:
+        """Connections that failed so far were needed no more: a call had its answer."""
+        self._failed = ""
 
 
 def make_producer(kafka: Connection, own: dict[str, Any]) -> Producer:

@@ -28,6 +28,8 @@ _REFUSED = {
     "_UNKNOWN_PARTITION": "set the partition counts to what the topics have",
 }
 _CREDENTIALS = "correct the user's credentials"
+OPEN_LISTENER = "set kafka_security_protocol to PLAINTEXT or SSL, or name the address of a listener with SASL"
+_NO_SASL = "not valid in current SASL state"
 _RIGHTS = "allow this user to use the topic, group and transactional id"
 _DENIED = {
     "TOPIC_AUTHORIZATION_FAILED": _RIGHTS,
@@ -72,7 +74,8 @@ def declined(error: KafkaError) -> Unavailable:
     """The decision on an error after which the client goes on."""
     name, message = error.name(), f"Kafka: {error.str()}"
     if name in _DENIED:
-        return Denied(message, hint=_DENIED[name], backend="kafka", code=name)
+        remedy = OPEN_LISTENER if _NO_SASL in message else _DENIED[name]
+        return Denied(message, hint=remedy, backend="kafka", code=name)
     if name in _REFUSED:
         return Refused(message, hint=_REFUSED[name], backend="kafka", code=name)
     return (TimedOut if name in _TIMED_OUT else Unavailable)(message, backend="kafka")

@@ -14,12 +14,14 @@ from aiokafka.conn import ScramAuthenticator
 
 from infra.errors import Denied
 from infra.kafka.connection import Connection, Sasl
+from infra.kafka.errors import OPEN_LISTENER
 from infra.kafka.fetch_protocol import receive_into
 from infra.kafka.tokens import token_of
 
 _CONNECT_S = 3.0
 _HANDSHAKE, _AUTHENTICATE, _VERSION, _CLIENT = 17, 36, 1, b"adclick"
 _LARGEST_ANSWER = 1 << 20
+_ILLEGAL_STATE = 34
 # Of the time after which a broker closes a connection whose credentials were not renewed.
 _USED_OF_A_SESSION = 0.8
 
@@ -52,6 +54,11 @@ def _authenticate(connection: socket.socket, sasl: Sasl) -> float:
     mechanism = sasl.mechanism.encode()
     answer = _ask(connection, _HANDSHAKE, struct.pack(">h", len(mechanism)) + mechanism)
     error, count = struct.unpack_from(">hi", answer)
+    if error == _ILLEGAL_STATE:
+        raise Denied(
+            "Kafka: a broker takes no credentials at this address",
+            hint=OPEN_LISTENER, backend="kafka", code="ILLEGAL_SASL_STATE",
+        )  # fmt: skip
     if error:
         offered = b", ".join(_texts(answer, 6, count)).decode(errors="replace")
         raise Denied(

@@ -11,7 +11,7 @@ import pytest
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 from pydantic import SecretStr
 
-from infra.errors import Denied, UserError
+from infra.errors import Denied, Unavailable, UserError
 from infra.kafka import topic_setup
 from infra.kafka.admin import Admin
 from infra.kafka.column_consumer import ColumnConsumer, Starts
@@ -142,6 +142,25 @@ def test_a_wrong_password_is_named(brokers: KafkaCluster, secured: Callable[...,
     for refusal in refusals(settings, address_of(brokers, "SASL_SSL")):
         assert "credentials" in refusal
         assert "no-such-password" not in refusal
+
+
+@pytest.mark.parametrize(
+    ("listener", "protocol", "explanation"),
+    [
+        ("SSL", "PLAINTEXT", "brokers close the connection .*kafka_security_protocol"),
+        ("SASL_SSL", "SASL_PLAINTEXT", "brokers close the connection .*kafka_security_protocol"),
+        ("PLAINTEXT", "SSL", "SSL .*kafka_security_protocol"),
+        ("SSL", "SASL_SSL", "set kafka_security_protocol"),
+    ],
+)
+def test_a_listener_of_another_protocol_is_named(
+    brokers: KafkaCluster, secured: Callable[..., Settings], listener: str, protocol: str, explanation: str
+) -> None:
+    settings = (secured(protocol, "PLAIN") if protocol != "PLAINTEXT" else secured("SSL", kafka_ca="")).model_copy(
+        update={"kafka": brokers.addresses(listener), "kafka_security_protocol": protocol}
+    )
+    with pytest.raises(Unavailable, match=explanation):
+        Admin(settings.kafka_connection).partitions(2.0)
 
 
 def test_an_authority_that_is_not_trusted_is_named(

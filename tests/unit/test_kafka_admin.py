@@ -6,10 +6,12 @@ from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
+import confluent_kafka
 import pytest
 
-from infra.errors import Unavailable
+from infra.errors import Denied, TimedOut, Unavailable
 from infra.kafka.admin import Admin
+from infra.kafka.client import ConnectionErrors
 from infra.kafka.connection import Connection
 
 _NO_OFFSET = -1001
@@ -47,3 +49,48 @@ def test_the_end_of_a_partition_without_a_leader_is_waited_for() -> None:
 def test_the_end_of_a_partition_that_gets_no_leader_is_not_known() -> None:
     with pytest.raises(Unavailable, match="topic/1"):
         admin_of(Brokers([7, _NO_OFFSET]), 0.3).ends("topic", 2)
+
+
+def _connection_errors(*errors: tuple[int, str]) -> ConnectionErrors:
+    reported = ConnectionErrors()
+    for code, text in errors:
+        reported.on_error(confluent_kafka.KafkaError(code, text))
+    return reported
+
+
+_NO_ANSWER = TimedOut("Kafka: Local: Timed out", backend="kafka")
+_REFUSED = "failed: Connection refused (after 0ms in state CONNECT, 3 identical error(s) suppressed)"
+_DOWN = (confluent_kafka.KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down")
+
+
+@pytest.mark.parametrize(
+    ("errors", "explained"),
+    [
+        ([], "Kafka: Local: Timed out"),
+        (
+            [(confluent_kafka.KafkaError._TRANSPORT, f"one:9092/bootstrap: Connect to ipv4#10.0.0.1:9092 {_REFUSED}"), _DOWN],
+            "Kafka: Local: Timed out: one:9092/bootstrap: Connect to ipv4#10.0.0.1:9092 failed: Connection refused",
+        ),
+        (
+            [(confluent_kafka.KafkaError._RESOLVE, "kafka-0.internal:9092/1: Failed to resolve 'kafka-0.internal:9092': no (after 5ms in state CONNECT)")],
+            "Kafka: Local: Timed out: kafka-0.internal:9092/1: Failed to resolve 'kafka-0.internal:9092': no (start that broker; "
+            "if it runs, its advertised.listeners must name an address that is reached from here)",
+        ),
+        (
+            [_DOWN],
+            "Kafka: Local: Timed out: brokers close the connection (kafka_security_protocol must be that of the brokers' listener "
+            "at this address; their log says more)",
+        ),
+    ],
+)  # fmt: skip
+def test_a_call_without_an_answer_says_which_connection_failed(errors: list[tuple[int, str]], explained: str) -> None:
+    reported = _connection_errors(*errors)
+    decision = reported.explain(_NO_ANSWER)
+    assert (type(decision), str(decision), decision.backend) == (TimedOut, explained, "kafka")
+    reported.forget()
+    assert reported.explain(_NO_ANSWER) is _NO_ANSWER
+
+
+def test_what_a_broker_refuses_needs_no_other_explanation() -> None:
+    denied = Denied("Kafka: no", backend="kafka", code="TOPIC_AUTHORIZATION_FAILED")
+    assert _connection_errors(_DOWN).explain(denied) is denied
