@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
-import uuid
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from infra.embedded import clickhouse_server, exit_reasons, jars, java
+from infra.embedded import clickhouse_server, jars, java, kafka_storage
 from infra.embedded.ports import LOOPBACK
 from infra.errors import AdclickError, UserError
 from infra.priority import LOG
@@ -103,27 +101,17 @@ def kafka(folder: Path, port: int, controller_port: int) -> ProcessCommand:
         f"-Djava.io.tmpdir={unpack_folder}", f"-Dlog4j2.configurationFile={FROM_INSIDE}/log4j2.properties",
     ]  # fmt: skip
     java_line = [str(java.find()), *options, "-cp", class_path]
-    if not (data / "meta.properties").exists():
-        _format_storage(java_line, folder)
+    if not kafka_storage.is_formatted(data):
+        kind = f"{jars.KAFKA.name}\n{SERVER_PROPERTIES}"
+        try:
+            kafka_storage.format_storage(java_line, folder, data, kind)
+        except AdclickError as error:
+            error.output = error.output.replace(FROM_INSIDE, str(folder))
+            raise
     starter = [sys.executable, "-P", "-m", "infra.embedded.kafka_server"]
     argv = [*starter, properties.name, data.name, *java_line, "kafka.Kafka"]
     environment = MEMORY_ENV | java.LOCALE
     return ProcessCommand("kafka", argv, folder, environment, java.OPTIONS_VARIABLES, niceness=LOG)
-
-
-def _format_storage(java_line: list[str], folder: Path) -> None:
-    cluster = uuid.uuid4().hex[:22]
-    command = [*java_line, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", "server.properties"]
-    result = subprocess.run(
-        command, cwd=folder, env=java.environment(), capture_output=True, text=True, errors="replace",
-    )  # fmt: skip
-    if result.returncode:
-        output = (result.stdout + result.stderr).replace(FROM_INSIDE, str(folder))
-        raise AdclickError(
-            f"Kafka's storage could not be formatted: {exit_reasons.find_cause(output) or f'it ended with {result.returncode}'}",
-            hint="-v shows all of its output",
-            output=output,
-        )
 
 
 def redis_binary() -> str:
