@@ -29,8 +29,7 @@ class Proxy:
     """
 
     def __init__(self, target: str) -> None:
-        url = urlsplit(target if "://" in target else f"//{target}")
-        self._target = (url.hostname or "", url.port or 0)
+        self._target = host, port = _address_of(target)
         self._connections = set[_Connection]()
         self.delay_s, self.bytes_per_s, self.swallows = 0.0, 0.0, False
         self._server: asyncio.Server | None = None
@@ -41,7 +40,7 @@ class Proxy:
         self.port = unused_port()
         self._call(self._listen())
         self.address = f"127.0.0.1:{self.port}"
-        self.url = target.replace(f"{url.hostname}:{url.port}", self.address)
+        self.url = target.replace(f"{host}:{port}", self.address)
         """The target's URL, with this proxy in its place."""
 
     def __enter__(self) -> Proxy:
@@ -72,6 +71,10 @@ class Proxy:
     def throttle(self, bytes_per_s: float) -> None:
         """Deliver no more than this in a second, by connection and direction."""
         self._call(self._set(bytes_per_s=bytes_per_s))
+
+    def lead_to(self, target: str) -> None:
+        """Have connections that are made from now on lead elsewhere, as a name does whose address changes at a fail-over."""
+        self._target = _address_of(target)
 
     def restore(self) -> None:
         """Be a good network again. Connections that `drop` took bytes of are reset: their streams have holes."""
@@ -190,6 +193,11 @@ class _Connection:
                 data = data[size:]
                 if rate:
                     await asyncio.sleep(size / rate)
+
+
+def _address_of(target: str) -> tuple[str, int]:
+    url = urlsplit(target if "://" in target else f"//{target}")
+    return url.hostname or "", url.port or 0
 
 
 async def _all_or_none(coroutines: list[Coroutine[Any, Any, None]]) -> None:

@@ -25,12 +25,12 @@ from query.api.live import STREAMS_A_KEY
 from query.keyring import REFRESH_S as KEYS_REFRESH_S
 from query.keys import Keys
 from tests import borders
+from tests.clusters.tcp_proxy import Proxy
 from tests.flow import worker_environment
 from tests.integration.test_hot_tier import Shard
 from tests.ports import unused_port
 from tests.posts import Posts
 from tests.product import PATIENCE, assert_stays, wait_until
-from tests.relay import Relay
 from tests.unit.test_partials_and_cells import partial
 
 _LIVE = [("campaign_id", "1"), ("start", "-10m"), ("end", "now"), ("granularity", "minute")]
@@ -218,8 +218,8 @@ def test_a_store_that_hangs_delays_no_other_question(settings: Settings, shard: 
     _, token = Keys(ClickHouse(settings.clickhouse, settings.database)).create(
         "test", None, admin=False, rate=1e6, burst=1e6, lasts_ms=None
     )
-    relay = Relay(getattr(settings, backend))
-    server = Server(settings, **{backend: relay.url})
+    network = Proxy(getattr(settings, backend))
+    server = Server(settings, **{backend: network.url})
 
     def ask(start: str, grain: str) -> tuple[float, int, Any]:
         query = f"campaign_id=1&start={start}&end=now&granularity={grain}"
@@ -233,7 +233,7 @@ def test_a_store_that_hangs_delays_no_other_question(settings: Settings, shard: 
     close_hours(settings)
     try:
         usual = [ask(*question)[2]["warnings"] for question in questions]
-        relay.open.clear()
+        network.drop()
         time.sleep(KEYS_REFRESH_S)
         first = [ask(*question) for question in questions]
         later = [ask(*question) for _ in range(4) for question in questions]
@@ -245,13 +245,12 @@ def test_a_store_that_hangs_delays_no_other_question(settings: Settings, shard: 
         # Once it is known that the store does not answer, answers no longer wait for it.
         for question in range(len(questions)):
             assert min(seconds for seconds, _, _ in later[2 + question :: len(questions)]) < 1
-        relay.open.set()
+        network.restore()
         wait_until(lambda: [ask(*q)[2].get("warnings") for q in questions] == usual, 60, "all is there again")
     finally:
-        relay.open.set()
         server.process.kill()
         server.process.wait()
-        relay.shutdown()
+        network.close()
 
 
 def test_slow_and_broken_clients_delay_no_other_client(server: Server) -> None:

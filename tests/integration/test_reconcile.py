@@ -44,12 +44,12 @@ from query.row_scope import ALL_ROWS, RowScope
 from query.runs import read_runs
 from query.signing import Signer
 from tests import borders
+from tests.clusters.tcp_proxy import Proxy
 from tests.conftest import ADCLICK, adclick
 from tests.flow import environment
 from tests.hostile_letters import send_hostile_letters
 from tests.posts import Posts
 from tests.product import wait_until
-from tests.relay import Relay
 from tests.unit.test_reach import greatest
 
 DAY = now_ms() // DAY_MS * DAY_MS - DAY_MS
@@ -181,13 +181,16 @@ def test_a_run_that_loses_its_disk_or_its_database_reports_it_and_shows_nothing(
     limit = f"ulimit -f 1; exec {sys.executable} -m infra {' '.join(words)}"
     full = ["bash", "-c", limit]
     fails_with("is full", subprocess.run(full, env=os.environ | env, capture_output=True, text=True, timeout=1200))
-    relay = Relay(planted.clickhouse)
-    variables = env | {"ADCLICK_CLICKHOUSE": relay.url, "ADCLICK_FAULT": "stop@reconcile.counted"}
-    with subprocess.Popen(
-        [*ADCLICK, *words], env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as run:
+    network = Proxy(planted.clickhouse)
+    variables = env | {"ADCLICK_CLICKHOUSE": network.url, "ADCLICK_FAULT": "stop@reconcile.counted"}
+    with (
+        network,
+        subprocess.Popen(
+            [*ADCLICK, *words], env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as run,
+    ):
         wait_until(lambda: psutil.Process(run.pid).status() == psutil.STATUS_STOPPED, 60, "the day is counted")
-        relay.away.set()
+        network.cut()
         run.send_signal(signal.SIGCONT)
         output = run.communicate(timeout=600)
     fails_with("ClickHouse", subprocess.CompletedProcess(words, run.returncode, *output))

@@ -36,11 +36,11 @@ from query.keys import Keys
 from query.status import read_status
 from query.tiers.clickhouse import StoredTiers, decode_borders
 from stream.hot.layout import ShardKeys, SpanField
+from tests.clusters.tcp_proxy import Proxy
 from tests.flow import STEP, Flow, flow
 from tests.ports import unused_port
 from tests.product import PATIENCE, assert_stays, wait_until
 from tests.refusals import REFUSALS, refusing
-from tests.relay import Relay
 
 
 @contextmanager
@@ -371,20 +371,23 @@ def another_redis(folder: Path) -> Iterator[str]:
 
 def test_after_a_failover_writes_reach_the_new_primary_where_the_old_one_lives_on(tmp_path: Path) -> None:
     # As reported of clients that keep their connections to what is a replica now (redis-py #460, and many since).
-    with another_redis(tmp_path / "former") as former, another_redis(tmp_path / "primary") as primary:
-        relay, address = Relay(former), urlsplit(primary)
-        redis = Redis(relay.url)
+    with (
+        another_redis(tmp_path / "former") as former,
+        another_redis(tmp_path / "primary") as primary,
+        Proxy(former) as network,
+    ):
+        address = urlsplit(primary)
+        redis = Redis(network.url)
         write = redis.script("return redis.call('SET', KEYS[1], ARGV[1])")
         redis.write_if("a", lambda _: [("SET", "a", "before")])
         write(["a"], ["before"])
         Redis(former).call("REPLICAOF", address.hostname, address.port)
-        relay.backend = address
+        network.lead_to(primary)
         with pytest.raises(Refused, match="READONLY"):
             write(["a"], ["after"])
         write(["a"], ["after"])
         assert redis.write_if("a", lambda value: [("SET", "a", value + b" all")] if value else None)
         assert Redis(primary).call("GET", "a") == b"after all"
-        relay.shutdown()
 
 
 def test_refusals_carry_the_backends_own_code(settings: Settings) -> None:

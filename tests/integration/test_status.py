@@ -19,9 +19,9 @@ from infra.wait_reports import reporting
 from query.api.metrics import Metrics
 from query.pipeline import OwnStack, PipelineReader
 from query.status import read_status
+from tests.clusters.tcp_proxy import Proxy
 from tests.flow import STEP, Flow, flow
 from tests.product import wait_until
-from tests.relay import Relay
 
 
 def test_the_lag_of_the_stream_grows_while_its_worker_is_halted(settings: Settings, tmp_path: Path) -> None:
@@ -91,17 +91,17 @@ def test_a_wait_is_withdrawn_when_its_worker_stops_and_expires_when_it_died(sett
 
 
 def test_a_worker_stops_without_waiting_for_a_redis_that_hangs(settings: Settings) -> None:
-    relay = Relay(settings.redis)
-    relay.open.clear()
-    with reporting(settings.model_copy(update={"redis": relay.url}), "worker-0"):
-        began = time.monotonic()
-    assert time.monotonic() - began < 2.5
+    with Proxy(settings.redis) as network:
+        network.drop()
+        with reporting(settings.model_copy(update={"redis": network.url}), "worker-0"):
+            began = time.monotonic()
+        assert time.monotonic() - began < 2.5
 
 
 def test_a_clickhouse_that_hangs_is_named_while_a_scrape_still_waits(settings: Settings) -> None:
-    relay = Relay(settings.clickhouse)
-    relay.open.clear()
-    hanging = settings.model_copy(update={"clickhouse": relay.url, "query_timeout_s": 1})
-    began = time.monotonic()
-    assert b'adclick_backend_up{backend="clickhouse"} 0.0\n' in Metrics(hanging).render()
-    assert time.monotonic() - began < 10
+    with Proxy(settings.clickhouse) as network:
+        network.drop()
+        hanging = settings.model_copy(update={"clickhouse": network.url, "query_timeout_s": 1})
+        began = time.monotonic()
+        assert b'adclick_backend_up{backend="clickhouse"} 0.0\n' in Metrics(hanging).render()
+        assert time.monotonic() - began < 10
