@@ -21,10 +21,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from infra import addresses, cron
 from infra.addresses import MASK
 from infra.errors import UserError
-from infra.kafka.connection import NO_OTHER_KAFKA, PARTITIONERS, Connection, Sasl, Tls, check_protocol
+from infra.kafka.connection import NO_OTHER_KAFKA, PARTITIONERS, Connection, Sasl, check_protocol
 from infra.redis.access import NO_OTHER_REDIS, RedisAccess, check_tls_file
 from infra.setting_sources import PREFIX, read_environment, read_object, read_toml, read_value, setting_of
 from infra.setting_types import MOST, Count, Key, Secret, Share, TokenSecret, WebAddress, no_flag
+from infra.tls import TlsFiles
 
 DEFAULT_DIR = ".adclick"
 ENDPOINTS_FILE = "endpoints.json"
@@ -239,7 +240,8 @@ class Settings(BaseSettings):
     @property
     def kafka_connection(self) -> Connection:
         """How to reach Kafka."""
-        tls = Tls(self.kafka_ca, self.kafka_certificate, self.kafka_key, self.kafka_key_password.get_secret_value())
+        password = self.kafka_key_password.get_secret_value()
+        tls = TlsFiles("kafka", self.kafka_ca, self.kafka_certificate, self.kafka_key, password)
         sasl = Sasl(
             self.kafka_sasl_mechanism, self.kafka_user, self.kafka_password.get_secret_value(), self.kafka_token_command
         )
@@ -258,7 +260,8 @@ class Settings(BaseSettings):
     @property
     def redis_access(self) -> RedisAccess:
         """Where Redis is, and how it is reached."""
-        return RedisAccess(self.redis, self.redis_ca, self.redis_certificate, self.redis_key, self.redis_wait_replicas)
+        tls = TlsFiles("redis", self.redis_ca, self.redis_certificate, self.redis_key)
+        return RedisAccess(self.redis, tls, self.redis_wait_replicas)
 
     @property
     def key_prefix(self) -> str:

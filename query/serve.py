@@ -11,6 +11,7 @@ from infra.cli.app import App
 from infra.errors import UserError
 from infra.priority import answer_soon
 from infra.settings import Settings
+from infra.tls import TlsFiles
 
 
 @declare.command("serve", "ADCLICK_HTTP=http://0.0.0.0:8080 ADCLICK_CLICKHOUSE=http://… adclick serve")
@@ -47,3 +48,4 @@ def check_certificate(settings: Settings) -> None:
         )
     if settings.tls_certificate and not encrypted:
         raise UserError(f"a certificate is set, and {settings.http} does not use it", hint="use https://")
+    TlsFiles("tls", certificate=settings.tls_certificate, key=settings.tls_key).check()

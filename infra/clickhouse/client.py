@@ -28,9 +28,9 @@ from clickhouse_connect.driver.exceptions import (
 
 from infra.clickhouse import errors
 from infra.clickhouse.deployment import ONE_SERVER, Deployment
-from infra.clickhouse.tls import TlsFiles
 from infra.errors import AdclickError, Denied, Refused
 from infra.settings import Settings
+from infra.tls import TlsFiles
 
 # Its errors are raised, too: one line for a person is enough.
 logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
@@ -60,7 +60,7 @@ class ClickHouse:
         deployment: Deployment = ONE_SERVER,
     ) -> None:
         self._url, self.database, self._timeout_s, self._connections = urlsplit(url), database, timeout_s, connections
-        self.tls, self.deployment = tls or TlsFiles(), deployment
+        self.tls, self.deployment = tls or TlsFiles("clickhouse"), deployment
         self._client: Any = None
         self._connecting = threading.Lock()
         self._replicas = 0
@@ -179,7 +179,7 @@ class ClickHouse:
 
 def connector(settings: Settings) -> partial[ClickHouse]:
     """What makes clients of an installation. Unlike these, it can be sent to other processes."""
-    tls = TlsFiles(settings.clickhouse_ca, settings.clickhouse_certificate, settings.clickhouse_key)
+    tls = TlsFiles("clickhouse", settings.clickhouse_ca, settings.clickhouse_certificate, settings.clickhouse_key)
     return partial(ClickHouse, settings.clickhouse, settings.database, tls=tls, deployment=Deployment.of(settings))
 
 

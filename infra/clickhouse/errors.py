@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from infra.clickhouse.tls import explain_handshake
 from infra.errors import AdclickError, BadStatement, Denied, Refused, TimedOut, Unavailable
+from infra.tls import handshake_failure
 
 # ClickHouse's names of errors, and what ends each refusal. Any other name is waited out as well, without a hint.
 _REFUSED = {
@@ -50,8 +50,8 @@ def decide(error: Exception, *, is_misuse: bool) -> AdclickError:
         name = "READONLY"
     sentence = _first_line(error)
     message = f"ClickHouse: {sentence} ({name})" if name else f"ClickHouse: {sentence}"
-    if handshake := explain_handshake(error):
-        return Unavailable(f"ClickHouse: {handshake[0]}", hint=handshake[1], backend="clickhouse")
+    if (failure := handshake_failure("clickhouse", "ClickHouse", error)) is not None:
+        return failure
     if name in _TIMED_OUT or (not name and _timed_out(error)):
         return TimedOut(message, backend="clickhouse")
     if name in _DENIED:

@@ -17,6 +17,7 @@ from infra.kafka.client import (
     TopicCollection,
     TopicPartition,
     admin,
+    explained,
     make_admin,
     make_consumer,
     retry_passing,
@@ -57,10 +58,13 @@ class Admin:
                 yield
         except Unavailable as error:
             self._client.poll(0)
-            refusal = self._errors.refusal()
-            if refusal is None or isinstance(error, Refused):
-                raise self._errors.explain(error) from error
-            raise refusal from error
+            refusal = None if isinstance(error, Refused) else self._errors.refusal()
+            reason = explained(self._kafka, refusal or error)
+            if reason is error:
+                reason = self._errors.explain(error)
+            if reason is error:
+                raise
+            raise reason from error
         self._client.poll(0)
         self._errors.forget()
 
@@ -157,6 +161,13 @@ class Admin:
         with self._translated():
             for future in self._client.incremental_alter_configs(resources, request_timeout=self._timeout_s).values():
                 future.result()
+
+    def newest_timestamps_ms(self, topic: str, partitions: int) -> list[int]:
+        """The largest timestamp in each partition; negative where there is none. Raises Unavailable."""
+        request = {TopicPartition(topic, p): admin.OffsetSpec.max_timestamp() for p in range(partitions)}
+        with self._translated():
+            futures = self._client.list_offsets(request, request_timeout=self._timeout_s)
+            return [int(future.result().timestamp) for future in futures.values()]
 
     def ends(self, topic: str, partitions: int) -> list[int]:
         """The last stable offset of each partition: where a read-committed reader has to stop for now."""

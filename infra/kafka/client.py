@@ -27,9 +27,9 @@ from confluent_kafka import (
     admin,
 )
 
-from infra.errors import Denied, Refused, Unavailable, UserError
+from infra.errors import AdclickError, Denied, Refused, Unavailable, UserError
 from infra.kafka.connection import Connection
-from infra.kafka.errors import PASSING, decision_on
+from infra.kafka.errors import PASSING, TLS_REFUSED, decision_on
 from infra.kafka.tokens import token_of
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "TopicCollection",
     "TopicPartition",
     "admin",
+    "explained",
     "make_admin",
     "make_consumer",
     "make_producer",
@@ -86,6 +87,20 @@ def retry_passing(call: Callable[[], T], timeout_s: float) -> T:
             if error.args[0].name() not in PASSING or time.monotonic() > deadline:
                 raise decision_on(error.args[0]) from error
             time.sleep(0.05)
+
+
+def explained(kafka: Connection, error: AdclickError) -> AdclickError:
+    """What is wrong with a certificate where that is why a broker did not answer, and the error itself elsewhere.
+
+    Librdkafka does not say what of a broker's certificate is wrong, and takes a broker's refusal of ours for a lost connection: a handshake
+    of our own tells.
+    """
+    is_known = isinstance(error, Refused) and error.code != TLS_REFUSED
+    if kafka.tls is None or is_known or not isinstance(error, Unavailable):
+        return error
+    from infra.kafka.sasl import refused_handshake  # aiokafka takes 100 ms
+
+    return refused_handshake(kafka) or error
 
 
 class ConnectionErrors:
@@ -166,7 +181,7 @@ def _config(kafka: Connection) -> dict[str, Any]:
         "socket.keepalive.enable": True,
     }
     if kafka.tls is not None:
-        kafka.tls.check_files()
+        kafka.tls.check()
     sasl = kafka.sasl
     if sasl is not None and sasl.token_command:
         config["oauth_cb"] = lambda _: token_of(sasl.token_command)

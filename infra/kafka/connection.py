@@ -5,13 +5,11 @@ Librdkafka (confluent-kafka), aiokafka (within Faust) and the fetcher of `infra.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from infra.errors import UserError
+from infra.tls import TlsFiles
 
 PARTITIONERS = {"crc32": "consistent_random", "murmur2": "murmur2_random", "fnv1a": "fnv1a_random"}
 """How keys become partitions, by librdkafka's names; messages without a key go to any."""
@@ -40,47 +38,6 @@ def check_protocol(protocol: str, given: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Tls:
-    """Files of a connection by TLS, in PEM; empty where there is none."""
-
-    ca: str = ""
-    """Certificates of authorities that brokers are trusted by; empty: those of the system."""
-    certificate: str = ""
-    """Our own certificate with its chain, for brokers that ask for one."""
-    key: str = ""
-    key_password: str = field(default="", repr=False)
-
-    def check_files(self) -> None:
-        """Raise UserError for a file that cannot be read."""
-        for setting, path in (("kafka_ca", self.ca), ("kafka_certificate", self.certificate), ("kafka_key", self.key)):
-            if path:
-                try:
-                    Path(path).read_bytes()
-                except OSError as error:
-                    raise _unusable(setting, path, error) from error
-
-    def context(self) -> ssl.SSLContext:
-        """For Python's sockets. Raises UserError for a file that cannot be used."""
-        self.check_files()
-        try:
-            context = ssl.create_default_context(cafile=self.ca or None)
-        except (OSError, ValueError) as error:
-            raise _unusable("kafka_ca", self.ca, error) from error
-        if self.certificate:
-            try:
-                # Without a password OpenSSL would ask for it at the terminal.
-                context.load_cert_chain(self.certificate, self.key or None, lambda: self.key_password)
-            except (OSError, ValueError) as error:
-                raise _unusable("kafka_certificate or kafka_key", self.certificate, error) from error
-        return context
-
-
-def _unusable(setting: str, path: str, error: Exception) -> UserError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return UserError(f"setting {setting}: {path} cannot be used: {reason}")
-
-
-@dataclass(frozen=True)
 class Sasl:
     """Credentials. `token_command` prints a token (OAUTHBEARER)."""
 
@@ -95,7 +52,7 @@ class Connection:
     """How to reach Kafka. Without `tls` and `sasl` in the clear, by nobody in particular."""
 
     servers: str
-    tls: Tls | None = None
+    tls: TlsFiles | None = None
     sasl: Sasl | None = None
     properties: tuple[tuple[str, str], ...] = ()
     """Properties of librdkafka. They take precedence over ours, but for what numbers depend on."""
@@ -116,7 +73,7 @@ class Connection:
             files = {
                 "ssl.ca.location": self.tls.ca,
                 "ssl.certificate.location": self.tls.certificate,
-                "ssl.key.location": self.tls.key,
+                "ssl.key.location": self.tls.key or self.tls.certificate,
                 "ssl.key.password": self.tls.key_password,
             }
             config |= {name: value for name, value in files.items() if value}

@@ -27,6 +27,8 @@ _REFUSED = {
     "_UNKNOWN_TOPIC": _MISSING,
     "_UNKNOWN_PARTITION": "set the partition counts to what the topics have",
 }
+TLS_REFUSED = "_SSL"
+"""The name of an error of librdkafka: a handshake that failed."""
 _CREDENTIALS = "correct the user's credentials"
 OPEN_LISTENER = "set kafka_security_protocol to PLAINTEXT or SSL, or name the address of a listener with SASL"
 _NO_SASL = "not valid in current SASL state"
@@ -38,7 +40,7 @@ _DENIED = {
     "TRANSACTIONAL_ID_AUTHORIZATION_FAILED": _RIGHTS,
     "SASL_AUTHENTICATION_FAILED": _CREDENTIALS,
     "_AUTHENTICATION": _CREDENTIALS,
-    "_SSL": "look at kafka_ca, and at the certificates of brokers",
+    TLS_REFUSED: "look at kafka_ca, and at the certificates of brokers",
 }
 # Errors of a Fetch that pass: the leader moved or is not ready, or does not know the topic yet. The reader looks up the leaders.
 _PASSING_OF_A_FETCH = {

@@ -17,9 +17,11 @@ from infra.kafka.connection import Connection, Sasl
 from infra.kafka.errors import OPEN_LISTENER
 from infra.kafka.fetch_protocol import receive_into
 from infra.kafka.tokens import token_of
+from infra.redis.access import split_address
+from infra.tls import handshake_failure
 
-_CONNECT_S = 3.0
-_HANDSHAKE, _AUTHENTICATE, _VERSION, _CLIENT = 17, 36, 1, b"adclick"
+_CONNECT_S, _PORT = 3.0, 9092
+_HANDSHAKE, _API_VERSIONS, _AUTHENTICATE, _VERSION, _CLIENT = 17, 18, 36, 1, b"adclick"
 _LARGEST_ANSWER = 1 << 20
 _ILLEGAL_STATE = 34
 # Of the time after which a broker closes a connection whose credentials were not renewed.
@@ -35,8 +37,9 @@ class Connector:
         self._context = None if kafka.tls is None else kafka.tls.context()
 
     def open(self, address: tuple[str, int], timeout_s: float) -> tuple[socket.socket, float]:
-        """A connection, and until when (`time.monotonic`) it is good. Raises OSError, EOFError, and Denied where the broker refuses credentials."""
-        connection = socket.create_connection(address, _CONNECT_S)
+        """A connection, and until when (`time.monotonic`) it is good. Raises OSError, EOFError, and Denied where the broker refuses
+        credentials, or one of the two the other's certificate."""
+        connection = socket.create_connection(address, min(_CONNECT_S, timeout_s))
         try:
             connection.settimeout(timeout_s)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -44,9 +47,40 @@ class Connector:
                 connection = self._context.wrap_socket(connection, server_hostname=address[0])
             good_for_s = float("inf") if self._kafka.sasl is None else _authenticate(connection, self._kafka.sasl)
             return connection, time.monotonic() + good_for_s
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            if (failure := handshake_failure("kafka", "Kafka", error)) is not None:
+                raise failure from error
             raise
+
+    def check(self, address: tuple[str, int], timeout_s: float) -> None:
+        """Connect and wait for an answer. Raises as `open` does: since TLS 1.3 a broker that refuses our certificate says so in place of
+        its first answer."""
+        connection, _ = self.open(address, timeout_s)
+        with connection:
+            try:
+                _ask(connection, _API_VERSIONS, b"")
+            except OSError as error:
+                if (failure := handshake_failure("kafka", "Kafka", error)) is not None:
+                    raise failure from error
+                raise
+
+
+def refused_handshake(kafka: Connection) -> Denied | None:
+    """Why a broker and we do not trust each other, by the first broker that is reached; None where they do, or none is reached."""
+    connector, deadline = Connector(kafka), time.monotonic() + _CONNECT_S
+    for server in kafka.servers.split(","):
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            break
+        try:
+            connector.check(split_address(server, _PORT), left_s)
+        except Denied as error:
+            return error
+        except (OSError, EOFError):
+            continue
+        break
+    return None
 
 
 def _authenticate(connection: socket.socket, sasl: Sasl) -> float:

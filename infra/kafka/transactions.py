@@ -10,7 +10,7 @@ from typing import Any
 
 from infra import faults
 from infra.errors import Aborted, ClientBroken, OutcomeUnknown
-from infra.kafka.client import KafkaError, KafkaException, Producer, TopicPartition, make_producer
+from infra.kafka.client import KafkaError, KafkaException, Producer, TopicPartition, explained, make_producer
 from infra.kafka.connection import Connection
 from infra.kafka.consumers import GroupConsumer
 from infra.kafka.errors import FENCED, decision_on, hint, lost
@@ -51,7 +51,7 @@ class TransactionalProducer:
 
     def __init__(self, kafka: Connection, transactional_id: str, kind: str = "producer") -> None:
         """`kind` names its fault points."""
-        self._reports = _BrokerReports()
+        self._kafka, self._reports = kafka, _BrokerReports()
         self._produced, self._committed = f"{kind}.produced", f"{kind}.committed"
         own = {
             "transactional.id": transactional_id, "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS, "linger.ms": 1,
@@ -77,7 +77,7 @@ class TransactionalProducer:
                 return
             except KafkaException as error:
                 if error.args[0].fatal() or time.monotonic() > deadline:
-                    raise decision_on(error.args[0]) from error
+                    raise explained(self._kafka, decision_on(error.args[0])) from error
                 time.sleep(0.1)
 
     def write(

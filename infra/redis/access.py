@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
+
+from infra.tls import TlsFiles
 
 SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
 _PORTS = {"sentinel": 26379}
@@ -28,13 +30,11 @@ Address = tuple[str, int]
 
 @dataclass(frozen=True)
 class RedisAccess:
-    """`url`: as the setting `redis`. `ca`, `certificate`, `key`: PEM files for TLS, or empty. `wait_replicas`: so many replicas confirm
-    a conditional write before it counts as done."""
+    """`url`: as the setting `redis`. `tls`: files, for a rediss address. `wait_replicas`: so many replicas confirm a conditional write
+    before it counts as done."""
 
     url: str
-    ca: str = ""
-    certificate: str = ""
-    key: str = ""
+    tls: TlsFiles = field(default_factory=lambda: TlsFiles("redis"))
     wait_replicas: int = 0
 
     @property

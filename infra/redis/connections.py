@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
@@ -21,6 +20,7 @@ from infra.errors import AdclickError, Refused, TimedOut, UserError
 from infra.redis import errors
 from infra.redis.access import RedisAccess
 from infra.redis.errors import Redirected
+from infra.tls import handshake_failure
 
 _CONNECT_TIMEOUT_S = 2.0
 # Redis 6 wraps the error of a command in a script: `ERR Error running script (…): @user_script:3: -OOM command not allowed …`.
@@ -161,20 +161,10 @@ def _options(access: RedisAccess, url: str, timeout_s: float) -> dict[str, Any]:
         "socket_timeout": timeout_s, "socket_connect_timeout": _CONNECT_TIMEOUT_S, "retry": Retry(NoBackoff(), 0), "protocol": 2,
     } | options  # fmt: skip
     if options.get("connection_class") is redis.SSLConnection:
-        files = {"ssl_ca_certs": access.ca, "ssl_certfile": access.certificate, "ssl_keyfile": access.key}
-        settings = ("redis_ca", "redis_certificate", "redis_key")
-        for setting, file in zip(settings, files.values(), strict=True):
-            _check_readable(setting, file)
+        access.tls.check()
+        files = {"ssl_ca_certs": access.tls.ca, "ssl_certfile": access.tls.certificate, "ssl_keyfile": access.tls.key}
         options |= {name: file for name, file in files.items() if file}
     return options
-
-
-def _check_readable(setting: str, file: str) -> None:
-    try:
-        if file:
-            Path(file).read_bytes()
-    except OSError as error:
-        raise UserError(f"setting {setting} names {file}, which cannot be read: {error.strerror}") from error
 
 
 def _without_options(url: str, names: Sequence[str]) -> str:
@@ -203,6 +193,8 @@ def replies_of(executed: Sequence[Any]) -> list[Any]:
 
 def decision_on(error: redis.RedisError) -> AdclickError:
     """What to do about one of redis-py's errors. A reply that is not known to be wrong in itself is waited out."""
+    if (failure := handshake_failure("redis", "Redis", error)) is not None:
+        return failure
     if isinstance(error, redis.TimeoutError):
         return TimedOut(f"Redis: {error}", backend="redis")
     code, text = _code_of(error)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from infra.errors import UserError
 from infra.settings import Settings
 from query.api.edge import MAX_QUERY_BYTES
 from query.api.listener import listen
@@ -108,19 +106,13 @@ class _BoundedProtocol(HttpToolsProtocol):
 
 
 def serve_http(app: Any, settings: Settings) -> None:
-    """Serve until a signal. Raises UserError when the address cannot be bound, or the certificate cannot be read."""
+    """Serve until a signal. Raises UserError when the address cannot be bound. The certificate was checked before."""
     listener = listen(settings)
     config = uvicorn.Config(
         app, loop="uvloop", http=_BoundedProtocol, ws="none", log_level="warning", access_log=False, server_header=False,
         timeout_keep_alive=_IDLE_S, timeout_graceful_shutdown=_GRACE_S, backlog=_BACKLOG,
         ssl_certfile=settings.tls_certificate or None, ssl_keyfile=settings.tls_key or None,
     )  # fmt: skip
-    try:
-        config.load()
-    except (OSError, ssl.SSLError) as error:
-        raise UserError(
-            f"cannot read the certificate: {error}", hint="set ADCLICK_TLS_CERTIFICATE and ADCLICK_TLS_KEY"
-        ) from error
     try:
         uvicorn.Server(config).run(sockets=[listener.bound])
     finally:

@@ -15,10 +15,11 @@ import psutil
 
 from infra.cli.app import App
 from infra.kafka.admin import Admin
-from infra.kafka.connection import Connection, Sasl, Tls
+from infra.kafka.connection import Connection, Sasl
 from infra.kafka.event_producer import EventProducer
 from infra.kafka.fetch import Fetcher
 from infra.kafka.sasl import Connector
+from infra.tls import TlsFiles
 from ingest.synthetic.generator import Spec, generate_events
 from tests.benchmarks.stack import save
 from tests.clusters.kafka_cluster import KafkaCluster
@@ -45,7 +46,7 @@ def main() -> None:
 
 
 def _connection(cluster: KafkaCluster, protocol: str) -> Connection:
-    tls = Tls(ca=str(cluster.authority.file)) if protocol.endswith("SSL") else None
+    tls = TlsFiles("kafka", ca=str(cluster.authority.file)) if protocol.endswith("SSL") else None
     sasl = Sasl("SCRAM-SHA-512", "alice", PASSWORDS["alice"]) if protocol.startswith("SASL") else None
     return Connection(cluster.addresses(protocol), tls, sasl)
 

@@ -34,15 +34,15 @@ class Identity:
 class Authority:
     """Signs certificates. `file`: its own certificate, that clients and servers trust."""
 
-    def __init__(self, folder: Path, name: str = "ca") -> None:
+    def __init__(self, folder: Path, name: str = "ca", *, expired: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._key = folder, ec.generate_private_key(ec.SECP256R1())
         self._name = _name_of(f"adclick test {name}")
-        now = dt.datetime.now(dt.UTC)
+        start = dt.datetime.now(dt.UTC) - (4 if expired else 1) * _DAY
         constraints = x509.BasicConstraints(ca=True, path_length=0)
         usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
         certificate = (
-            _builder(self._name, self._name, self._key, now - _DAY, now + 2 * _DAY)
+            _builder(self._name, self._name, self._key, start, start + 3 * _DAY)
             .add_extension(constraints, critical=True)
             .add_extension(usage, critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)

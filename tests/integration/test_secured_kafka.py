@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,11 +23,12 @@ from infra.kafka.transactions import TransactionalProducer
 from infra.migration import check_cluster
 from infra.settings import Settings
 from stream.agents import credentials_of
-from tests.clusters.certificates import Authority
+from tests.clusters.certificates import LOOPBACK, Authority
 from tests.clusters.kafka_cluster import KafkaCluster, unsecured_token
 from tests.clusters.kafka_config import PASSWORDS
 from tests.flow import flow
 from tests.product import PATIENCE
+from tests.tls_proxy import TlsProxy
 
 WAYS = [
     ("SSL", ""),
@@ -97,8 +99,8 @@ async def consume_one(settings: Settings, topic: str) -> bytes | None:
 
     auth = credentials_to_aiokafka_auth(credentials_of(settings.kafka_connection))
     consumer = AIOKafkaConsumer(topic, bootstrap_servers=settings.kafka, auto_offset_reset="earliest", **auth)
-    await consumer.start()
     try:
+        await consumer.start()
         message = await asyncio.wait_for(consumer.getone(), 20 * PATIENCE)
         value: bytes | None = message.value
         return value
@@ -120,6 +122,14 @@ def test_each_client_is_let_in(
     assert [m.value() for m in read_to_end(kafka, topic, 0)] == [b"a value"]
     assert fetch_one(settings, topic) == b"a value"
     assert asyncio.run(consume_one(settings, topic)) == b"a value"
+
+
+def test_a_certificate_may_have_its_key_in_the_same_file(
+    brokers: KafkaCluster, secured: Callable[..., Settings]
+) -> None:
+    kafka = secured("SSL", kafka_certificate=str(brokers.certificate.keystore), kafka_key="").kafka_connection
+    assert Admin(kafka, timeout_s=5.0).brokers() == 1
+    Connector(kafka).check(address_of(brokers, "SSL"), 5.0)
 
 
 def refusals(settings: Settings, address: tuple[str, int]) -> list[str]:
@@ -170,6 +180,47 @@ def test_an_authority_that_is_not_trusted_is_named(
     settings = secured("SASL_SSL", "PLAIN", kafka_ca=str(stranger.file))
     for refusal in refusals(settings, address_of(brokers, "SASL_SSL")):
         assert "certificate" in refusal
+
+
+@pytest.mark.parametrize(
+    ("hosts", "expired", "problem", "openssl"),
+    [
+        (LOOPBACK, True, "its certificate has expired", "certificate has expired"),
+        (["other.example.test"], False, "its certificate is for another IP address", "IP address mismatch"),
+    ],
+    ids=["expired", "other host"],
+)
+def test_a_certificate_of_a_broker_that_is_wrong_is_a_line_of_each_client(
+    brokers: KafkaCluster, settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    hosts: list[str], expired: bool, problem: str, openssl: str,
+) -> None:  # fmt: skip
+    authority = Authority(tmp_path / "tls")
+    server = authority.issue("server", hosts, expired=expired)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(server.certificate, server.key)
+    proxy = TlsProxy(f"kafka://{brokers.addresses()}", context)
+    changes = {"kafka": f"127.0.0.1:{proxy.port}", "kafka_security_protocol": "SSL", "kafka_ca": str(authority.file)}
+    settings = settings.model_copy(update=changes)
+    kafka = settings.kafka_connection
+    try:
+        for call in (
+            lambda: Admin(kafka, timeout_s=3.0).partitions(3.0),
+            lambda: TransactionalProducer(kafka, "refused").open(3.0),
+            lambda: Connector(kafka).open(("127.0.0.1", proxy.port), 3.0),
+        ):
+            with pytest.raises(Denied) as error:
+                call()
+            assert str(error.value).startswith(f"Kafka: {problem} (")
+        with pytest.raises(Exception, match="Unable to bootstrap") as bootstrap:
+            asyncio.run(consume_one(settings, "refused"))
+    finally:
+        proxy.stop()
+    assert len(str(bootstrap.value).splitlines()) == 1
+    lines = [
+        record for record in caplog.records if record.name.startswith("aiokafka") and openssl in record.getMessage()
+    ]
+    assert lines
+    assert all(record.exc_info is None and "\n" not in record.getMessage() for record in lines)
 
 
 def test_a_file_that_is_missing_is_named(secured: Callable[..., Settings], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "query": {"infra", "ingest", "stream", "query"},
 }
 CLIENTS = {
+    "cryptography": "infra/tls.py",
     "confluent_kafka": "infra/kafka/client.py",
     "aiokafka": "infra/kafka/sasl.py",
     "google_crc32c": "infra/kafka/record_batches.py",

@@ -13,6 +13,7 @@ from infra.errors import UserError
 from infra.file_store import FileStore
 from infra.redis.access import RedisAccess
 from infra.settings import BY_FILE, Settings, file_variables, resolve
+from infra.tls import TlsFiles
 
 
 @pytest.fixture(autouse=True)
@@ -194,7 +195,9 @@ def test_files_for_tls_and_replicas_are_those_of_the_redis_that_the_settings_nam
     own = dict(zip(names, ("rediss://host", "ca.pem", "us.pem", "key.pem", "2"), strict=True))
     for name, value in own.items():
         monkeypatch.setenv(f"ADCLICK_{name.upper()}", value)
-    assert resolve().settings.redis_access == RedisAccess("rediss://host", "ca.pem", "us.pem", "key.pem", 2)
+    assert resolve().settings.redis_access == RedisAccess(
+        "rediss://host", TlsFiles("redis", "ca.pem", "us.pem", "key.pem"), 2
+    )
     (tmp_path / "endpoints.json").write_text(json.dumps({"redis": "redis://of-the-stack:1"}))
     assert resolve(str(tmp_path)).settings.redis_access == RedisAccess("redis://of-the-stack:1")
     monkeypatch.delenv("ADCLICK_REDIS_CERTIFICATE")
