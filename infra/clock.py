@@ -8,6 +8,8 @@ import time
 MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
 DAY_MS = 86_400_000
+# What a clock by NTP is off by is a hundredth of it; a lease, and the time after which a partition is silent, are longer.
+_MOST_SKEW_S = 2.0
 
 
 def now_ms() -> int:
@@ -26,3 +28,10 @@ def iso(ms: int) -> str:
     if ms % 1000:
         return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{ms % 1000:03d}Z"
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def describe_skew(clock: str, ahead_s: float) -> str:
+    """A sentence about a clock that differs from this machine's by too much; empty where it does not."""
+    if abs(ahead_s) <= _MOST_SKEW_S:
+        return ""
+    return f"the clock of {clock} is {abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'} this machine's: set both by NTP"

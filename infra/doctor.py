@@ -1,18 +1,22 @@
 """Tries each connection and right that an installation needs, and says in a line each what is missing.
 
-A check that fails does not end the others; those that need it are left out. Nothing is changed: what is written is removed again.
+A check that fails does not end the others; those that need it are left out. Nothing of the installation is changed: a probe that is written
+is removed again, or expires.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
 
 from infra import migration
+from infra.clickhouse import schema
 from infra.clickhouse.client import ClickHouse
+from infra.clickhouse.grants import grant_statement, grants
+from infra.clock import describe_skew
 from infra.errors import AdclickError, UserError
 from infra.file_store import FileStore
 from infra.kafka import topic_setup, topics
@@ -21,13 +25,19 @@ from infra.kafka.sasl import Connector
 from infra.kafka.transactions import TransactionalProducer
 from infra.redis.client import Redis
 from infra.redis.eviction import NEVER_EVICT, eviction_risk
+from infra.redis.rights import RIGHTS, lacking_rights
 from infra.settings import Settings
 
+BACKENDS = ("kafka", "redis", "clickhouse", "archive")
+MIGRATE = "migrate"
+PROCESSES = (MIGRATE, *RIGHTS)
+"""What users of backends may be for: `adclick migrate`, a worker, or all other commands."""
 _TIMEOUT_S = 5.0
-# Verdicts on events with CreateTime bear ten minutes; leases, and what is silent, far less.
-_MOST_SKEW_S = 5.0
-_TOPIC_RIGHTS = ("DESCRIBE", "DESCRIBE_CONFIGS", "READ", "WRITE")
-_GROUP_RIGHTS = ("DESCRIBE", "READ")
+_TOPIC_RIGHTS: tuple[str, ...] = ("DESCRIBE", "DESCRIBE_CONFIGS", "READ", "WRITE")
+_MIGRATE_TOPIC_RIGHTS: tuple[str, ...] = ("DESCRIBE", "DESCRIBE_CONFIGS", "CREATE", "ALTER", "ALTER_CONFIGS")
+_GROUP_RIGHTS: tuple[str, ...] = ("DESCRIBE", "READ")
+
+Checks = Iterator[tuple[str, Callable[[], list[str]]]]
 
 
 @dataclass(frozen=True)
@@ -39,140 +49,190 @@ class CheckOutcome:
     problem: str = ""
 
 
-def examine(settings: Settings) -> Iterator[CheckOutcome]:
-    """Check one backend after the other."""
-    for backend, checks in (
-        ("kafka", _kafka(settings)),
-        ("redis", _redis(settings)),
-        ("clickhouse", _clickhouse(settings)),
-        ("archive", _archive(settings)),
-    ):
-        for name, check in checks:
-            try:
-                problems = check()
-            except AdclickError as error:
-                yield CheckOutcome(backend, name, str(error))
-                break
-            yield from (CheckOutcome(backend, name, problem) for problem in problems or [""])
+class Examination:
+    """The checks of an installation, backend by backend. `process`: which of PROCESSES the users of backends are for; empty: for all
+    but `adclick migrate`."""
 
+    def __init__(self, settings: Settings, process: str = "", clock: Callable[[], float] = time.time) -> None:
+        """`clock`: this machine's, in epoch seconds."""
+        self._settings, self._process, self._clock = settings, process, clock
+        self._cluster_id = ""
+        """Kafka's, once it has said it."""
 
-Checks = Iterator[tuple[str, Callable[[], list[str]]]]
+    def outcomes(self, backends: Sequence[str] = BACKENDS) -> Iterator[CheckOutcome]:
+        """Check one backend after the other."""
+        checks_of = {
+            "kafka": self._kafka, "redis": self._redis, "clickhouse": self._clickhouse, "archive": self._archive,
+        }  # fmt: skip
+        for backend in backends:
+            for name, check in checks_of[backend]():
+                try:
+                    problems = check()
+                except AdclickError as error:
+                    yield CheckOutcome(backend, name, str(error))
+                    break
+                yield from (CheckOutcome(backend, name, problem) for problem in problems or [""])
 
+    # -- Kafka --------------------------------------------------------------------------------------------------
 
-def _kafka(settings: Settings) -> Checks:
-    kafka = settings.kafka_connection
-    admins = list[Admin]()
+    def _kafka(self) -> Checks:
+        settings, kafka = self._settings, self._settings.kafka_connection
+        admins = list[Admin]()
 
-    def connect() -> list[str]:
-        admins.append(Admin(kafka, timeout_s=_TIMEOUT_S))
-        admins[0].cluster_id()
-        return []
+        def connect() -> list[str]:
+            admins.append(Admin(kafka, timeout_s=_TIMEOUT_S))
+            self._cluster_id = admins[0].cluster_id()
+            return []
 
-    def connect_by_column() -> list[str]:
-        connector = Connector(kafka)
-        for address in admins[0].addresses():
-            try:
-                connector.open(address, _TIMEOUT_S)[0].close()
-            except (OSError, EOFError) as error:
-                return [f"Kafka: broker {address[0]}:{address[1]}: {error}"]
-        return []
+        def connect_by_column() -> list[str]:
+            connector = Connector(kafka)
+            for address in admins[0].addresses():
+                try:
+                    connector.check(address, _TIMEOUT_S)
+                except (OSError, EOFError, AdclickError) as error:
+                    return [f"broker {address[0]}:{address[1]}: {error}"]
+            return []
 
-    def rights() -> list[str]:
-        known = admins[0].partitions()
+        def topics_are_right() -> list[str]:
+            return [f"topic {d.topic} {d.explanation}" for d in topic_setup.deviations(admins[0], settings)]
+
+        def clock() -> list[str]:
+            return _skews({"Kafka": self._log_time_ahead_s(admins[0])})
+
+        def transact() -> list[str]:
+            # Always the same id: brokers remember each for a week.
+            TransactionalProducer(kafka, f"{settings.key_prefix}doctor").open(_TIMEOUT_S)
+            return []
+
+        yield "answers", connect
+        yield "our own reader is let in", connect_by_column
+        yield "topics", topics_are_right
+        yield "rights on topics and groups", lambda: self._kafka_rights(admins[0])
+        if self._process != MIGRATE:
+            yield "clock", clock
+            yield "right to write in transactions", transact
+
+    def _kafka_rights(self, admin: Admin) -> list[str]:
+        known, settings = admin.partitions(), self._settings
         there = [topic.name for topic in topics.wanted(settings) if topic.name in known]
-        groups = [settings.topic(group) for group in topics.GROUPS]
-        allowed = admins[0].allowed(there, groups)
-        needed = dict.fromkeys(there, _TOPIC_RIGHTS) | dict.fromkeys(groups, _GROUP_RIGHTS)
+        migrates = self._process == MIGRATE
+        groups = [] if migrates else [settings.topic(group) for group in topics.GROUPS]
+        allowed = admin.allowed(there, groups)
+        needed = dict.fromkeys(there, _MIGRATE_TOPIC_RIGHTS if migrates else _TOPIC_RIGHTS)
+        needed |= dict.fromkeys(groups, _GROUP_RIGHTS)
         return [
             f"this user lacks {', '.join(lacking)} on {'group' if name in groups else 'topic'} {name}"
             for name, operations in needed.items()
             if (lacking := [operation for operation in operations if operation not in allowed[name]])
         ]
 
-    def transact() -> list[str]:
-        TransactionalProducer(kafka, f"{settings.key_prefix}doctor-{uuid.uuid4().hex[:8]}").open(_TIMEOUT_S)
-        return []
+    def _log_time_ahead_s(self, admin: Admin) -> float:
+        """By how much the newest log time of `ad-events` is ahead of this machine's clock. Kafka tells its time in no other way without a
+        write, so a clock that is behind is not seen."""
+        topic = self._settings.topic(topics.EVENTS)
+        count = admin.partitions().get(topic, 0)
+        if not count or admin.configs([topic])[topic].get("message.timestamp.type") != "LogAppendTime":
+            return 0.0
+        return max(0.0, max(admin.newest_timestamps_ms(topic, count)) / 1000 - self._clock())
 
-    def topics_are_right() -> list[str]:
-        return [f"topic {d.topic} {d.explanation}" for d in topic_setup.deviations(admins[0], settings)]
+    # -- Redis --------------------------------------------------------------------------------------------------
 
-    yield "answers", connect
-    yield "our own reader is let in", connect_by_column
-    yield "topics", topics_are_right
-    yield "rights on topics and groups", rights
-    yield "right to write in transactions", transact
+    def _redis(self) -> Checks:
+        settings = self._settings
+        clients, lacking = list[Redis](), list[str]()
 
+        def connect() -> list[str]:
+            clients.append(Redis(settings.redis_access, timeout_s=_TIMEOUT_S))
+            clients[0].call("PING")
+            return []
 
-def _redis(settings: Settings) -> Checks:
-    redis = Redis(settings.redis_access, timeout_s=_TIMEOUT_S)
-    probe = f"{settings.key_prefix}probe"
+        def rights() -> list[str]:
+            process = "others" if self._process == MIGRATE else self._process
+            lacking.extend(lacking_rights(settings.redis_access, settings.key_prefix, process, _TIMEOUT_S))
+            return [f"this user lacks {rule}: ACL SETUSER {_user(settings.redis)} {rule}" for rule in lacking]
 
-    def connect() -> list[str]:
-        redis.call("PING")
-        return []
+        def write() -> list[str]:
+            patterns = RIGHTS[self._process].keys if self._process in RIGHTS else ("*",)
+            for pattern in patterns:
+                if pattern.endswith("*"):
+                    probe = f"{settings.key_prefix}{pattern.replace('*', 'probe')}"
+                    clients[0].call("SET", probe, "1", "PX", 1_000)
+                    clients[0].call("EVAL", "return redis.call('GET', KEYS[1])", 1, probe)
+            return []
 
-    def write() -> list[str]:
-        redis.call("SET", probe, "1", "PX", 1_000)
-        redis.call("EVAL", "return redis.call('GET', KEYS[1])", 1, probe)
-        return []
+        def keeps_all() -> list[str]:
+            reason = eviction_risk(clients[0])
+            return [f"{reason} ({NEVER_EVICT})"] if reason else []
 
-    def keeps_all() -> list[str]:
-        reason = eviction_risk(redis)
-        return [f"{reason} ({NEVER_EVICT})"] if reason else []
+        def clock() -> list[str]:
+            began_s = self._clock()
+            replies = clients[0].on_each_primary("TIME")
+            now_s = (began_s + self._clock()) / 2
+            return _skews({f"Redis at {server}": int(s) + int(us) / 1e6 - now_s for server, (s, us) in replies.items()})
 
-    def clock() -> list[str]:
-        skews = {
-            server: int(seconds) + int(micros) / 1e6 - time.time()
-            for server, (seconds, micros) in redis.on_each_primary("TIME").items()
-        }
-        return [
-            f"the clock of Redis at {server} is {abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} this machine's: set both by NTP"
-            for server, skew_s in skews.items()
-            if abs(skew_s) > _MOST_SKEW_S
-        ]
-
-    def same_kafka() -> list[str]:
-        with contextlib.suppress(AdclickError):
-            Admin(settings.kafka_connection, timeout_s=_TIMEOUT_S).cluster_id()
+        def same_kafka() -> list[str]:
             try:
-                migration.check_cluster(settings)
+                migration.refuse_other_cluster(settings, clients[0], self._cluster_id)
             except UserError as error:
                 return [str(error)]
-        return []
+            return []
 
-    yield "answers", connect
-    yield "takes writes and scripts", write
-    yield "evicts nothing", keeps_all
-    yield "clock", clock
-    yield "belongs to this Kafka", same_kafka
+        yield "answers", connect
+        yield "rights", rights
+        if lacking:  # which the others may need
+            return
+        yield "takes writes and scripts", write
+        yield "evicts nothing", keeps_all
+        yield "clock", clock
+        if self._cluster_id:
+            yield "belongs to this Kafka", same_kafka
+
+    # -- ClickHouse ---------------------------------------------------------------------------------------------
+
+    def _clickhouse(self) -> Checks:
+        settings = self._settings
+        client = ClickHouse.of(settings, timeout_s=int(_TIMEOUT_S))
+        lacking = list[str]()
+
+        def connect() -> list[str]:
+            client.rows("SELECT 1")
+            return []
+
+        def rights() -> list[str]:
+            role = "migrator" if self._process == MIGRATE else "writer"
+            needed = grants(role, schema.all_statements(), settings.database, client.deployment)
+            lacking.extend(grant for grant in needed if client.rows(f"CHECK GRANT {grant}")[0][0] != 1)
+            user = f"`{_user(settings.clickhouse)}`"
+            return [f"this user lacks {grant}: {grant_statement(grant, user, client.deployment)}" for grant in lacking]
+
+        def tables() -> list[str]:
+            return [f"database {settings.database} {problem}" for problem in migration.table_problems(settings)]
+
+        def clock() -> list[str]:
+            began_s = self._clock()
+            ((now_ms,),) = client.rows("SELECT toUnixTimestamp64Milli(now64(3))")
+            return _skews({"ClickHouse": now_ms / 1000 - (began_s + self._clock()) / 2})
+
+        yield "answers", connect
+        yield "rights", rights
+        if not any(grant.startswith("SELECT ON") for grant in lacking):  # without it no table is seen
+            yield "tables", tables
+        yield "clock", clock
+
+    # -- the archive --------------------------------------------------------------------------------------------
+
+    def _archive(self) -> Checks:
+        def files() -> list[str]:
+            return FileStore(self._settings.archive).lacking_rights(f".probe-doctor-{uuid.uuid4().hex}")
+
+        yield "takes and gives files", files
 
 
-def _clickhouse(settings: Settings) -> Checks:
-    client = ClickHouse.of(settings, timeout_s=int(_TIMEOUT_S))
-
-    def connect() -> list[str]:
-        client.rows("SELECT 1")
-        return []
-
-    def tables() -> list[str]:
-        missing = migration.unmigrated_tables(settings)
-        return [f"database {settings.database} lacks {name}: adclick migrate makes it" for name in missing]
-
-    def rights() -> list[str]:
-        return [
-            f"this user lacks {right} on {settings.database}.*"
-            for right in ("SELECT", "INSERT")
-            if client.rows(f"CHECK GRANT {right} ON {settings.database}.*")[0][0] != 1
-        ]
-
-    yield "answers", connect
-    yield "tables", tables
-    yield "rights", rights
+def _skews(clocks: Mapping[str, float]) -> list[str]:
+    """A line for each clock that differs too much, by how many seconds each is ahead of this machine's."""
+    return [skew for clock, ahead_s in clocks.items() if (skew := describe_skew(clock, ahead_s))]
 
 
-def _archive(settings: Settings) -> Checks:
-    def write() -> list[str]:
-        FileStore(settings.archive).check_writable(f".probe-doctor-{uuid.uuid4().hex}")
-        return []
-
-    yield "takes files", write
+def _user(url: str) -> str:
+    """The user that an address names."""
+    return unquote(urlsplit(url).netloc.rpartition("@")[0].partition(":")[0]) or "default"

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import click
+
 from infra.cli import declare
 from infra.cli.app import App
-from infra.doctor import examine
+from infra.doctor import PROCESSES, Examination
 from infra.errors import AdclickError
 
 
 @declare.command("doctor", "ADCLICK_KAFKA=broker:9093 ADCLICK_KAFKA_SECURITY_PROTOCOL=SSL adclick doctor")
-def doctor(app: App) -> None:
+@click.option(
+    "--process",
+    type=click.Choice(PROCESSES),
+    help="Whose users the settings name, where each process has its own.  [default: all but migrate]",
+)
+def doctor(app: App, process: str | None) -> None:
     """Try each connection and right, and say in a line each what is missing.
 
     Changes nothing. Exit 0 where all is well, 1 otherwise.
     """
-    outcomes = list(examine(app.settings))
+    outcomes = list(Examination(app.settings, process or "").outcomes())
     wrong = [outcome for outcome in outcomes if outcome.problem]
     if app.json:
         app.data([{"backend": f.backend, "check": f.check, "problem": f.problem or None} for f in outcomes])

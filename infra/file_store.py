@@ -13,7 +13,7 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -127,6 +127,29 @@ class FileStore:
         """Write a file of this name, and remove it. Raises Unavailable."""
         self.write(probe, pa.py_buffer(b"probe"))
         self.remove(probe)
+
+    def lacking_rights(self, probe: str) -> list[str]:
+        """What may not be done here, a line each, by a file of this name that is removed again. Raises Unavailable for anything else."""
+        lacking = list[str]()
+
+        def may(action: str, right: str, call: Callable[[], object]) -> bool:
+            try:
+                call()
+            except Denied as error:
+                lacking.append(
+                    f"this user may not {action}" + (f" ({right}): {error}" if self.folder is None else f": {error}")
+                )
+                return False
+            return True
+
+        may("list files", "s3:ListBucket", self.folders)
+        if may("write files", "s3:PutObject", lambda: self.write(probe, pa.py_buffer(b"probe"))):
+            if may("read files", "s3:GetObject", lambda: self.sha256(probe)):
+                may("remove files", "s3:DeleteObject", lambda: self.remove(probe))
+            else:
+                with contextlib.suppress(Denied):  # Arrow looks at a file before it removes it
+                    self.remove(probe)
+        return lacking
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder with all that is in it."""

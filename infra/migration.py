@@ -57,9 +57,10 @@ def migrate(settings: Settings, lock_wait_s: float = _LOCK_WAIT_S) -> MigrationR
 
 
 def _make(settings: Settings) -> MigrationReport:
-    check_cluster(settings)
-    made = topic_setup.ensure(settings)
     with contextlib.closing(ClickHouse.of(settings)) as client:
+        client.rows("SELECT 1")  # before anything is made elsewhere
+        check_cluster(settings)
+        made = topic_setup.ensure(settings)
         return MigrationReport(made, schema.apply_migrations(client))
 
 
@@ -69,13 +70,18 @@ def missing_topics(settings: Settings) -> list[str]:
     return [topic.name for topic in topics.wanted(settings) if topic.name not in known]
 
 
-def unmigrated_tables(settings: Settings) -> list[str]:
-    """Tables that ClickHouse lacks, and SQL files that it has not been brought up to date with. Raises Unavailable,
-    and UserError where its cluster has another number of shards than when they were made."""
-    client = ClickHouse.of(settings, timeout_s=_CHECK_TIMEOUT_S)
-    with contextlib.closing(client):
+def table_problems(settings: Settings) -> list[str]:
+    """What the tables in ClickHouse are not up to date with: tables that are gone, SQL files that were not applied, columns of an older
+    schema. Raises Unavailable, and UserError where its cluster has another number of shards than when they were made."""
+    with contextlib.closing(ClickHouse.of(settings, timeout_s=_CHECK_TIMEOUT_S)) as client:
         schema.check_shards(client)
-        return [*schema.missing_tables(client), *schema.pending(client)]
+        missing = [*schema.missing_tables(client), *schema.pending(client)]
+        older = schema.missing_columns(client)
+    named = [f"lacks {_described(name)} (adclick migrate makes them)" for name in missing]
+    return named + [
+        f"has a table of an older schema: {table} lacks {', '.join(columns)} (restore it; or drop it, and adclick migrate makes it again)"
+        for table, columns in older.items()
+    ]
 
 
 def shortcomings(settings: Settings) -> dict[str, str]:
@@ -103,18 +109,25 @@ def check_cluster(settings: Settings) -> None:
 
     Offsets of another cluster would be taken for those of this one: events for copies, and minutes for some that are shown already.
     """
-    cluster, key = (
-        Admin(settings.kafka_connection).cluster_id(),
-        f"{settings.key_prefix}kafka",
-    )
+    cluster = Admin(settings.kafka_connection).cluster_id()
     with contextlib.closing(Redis(settings.redis_access)) as redis:
-        redis.call("SET", key, cluster, "NX")
-        known = redis.call("GET", key).decode()
+        redis.call("SET", _cluster_key(settings), cluster, "NX")
+        refuse_other_cluster(settings, redis, cluster)
+
+
+def refuse_other_cluster(settings: Settings, redis: Redis, cluster: str) -> None:
+    """Raise UserError where Redis has ids and sums of another cluster of Kafka than this one. Raises Unavailable. Changes nothing."""
+    value = redis.call("GET", _cluster_key(settings))
+    known = cluster if value is None else value.decode()
     if known != cluster:
         raise UserError(
             f"Kafka at {settings.kafka} is cluster {cluster}, and Redis belongs to cluster {known}",
             hint=f"correct the addresses; or use another ADCLICK_NAMESPACE; or empty this Redis of {settings.key_prefix}*",
         )
+
+
+def _cluster_key(settings: Settings) -> str:
+    return f"{settings.key_prefix}kafka"
 
 
 def check_topics(settings: Settings) -> None:
@@ -124,15 +137,12 @@ def check_topics(settings: Settings) -> None:
 
 
 def check_tables(settings: Settings) -> None:
-    """Raise UserError where ClickHouse answers and lacks tables; one that is away is left to the caller's own retries."""
+    """Raise UserError where ClickHouse answers and lacks tables or columns; one that is away is left to the caller's own retries."""
     with contextlib.suppress(Unavailable):
-        missing = unmigrated_tables(settings)
-        if missing:
-            raise UserError(
-                f"ClickHouse's database {settings.database} lacks {_described(missing[0])}"
-                + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
-                hint="adclick migrate makes them",
-            )
+        problems = table_problems(settings)
+        if problems:
+            more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+            raise UserError(f"ClickHouse's database {settings.database} {problems[0]}{more}")
 
 
 def _check_topics_for_a_while(settings: Settings) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from infra.errors import AdclickError
+from infra.clock import now_ms
+from infra.errors import AdclickError, Denied
 from infra.kafka import topics
 from infra.kafka.admin import Admin
 from infra.redis.client import Redis
@@ -32,12 +33,12 @@ def _key(prefix: str, worker: str) -> str:
 
 def publish_report(
     redis: Redis, prefix: str, worker: str, *, level: Level, lag: int, counts: Counts, started_ms: int, sent_ms: int,
-    now_ms: int, partitions: Mapping[int, dict[str, Any]],
+    at_ms: int, partitions: Mapping[int, dict[str, Any]],
 ) -> None:  # fmt: skip
     """Publish a worker's state; best effort. `lag`: messages to read; `started_ms`: when its counts were 0; `sent_ms`: when its
-    last blocks were sent."""
+    last blocks were sent; `at_ms`: now."""
     report = {
-        "worker": worker, "level": LEVELS[level], "lag": lag, "doubt": counts.doubt, "sent_ms": sent_ms, "at_ms": now_ms,
+        "worker": worker, "level": LEVELS[level], "lag": lag, "doubt": counts.doubt, "sent_ms": sent_ms, "at_ms": at_ms,
         "started_ms": started_ms, "counts": msgspec.structs.asdict(counts),
         "partitions": {str(p): partition for p, partition in partitions.items()},
     }  # fmt: skip
@@ -58,10 +59,12 @@ def _publish(redis: Redis, prefix: str, report: dict[str, Any], seconds: int) ->
 
 @dataclass(frozen=True)
 class IngestReports:
-    """`workers`: the reports of running ones, by name. `stopped`: worker → the error that it stopped with."""
+    """`workers`: the reports of running ones, by name. `stopped`: worker → the error that it stopped with. `clocks`: worker → by how many
+    seconds its clock is ahead of this machine's."""
 
     workers: list[dict[str, Any]]
     stopped: dict[str, str]
+    clocks: dict[str, float] = field(default_factory=dict)
 
     @property
     def level(self) -> str:
@@ -93,10 +96,28 @@ class IngestReports:
 
 def read_reports(redis: Redis, prefix: str) -> IngestReports:
     """The reports that workers have published lately. Raises Unavailable."""
-    entries = [redis.call("GET", key) for key in redis.scan_keys(_key(prefix, "*"))]
-    reports = [json.loads(entry) for entry in entries if entry]
+    reports, clocks = list[dict[str, Any]](), dict[str, float]()
+    for key in redis.scan_keys(_key(prefix, "*")):
+        entry = redis.call("GET", key)
+        if not entry:
+            continue
+        reports.append(report := json.loads(entry))
+        if "at_ms" in report and (left_ms := _left_ms(redis, key)) is not None:
+            # How long ago it was written, by what is left of its time: that takes no clock but the reader's.
+            age_ms = _REPORT_S * 1000 - left_ms
+            clocks[str(report["worker"])] = (report["at_ms"] + age_ms - now_ms()) / 1000
     running = sorted((r for r in reports if "stopped" not in r), key=lambda r: str(r["worker"]))
-    return IngestReports(running, {str(r["worker"]): str(r["stopped"]) for r in reports if "stopped" in r})
+    stopped = {str(r["worker"]): str(r["stopped"]) for r in reports if "stopped" in r}
+    return IngestReports(running, stopped, clocks)
+
+
+def _left_ms(redis: Redis, key: bytes) -> int | None:
+    """After how long a key expires; None where this may not be asked, or it is gone. Raises Unavailable."""
+    try:
+        left_ms = int(redis.call("PTTL", key))
+    except Denied:  # the user is of a release that did not ask
+        return None
+    return left_ms if left_ms >= 0 else None
 
 
 @dataclass(frozen=True)

@@ -327,7 +327,7 @@ class IngestWorker:
         processor.level = shedding.next_level(processor.level, readable, processor.policy)
         published_status.publish_report(
             self._redis, self._settings.key_prefix, self._name, level=processor.level, lag=lag, counts=self._counts,
-            started_ms=self._started_ms, sent_ms=self._sent_ms, now_ms=now_ms(),
+            started_ms=self._started_ms, sent_ms=self._sent_ms, at_ms=now_ms(),
             partitions={p: owned.report(self._consumer.end(p), now_s) for p, owned in self._owned.items()},
         )  # fmt: skip
 

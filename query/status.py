@@ -12,7 +12,7 @@ from typing import Any
 
 from infra.clickhouse import borders
 from infra.clickhouse.client import ClickHouse
-from infra.clock import iso
+from infra.clock import describe_skew, iso
 from infra.errors import AdclickError, Refused
 from infra.kafka import topic_setup, topics
 from infra.kafka.admin import Admin
@@ -31,7 +31,7 @@ _TIMEOUT_S = 3.0
 Part = dict[str, Any]
 _NO_WORKERS: Part = {
     "watermark": None, "stream_lag_s": None, "silent_shards": [], "level": "unknown", "ingest_workers": [], "waits": {},
-    "stopped_workers": {}, "stopped_detector": "", "misdated": {}, "shards": [], "counts": {},
+    "stopped_workers": {}, "stopped_detector": "", "misdated": {}, "shards": [], "counts": {}, "skewed_clocks": [],
 }  # fmt: skip
 _NO_TOPICS: Part = {
     "topics": {}, "partitions": {}, "open_transactions": {}, "arrived": None, "archived": None, "warnings": [],
@@ -81,7 +81,7 @@ def read_status(settings: Settings) -> dict[str, Any]:
         for where, count in status["misdated"].items()
     ]
     detector = [f"the detector has stopped, and raises no alerts: {why}"] if (why := status["stopped_detector"]) else []
-    warnings = [*status["warnings"], *misdated, *detector, *side_work, *status.pop("gaps")]
+    warnings = [*status["warnings"], *misdated, *status["skewed_clocks"], *detector, *side_work, *status.pop("gaps")]
     return status | {"problems": problems, "warnings": warnings}
 
 
@@ -134,6 +134,7 @@ def _read_workers(settings: Settings) -> Part:
         "misdated": reports.misdated(settings.topic(topics.EVENTS)),
         "shards": [_describe_shard(status, reports.sent_ms) for status in statuses],
         "counts": reports.counts if reports.workers else {},
+        "skewed_clocks": [skew for name, ahead_s in reports.clocks.items() if (skew := describe_skew(name, ahead_s))],
     }
 
 

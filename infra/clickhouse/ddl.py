@@ -72,6 +72,25 @@ def _distributed(table: str, sharding_key: str, deployment: Deployment) -> str:
     )
 
 
+def columns(statement: str) -> list[str]:
+    """The columns that a statement makes or adds, by name; none of a view's."""
+    text = re.sub(r"--[^\n]*", "", statement)
+    if added := re.findall(r"ADD COLUMN IF NOT EXISTS (\w+)", text):
+        return added
+    subject = SUBJECT.search(text)
+    if subject is None or subject[1] != "CREATE TABLE IF NOT EXISTS":
+        return []
+    names, depth, begins = list[str](), 0, True
+    for word in re.findall(r"\w+|[^\w\s]", text[text.index("(", subject.end()) :]):
+        if depth == 1 and begins and re.match(r"\w", word) and word not in ("INDEX", "PROJECTION", "CONSTRAINT"):
+            names.append(word)
+        depth += {"(": 1, ")": -1}.get(word, 0)
+        begins = depth == 1 and word in "(,"
+        if not depth:
+            break
+    return names
+
+
 def create_database(database: str, deployment: Deployment) -> str:
     """The statement that makes the database."""
     return f"CREATE DATABASE IF NOT EXISTS {database}" + (

@@ -44,14 +44,19 @@ def grants(role: str, statements: Sequence[str], database: str, deployment: Depl
 def print_grants(statements: Sequence[str], database: str, deployment: Deployment) -> str:
     """SQL for an administrator: roles are to be created, and given to users, beside it."""
     lines = [f"-- Make these roles, and grant each to a user: {', '.join(f'{database}_{role}' for role in ROLES)}"]
-    on_cluster = f" ON CLUSTER '{deployment.cluster}'" if deployment.is_cluster else ""
     for role, purpose in zip(ROLES, ("adclick migrate", "every other command", "SQL on numbers"), strict=True):
         lines.append(f"-- {role}: {purpose}")
         lines += [
-            f"GRANT{on_cluster} {grant} TO {database}_{role};"
+            f"{grant_statement(grant, f'{database}_{role}', deployment)};"
             for grant in grants(role, statements, database, deployment)
         ]
     return "\n".join(lines)
+
+
+def grant_statement(grant: str, to: str, deployment: Deployment) -> str:
+    """The statement that gives one of `grants` to a role or user."""
+    on_cluster = f" ON CLUSTER '{deployment.cluster}'" if deployment.is_cluster else ""
+    return f"GRANT{on_cluster} {grant} TO {to}"
 
 
 def _of_migrator(statements: Sequence[str], database: str, deployment: Deployment) -> list[str]:

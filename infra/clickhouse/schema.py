@@ -63,6 +63,24 @@ def missing_tables(client: ClickHouse) -> list[str]:
     return [table for table, has_rows in made if not {table, stored(table) if has_rows else table} <= present]
 
 
+def missing_columns(client: ClickHouse) -> dict[str, list[str]]:
+    """Table → columns that applied files gave it and that it lacks: it is of an older schema. Tables that are gone are not among them."""
+    files = pending(client)
+    expected = dict[str, list[str]]()
+    for name in _files():
+        for table, statement in statements(name) if name not in files else ():
+            expected.setdefault(table, []).extend(ddl.columns(statement))
+    present = dict[str, set[str]]()
+    sql = "SELECT table, name FROM system.columns WHERE database = {database:String}"
+    for table, column in client.rows(sql, {"database": client.database}):
+        present.setdefault(table, set()).add(column)
+    return {
+        table: missing
+        for table, columns in expected.items()
+        if table in present and (missing := [column for column in columns if column not in present[table]])
+    }
+
+
 def check_shards(client: ClickHouse) -> None:
     """Raise UserError where the cluster has another number of shards than when its tables were made: a row that is written again would
     go to another shard than the row that it replaces, and both would count."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 
 import pyarrow as pa
@@ -19,7 +19,9 @@ from infra.clickhouse.deployment import ONE_SERVER
 from infra.clickhouse.grants import SECRET, grants
 from infra.clickhouse.schema import apply_migrations, missing_tables, pending
 from infra.clock import DAY_MS, HOUR_MS, now_ms
+from infra.doctor import Examination
 from infra.errors import Denied
+from infra.settings import Settings
 from ingest.blocks import BlockHeader, SourceRange
 from query.changed_cells import ChangesReader
 from query.changes import parse_changes_question
@@ -47,7 +49,7 @@ def _databases_of_migrators() -> dict[str, list[str]]:
     """For each grant of the migrator a user who lacks it, with a database of the same name."""
     users = {}
     for number, lacking in enumerate(MIGRATOR):
-        name = f"lacks{number}"
+        name = f"{DATABASE}lacks{number}"
         users[name] = [g.replace(f" {DATABASE}.", f" {name}.") for g in MIGRATOR if g != lacking]
     return users
 
@@ -139,13 +141,32 @@ def test_the_writer_needs_each_of_its_grants(server: ClickHouseCluster, number: 
 
 @pytest.mark.parametrize("number", range(len(MIGRATOR)), ids=MIGRATOR)
 def test_the_migrator_needs_each_of_its_grants(server: ClickHouseCluster, number: int) -> None:
-    name = f"lacks{number}"
+    name = f"{DATABASE}lacks{number}"
     with pytest.raises(Denied, match="Not enough privileges"):
         apply_migrations(as_user(server, name, name))
         # Materialized views write as the one who made them.
         anyone = as_user(server, USER, name)
         for table, columns in (("stream_reach_hours", {}), ("exact_reach_hours", {"run_id": ["a"]})):
             anyone.insert(table, pa.table({"campaign_id": [1], "coupons": [[1]]} | columns))
+
+
+@pytest.mark.parametrize(
+    ("process", "user", "lacking"),
+    [("", "writer", ()), ("migrate", "migrator", ())]
+    + [("", f"writer_lacks{number}", (grant,)) for number, grant in enumerate(WRITER)]
+    + [("migrate", f"{DATABASE}lacks{number}", (grant,)) for number, grant in enumerate(MIGRATOR)]
+    + [("", "reader", tuple(grant for grant in WRITER if not grant.startswith("SELECT ON system")))],
+)
+def test_doctor_names_each_grant_that_a_user_lacks(
+    server: ClickHouseCluster, process: str, user: str, lacking: Sequence[str]
+) -> None:
+    # Migrators have databases of their own names.
+    database = user if user.startswith(DATABASE) else DATABASE
+    values = {"clickhouse": server.nodes[0].url(user), "namespace": database.removeprefix("adclick")}
+    settings = Settings.model_validate(values)
+    grants_of = [grant.replace(f" {DATABASE}.", f" {settings.database}.") for grant in lacking]
+    outcomes = [o for o in Examination(settings, process).outcomes(["clickhouse"]) if o.check == "rights"]
+    assert [o.problem for o in outcomes] == ([f"this user lacks {g}: GRANT {g} TO `{user}`" for g in grants_of] or [""])
 
 
 def test_the_writer_cannot_change_or_drop_tables_of_the_product(server: ClickHouseCluster) -> None:

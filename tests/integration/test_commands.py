@@ -57,7 +57,7 @@ def test_migrate_makes_each_topic_and_table_once_also_when_three_run_at_once(fre
     files = Counter(name for changes in reports for name in changes["tables"])
     assert set(files.values()) == {1}
     assert "001_tiers.sql" in files
-    assert (migration.missing_topics(fresh), migration.unmigrated_tables(fresh)) == ([], [])
+    assert (migration.missing_topics(fresh), migration.table_problems(fresh)) == ([], [])
     assert {name: Admin(fresh.kafka_connection).partitions()[name] for name in topic_names} == {
         topic.name: topic.partitions for topic in topics.wanted(fresh)
     }

@@ -10,7 +10,7 @@ import pytest
 from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, ResourcePatternType, ResourceType
 from pydantic import SecretStr
 
-from infra.doctor import examine
+from infra.doctor import Examination
 from infra.kafka import topic_setup
 from infra.redis.client import Redis
 from infra.settings import Settings
@@ -24,7 +24,7 @@ from tests.product import wait_until
 def problems(settings: Settings) -> dict[str, list[str]]:
     """Backend → what is wrong with it."""
     found = dict[str, list[str]]()
-    for outcome in examine(settings):
+    for outcome in Examination(settings).outcomes():
         if outcome.problem:
             found.setdefault(outcome.backend, []).append(outcome.problem)
     return found

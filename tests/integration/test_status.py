@@ -11,11 +11,15 @@ from typing import Any
 
 import polars as pl
 
+from infra.clock import now_ms
 from infra.errors import Unavailable
 from infra.redis.client import Redis
 from infra.retries import WAITS
 from infra.settings import Settings
 from infra.wait_reports import reporting
+from ingest import published_status
+from ingest.counts import Counts
+from ingest.shedding import Level
 from query.api.metrics import Metrics
 from query.pipeline import OwnStack, PipelineReader
 from query.status import read_status
@@ -69,6 +73,26 @@ def _check_dedup(reader: PipelineReader, running: Flow) -> None:
     assert {p["name"]: p["state"] for p in status["processes"]} == {"ingest-0": "running"}
     assert sum(shard["events"] for shard in status["shards"]) == counted
     assert all(status["rates"][name] is not None for name in ("events", "ingest", "first", "copies", "stream"))
+
+
+def test_a_worker_whose_clock_is_off_is_named_until_its_report_expires(settings: Settings) -> None:
+    redis = Redis(settings.redis)
+
+    def report(worker: str, ahead_s: float) -> None:
+        published_status.publish_report(
+            redis, settings.key_prefix, worker, level=Level.NORMAL, lag=0, counts=Counts(), started_ms=0, sent_ms=0,
+            at_ms=now_ms() + int(ahead_s * 1000), partitions={},
+        )  # fmt: skip
+
+    for worker, ahead_s in (("ahead", 10.2), ("behind", -10.2), ("right", 0.0)):
+        report(worker, ahead_s)
+    time.sleep(3)  # a report that lies there for a while is not of a clock that is behind
+    warnings = [warning for warning in read_status(settings)["warnings"] if "clock" in warning]
+    assert [warning.partition(" 10.")[0] for warning in sorted(warnings)] == [
+        "the clock of ahead is",
+        "the clock of behind is",
+    ]
+    assert [" s ahead of this machine's" in warning for warning in sorted(warnings)] == [True, False]
 
 
 def test_a_wait_is_withdrawn_when_its_worker_stops_and_expires_when_it_died(settings: Settings) -> None:

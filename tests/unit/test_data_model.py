@@ -121,7 +121,7 @@ def test_reports_of_ingest_workers_have_the_documented_fields() -> None:
         counts=Counts(),
         started_ms=0,
         sent_ms=0,
-        now_ms=0,
+        at_ms=0,
         partitions={0: partition.report(2, 0.0)},
     )
     published_status.publish_stop(redis, "adclick:", "b", AdclickError("Kafka: it is away"))

@@ -20,7 +20,7 @@ def test_published_reports_are_read_until_they_expire() -> None:
         partitions = {0: {"offset": 1, "watermark_ms": None, "misdated": 2 if worker == "a" else 0}}
         publish_report(
             redis, PREFIX, worker, level=level, lag=3, counts=Counts(messages=4, copies=1, doubt=1), started_ms=1,
-            sent_ms=sent_ms, now_ms=5, partitions=partitions,
+            sent_ms=sent_ms, at_ms=5, partitions=partitions,
         )  # fmt: skip
     publish_stop(redis, PREFIX, "c", AdclickError("Kafka: it is away"))
     reports = read_reports(redis, PREFIX)
