@@ -33,11 +33,14 @@ def open_url(request: str | urllib.request.Request, timeout_s: float) -> HTTPRes
     return response
 
 
-def open_anywhere(request: urllib.request.Request, timeout_s: float) -> HTTPResponse:
-    """Open an address from the settings: through the environment's proxy, unless it is on this machine. Raises OSError."""
+def open_anywhere(
+    request: urllib.request.Request, timeout_s: float, context: ssl.SSLContext | None = None
+) -> HTTPResponse:
+    """Open an address from the settings: through the environment's proxy, unless it is on this machine. `context`: of TLS; None: that of
+    the system. Raises OSError."""
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPSHandler(context=context)]
     if is_loopback(request.full_url):
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    else:
-        opener = urllib.request.build_opener()
+        handlers.append(urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(*handlers)
     response: HTTPResponse = opener.open(request, timeout=timeout_s)
     return response

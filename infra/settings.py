@@ -22,6 +22,7 @@ from infra import addresses, cron
 from infra.addresses import MASK
 from infra.errors import UserError
 from infra.kafka.connection import NO_OTHER_KAFKA, PARTITIONERS, Connection, Sasl, check_protocol
+from infra.kafka.tokens import TokenSource
 from infra.redis.access import NO_OTHER_REDIS, RedisAccess, check_tls_file
 from infra.setting_sources import PREFIX, read_environment, read_object, read_toml, read_value, setting_of
 from infra.setting_types import MOST, Count, Key, Secret, Share, TokenSecret, WebAddress, no_flag
@@ -59,6 +60,17 @@ class Settings(BaseSettings):
     kafka_user: str = Field("", description="user, for all mechanisms but OAUTHBEARER")
     kafka_password: Secret = Field(SecretStr(""), description="that user's password")
     kafka_token_command: str = Field("", description="command that prints a token (JWT), for OAUTHBEARER")
+    kafka_oidc_endpoint: WebAddress = Field(
+        "", description="token endpoint of an OIDC provider, for OAUTHBEARER in place of a command"
+    )
+    kafka_oidc_client_id: str = Field(
+        "", description="client that tokens are fetched for, by the grant client_credentials"
+    )
+    kafka_oidc_client_secret: Secret = Field(SecretStr(""), description="that client's secret")
+    kafka_oidc_scope: str = Field("", description="scope to ask for, where the provider wants one")
+    kafka_oidc_ca: str = Field(
+        "", description="file of the authorities (PEM) of an https endpoint; empty: the system's"
+    )
     kafka_properties: Annotated[str, AfterValidator(addresses.check_properties)] = Field(
         "", description="more properties of librdkafka, by comma: NAME=VALUE"
     )
@@ -242,9 +254,11 @@ class Settings(BaseSettings):
         """How to reach Kafka."""
         password = self.kafka_key_password.get_secret_value()
         tls = TlsFiles("kafka", self.kafka_ca, self.kafka_certificate, self.kafka_key, password)
-        sasl = Sasl(
-            self.kafka_sasl_mechanism, self.kafka_user, self.kafka_password.get_secret_value(), self.kafka_token_command
-        )
+        tokens = TokenSource(
+            self.kafka_token_command, self.kafka_oidc_endpoint, self.kafka_oidc_client_id,
+            self.kafka_oidc_client_secret.get_secret_value(), self.kafka_oidc_scope, self.kafka_oidc_ca,
+        )  # fmt: skip
+        sasl = Sasl(self.kafka_sasl_mechanism, self.kafka_user, self.kafka_password.get_secret_value(), tokens)
         return Connection(
             self.kafka,
             tls if self.kafka_security_protocol.endswith("SSL") else None,

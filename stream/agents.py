@@ -25,9 +25,9 @@ from infra.errors import AdclickError, CorruptLog
 from infra.kafka import topics
 from infra.kafka.admin import Admin
 from infra.kafka.client import METADATA_REFRESH_MS
-from infra.kafka.connection import Connection
+from infra.kafka.connection import OAUTHBEARER, Connection
 from infra.kafka.stalls import PATIENCE_S, StallWatch, has_message
-from infra.kafka.tokens import token_of
+from infra.kafka.tokens import TokenSource, token_of
 from infra.priority import BACKGROUND, give_way_here
 from infra.retries import WAITS
 from infra.settings import Settings
@@ -78,13 +78,13 @@ class _Transport(driver.Transport):  # type: ignore[misc]
 
 
 class _TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
-    """Tokens of the installation's command, for aiokafka."""
+    """Tokens of the installation's source, for aiokafka."""
 
-    def __init__(self, command: str) -> None:
-        self._command = command
+    def __init__(self, source: TokenSource) -> None:
+        self._source = source
 
     async def token(self) -> str:
-        return (await asyncio.get_running_loop().run_in_executor(None, token_of, self._command))[0]
+        return (await asyncio.get_running_loop().run_in_executor(None, token_of, self._source))[0]
 
 
 def credentials_of(kafka: Connection) -> Any:
@@ -92,8 +92,8 @@ def credentials_of(kafka: Connection) -> Any:
     context = None if kafka.tls is None else kafka.tls.context()
     if kafka.sasl is None:
         return None if context is None else SSLCredentials(context)
-    if kafka.sasl.token_command:
-        return OAuthCredentials(oauth_cb=_TokenProvider(kafka.sasl.token_command), ssl_context=context)
+    if kafka.sasl.mechanism == OAUTHBEARER:
+        return OAuthCredentials(oauth_cb=_TokenProvider(kafka.sasl.tokens), ssl_context=context)
     return SASLCredentials(
         mechanism=kafka.sasl.mechanism, username=kafka.sasl.user, password=kafka.sasl.password, ssl_context=context
     )

@@ -28,7 +28,7 @@ from confluent_kafka import (
 )
 
 from infra.errors import AdclickError, Denied, Refused, Unavailable, UserError
-from infra.kafka.connection import Connection
+from infra.kafka.connection import OAUTHBEARER, Connection
 from infra.kafka.errors import PASSING, TLS_REFUSED, decision_on
 from infra.kafka.tokens import token_of
 
@@ -183,8 +183,10 @@ def _config(kafka: Connection) -> dict[str, Any]:
     if kafka.tls is not None:
         kafka.tls.check()
     sasl = kafka.sasl
-    if sasl is not None and sasl.token_command:
-        config["oauth_cb"] = lambda _: token_of(sasl.token_command)
+    if sasl is not None and sasl.mechanism == OAUTHBEARER:
+        # Librdkafka waits for ten seconds where there is none, and does not say why.
+        token_of(sasl.tokens)
+        config["oauth_cb"] = lambda _: token_of(sasl.tokens)
     return config | kafka.librdkafka() | dict(kafka.properties)
 
 
@@ -192,4 +194,7 @@ def _made(kind: Callable[[dict[str, Any]], T], config: dict[str, Any]) -> T:
     try:
         return kind(config)
     except KafkaException as error:
+        decision = decision_on(error.args[0])
+        if isinstance(decision, Denied):
+            raise decision from error
         raise UserError(f"Kafka's client refuses its settings: {error.args[0].str()}") from error

@@ -9,14 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from infra.kafka.tokens import TokenSource
 from infra.tls import TlsFiles
 
 PARTITIONERS = {"crc32": "consistent_random", "murmur2": "murmur2_random", "fnv1a": "fnv1a_random"}
 """How keys become partitions, by librdkafka's names; messages without a key go to any."""
 
+OAUTHBEARER = "OAUTHBEARER"
+
 NO_OTHER_KAFKA = {
     "kafka_ca": "", "kafka_certificate": "", "kafka_key": "", "kafka_key_password": "", "kafka_user": "",
-    "kafka_password": "", "kafka_token_command": "", "kafka_security_protocol": "PLAINTEXT",
+    "kafka_password": "", "kafka_token_command": "", "kafka_oidc_endpoint": "", "kafka_oidc_client_id": "",
+    "kafka_oidc_client_secret": "", "kafka_oidc_scope": "", "kafka_oidc_ca": "", "kafka_security_protocol": "PLAINTEXT",
 }  # fmt: skip
 """Settings of a Kafka of one's own, as they are for that of an embedded stack."""
 
@@ -25,26 +29,35 @@ def check_protocol(protocol: str, given: Mapping[str, Any]) -> str:
     """The security protocol, if the other settings of Kafka that are `given` are those that it needs. Raises ValueError."""
     has_user = bool(given.get("kafka_user") and given.get("kafka_password"))
     if protocol.startswith("SASL"):
-        if given.get("kafka_sasl_mechanism") == "OAUTHBEARER":
-            if not given.get("kafka_token_command"):
-                raise ValueError("needs kafka_token_command, for OAUTHBEARER")
+        if given.get("kafka_sasl_mechanism") == OAUTHBEARER:
+            _check_token_source(given)
         elif not has_user:
             raise ValueError("needs kafka_user and kafka_password")
-    elif has_user or given.get("kafka_token_command"):
+    elif has_user or given.get("kafka_token_command") or given.get("kafka_oidc_endpoint"):
         raise ValueError("must begin with SASL for a user or a token to be sent")
     if not protocol.endswith("SSL") and (given.get("kafka_ca") or given.get("kafka_certificate")):
         raise ValueError("must end with SSL for certificates to be used")
     return protocol
 
 
+def _check_token_source(given: Mapping[str, Any]) -> None:
+    parts = ("kafka_oidc_endpoint", "kafka_oidc_client_id", "kafka_oidc_client_secret")
+    named = [name for name in parts if given.get(name)]
+    if given.get("kafka_token_command"):
+        if named:
+            raise ValueError(f"takes kafka_token_command or {named[0]}, and both are set")
+    elif len(named) < len(parts):
+        raise ValueError(f"needs kafka_token_command, or {', '.join(parts)}, for OAUTHBEARER")
+
+
 @dataclass(frozen=True)
 class Sasl:
-    """Credentials. `token_command` prints a token (OAUTHBEARER)."""
+    """Credentials. `tokens`: for OAUTHBEARER."""
 
     mechanism: str
     user: str = ""
     password: str = field(default="", repr=False)
-    token_command: str = ""
+    tokens: TokenSource = field(default_factory=TokenSource)
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,6 @@ class Connection:
             config |= {name: value for name, value in files.items() if value}
         if self.sasl is not None:
             config["sasl.mechanism"] = self.sasl.mechanism
-            if self.sasl.mechanism != "OAUTHBEARER":
+            if self.sasl.mechanism != OAUTHBEARER:
                 config |= {"sasl.username": self.sasl.user, "sasl.password": self.sasl.password}
         return config

@@ -13,7 +13,7 @@ from collections.abc import Generator
 from aiokafka.conn import ScramAuthenticator
 
 from infra.errors import Denied
-from infra.kafka.connection import Connection, Sasl
+from infra.kafka.connection import OAUTHBEARER, Connection, Sasl
 from infra.kafka.errors import OPEN_LISTENER
 from infra.kafka.fetch_protocol import receive_into
 from infra.kafka.tokens import token_of
@@ -117,8 +117,8 @@ def _steps(sasl: Sasl) -> Generator[bytes, bytes, None]:
     """What to send, one after the other; gets what the broker answers."""
     if sasl.mechanism == "PLAIN":
         yield f"\0{sasl.user}\0{sasl.password}".encode()
-    elif sasl.mechanism == "OAUTHBEARER":
-        yield f"n,,\x01auth=Bearer {token_of(sasl.token_command)[0]}\x01\x01".encode()
+    elif sasl.mechanism == OAUTHBEARER:
+        yield f"n,,\x01auth=Bearer {token_of(sasl.tokens)[0]}\x01\x01".encode()
     else:
         scram = ScramAuthenticator(
             loop=None,

@@ -1,40 +1,133 @@
-"""Tokens for OAUTHBEARER, as a command prints them: how they are had is the installation's own matter.
+"""Tokens for OAUTHBEARER: printed by a command, or fetched from a token endpoint by the grant for clients (RFC 6749, 4.4).
 
-https://datatracker.ietf.org/doc/html/rfc7628; the expiry is the claim `exp` of RFC 7519.
+https://datatracker.ietf.org/doc/html/rfc7628; the expiry of a JWT is its claim `exp` (RFC 7519). All clients of a process share a token
+for a minute at most, so that one that is refused is soon followed by another.
 """
 
 from __future__ import annotations
 
 import base64
+import binascii
 import json
 import shlex
 import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from urllib.parse import quote_plus, urlencode
 
-from infra.errors import Denied
+from infra.errors import Denied, UserError
+from infra.http_client import open_anywhere
+from infra.tls import TlsFiles, handshake_failure
 
 _PATIENCE_S = 30.0
+_FETCH_S = 10.0
+_KEPT_S, _SHARE_KEPT = 60.0, 0.5
+_LARGEST_REPLY = 1 << 20
 
 
-def token_of(command: str) -> tuple[str, float]:
-    """The token that a command prints, and when it expires (epoch seconds). Raises Denied."""
+@dataclass(frozen=True)
+class TokenSource:
+    """Where tokens come from: `command`, which prints one, or else `endpoint`. `ca`: file of the authorities that the endpoint's certificate
+    may be of; empty: those of the system."""
+
+    command: str = ""
+    endpoint: str = ""
+    client_id: str = ""
+    client_secret: str = field(default="", repr=False)
+    scope: str = ""
+    ca: str = ""
+
+
+class _SharedTokens:
+    """The newest token of each source, and when it expires (epoch seconds)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tokens = dict[TokenSource, tuple[str, float, float]]()
+
+    def token(self, source: TokenSource) -> tuple[str, float]:
+        # While one thread fetches, the others wait for what it gets.
+        with self._lock:
+            value, expires_at, fresh_until = self._tokens.get(source, ("", 0.0, 0.0))
+            if time.time() >= fresh_until:
+                value, expires_at = _printed(source.command) if source.command else _fetched(source)
+                now = time.time()
+                fresh_until = now + min(_KEPT_S, _SHARE_KEPT * (expires_at - now))
+                self._tokens[source] = value, expires_at, fresh_until
+            return value, expires_at
+
+
+_SHARED = _SharedTokens()
+
+
+def token_of(source: TokenSource) -> tuple[str, float]:
+    """A token, and when it expires (epoch seconds). May block for seconds. Raises Denied."""
+    return _SHARED.token(source)
+
+
+def _printed(command: str) -> tuple[str, float]:
+    origin = "the command in kafka_token_command"
     try:
         done = subprocess.run(shlex.split(command), capture_output=True, text=True, timeout=_PATIENCE_S)
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        raise _failed(f"cannot be run: {error}") from error
+        raise _failed(f"{origin} cannot be run: {error}") from error
     if done.returncode:
-        raise _failed(f"ended with {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}")
+        raise _failed(f"{origin} ended with {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1]}")
     token = done.stdout.strip()
-    return token, _expires_at(token)
+    expires_at = _expiry_of(token)
+    if expires_at is None:
+        raise _failed(f"{origin} prints no JSON web token that expires")
+    return token, expires_at
 
 
-def _expires_at(token: str) -> float:
+def _fetched(source: TokenSource) -> tuple[str, float]:
+    """From the endpoint. Messages have neither the secret nor the token."""
+    origin = f"the token endpoint {source.endpoint}"
+    # As RFC 6749, 2.3.1, wants both to be encoded.
+    credentials = f"{quote_plus(source.client_id)}:{quote_plus(source.client_secret)}"
+    form = {"grant_type": "client_credentials"} | ({"scope": source.scope} if source.scope else {})
+    request = urllib.request.Request(source.endpoint, data=urlencode(form).encode(), method="POST")
+    request.add_header("Authorization", f"Basic {base64.b64encode(credentials.encode()).decode()}")
+    request.add_header("Accept", "application/json")
+    try:
+        context = TlsFiles("kafka_oidc", ca=source.ca).context() if source.endpoint.startswith("https:") else None
+        with open_anywhere(request, _FETCH_S, context) as response:
+            reply = json.loads(response.read(_LARGEST_REPLY))
+        token = str(reply["access_token"])
+        expires_at = _expiry_of(token) or time.time() + float(reply["expires_in"])
+    except urllib.error.HTTPError as error:
+        raise _failed(f"{origin} answers {error.code}{_reason(error)}", "look at settings kafka_oidc_…") from error
+    except OSError as error:
+        failure = handshake_failure("kafka_oidc", "Kafka: the token endpoint", error)
+        reason = getattr(error, "reason", error)
+        raise failure or _failed(f"{origin} does not answer: {reason}") from error
+    except UserError as error:  # a file that is being replaced may be there at the next attempt
+        raise _failed(str(error)) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise _failed(f"{origin} gives no token that expires") from error
+    return token, expires_at
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    """The error's name in an answer, by RFC 6749, 5.2; empty where it has none."""
+    try:
+        return f": {str(json.loads(error.read(_LARGEST_REPLY))['error'])[:100]}"
+    except (OSError, KeyError, TypeError, ValueError):
+        return ""
+
+
+def _expiry_of(token: str) -> float | None:
+    """When a JSON web token expires; None where it is none that does."""
     try:
         payload = token.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
         return float(claims["exp"])
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise _failed("prints no JSON web token that expires") from error
+    except (IndexError, KeyError, TypeError, ValueError, binascii.Error):
+        return None
 
 
-def _failed(why: str) -> Denied:
-    return Denied(f"Kafka: the command in kafka_token_command {why}", backend="kafka", code="TOKEN")
+def _failed(why: str, hint: str = "") -> Denied:
+    return Denied(f"Kafka: {why}", hint=hint, backend="kafka", code="TOKEN")

@@ -11,11 +11,16 @@ from pathlib import Path
 import pytest
 
 from infra.errors import Denied, UserError
-from infra.kafka.tokens import token_of
+from infra.kafka.tokens import TokenSource, token_of
 from infra.settings import resolve
 from tests.clusters.kafka_cluster import unsecured_token
 
 USER = {"KAFKA_USER": "alice", "KAFKA_PASSWORD": "hunter2"}
+
+OIDC = {
+    "KAFKA_SECURITY_PROTOCOL": "SASL_SSL", "KAFKA_SASL_MECHANISM": "OAUTHBEARER", "KAFKA_OIDC_ENDPOINT": "https://idp/token",
+    "KAFKA_OIDC_CLIENT_ID": "adclick", "KAFKA_OIDC_CLIENT_SECRET": "hunter2",
+}  # fmt: skip
 
 
 def given(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
@@ -29,6 +34,16 @@ def given(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
         ({"KAFKA_SECURITY_PROTOCOL": "SASL_SSL"}, "needs kafka_user and kafka_password"),
         ({"KAFKA_SECURITY_PROTOCOL": "SASL_SSL", "KAFKA_USER": "alice"}, "needs kafka_user and kafka_password"),
         ({"KAFKA_SECURITY_PROTOCOL": "SASL_SSL", "KAFKA_SASL_MECHANISM": "OAUTHBEARER"}, "needs kafka_token_command"),
+        (
+            OIDC | {"KAFKA_OIDC_CLIENT_ID": ""},
+            "needs kafka_token_command, or kafka_oidc_endpoint, kafka_oidc_client_id, kafka_",
+        ),
+        (
+            OIDC | {"KAFKA_TOKEN_COMMAND": "cat token"},
+            "takes kafka_token_command or kafka_oidc_endpoint, and both are set",
+        ),
+        (OIDC | {"KAFKA_SECURITY_PROTOCOL": "SSL"}, "must begin with SASL"),
+        (OIDC | {"KAFKA_OIDC_ENDPOINT": "idp.example.test"}, "kafka_oidc_endpoint is wrong: must begin with http"),
         (USER, "must begin with SASL"),
         (USER | {"KAFKA_SECURITY_PROTOCOL": "SSL"}, "must begin with SASL"),
         ({"KAFKA_CA": "ca.pem"}, "must end with SSL"),
@@ -86,7 +101,7 @@ def printing(text: str) -> str:
 
 def test_a_token_is_what_the_command_prints_and_expires_when_it_says() -> None:
     token = unsecured_token("alice", 600)
-    value, expires_at = token_of(printing(token))
+    value, expires_at = token_of(TokenSource(printing(token)))
     assert value == token
     assert abs(expires_at - time.time() - 600) < 60
 
@@ -103,5 +118,5 @@ def test_a_token_is_what_the_command_prints_and_expires_when_it_says() -> None:
 )
 def test_a_command_that_gives_no_token_is_refused_in_one_line(command: str, why: str) -> None:
     with pytest.raises(Denied, match=why) as refusal:
-        token_of(command)
+        token_of(TokenSource(command))
     assert "\n" not in str(refusal.value)
