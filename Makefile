@@ -42,9 +42,9 @@ e2e: setup ## The whole product
 chaos: setup ## Kill workers under load and compare with the truth (KILLS=12 SEED=1)
 	@$(BIN)/python -m tests.chaos.campaign
 
-cluster-test: setup ## The tests that need a cluster of ClickHouse servers, and a few strikes on clusters of everything
+cluster-test: setup ## The tests that need clusters, the commands of docs/operating.md on clusters, and a few strikes
 	@$(BIN)/pytest tests/clusters
-	@STRIKES=$(or $(STRIKES),4) SEED=$(or $(SEED),1) $(BIN)/python -m tests.clusters.campaign
+	@STRIKES=$(or $(STRIKES),4) $(BIN)/python -m tests.clusters.campaign
 
 cluster: setup ## The pipeline on Kafka, Redis, ClickHouse and S3 as clusters on this machine, and all numbers compared
 	@STRIKES=0 $(BIN)/python -m tests.clusters.campaign

@@ -18,7 +18,7 @@ from infra.structs import decodable
 # Version 2 has columns in any integer types, version 3 differences from the least and ids in bytes, version 4 offsets by how
 # they differ from counting, version 5 late clicks.
 SCHEMA_VERSION = 5
-READABLE_VERSIONS = (1, 2, 3, 4, 5)
+READABLE_VERSIONS: tuple[int, ...] = (1, 2, 3, 4, 5)
 MAX_BLOCK_BYTES = 2 << 20
 # Compressed rows of a partial take 20 to 45 bytes, of an archived event 60 to 90.
 ROWS_PER_PART = 20_000

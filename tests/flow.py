@@ -88,13 +88,20 @@ class Flow:
         self._warnings: list[str] = []
         self.restarts: list[str] = []
         """The workers that stopped with an error and were started again, as the supervisor does."""
+        self.variables = dict[str, str]()
+        """Variables of workers that are started from now on, beside their settings."""
 
     def start(self, name: str, fault: str = "", **more: str) -> ForkedProcess:
         """Start a worker, e.g. `ingest-0`, with a fault armed or none."""
-        variables = worker_environment(self.settings, name, ADCLICK_FAULT=fault, **more)
+        variables = worker_environment(self.settings, name, ADCLICK_FAULT=fault, **self.variables | more)
         worker = fork_server().start([name.split("-")[0]], variables, self._log)
         self.workers[name] = worker
         return worker
+
+    def stop(self, name: str) -> None:
+        """End a worker as its supervisor does, if it runs, and wait until it has ended."""
+        self.workers[name].send_signal(signal.SIGTERM)
+        wait_until(lambda: self.workers[name].poll() is not None, 10, f"{name} ends")
 
     def send(self, count: int | None = None) -> None:
         """Send the next messages, all by default."""

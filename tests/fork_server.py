@@ -156,6 +156,7 @@ def _become(request: dict[str, Any], pipes: tuple[int, int]) -> None:
     """Run a command in this process, as a new one would."""
     from infra import faults
     from infra.cli.main import main
+    from tests import next_version
 
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -170,6 +171,7 @@ def _become(request: dict[str, Any], pipes: tuple[int, int]) -> None:
     os.environ.update(request["variables"])
     fault = os.environ.get("ADCLICK_FAULT")
     faults.point = faults.armed(fault) if fault else faults.point
+    next_version.become(os.environ)
     sys.argv = ["adclick", *request["words"]]
     code = 1
     try:

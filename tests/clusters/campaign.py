@@ -1,7 +1,7 @@
 """`make cluster` and `make cluster-chaos`: the pipeline on clusters, with two workers of each kind, while they are struck; and all numbers
 compared at the end.
 
-STRIKES (0 for `make cluster`), SEED and RATE (events/s) change it. Exit 1 on any difference.
+STRIKES (0 for `make cluster`), SEED and RATE (events/s) change it. Exit 1 on any difference, and where answers never become fresh again.
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,16 +20,18 @@ from infra.errors import AdclickError, Unavailable
 from infra.kafka.event_producer import EventProducer
 from infra.kafka.topics import EVENTS
 from tests.chaos.watcher import countable
+from tests.clusters import recoveries
 from tests.clusters.everything import Clusters
+from tests.clusters.recoveries import Recovery
 from tests.clusters.strikes import ClusterStrike, plan
 from tests.flow import Flow, RouterClient, flow
 from tests.product import COUNTS, PATIENCE
 
 WORKERS = ("ingest-0", "ingest-1", "archive-0", "archive-1", "stream-0", "stream-1")
-# About as long as a strike and the pause behind it take, with all that recovers meanwhile.
-_STRIKE_S, _PAUSE_S = 12.0, 2.0
+# Longer than a strike and the pause behind it take, with all that recovers meanwhile: what is not sent by then is sent at once.
+_STRIKE_S, _PAUSE_S = 40.0, 2.0
 _SLICE_S, _POLL_S = 0.2, 0.5
-_RECOVERY_S = 60.0
+_RECOVERY_S = 300.0
 
 
 class Sender:
@@ -41,6 +41,7 @@ class Sender:
         self._flow, self._rate = running, rate
         self._producer = EventProducer(running.settings.kafka_connection)
         self.failure = ""
+        self.in_a_hurry = self.has_sent_all = False
 
     @property
     def acknowledged(self) -> int:
@@ -52,7 +53,9 @@ class Sender:
         for start in range(0, len(events.lines), step):
             keys = [None if key is None else key.encode() for key in events.keys[start : start + step]]
             self._producer.send(topic, keys, events.lines[start : start + step].to_list())
-            time.sleep(max(0.0, began + (start + step) / self._rate - time.monotonic()))
+            if not self.in_a_hurry:
+                time.sleep(max(0.0, began + (start + step) / self._rate - time.monotonic()))
+        self.has_sent_all = True
         if missing := self._producer.flush(300):
             self.failure = f"{missing} messages were never acknowledged"
 
@@ -67,6 +70,7 @@ class Reader:
         self.shown: list[tuple[float, int]] = []
         """(moment, events in an answer to which nothing was missing)."""
         self.decreases: list[str] = []
+        """Of closed counts, and of the sum of all that was shown."""
 
     def run(self) -> None:
         parameters = [
@@ -95,77 +99,94 @@ class Reader:
         for key, row in counts.items():
             if row["finality"] != "provisional":
                 self._closed[key] = tuple(int(str(row[name])) for name in COUNTS)
-        self.shown.append((time.monotonic(), sum(int(str(row[name])) for row in rows for name in COUNTS)))
+        total = sum(int(str(row[name])) for row in rows for name in COUNTS)
+        if self.shown and total < self.shown[-1][1]:
+            self.decreases.append(f"{self.shown[-1][1]:,} events were shown, and then {total:,}")
+        self.shown.append((time.monotonic(), total))
 
-    def recovery_s(self, events: int, since: float) -> float:
-        """How long after a moment answers had so many events; infinite for never within a minute."""
-        deadline = time.monotonic() + _RECOVERY_S
-        while time.monotonic() < deadline:
-            first = next((at for at, count in self.shown if at >= since and count >= events), None)
-            if first is not None:
-                return first - since
+    def fresh_since(self, events: int, since: float) -> float | None:
+        """How long after a moment answers had so many events; None: they have not yet."""
+        return next((at - since for at, count in self.shown if at >= since and count >= events), None)
+
+
+class Campaign:
+    """Strikes at what runs on clusters, and what became of them."""
+
+    def __init__(self, clusters: Clusters, running: Flow, sender: Sender, reader: Reader, seed: int) -> None:
+        self._clusters, self._running, self._sender, self._reader = clusters, running, sender, reader
+        self._seed, self._rng = seed, random.Random(seed)
+        self._counts = countable(running.events).cumsum()
+        self.recoveries: list[Recovery] = []
+
+    def run(self, strikes: int) -> None:
+        """Carry out so many strikes, and wait behind each of them until answers are fresh."""
+        for number, strike in enumerate(plan(strikes, self._rng), 1):
+            step: ClusterStrike | None = strike
+            while step is not None:
+                time.sleep(_PAUSE_S)
+                print(f"{number}/{strikes} {step.name}", end="", flush=True)
+                self._carry_out(step)
+                step = step.then
+
+    def _carry_out(self, strike: ClusterStrike) -> None:
+        began = time.monotonic()
+        strike.carry_out(self._clusters, self._running, self._rng)
+        ended = time.monotonic()
+        acknowledged, was_idle = self._sender.acknowledged, self._sender.has_sent_all
+        recovered = self._until_fresh(int(self._counts[acknowledged - 1]) if acknowledged else 0, ended)
+        recovery = recoveries.recovery(self._seed, strike.name, recovered)
+        note = "; not kept: all was sent before" if was_idle else ""
+        print(f": {ended - began:.1f} s, fresh after {recovered:.1f} s, load {recovery.load:.0f}{note}", flush=True)
+        if not was_idle:
+            recoveries.keep(recovery)
+            self.recoveries.append(recovery)
+
+    def _until_fresh(self, events: int, since: float) -> float:
+        while (fresh_after := self._reader.fresh_since(events, since)) is None:
+            if time.monotonic() > since + _RECOVERY_S:
+                return float("inf")
+            self._running.restart_stopped()
             time.sleep(0.1)
-        return float("inf")
+        return fresh_after
 
 
 def run(strikes: int, seed: int, rate: int, clusters: Clusters, folder: Path) -> bool:
     """Run a campaign on clusters; returns whether every number was exact."""
-    rng = random.Random(seed)
     events = max(20_000, int(rate * _STRIKE_S * strikes))
-    settings = clusters.settings(event_partitions=2, block_partitions=2, heartbeat_ms=500)
+    # So many partitions that a third worker has one, too.
+    settings = clusters.settings(event_partitions=3, block_partitions=3, heartbeat_ms=500)
     print(f"seed {seed}: {strikes} strikes over {events:,} events", flush=True)
     with flow(settings, folder, events=events, seed=seed, campaigns=60) as running:
         for worker in WORKERS:
             running.start(worker)
         sender, reader = Sender(running, rate if strikes else 10 * rate), Reader(running)
+        campaign = Campaign(clusters, running, sender, reader, seed)
         threads = [threading.Thread(target=sender.run), threading.Thread(target=reader.run)]
         for thread in threads:
             thread.start()
         try:
-            recoveries = _strike(plan(strikes, rng), clusters, running, sender, reader, rng)
+            campaign.run(strikes)
+            sender.in_a_hurry = True
             threads[0].join()
             running.wait_until_exact(120)
             running.wait_until_archived(120)
         finally:
+            sender.in_a_hurry = True
             reader.stop()
             threads[1].join()
-        _report(recoveries)
-        for problem in (*filter(None, [sender.failure]), *reader.decreases[:10]):
-            print(f"WRONG {problem}")
-        print(
-            f"{len(reader.shown)} whole answers read meanwhile; workers that stopped by themselves: {running.restarts}"
-        )
-        return not sender.failure and not reader.decreases
+        return _report(campaign, sender, reader, running)
 
 
-def _strike(
-    strikes: Sequence[ClusterStrike],
-    clusters: Clusters,
-    running: Flow,
-    sender: Sender,
-    reader: Reader,
-    rng: random.Random,
-) -> dict[str, list[float]]:
-    recoveries: dict[str, list[float]] = defaultdict(list)
-    counts = countable(running.events).cumsum()
-    for number, strike in enumerate(strikes, 1):
-        time.sleep(_PAUSE_S)
-        print(f"{number}/{len(strikes)} {strike.name}", end="", flush=True)
-        began = time.monotonic()
-        strike.carry_out(clusters, running, rng)
-        ended = time.monotonic()
-        acknowledged = sender.acknowledged
-        recovered = reader.recovery_s(int(counts[acknowledged - 1]) if acknowledged else 0, ended)
-        recoveries[strike.name].append(recovered)
-        print(f": {ended - began:.1f} s, fresh after {recovered:.1f} s", flush=True)
-        running.restart_stopped()
-    return recoveries
-
-
-def _report(recoveries: dict[str, list[float]]) -> None:
-    print(f"{'strike':30} {'times':>5} {'p50':>6} {'max':>6}  (s until all that was sent by then is shown)")
-    for name, seconds in sorted(recoveries.items()):
-        print(f"{name:30} {len(seconds):5} {statistics.median(seconds):6.1f} {max(seconds):6.1f}")
+def _report(campaign: Campaign, sender: Sender, reader: Reader, running: Flow) -> bool:
+    """Print what was found; returns whether it is as it should be."""
+    if campaign.recoveries:
+        print(recoveries.table(campaign.recoveries))
+    never = [f"{found.strike}: answers did not become fresh" for found in campaign.recoveries if not found.is_fresh]
+    problems = [*filter(None, [sender.failure]), *reader.decreases, *never]
+    for problem in problems[:20]:
+        print(f"WRONG {problem}")
+    print(f"{len(reader.shown)} whole answers read meanwhile; workers that stopped by themselves: {running.restarts}")
+    return not problems
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ import pytest
 from infra import http_client
 from infra.clickhouse.client import ClickHouse
 from infra.embedded.lifeline import die_with_parent
+from tests.clusters.tcp_proxy import Proxy
 from tests.ports import unused_port
 
 NAME, USER, PASSWORD = "blue", "adclick", "of-the-tests"
@@ -61,7 +62,8 @@ _MUTATION = re.compile(r"^((?:ALTER|TRUNCATE) TABLE \w+\.\w+)(?= DELETE |$)")
 
 @dataclass
 class Node:
-    """A server: its place in the cluster, its ports, and its process while it runs."""
+    """A server: its place in the cluster, its ports, and its process while it runs. `door` is the network between clients and it, `network`
+    that between other servers and it, if there are any to strike."""
 
     shard: int
     replica: int
@@ -69,10 +71,16 @@ class Node:
     http: int
     tcp: int
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    door: Proxy | None = None
+    network: Proxy | None = None
 
     def url(self, user: str = USER) -> str:
         """As a setting has it."""
-        return f"http://{user}:{PASSWORD}@127.0.0.1:{self.http}"
+        return f"http://{user}:{PASSWORD}@127.0.0.1:{self.door.port if self.door else self.http}"
+
+    def put_behind_proxies(self) -> None:
+        """From now on clients and other servers are told of proxies."""
+        self.door, self.network = Proxy(f"127.0.0.1:{self.http}"), Proxy(f"127.0.0.1:{self.tcp}")
 
     def start(self) -> None:
         """Start it, and return once it answers."""
@@ -117,7 +125,7 @@ def _ports() -> tuple[int, int]:
 
 class ClickHouseCluster:
     """`shards` × `replicas` nodes in a folder. `users`: name → what is granted to it, beside USER, who may do everything. `profiles`:
-    name of a user → settings of its profile; such a user may do everything, too."""
+    name of a user → settings of its profile; such a user may do everything, too. `proxied`: each node is behind proxies."""
 
     def __init__(
         self,
@@ -126,12 +134,16 @@ class ClickHouseCluster:
         replicas: int = 2,
         users: Mapping[str, Sequence[str]] | None = None,
         profiles: Mapping[str, Mapping[str, str]] | None = None,
+        *,
+        proxied: bool = False,
     ) -> None:
         self.nodes = [
             Node(shard, replica, folder / f"{shard}-{replica}", *_ports())
             for shard in range(1, shards + 1)
             for replica in range(1, replicas + 1)
         ]
+        for node in self.nodes if proxied else ():
+            node.put_behind_proxies()
         self._profiles = dict(profiles or {})
         self._users = {USER: _ALL} | dict(users or {}) | dict.fromkeys(self._profiles, _ALL)
         self._clients = dict[str, list[ClickHouse]]()
@@ -150,6 +162,8 @@ class ClickHouseCluster:
             client.close()
         for node in self.nodes:
             node.kill()
+            for proxy in filter(None, (node.door, node.network)):
+                proxy.close()
 
     @property
     def urls(self) -> list[str]:
@@ -166,7 +180,7 @@ class ClickHouseCluster:
         for name in ("data", "slow"):
             (node.folder / name).mkdir(parents=True, exist_ok=True)
         (node.folder / "config.xml").write_text(
-            _CONFIG.format(folder=node.folder, http=node.http, tcp=node.tcp, name=NAME, shards=self._shards())
+            _CONFIG.format(folder=node.folder, http=node.http, tcp=node.tcp, name=NAME, shards=self._shards(node))
         )
         users = "\n".join(_user(name, granted, self._profiles) for name, granted in self._users.items())
         profiles = "".join(
@@ -174,10 +188,13 @@ class ClickHouseCluster:
         )
         (node.folder / "users.xml").write_text(_USERS.format(users=users, profiles=profiles))
 
-    def _shards(self) -> str:
+    def _shards(self, own: Node) -> str:
+        """As a node has it: one that finds its own port there asks itself without a connection."""
+
         def entry(node: Node) -> str:
+            port = node.network.port if node.network and node is not own else node.tcp
             return (
-                f"<replica><host>127.0.0.1</host><port>{node.tcp}</port><user>{USER}</user>"
+                f"<replica><host>127.0.0.1</host><port>{port}</port><user>{USER}</user>"
                 f"<password>{PASSWORD}</password></replica>"
             )
 
@@ -208,8 +225,9 @@ class DdlEverywhere:
     """Carries out statements with ON CLUSTER as ClickHouse does it through Keeper: on each node, with the same UUID. Tables are not
     replicated: Distributed writes to each replica."""
 
-    def __init__(self, cluster: ClickHouseCluster) -> None:
-        self._cluster = cluster
+    def __init__(self, clients: Callable[[str], Sequence[ClickHouse]]) -> None:
+        """`clients`: of each node, by the name of a database."""
+        self._clients = clients
         self.statements = list[str]()
         """As they were issued."""
 
@@ -236,4 +254,4 @@ class DdlEverywhere:
         sql = sql.replace(_ON_CLUSTER, "").replace("ENGINE = Replicated", "ENGINE = ")
         sql = _MADE.sub(rf"\1 UUID '{uuid.uuid4()}'", sql, count=1)
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda client: command(client, sql), self._cluster.clients(database)))
+            list(pool.map(lambda client: command(client, sql), self._clients(database)))

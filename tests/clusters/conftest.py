@@ -28,7 +28,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouseClus
 @pytest.fixture
 def ddl(cluster: ClickHouseCluster) -> Iterator[DdlEverywhere]:
     """While a test runs, ON CLUSTER is carried out in this process."""
-    with DdlEverywhere(cluster).installed() as ddl:
+    with DdlEverywhere(cluster.clients).installed() as ddl:
         yield ddl
 
 

@@ -20,17 +20,17 @@ from tests.clusters.kafka_config import PASSWORDS
 from tests.clusters.redis_cluster import RedisCluster
 from tests.clusters.s3_server import S3Server
 
-_BUCKET = "adclick"
+BUCKET = "adclick"
 
 
 class Clusters:
     """Kafka of three brokers by TLS and passwords, Redis of three primaries with a replica each, ClickHouse of two shards with two replicas
-    each, and a store that speaks S3."""
+    each, and a store that speaks S3; and the networks between them and their clients."""
 
     def __init__(self, folder: Path) -> None:
-        self.kafka = KafkaCluster(folder / "kafka", 3)
-        self.redis = RedisCluster(folder / "redis")
-        self.clickhouse = ClickHouseCluster(folder / "clickhouse")
+        self.kafka = KafkaCluster(folder / "kafka", 3, proxied="SASL_SSL")
+        self.redis = RedisCluster(folder / "redis", proxied=True)
+        self.clickhouse = ClickHouseCluster(folder / "clickhouse", proxied=True)
         self.s3 = S3Server()
 
     @contextlib.contextmanager
@@ -42,7 +42,7 @@ class Clusters:
                 parts.callback(cluster.close)
                 cluster.start()
             parts.enter_context(self.s3)
-            self.s3.make_bucket(_BUCKET)
+            self.s3.make_bucket(BUCKET)
             os.environ.update(self.s3.environment)
             yield self
 
@@ -55,10 +55,10 @@ class Clusters:
             "kafka_user": "alice",
             "kafka_password": SecretStr(PASSWORDS["alice"]),
             "redis": self.redis.url,
-            "archive": f"s3://{_BUCKET}/archive",
+            "archive": f"s3://{BUCKET}/archive",
         }
         settings = Settings.model_validate(own | more)
         topic_setup.ensure(settings)
-        with DdlEverywhere(self.clickhouse).installed():
+        with DdlEverywhere(self.clickhouse.clients).installed():
             apply_migrations(ClickHouse.of(settings))
         return settings

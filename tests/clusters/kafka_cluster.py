@@ -51,10 +51,10 @@ class KafkaCluster(Started):
         options: BrokerOptions | None = None,
         *,
         server: Identity | None = None,
-        proxied: bool = False,
+        proxied: str = "",
     ) -> None:
         """`folder`: where all of it lies, empty or not there yet. `server`: the certificate of all brokers, in place of a good one.
-        `proxied`: clients without TLS and SASL reach each broker by a proxy, see `proxies`."""
+        `proxied`: a protocol whose clients reach each broker by a proxy, see `proxies`."""
         self._folder, self._options = folder, options or BrokerOptions()
         self.authority = Authority(folder / "tls")
         self.certificate = self.authority.issue("alice", ())
@@ -69,10 +69,9 @@ class KafkaCluster(Started):
         self._cluster_id = uuid.uuid4().hex[:22]
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._halted = set[int]()
-        self.proxies = {
-            node: Proxy(f"127.0.0.1:{ports['PLAINTEXT']}") for node, ports in self._ports.items() if proxied
-        }
-        """The network between clients and each broker."""
+        self._proxied = proxied
+        self.proxies = {node: Proxy(f"127.0.0.1:{ports[proxied]}") for node, ports in self._ports.items() if proxied}
+        """The network between these clients and each broker."""
 
     # -- brokers ------------------------------------------------------------------------------------------------
 
@@ -177,7 +176,7 @@ class KafkaCluster(Started):
         (folder / "log4j2.properties").write_text(KAFKA_LOGGING)
         shutil.copyfile(self._server.keystore, folder / "server.keystore.pem")
         shutil.copyfile(self.authority.file, folder / "ca.pem")
-        advertised = {"PLAINTEXT": self.proxies[node].port} if self.proxies else {}
+        advertised = {self._proxied: self.proxies[node].port} if self.proxies else {}
         properties = kafka_config.server_properties(node, self._ports, advertised, self._options)
         (folder / _PROPERTIES).write_text(properties)
 
@@ -209,7 +208,7 @@ class KafkaCluster(Started):
 
     def address(self, broker: int, protocol: str = "PLAINTEXT") -> str:
         """Where clients reach one broker."""
-        if protocol == "PLAINTEXT" and self.proxies:
+        if protocol == self._proxied:
             return self.proxies[broker].address
         return f"127.0.0.1:{self._ports[broker][protocol]}"
 
@@ -260,6 +259,15 @@ class KafkaCluster(Started):
         partitions = self.admin().list_topics(topic, _REQUEST_S * PATIENCE).topics[topic].partitions
         leader = partitions[partition].leader if partition in partitions else -1
         return leader if leader > 0 else None
+
+    @property
+    def controller(self) -> int:
+        """The broker that leads the metadata quorum, as the newest election has it that a running broker knows of."""
+        states = [json.loads(self._quorum_state(broker).read_text()) for broker in self.running]
+        return int(max(states, key=lambda state: (state["leaderEpoch"], state["leaderId"]))["leaderId"])
+
+    def _quorum_state(self, broker: int) -> Path:
+        return self._folder / str(broker) / "data" / "__cluster_metadata-0" / "quorum-state"
 
 
 _TOKEN_S = 3_600

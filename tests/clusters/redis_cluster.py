@@ -16,6 +16,7 @@ import redis
 
 from infra.embedded.start_commands import redis_binary
 from infra.redis.slots import SLOTS, key_slot
+from tests.clusters.tcp_proxy import Proxy
 from tests.ports import unused_port
 
 _BUS = 10_000
@@ -26,8 +27,20 @@ _READY_S = 30.0
 class RedisNode:
     """A server of the cluster, in a folder of its own."""
 
-    def __init__(self, folder: Path, port: int, options: Sequence[str] = (), binary: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, port: int, options: Sequence[str] = (), binary: str | None = None, *, proxied: bool = False
+    ) -> None:
         self.folder, self.port, self._options, self._binary = folder, port, options, binary or redis_binary()
+        self.network = Proxy(f"127.0.0.1:{port}") if proxied else None
+        """What is between clients and it, and between its replicas and it; not what nodes of a cluster tell each other."""
+        self.announced = self.network.port if self.network else port
+        """The port that a cluster names for it."""
+        if proxied:
+            announce = ("ip", "127.0.0.1"), ("port", str(self.announced)), ("bus-port", str(port + _BUS))
+            self._options = [
+                *options,
+                *(word for name, value in announce for word in (f"--cluster-announce-{name}", value)),
+            ]
         self.client: Any = redis.Redis(port=port, socket_timeout=5)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -102,8 +115,10 @@ class RedisCluster:
         node_timeout_ms: int = 1000,
         options: Sequence[str] = (),
         binary: str | None = None,
+        proxied: bool = False,
     ) -> None:
-        """`options`: more of each server's command line. `binary`: another server than the stack's own."""
+        """`options`: more of each server's command line. `binary`: another server than the stack's own. `proxied`: clients reach each
+        node by a proxy, its `network`."""
         count = primaries * (1 + replicas)
         first = unused_port(count, beside=_BUS)
         common = [
@@ -112,7 +127,9 @@ class RedisCluster:
             "--cluster-replica-validity-factor", "0", "--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction",
             "--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0", *options,
         ]  # fmt: skip
-        self.nodes = [RedisNode(folder / str(first + n), first + n, common, binary) for n in range(count)]
+        self.nodes = [
+            RedisNode(folder / str(port), port, common, binary, proxied=proxied) for port in range(first, first + count)
+        ]
         self._primaries = primaries
 
     def start(self) -> None:
@@ -149,11 +166,13 @@ class RedisCluster:
             node.resume()
             node.kill()
             node.client.close()
+            if node.network:
+                node.network.close()
 
     @property
     def addresses(self) -> list[str]:
         """HOST:PORT of all nodes."""
-        return [f"127.0.0.1:{node.port}" for node in self.nodes]
+        return [f"127.0.0.1:{node.announced}" for node in self.nodes]
 
     @property
     def url(self) -> str:
@@ -178,13 +197,13 @@ class RedisCluster:
         return self.node_at(_replicas(primary)[0])
 
     def node_at(self, port: int) -> RedisNode:
-        """The node at a port."""
-        return next(node for node in self.nodes if node.port == port)
+        """The node that the cluster has at a port."""
+        return next(node for node in self.nodes if node.announced == port)
 
     def other_primary(self, node: RedisNode) -> RedisNode:
         """Another primary."""
         ports = {port for _, _, (_, port, *_), *_ in _slots(node)}
-        return self.node_at(next(port for port in sorted(ports) if port != node.port))
+        return self.node_at(next(port for port in sorted(ports) if port != node.announced))
 
     # -- what happens to it ---------------------------------------------------------------------------------
 
@@ -198,10 +217,21 @@ class RedisCluster:
             while_behind()
         primary.kill()
         replica.resume()
-        _wait_until(lambda: replica.client.info("replication")["role"] == "master", "the replica takes over")
         others = [node for node in self.nodes if node is not primary]
-        _wait_until(lambda: all(_serves(node, replica.port) for node in others), "all nodes know that it did")
+        self._wait_until_it_serves(replica, others)
         return replica
+
+    def hand_over(self, primary: RedisNode) -> RedisNode:
+        """Have a replica take over from a primary that runs, as before a planned restart: nothing is lost. Returns the replica."""
+        replica = self.replica_of(primary)
+        replica.client.execute_command("CLUSTER", "FAILOVER")
+        self._wait_until_it_serves(replica, self.nodes)
+        return replica
+
+    @staticmethod
+    def _wait_until_it_serves(node: RedisNode, others: Sequence[RedisNode]) -> None:
+        _wait_until(lambda: node.client.info("replication")["role"] == "master", "the replica takes over")
+        _wait_until(lambda: all(_serves(other, node.announced) for other in others), "all nodes know that it did")
 
     def restart(self, node: RedisNode) -> None:
         """Start a node that was killed, and wait until it is in sync as a replica, and known as one."""
@@ -213,7 +243,7 @@ class RedisCluster:
             return (
                 link["role"] == "slave"
                 and link["master_link_status"] == "up"
-                and all(_has_replica(other, node.port) for other in others)
+                and all(_has_replica(other, node.announced) for other in others)
             )
 
         _wait_until(is_in_sync, "it is a replica, in sync, and known as one")
@@ -269,7 +299,7 @@ def _serves(node: RedisNode, port: int) -> bool:
 
 def _replicas(primary: RedisNode) -> list[int]:
     """The ports of the replicas that a primary sees."""
-    entries = [entry for entry in _slots(primary) if entry[2][1] == primary.port]
+    entries = [entry for entry in _slots(primary) if entry[2][1] == primary.announced]
     return [port for _, _, _, *replicas in entries for _, port, *_ in replicas]
 
 

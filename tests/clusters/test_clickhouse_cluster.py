@@ -40,7 +40,7 @@ def new_client(empty_settings: Settings, ddl: DdlEverywhere) -> ClickHouse:
 def shared_client(cluster: ClickHouseCluster) -> ClickHouse:
     """Of a database that is migrated once."""
     client = ClickHouse.of(Settings.model_validate(own_settings(cluster)))
-    with DdlEverywhere(cluster).installed():
+    with DdlEverywhere(cluster.clients).installed():
         apply_migrations(client)
     return client
 

@@ -153,7 +153,7 @@ def test_acls_let_a_user_do_what_they_allow_alone(tmp_path: Path) -> None:
 
 
 def test_a_broker_that_was_killed_comes_back_with_its_messages(tmp_path: Path) -> None:
-    with KafkaCluster(tmp_path, proxied=True) as cluster:
+    with KafkaCluster(tmp_path, proxied="PLAINTEXT") as cluster:
         cluster.create_topic("events")
         config = cluster.client_config()
         assert send(config, "events", b"a") == [None]
