@@ -92,7 +92,7 @@ class GroupConsumer:
         self._reads, self._on_end = reads, on_end
         self._on_assign, self._on_revoke = on_assign, on_revoke
         self._failure: BaseException | None = None
-        self.is_assigned = False
+        self.is_assigned = self._is_closing = False
         """Whether the group has assigned this member its partitions, which may be none."""
         own = {
             "group.id": group, "enable.auto.offset.store": False, "auto.offset.reset": "error",
@@ -104,6 +104,10 @@ class GroupConsumer:
         self._consumer.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        if self._is_closing:
+            # Without a call of ours the client would begin to read them.
+            consumer.unassign()
+            return
         # An exception raised in a callback is lost inside the client: keep it for `consume`.
         try:
             starts = self._on_assign([tp.partition for tp in partitions])
@@ -117,6 +121,8 @@ class GroupConsumer:
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         self.is_assigned = False
+        if self._is_closing:
+            return
         self._on_revoke([tp.partition for tp in partitions])
 
     def consume(self, count: int, timeout_s: float) -> list[Any]:
@@ -150,7 +156,9 @@ class GroupConsumer:
         return self._consumer.consumer_group_metadata()
 
     def close(self) -> None:
-        """Leave the group; a client that hangs is left behind."""
+        """Leave the group; a client that hangs is left behind. `on_assign` and `on_revoke` are not called any more: an assignment that was not
+        consumed yet would come now, and in another thread, when its owner may have the partitions of its next member already."""
+        self._is_closing = True
         with contextlib.suppress(ClientBroken):
             bounded(self._consumer.close, _GIVE_UP_S, "leave its group")
 

@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pytest
+from confluent_kafka import ConsumerGroupState
 from confluent_kafka.admin import AdminClient, ConfigResource
 
 from infra.clickhouse.client import ClickHouse
@@ -122,6 +123,28 @@ def test_an_offset_that_is_gone_stops_the_reader_and_is_named(settings: Settings
             wait_until(lambda: consumer.consume(10, 0.1), 20, "the reader stops")
     finally:
         consumer.close()
+
+
+def test_a_member_that_closes_takes_nothing_over_any_more(settings: Settings) -> None:
+    topic, group, calls = settings.topic(topics.EVENTS), f"{settings.namespace}g", list[list[int]]()
+
+    def assigned(partitions: list[int]) -> dict[int, int]:
+        calls.append(partitions)
+        return dict.fromkeys(partitions, 0)
+
+    consumer = GroupConsumer(settings.kafka_connection, group, topic, assigned, calls.append)
+    try:
+        client = AdminClient({"bootstrap.servers": settings.kafka})
+
+        def has_assigned() -> bool:
+            state = client.describe_consumer_groups([group])[group].result().state
+            return bool(state == ConsumerGroupState.STABLE)
+
+        # The member has not been told: it consumes nothing.
+        wait_until(has_assigned, 20, "the group has assigned its partitions")
+    finally:
+        consumer.close()
+    assert calls == []
 
 
 def test_a_missing_broker_is_unavailable() -> None:
