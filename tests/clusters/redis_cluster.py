@@ -14,6 +14,7 @@ from typing import Any
 
 import redis
 
+from infra.embedded.lifeline import die_with_parent
 from infra.embedded.start_commands import redis_binary
 from infra.redis.slots import SLOTS, key_slot
 from tests.clusters.tcp_proxy import Proxy
@@ -70,7 +71,8 @@ class RedisNode:
             command.append(str(self.folder / file))
         command += ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), *self._options]
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            # It ends with the thread that started it, also where that is killed.
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=die_with_parent)
         _wait_until(self._answers, f"the node at {self.port} answers")
 
     def _answers(self) -> bool:

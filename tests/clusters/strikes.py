@@ -7,19 +7,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from infra.kafka.topics import EVENTS
+from infra.kafka.topics import EVENTS, INGEST_GROUP, STREAM_GROUP
 from infra.redis.slots import key_slot
 from tests import next_version
 from tests.clusters.everything import Clusters
 from tests.clusters.redis_cluster import RedisNode
 from tests.clusters.tcp_proxy import Proxy
 from tests.flow import Flow
+from tests.product import wait_until
 
 # Halted for longer than a broker's session lasts: others lead its partitions meanwhile.
 _HALTED_S = 6.0
 _TROUBLE_S, _DELAY_S = 5.0, 0.2
 _UPGRADED = ("archive", "stream", "ingest")
 _MORE = ("ingest-2", "stream-2")
+# How many members have partitions then; of the stream each worker is one.
+_MEMBERS = {INGEST_GROUP: 3, STREAM_GROUP: 3}
 _TAGS = ("{p0}", "{p1}", "{s0}", "{s1}")
 
 
@@ -144,9 +147,21 @@ def _roll_workers(_clusters: Clusters, flow: Flow, _rng: random.Random) -> None:
         flow.start(name)
 
 
-def _add_workers(_clusters: Clusters, flow: Flow, _rng: random.Random) -> None:
+def _add_workers(clusters: Clusters, flow: Flow, _rng: random.Random) -> None:
     for name in _MORE:
         flow.start(name)
+    admin = clusters.kafka.admin()
+    groups = {flow.settings.topic(group): members for group, members in _MEMBERS.items()}
+
+    def have_joined() -> bool:
+        described = admin.describe_consumer_groups(list(groups))
+        counts = {
+            group: sum(bool(member.assignment.topic_partitions) for member in future.result().members)
+            for group, future in described.items()
+        }
+        return counts == groups
+
+    wait_until(have_joined, 20, "the new workers have partitions")
 
 
 def _remove_workers(_clusters: Clusters, flow: Flow, _rng: random.Random) -> None:
