@@ -40,6 +40,7 @@ from batch import archived_rows, corrections, move_tables, recount
 from batch.archived_rows import RejectedIds
 from batch.spark_master import foreign_variables, is_local
 from infra import temp_dirs, user_cache
+from infra.addresses import properties_of
 from infra.clickhouse.client import ClickHouse, Connect
 from infra.clock import day_start_ms
 from infra.embedded import exit_reasons, java, lifeline
@@ -109,7 +110,7 @@ def start_session(settings: Settings, master: str, folder: Path, java_options: s
         "POLARS_MAX_THREADS": "1",
         **java.LOCALE,
     }
-    options = {
+    options = properties_of(settings.spark_properties) | {
         "spark.master": master,
         "spark.app.name": "adclick reconcile",
         "spark.ui.enabled": "false",
@@ -125,6 +126,7 @@ def start_session(settings: Settings, master: str, folder: Path, java_options: s
         "spark.local.dir": str(folder.resolve()),
         "spark.executorEnv.POLARS_MAX_THREADS": "1",
     }
+    # Executors of a cluster must reach the driver: its host is then the machine's address, or what the properties say.
     if is_local(master):
         os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
         options |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}

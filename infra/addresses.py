@@ -75,7 +75,7 @@ def properties_of(text: str) -> dict[str, str]:
     properties = dict[str, str]()
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not re.fullmatch(r"[a-z][a-z0-9._]*", name):
+        if not equals or not re.fullmatch(r"[a-z][A-Za-z0-9._-]*", name):
             raise ValueError("must be NAME=VALUE, several by comma, like client.rack=eu-1a")
         properties[name] = value
     return properties
@@ -90,6 +90,13 @@ def check_properties(text: str) -> str:
     """Properties of librdkafka by comma. Raises ValueError."""
     if secret := next((name for name in properties_of(text) if _SECRET_NAME.search(name)), None):
         raise ValueError(f"must not contain {secret}, which everybody could read: there is a setting for it")
+    return text
+
+
+def check_spark_properties(text: str) -> str:
+    """Properties of Spark by comma. Raises ValueError."""
+    if foreign := next((name for name in properties_of(text) if not name.startswith("spark.")), None):
+        raise ValueError(f"must not contain {foreign}: Spark's properties begin with spark.")
     return text
 
 

@@ -34,8 +34,13 @@ ENDPOINTS_FILE = "endpoints.json"
 _CLICKHOUSE_KIND = "clickhouse_"
 # What may hold a password. Settings of the type SecretStr are secrets by their type.
 _MAY_HOLD_SECRETS = frozenset(
-    {"redis", "clickhouse", "archive", "trace_collector", "alert_webhook", "kafka_properties"}
+    {"redis", "clickhouse", "archive", "trace_collector", "alert_webhook", "kafka_properties", "spark_properties"}
 )
+_MASKS = {
+    "alert_webhook": addresses.mask_webhook,
+    "kafka_properties": addresses.mask_properties,
+    "spark_properties": addresses.mask_properties,
+}
 _ENVIRONMENT = "environment"
 _SHOWN_CHARACTERS = 200
 
@@ -214,6 +219,9 @@ class Settings(BaseSettings):
         "80,443,8080,8443", description="ports that webhooks may be sent to, by comma; empty: any"
     )
     spark_memory: str = Field("2g", pattern=r"^[1-9]\d*[kmgtKMGT]$", description="heap of the Spark driver")
+    spark_properties: Annotated[str, AfterValidator(addresses.check_spark_properties)] = Field(
+        "", description="more properties of Spark, by comma: NAME=VALUE"
+    )
 
     @field_validator("min_insync_replicas")
     @classmethod
@@ -323,10 +331,7 @@ def _masked(name: str, value: Any) -> str:
     if Settings.model_fields[name].annotation is SecretStr:
         return MASK if value else ""
     text = str(value)
-    mask = {"alert_webhook": addresses.mask_webhook, "kafka_properties": addresses.mask_properties}.get(
-        name, addresses.mask
-    )
-    return mask(text)
+    return _MASKS.get(name, addresses.mask)(text)
 
 
 def read_endpoints(directory: Path) -> dict[str, Any]:

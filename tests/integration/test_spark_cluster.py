@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import socket
 from pathlib import Path
 
-import psutil
+from psutil import net_if_addrs
 
 from infra.settings import Settings
 from tests.clusters.spark_standalone import SparkStandalone
@@ -18,22 +17,33 @@ from tests.integration.test_reconcile import DAY_SHOWN, MOVED, causes_of, plante
 __all__ = ["planted"]
 
 
-def test_a_day_is_reconciled_on_a_cluster(planted: Settings, tmp_path: Path) -> None:
-    with SparkStandalone(tmp_path) as cluster:
+def reconcile(settings: Settings, folder: Path, **variables: str) -> list[str]:
+    """Reconcile the planted day on a cluster in this folder; returns how each of its two workers started its executor."""
+    with SparkStandalone(folder) as cluster:
         words = ["reconcile", "--date", DAY_SHOWN, "--master", cluster.url, "--json"]
-        result = adclick(*words, cwd=None, **environment(planted))
+        result = adclick(*words, cwd=None, **environment(settings) | variables)
         assert result.returncode == 3, result.stderr
         assert causes_of(result.stdout) == MOVED
-        # Both workers ran executors of it.
-        assert all(list(cluster.work_folder(n).glob("app-*/*")) for n in range(2))
-        # Which were told an address that another machine could reach, if this one has any.
-        output = "".join(file.read_text() for file in cluster.work_folder(0).glob("app-*/*/stderr"))
-        drivers = set(re.findall(r"--driver-url\W+spark://CoarseGrainedScheduler@(\S+):\d+", output))
-        assert drivers
-        own = [
-            a.address for addresses in psutil.net_if_addrs().values() for a in addresses if a.family == socket.AF_INET
-        ]
-        if any(not ipaddress.ip_address(address).is_loopback for address in own):
-            assert not any(ipaddress.ip_address(socket.gethostbyname(driver)).is_loopback for driver in drivers), (
-                drivers
-            )
+        outputs = [next(iter(cluster.work_folder(n).glob("app-*/*/stderr"))) for n in range(2)]
+        return [output.read_text().splitlines()[0] for output in outputs]
+
+
+def driver_host(command: str) -> str:
+    """The host at which an executor is told to find the driver."""
+    match = re.search(r"CoarseGrainedScheduler@([^:\"]+):", command)
+    assert match is not None, command
+    return match[1]
+
+
+def test_a_day_is_reconciled_on_a_cluster_whose_workers_may_be_other_machines(
+    planted: Settings, tmp_path: Path
+) -> None:
+    here = {a.address for found in net_if_addrs().values() for a in found if a.family == socket.AF_INET} - {"127.0.0.1"}
+    for command in reconcile(planted, tmp_path):
+        assert not here or driver_host(command) in here
+
+
+def test_properties_of_spark_go_to_its_driver_and_executors(planted: Settings, tmp_path: Path) -> None:
+    properties = "spark.driver.host=127.0.0.2, spark.executor.memory=640m"
+    for command in reconcile(planted, tmp_path, ADCLICK_SPARK_PROPERTIES=properties):
+        assert driver_host(command) == "127.0.0.2" and "-Xmx640M" in command

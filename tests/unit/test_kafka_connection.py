@@ -51,6 +51,7 @@ def given(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
         ({"KAFKA_SECURITY_PROTOCOL": "TLS"}, "kafka_security_protocol"),
         ({"KAFKA_PROPERTIES": "client.rack"}, "must be NAME=VALUE"),
         ({"KAFKA_PROPERTIES": "sasl.password=hunter2"}, "must not contain sasl.password"),
+        ({"SPARK_PROPERTIES": "executor.memory=1g"}, "must not contain executor.memory"),
         ({"REPLICATION_FACTOR": "2", "MIN_INSYNC_REPLICAS": "3"}, "must not be more than replication_factor"),
     ],
 )
