@@ -40,7 +40,7 @@ class ColumnConsumer:
     ) -> None:
         self._on_assign = on_assign
         admin = Admin(kafka, timeout_s=3.0)
-        self._fetcher = Fetcher(topic, lambda: admin.describe([topic]).get(topic), Connector(kafka).open)
+        self._fetcher = Fetcher(topic, lambda: admin.describe([topic]).get(topic), Connector(kafka).open, kafka.rack)
         self.member = GroupConsumer(kafka, group, topic, self._assigned, on_revoke, session_timeout_ms, reads=False)
 
     def _assigned(self, partitions: list[int]) -> dict[int, int]:

@@ -77,6 +77,11 @@ class Connection:
             return "PLAINTEXT" if self.tls is None else "SSL"
         return "SASL_PLAINTEXT" if self.tls is None else "SASL_SSL"
 
+    @property
+    def rack(self) -> str:
+        """Where this process runs, by the brokers' names; empty where nobody says."""
+        return dict(self.properties).get("client.rack", "")
+
     def librdkafka(self) -> dict[str, Any]:
         """Librdkafka's properties for it, without a callback for tokens."""
         config: dict[str, Any] = {"bootstrap.servers": self.servers}

@@ -3,8 +3,8 @@
 Librdkafka makes an object of each message, twice; that was a third of an event's CPU. Here a response stays one stretch of
 bytes. Membership, offsets and metadata stay with librdkafka: `describe` asks it for the topic's id and leaders.
 
-A thread for each broker fetches ahead until enough is waiting; `take` hands it over. Requests name the topic by its id, so
-a topic that was made again is never read on as if it were the one before; and they carry the leader epoch of the last
+A thread for each broker that leads or is near fetches ahead until enough is waiting; `take` hands it over. Requests name
+the topic by its id, so a topic that was made again is never read on as if it were the one before; and they carry the leader epoch of the last
 batch, by which the broker detects a log that was cut off. An error of a broker is waited out, with the leaders looked up
 again, but for a topic or an offset that is gone. A record batch whose checksum is wrong is fetched again a few times.
 """
@@ -23,11 +23,10 @@ from infra.errors import AdclickError, CorruptLog, Denied, LogTruncated, OffsetO
 from infra.kafka import errors, fetch_protocol, record_batches
 from infra.kafka.client import KafkaError
 from infra.kafka.fetch_protocol import PartitionAnswer
+from infra.kafka.near_replicas import Address, NearReplicas
 from infra.kafka.record_batches import CorruptBatch, Records
 from infra.kafka.shares import shares
 from infra.kafka.topic_state import TopicState
-
-Address = tuple[str, int]
 
 _TIMEOUT_S, _RETRY_S = 10.0, 0.2
 # Credentials that are refused again and again may lock an account.
@@ -64,8 +63,10 @@ class Fetcher:
         topic: str,
         describe: Callable[[], TopicState | None],
         connect: Callable[[Address, float], tuple[socket.socket, float]],
+        rack: str = "",
     ) -> None:
-        """`connect(address, timeout_s)` opens a connection, and says until when it is good: see `infra.kafka.sasl`."""
+        """`connect(address, timeout_s)` opens a connection, and says until when it is good: see `infra.kafka.sasl`. `rack`: where this
+        process runs, by the brokers' names; see `infra.kafka.near_replicas`."""
         self._topic, self._describe, self._connect = topic, describe, connect
         self._log = logs.get("fetch").bind(topic=topic)
         self._topic_id = ""
@@ -74,6 +75,8 @@ class Fetcher:
         self._partitions: dict[int, _Partition] = {}
         self._turn = 0
         self._led: dict[int, Address] = {}
+        self._brokers: dict[int, Address] = {}
+        self._near = NearReplicas(rack)
         self._readers: dict[Address, threading.Thread] = {}
         self._lost = threading.Event()
         self._lost.set()
@@ -170,7 +173,7 @@ class Fetcher:
                 self._fail(error)
             with self._changed:
                 self._led = led or self._led
-                for address in set(self._led.values()) - self._readers.keys():
+                for address in self._asked() - self._readers.keys():
                     reader = threading.Thread(target=self._read, args=(address,), daemon=True, name="fetch")
                     self._readers[address] = reader
                     reader.start()
@@ -195,7 +198,16 @@ class Fetcher:
                 raise TopicChanged(
                     f"topic {self._topic} was made again: its id was {self._topic_id}, it is {state.topic_id}"
                 )
+            self._brokers = state.brokers
         return state.leaders
+
+    def _sources(self) -> dict[int, Address]:
+        """Partition → the broker that it is read from."""
+        return self._near.sources(self._led)
+
+    def _asked(self) -> set[Address]:
+        """The brokers that are asked: leaders too of which nothing is read at the moment."""
+        return {*self._led.values(), *self._sources().values()}
 
     def _fail(self, error: Exception) -> None:
         """End reading: the next `take` raises this."""
@@ -206,9 +218,9 @@ class Fetcher:
     # -- one broker ---------------------------------------------------------------------------------------------
 
     def _read(self, address: Address) -> None:
-        """Fetch from one broker for as long as it leads anything."""
+        """Fetch from one broker for as long as it leads anything, or is read from."""
         away = False
-        while not self._closed and address in self._led.values():
+        while self._is_asked(address):
             pause_s = _RETRY_S
             try:
                 connection, good_until = self._connect(address, _TIMEOUT_S)
@@ -241,7 +253,13 @@ class Fetcher:
             self._fail(error)
         return away
 
+    def _is_asked(self, address: Address) -> bool:
+        with self._changed:
+            return not self._closed and address in self._asked()
+
     def _note_away(self, address: Address, error: Exception, was_away: bool) -> bool:
+        with self._changed:
+            self._near.avoid_address(address)
         if not was_away and not self._closed:
             self._log.warning("the broker is away", broker=address, why=str(error))
         return True
@@ -250,17 +268,31 @@ class Fetcher:
         """Send one request and store what it brings; False when the leaders must be looked up before the next one."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._wanted(address), timeout=1.0)
-            if self._closed or address not in self._led.values():
+            if self._closed or address not in self._asked():
                 return False
             wanted = {p: (state, state.next_offset, state.leader_epoch) for p, state in self._wanted(address).items()}
-            topic_id = self._topic_id
+            topic_id, rack = self._topic_id, self._near.rack(wanted)
         if not wanted:
             return True
         positions = {p: (offset, epoch) for p, (_, offset, epoch) in wanted.items()}
-        connection.sendall(fetch_protocol.encode_request(topic_id, positions))
+        connection.sendall(fetch_protocol.encode_request(topic_id, positions, rack))
         answers = fetch_protocol.decode_response(fetch_protocol.receive_response(connection))
+        answers = [answer for answer in answers if not self._is_of_another(answer, address)]
         stored = [self._store_answer(answer, *wanted[answer.partition][:2]) for answer in answers]
         return all(stored)
+
+    def _is_of_another(self, answer: PartitionAnswer, address: Address) -> bool:
+        """Whether a partition is read elsewhere from now on: where its leader says, or at its leader, since a replica has no answer."""
+        with self._changed:
+            if answer.near_replica >= 0:
+                self._near.follow(answer.partition, self._brokers.get(answer.near_replica))
+            elif (answer.error or answer.diverges_at is not None) and self._led.get(answer.partition) != address:
+                self._near.avoid(answer.partition)
+            else:
+                return False
+            self._changed.notify_all()
+        self._lost.set()
+        return True
 
     def _store_answer(self, answer: PartitionAnswer, state: _Partition, offset: int) -> bool:
         """Append what was fetched of a partition; False where nothing came for a reason that passes.
@@ -275,7 +307,8 @@ class Fetcher:
             self._count_corrupt_fetch(answer.partition, state, error)
             return False
         with self._changed:
-            if self._partitions.get(answer.partition) is state:
+            # A broker that is no longer asked may answer late, and bring what another one has brought meanwhile.
+            if self._partitions.get(answer.partition) is state and state.next_offset == offset:
                 state.end, state.stable_end, state.corrupt_fetches = answer.end, answer.stable_end, 0
                 if records.next_offset > offset:
                     state.leader_epoch = records.leader_epoch
@@ -306,6 +339,9 @@ class Fetcher:
     def _count_corrupt_fetch(self, partition: int, state: _Partition, error: CorruptBatch) -> None:
         """Let the batch be fetched again; raises CorruptLog once that has been done often enough."""
         state.corrupt_fetches += 1
+        with self._changed:
+            # A follower's copy may be damaged where the leader's is not.
+            self._near.avoid(partition)
         where = f"{self._topic}/{partition}: the record batch at offset {error.offset} {error.message}"
         if state.corrupt_fetches >= _FETCHES_OF_A_CORRUPT_BATCH:
             raise CorruptLog(
@@ -315,13 +351,14 @@ class Fetcher:
         self._log.warning("a corrupt record batch is fetched again", where=where)
 
     def _wanted(self, address: Address) -> dict[int, _Partition]:
-        """The partitions that this broker leads and of which more may be fetched ahead, those first that have the least waiting: a response
-        may be full before it comes to the last."""
+        """The partitions that are read from this broker and of which more may be fetched ahead, those first that have the least waiting:
+        a response may be full before it comes to the last."""
         ahead = max(_LEAST_AHEAD, _AHEAD_MESSAGES // max(1, len(self._partitions)))
+        sources = self._sources()
         wanted = (
             (p, state)
             for p, state in self._partitions.items()
-            if self._led.get(p) == address and state.messages < ahead and self._failure is None
+            if sources.get(p) == address and state.messages < ahead and self._failure is None
         )
         return dict(sorted(wanted, key=lambda partition: partition[1].messages))
 

@@ -33,7 +33,7 @@ class PartitionAnswer:
 
     The log ends at `end`; up to `stable_end` all transactions are decided. `error` is 0 or the number of a Kafka error.
     `aborted`: (producer id, first offset) of transactions that were rolled back. `diverges_at`: where the leader's log parts
-    from what was read; None where it does not.
+    from what was read; None where it does not. `near_replica`: the broker to ask instead; negative where there is none.
     """
 
     partition: int
@@ -42,13 +42,16 @@ class PartitionAnswer:
     stable_end: int
     aborted: list[tuple[int, int]]
     diverges_at: int | None
+    near_replica: int
     data: Bytes
     start: int
     stop: int
 
 
-def encode_request(topic_id: str, positions: dict[int, tuple[int, int]]) -> bytes:
-    """A request; `positions`: partition → the next offset, and the leader epoch of the batch before it."""
+def encode_request(topic_id: str, positions: dict[int, tuple[int, int]], rack: str = "") -> bytes:
+    """A request; `positions`: partition → the next offset, and the leader epoch of the batch before it. `rack`: ours, by which a leader
+    may name another replica."""
+    place = rack.encode()
     partition_bytes = max(_LEAST_PARTITION_BYTES, min(_MOST_PARTITION_BYTES, _RESPONSE_BYTES // max(1, len(positions))))
     parts = [
         struct.pack(">hhih", _FETCH, _VERSION, 0, len(_CLIENT)), _CLIENT, _NO_TAGS,
@@ -58,7 +61,7 @@ def encode_request(topic_id: str, positions: dict[int, tuple[int, int]]) -> byte
             struct.pack(">iiqiqi", partition, -1, offset, epoch, -1, partition_bytes) + _NO_TAGS
             for partition, (offset, epoch) in positions.items()
         ),
-        _NO_TAGS, _uvarint(1), _uvarint(1), _NO_TAGS,
+        _NO_TAGS, _uvarint(1), _uvarint(len(place) + 1), place, _NO_TAGS,
     ]  # fmt: skip
     body = b"".join(parts)
     return struct.pack(">i", len(body)) + body
@@ -101,13 +104,15 @@ def _decode_partition(fields: _Fields, data: Bytes) -> PartitionAnswer:
     for _ in fields.array():
         aborted.append(fields.numbers("qq"))
         fields.tags()
-    fields.numbers("i")
+    (near_replica,) = fields.numbers("i")
     size = max(0, fields.uvarint() - 1)
     start = fields.at
     fields.at += size
     epoch_at = fields.tags().get(_DIVERGING_EPOCH)
     diverges_at = None if epoch_at is None else fields.diverging_offset(epoch_at)
-    return PartitionAnswer(number, error, end, stable_end, aborted, diverges_at, data, start, start + size)
+    return PartitionAnswer(
+        number, error, end, stable_end, aborted, diverges_at, near_replica, data, start, start + size
+    )
 
 
 def _uvarint(number: int) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from infra.errors import UserError
@@ -21,6 +21,8 @@ class TopicState:
     partitions: int
     replicas: int = 1
     """Of the partition that has fewest."""
+    brokers: dict[int, tuple[str, int]] = field(default_factory=dict)
+    """Id → address of those that have replicas."""
 
     @classmethod
     def of(cls, description: Any) -> TopicState:
@@ -31,4 +33,5 @@ class TopicState:
             raise UserError("the Kafka brokers know no topic ids", hint="Kafka 3.1 or newer is needed")
         leaders = {p.id: (p.leader.host, int(p.leader.port)) for p in description.partitions if p.leader}
         replicas = min((len(p.replicas) for p in description.partitions), default=1)
-        return cls(topic_id, leaders, len(description.partitions), replicas)
+        brokers = {r.id: (r.host, int(r.port)) for p in description.partitions for r in p.replicas if r.host}
+        return cls(topic_id, leaders, len(description.partitions), replicas, brokers)

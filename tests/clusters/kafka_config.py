@@ -30,6 +30,11 @@ class BrokerOptions:
     """Properties of a test's own."""
 
 
+def rack_of(node: int) -> str:
+    """Where a broker stands."""
+    return f"rack-{node}"
+
+
 def server_properties(
     node: int, ports: Mapping[int, Mapping[str, int]], advertised: Mapping[str, int], options: BrokerOptions
 ) -> str:
@@ -49,6 +54,8 @@ def server_properties(
         "inter.broker.listener.name": _INTERNAL,
         "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
         "log.dirs": "data",
+        "broker.rack": rack_of(node),
+        "replica.selector.class": "org.apache.kafka.common.replica.RackAwareReplicaSelector",
         "broker.session.timeout.ms": options.session_ms,
         "broker.heartbeat.interval.ms": options.session_ms // 8,
         "default.replication.factor": size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn, cast
@@ -16,7 +17,7 @@ from infra.errors import CorruptLog, Denied
 from infra.kafka.client import KafkaError
 from infra.kafka.fetch import Fetcher
 from infra.kafka.topic_state import TopicState
-from tests.product import wait_until
+from tests.product import PATIENCE, wait_until
 from tests.unit.test_fetch_responses import TOPIC_ID, partition, response
 from tests.unit.test_record_batches import batch, crc32c, record
 
@@ -119,6 +120,42 @@ def test_refused_credentials_are_tried_again_and_not_over_and_over() -> None:
         assert fetcher.take(1, 1.0) == {}
         assert len(attempts) == 1
     finally:
+        fetcher.close()
+
+
+def test_what_a_former_leader_brings_late_is_not_taken_twice() -> None:
+    answer = answer_of(batch(record(0), codec=0, count=1))
+    is_asked, may_answer, has_answered = threading.Event(), threading.Event(), threading.Event()
+
+    class LateBroker(Broker):
+        def sendall(self, request: bytes) -> None:
+            is_asked.set()
+            assert may_answer.wait(60)
+            super().sendall(request)
+
+        def __exit__(self, *_: object) -> None:
+            has_answered.set()
+
+    leaders = {0: ("former", 9092), 1: ("away", 9092)}
+    brokers = {"former": LateBroker(answer), "new": Broker(answer)}
+
+    def connect(address: tuple[str, int], _timeout_s: float) -> tuple[socket.socket, float]:
+        if address[0] not in brokers:
+            raise OSError("refused")  # so that leaders are looked up again
+        return cast(socket.socket, brokers[address[0]]), float("inf")
+
+    fetcher = Fetcher("ad-events", lambda: TopicState(partitions=2, topic_id=TOPIC_ID, leaders=dict(leaders)), connect)
+    try:
+        fetcher.assign({0: 7, 1: 7})
+        assert is_asked.wait(20 * PATIENCE)
+        leaders[0] = ("new", 9092)
+        wait_until(lambda: fetcher.end(0) >= 0, 20, "the new leader has answered")
+        may_answer.set()
+        assert has_answered.wait(20 * PATIENCE)
+        (records,) = fetcher.take(10, 0.1)[0]
+        assert records.offsets.tolist() == [7]
+    finally:
+        may_answer.set()
         fetcher.close()
 
 
