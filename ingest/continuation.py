@@ -59,8 +59,9 @@ def choose_position(main: Committed, copy: Committed) -> Position | None:
     return None
 
 
-def continue_at(partition: int, position: Position, log: Log) -> Continuation:
-    """Where to go on reading a partition, and what is lost by it."""
+def continue_at(partition: int, position: Position, log: Log, *, diverged: bool = False) -> Continuation:
+    """Where to go on reading a partition, and what is lost by it. `diverged`: the broker does not know the log that was read, and it is
+    the same up to the log's `end`."""
     at, bare = position.log_offset, msgspec.structs.replace(position, topic_id=log.topic_id)
     if position.topic_id and position.topic_id != log.topic_id:
         loss = Loss(
@@ -81,7 +82,8 @@ def continue_at(partition: int, position: Position, log: Log) -> Continuation:
             f"offsets {at} to {log.start - 1} of partition {partition} were deleted before they were read",
         )
         return Continuation(msgspec.structs.replace(bare, leader_epoch=-1), log.start, loss)
-    return Continuation(bare, at)
+    # By the epoch the broker would find the same again.
+    return Continuation(msgspec.structs.replace(bare, leader_epoch=-1) if diverged else bare, at)
 
 
 def _counted_on(position: Position, log_offset: int, loss: Loss) -> Continuation:

@@ -75,5 +75,5 @@ def find_continuations(
             )  # fmt: skip
         position = rebuilder.with_turns(p, position.at_most(now_ms()))
         end = min(ends[p], diverged.get(p, ends[p]))
-        continuations[p] = continuation.continue_at(p, position, Log(topic_id, starts[p], end))
+        continuations[p] = continuation.continue_at(p, position, Log(topic_id, starts[p], end), diverged=p in diverged)
     return continuations

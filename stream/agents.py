@@ -195,7 +195,7 @@ class Agents:
         where = f"{message.topic}/{message.partition}/{message.offset}"
         if stage is MINUTE:
             block, block_header = blocks.decode_block(message.value, where)
-            owned.intake.apply_block(message.offset, Partials.of_arrow(block), block_header, where)
+            owned.intake.apply_block(message.offset, Partials.of_arrow(block), block_header, where, now_ms())
         else:
             chunk, chunk_header = chunks.decode(message.value, where)
             owned.intake.apply_chunk(message.offset, chunk, chunk_header, where)

@@ -22,7 +22,7 @@ class Waiting:
     """Whether the closing watermark has crossed the end of a window."""
     messages: int
     behind_ms: int
-    """How old the newest block is."""
+    """How old the newest block was when it was read."""
 
 
 class FlushPolicy(Protocol):
@@ -46,6 +46,7 @@ class Fresh:
     larger flushes cost less."""
 
     flushes_per_s: int = 64
+    longest_wait_s: float = 1.0
     behind_ms: int = 1_000
     behind_wait_s: float = 1.0
     behind_flushes_per_s: int = 8
@@ -59,7 +60,7 @@ class Fresh:
             wait_s = max(self.behind_wait_s, partitions / self.behind_flushes_per_s)
             if since_s < wait_s and waiting.rows < self.behind_rows // max(partitions, 16):
                 return False
-        elif since_s < (partitions - 1) / self.flushes_per_s:
+        elif since_s < min(self.longest_wait_s, (partitions - 1) / self.flushes_per_s):
             return False
         return _has_reason(waiting)
 

@@ -52,6 +52,8 @@ class Intake:
         self.closing = durable.closing
         self.newest_sent_ms = 0
         """When the newest block applied was sent."""
+        self._behind_ms = 0
+        """How old that block was when it was read. What merely waits for its flush gets no older."""
         self._durable = durable
         self._upstream = durable.upstream
         self._parts: dict[int, int] = {}
@@ -61,8 +63,8 @@ class Intake:
         self._row_count = 0
         self._oldest_ms: int | None = None
 
-    def apply_block(self, offset: int, rows: Partials, header: BlockHeader, where: str) -> None:
-        """Take a block of partials (minute stage). Raises CorruptLog when its ranges do not tile."""
+    def apply_block(self, offset: int, rows: Partials, header: BlockHeader, where: str, now_ms: int = 0) -> None:
+        """Take a block of partials (minute stage) that was read at `now_ms`. Raises CorruptLog when its ranges do not tile."""
         self._check_part(0, header, where)
         if header.part == 0:
             for r in header.ranges:
@@ -70,6 +72,7 @@ class Intake:
                 blocks.check_tiles(known.next_offset if known else None, r, where)
         self._add(rows)
         self.newest_sent_ms = max(self.newest_sent_ms, header.sent_at_ms)
+        self._behind_ms = now_ms - self.newest_sent_ms
         if header.part == header.parts - 1:
             self.closing = self.closing.see(header.ranges, self._sources)
         self.next_message = offset + 1
@@ -119,7 +122,7 @@ class Intake:
         """Let silence move the closing watermark on (the minute stage, which alone looks at the clock)."""
         self.closing = self.closing.tick(self._sources, now_ms)
 
-    def waiting(self, now_ms: int) -> Waiting:
+    def waiting(self) -> Waiting:
         """What a flush would make durable."""
         before_ms, after_ms = self._durable.closing.closed_ms, self.closing.closed_ms
         return Waiting(
@@ -128,7 +131,7 @@ class Intake:
             crosses_end=after_ms is not None
             and (before_ms is None or before_ms // self._grain_ms != after_ms // self._grain_ms),
             messages=self.next_message - self._durable.next_message,
-            behind_ms=now_ms - self.newest_sent_ms,
+            behind_ms=self._behind_ms,
         )
 
     def _is_closed(self, start_ms: int | None, closed_ms: int | None) -> bool:

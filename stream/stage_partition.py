@@ -37,6 +37,8 @@ from stream.topology import Stage
 _REFRESH_S = 2.0
 # Threads that compute at the same time take turns at the interpreter, and the event loop has to wait for all of them.
 _FRESH_TURN, _PATIENT_TURN = threading.Lock(), threading.Lock()
+# One that writes all rows anew takes seconds: others do not wait for it.
+_COMPACTION_TURN = threading.Lock()
 
 
 class Sink(Protocol):
@@ -240,7 +242,7 @@ class StagePartition:
         policy, started = self.stage.flush_policy, time.monotonic()
         if policy.looks_at_clock:
             self.intake.tick(now_ms)
-        if not policy.is_due(self.intake.waiting(now_ms), started - self._flushed_at, self._siblings):
+        if not policy.is_due(self.intake.waiting(), started - self._flushed_at, self._siblings):
             return False
         self._flushed_at, self._applied = started, self.intake.take()
         return True
@@ -255,8 +257,10 @@ class StagePartition:
 
     def _make_durable(self) -> Publication | None:
         """Write the flush to the log; None when it did not happen."""
-        with self._turn:
-            flush = self._state.fold(self._pop_applied())
+        applied = self._pop_applied()
+        with _COMPACTION_TURN if self._state.may_compact(sum(map(len, applied.rows))) else self._turn:
+            flush = self._state.fold(applied)
+            del applied  # so that its memory is free
             records = self._records(flush)
         self._warn_of_rows_too_old()
         if self.dead.is_set() or not self._write(flush, records):

@@ -118,7 +118,7 @@ class StageState:
             dropped_ms=droppable,
             upstream=applied.upstream,
         )
-        compacts = self._loose_rows + len(delta) > max(self._compact_above_rows, 2 * self._base_rows)
+        compacts = self._is_large(len(delta))
         tombstones = [key for key, end in self._log.items() if compacts or end <= droppable]
         closed_rows, sent = self._to_send(delta, header, bool(tombstones))
         header = msgspec.structs.replace(header, sent=sent)
@@ -137,6 +137,14 @@ class StageState:
     @property
     def _sent(self) -> Sent:
         return Sent(0, 0) if self._closed_rows is None else self._closed_rows.sent
+
+    def may_compact(self, rows: int) -> bool:
+        """Whether a flush of so many rows may write all that is held anew, which takes long."""
+        returned = 0 if self._returned is None else len(self._returned)
+        return self._is_large(rows + returned)
+
+    def _is_large(self, rows: int) -> bool:
+        return self._loose_rows + rows > max(self._compact_above_rows, 2 * self._base_rows)
 
     def _to_send(self, delta: Partials, header: ChunkHeader, forgets: bool) -> tuple[Partials | None, Sent]:
         """What to send to insights with a flush, and up to where all is sent after it."""

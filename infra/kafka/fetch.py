@@ -33,8 +33,8 @@ _TIMEOUT_S, _RETRY_S = 10.0, 0.2
 _DENIED_RETRY_S = 5.0
 # A broker that is just coming back may not know its topics yet.
 _MISSING_S = 30.0
-# Waiting to be taken, of all partitions, and of each at least.
-_AHEAD_MESSAGES, _LEAST_AHEAD = 120_000, 2_000
+# Messages of a partition that wait to be taken, however many others have.
+_LEAST_AHEAD = 2_000
 # Bytes that are damaged on the way are right the next time; those on the broker's disk stay as they are.
 _FETCHES_OF_A_CORRUPT_BATCH = 3
 
@@ -73,7 +73,7 @@ class Fetcher:
         self._missing_since: float | None = None
         self._changed = threading.Condition()
         self._partitions: dict[int, _Partition] = {}
-        self._turn = 0
+        self._turn = self._ahead = 0
         self._led: dict[int, Address] = {}
         self._brokers: dict[int, Address] = {}
         self._near = NearReplicas(rack)
@@ -119,6 +119,8 @@ class Fetcher:
         """
         deadline = time.monotonic() + timeout_s
         with self._changed:
+            # More than one batch, for the next one is fetched while this one is counted.
+            self._ahead = count + count // 4
             while True:
                 if self._failure is not None:
                     raise self._failure
@@ -353,12 +355,12 @@ class Fetcher:
     def _wanted(self, address: Address) -> dict[int, _Partition]:
         """The partitions that are read from this broker and of which more may be fetched ahead, those first that have the least waiting:
         a response may be full before it comes to the last."""
-        ahead = max(_LEAST_AHEAD, _AHEAD_MESSAGES // max(1, len(self._partitions)))
+        is_short = sum(state.messages for state in self._partitions.values()) < self._ahead
         sources = self._sources()
         wanted = (
             (p, state)
             for p, state in self._partitions.items()
-            if sources.get(p) == address and state.messages < ahead and self._failure is None
+            if sources.get(p) == address and (is_short or state.messages < _LEAST_AHEAD) and self._failure is None
         )
         return dict(sorted(wanted, key=lambda partition: partition[1].messages))
 
@@ -379,16 +381,19 @@ def _take_from(partition: _Partition, count: int, turn: int) -> list[Records]:
 
 
 def _split(records: Records, count: int) -> tuple[Records, Records]:
-    def part(rows: slice, next_offset: int) -> Records:
+    def part(rows: slice, next_offset: int, leader_epoch: int) -> Records:
         return Records(
             records.offsets[rows],
             records.timestamps_ms[rows],
             records.values.take(rows),
             records.keys.take(rows),
             next_offset,
-            records.leader_epoch,
+            leader_epoch,
             records.by_broker,
+            records.is_of_one_leader,
         )
 
-    middle = int(records.offsets[count])
-    return part(slice(None, count), middle), part(slice(count, None), records.next_offset)
+    middle, epoch = int(records.offsets[count]), records.leader_epoch
+    # Of which leader the last of the first part is, is not known where there are several.
+    first = part(slice(None, count), middle, epoch if records.is_of_one_leader else -1)
+    return first, part(slice(count, None), records.next_offset, epoch)

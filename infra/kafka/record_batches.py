@@ -50,6 +50,8 @@ class Records:
     """Of the leader that wrote the last batch; −1 when there was none."""
     by_broker: bool = True
     """Whether all timestamps are the broker's (LogAppendTime)."""
+    is_of_one_leader: bool = True
+    """Whether all batches have that leader epoch."""
 
     def shifted(self, by: int) -> Records:
         """The same messages at higher offsets."""
@@ -78,8 +80,11 @@ def read_batches(data: Bytes, start: int, end: int, from_offset: int, aborted: l
         raise _unreadable(data, unreadable_at)
     next_offset = max(from_offset, int(batches[-1, _LAST]) + 1) if len(batches) else from_offset
     wanted = batches[_committed(data, batches, aborted) & (batches[:, _LAST] >= from_offset)]
-    epoch = int(batches[-1, _EPOCH]) if len(batches) else -1
-    return _records(*_plain(data, wanted), from_offset, next_offset, epoch)
+    records = _records(*_plain(data, wanted), from_offset, next_offset)
+    if not len(batches):
+        return records
+    epochs = batches[:, _EPOCH]
+    return replace(records, leader_epoch=int(epochs[-1]), is_of_one_leader=bool((epochs == epochs[-1]).all()))
 
 
 def _unreadable(data: Bytes, at: int) -> CorruptBatch:
@@ -193,7 +198,7 @@ def _unsnapped(packed: bytes) -> bytes:
     return b"".join(parts)
 
 
-def _records(data: Bytes, table: Ints, from_offset: int, next_offset: int, leader_epoch: int) -> Records:
+def _records(data: Bytes, table: Ints, from_offset: int, next_offset: int) -> Records:
     counts, sizes = table[:, _COUNT], table[:, _END] - table[:, _AT]
     impossible = np.flatnonzero((counts < 0) | (counts * _SHORTEST_RECORD > sizes))
     if len(impossible):
@@ -209,7 +214,7 @@ def _records(data: Bytes, table: Ints, from_offset: int, next_offset: int, leade
     offsets, times, starts, ends, key_starts, key_ends = columns[:, :filled]
     values, keys = Values(data, starts, ends), Values(data, key_starts, key_ends)
     by_broker = bool((table[:, _ATTRIBUTES] & _LOG_APPEND != 0).all())
-    return Records(offsets, times, values, keys, next_offset, leader_epoch, by_broker)
+    return Records(offsets, times, values, keys, next_offset, by_broker=by_broker)
 
 
 @compiled

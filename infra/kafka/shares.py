@@ -15,7 +15,7 @@ from infra.columnar.columns import Ints
 
 _SAMPLES = 8_192
 MOST_PARTITIONS = 16
-"""Of a backlog in one batch: each has costs of its own in every batch that it is part of."""
+"""Of a backlog in one batch, if they have enough messages: each has costs of its own in every batch that it is part of."""
 
 
 def shares(waiting: Mapping[int, Sequence[Ints]], count: int) -> dict[int, int]:
@@ -29,11 +29,9 @@ def shares(waiting: Mapping[int, Sequence[Ints]], count: int) -> dict[int, int]:
     sizes = {p: sum(map(len, parts)) for p, parts in waiting.items()}
     if sum(sizes.values()) <= count:
         return sizes
-    waiting = _chosen(waiting)
+    waiting = _of_this_batch(waiting, sizes, count)
     sizes = {p: sizes[p] for p in waiting}
-    if sum(sizes.values()) <= count:
-        return sizes
-    taken = _alike(sizes, count // 2)
+    taken = _spread(sizes, -(-count // 2))
     left = count - sum(taken.values())
     step = max(1, sum(sizes.values()) // _SAMPLES)
     times = {p: np.maximum.accumulate(np.concatenate(parts)[taken[p] :: step]) for p, parts in waiting.items()}
@@ -43,22 +41,31 @@ def shares(waiting: Mapping[int, Sequence[Ints]], count: int) -> dict[int, int]:
         older = min(int(np.searchsorted(t, newest)) * step, sizes[p] - taken[p], left)
         taken[p], left = taken[p] + older, left - older
     # What is of the very time at which the count is full, as all messages of a record batch may be.
-    rest = _alike({p: size - taken[p] for p, size in sizes.items()}, left)
+    rest = _spread({p: size - taken[p] for p, size in sizes.items()}, left)
     return {p: taken[p] + rest[p] for p in sizes}
 
 
-def _chosen(waiting: Mapping[int, Sequence[Ints]]) -> dict[int, Sequence[Ints]]:
-    """The partitions that a batch takes from: those with the oldest messages, and those whose turn it is."""
-    some = [p for p, parts in waiting.items() if parts]
-    oldest = sorted(some, key=lambda p: int(waiting[p][0][0]))[: MOST_PARTITIONS // 2]
-    others = [p for p in some if p not in oldest]
-    return {p: waiting[p] for p in [*oldest, *others[: MOST_PARTITIONS - len(oldest)]]}
+def _of_this_batch(
+    waiting: Mapping[int, Sequence[Ints]], sizes: Mapping[int, int], count: int
+) -> dict[int, Sequence[Ints]]:
+    """The partitions that a batch takes from, in the order of their turns: those with the oldest messages, and those whose turn it is.
+    Together they have `count` messages."""
+    full = [p for p, parts in waiting.items() if parts]
+    oldest = sorted(full, key=lambda p: int(waiting[p][0][0]))
+    batch = oldest[: MOST_PARTITIONS // 2]
+    for p in full:
+        if len(batch) >= MOST_PARTITIONS and sum(sizes[p] for p in batch) >= count:
+            break
+        if p not in batch:
+            batch.append(p)
+    return {p: waiting[p] for p in full if p in batch}
 
 
-def _alike(sizes: Mapping[int, int], count: int) -> dict[int, int]:
-    """`count` shared among partitions of these sizes, as evenly as they allow."""
-    given, left = dict.fromkeys(sizes, 0), count
-    for place, p in enumerate(sorted(sizes, key=lambda p: sizes[p])):
-        given[p] = min(sizes[p], left // (len(sizes) - place))
-        left -= given[p]
-    return given
+def _spread(sizes: Mapping[int, int], count: int) -> dict[int, int]:
+    """`count` spread over partitions of these sizes, as evenly as they allow; what cannot be divided goes to the first."""
+    shares, left = dict.fromkeys(sizes, 0), count
+    evenly = count // max(1, len(sizes)) + 1
+    for place, p in enumerate(sorted(sizes, key=lambda p: min(sizes[p], evenly))):
+        shares[p] = min(sizes[p], -(-left // (len(sizes) - place)))
+        left -= shares[p]
+    return shares

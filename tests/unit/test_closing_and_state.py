@@ -473,7 +473,7 @@ def test_rows_of_an_aborted_flush_are_counted_as_waiting(order: tuple[str, str])
         else:
             stage.abort()
     assert stage.intake.waiting_rows == 2
-    assert stage.intake.waiting(0).corrects
+    assert stage.intake.waiting().corrects
     flush = stage.begin_flush()
     assert stage.intake.waiting_rows == 0
     assert int(flush.delta["impressions"].sum()) == 12
@@ -485,7 +485,7 @@ def test_rows_applied_during_the_flush_that_closes_their_window_are_a_correction
     stage.begin_flush()
     stage.apply_block(1, block_of(1, 7), header_at(1, 5 * MINUTE), "here")
     stage.commit()
-    assert stage.intake.waiting(0).corrects
+    assert stage.intake.waiting().corrects
 
 
 def test_a_publication_does_not_change_with_later_flushes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from infra.errors import InputLost
@@ -36,6 +37,13 @@ def test_reading_continues_at_the_position_while_the_log_has_it() -> None:
         assert continue_at(0, AT, Log("old", start, end)) == Continuation(AT, 100)
     unknown = Position(100, 7, 8)
     assert continue_at(0, unknown, Log("new", 0, 100)).position.topic_id == "new"
+
+
+def test_a_log_that_parts_from_what_was_read_behind_the_position_is_read_on_without_the_epoch() -> None:
+    at = msgspec.structs.replace(AT, leader_epoch=3)
+    assert continue_at(0, at, Log("old", 0, 120)).position.leader_epoch == 3
+    diverged = continue_at(0, at, Log("old", 0, 120), diverged=True)
+    assert (diverged.loss, diverged.log_offset, diverged.position.leader_epoch) == (None, 100, -1)
 
 
 @pytest.mark.parametrize(

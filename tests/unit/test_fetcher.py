@@ -74,6 +74,17 @@ def test_messages_of_a_broker_are_taken() -> None:
         wait_until(lambda: taken(fetcher), 20, "a message is taken")
 
 
+@pytest.mark.parametrize(("epochs", "first"), [((3, 3), 3), ((3, 4), -1)])
+def test_of_which_leader_the_last_message_of_a_batch_is_goes_along_where_it_is_known(
+    epochs: tuple[int, int], first: int
+) -> None:
+    batches = [batch(record(0), codec=0, count=1, offset=7 + n, leader_epoch=epoch) for n, epoch in enumerate(epochs)]
+    with reading(answer_of(b"".join(batches))) as fetcher:
+        wait_until(lambda: fetcher.end(0) >= 0, 20, "the broker has answered")
+        taken = [fetcher.take(1, 0.1)[0][0] for _ in epochs]
+    assert [records.leader_epoch for records in taken] == [first, epochs[1]]
+
+
 @pytest.mark.parametrize("count", [-(2**31), 2**31 - 1])
 def test_a_batch_with_an_impossible_number_of_records_is_named(count: int) -> None:
     raw = bytearray(batch(record(0), codec=0, count=1))

@@ -6,8 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from infra.clock import MINUTE_MS
+from ingest.blocks import BlockHeader, SourceRange
 from stream.flush_policy import FlushPolicy, Fresh, Patient, Waiting
+from stream.intake import Durable, Intake
 from stream.topology import STAGES
+from tests.unit.test_partials_and_cells import frame, partial
 
 NOTHING = Waiting(rows=0, corrects=False, crosses_end=False, messages=1, behind_ms=0)
 ROWS = replace(NOTHING, rows=10)
@@ -51,6 +55,23 @@ def test_with_many_partitions_each_waits_longer_for_its_flush(
 ) -> None:
     assert policy.is_due(waiting, since_s, 64)
     assert not policy.is_due(waiting, since_s - 0.1, 64)
+
+
+def test_however_many_partitions_there_are_fresh_minutes_wait_for_a_second_at_most() -> None:
+    assert Fresh().is_due(ROWS, 1.0, 1_000)
+
+
+def test_what_waits_for_its_flush_is_not_taken_for_a_backlog() -> None:
+    intake = Intake(MINUTE_MS, 1, Durable())
+    sent_ms = 1_000_000
+    intake.apply_block(
+        0, frame([partial()]), BlockHeader(1, (SourceRange(0, 0, 1, 0, False),), sent_ms), "here", sent_ms + 900
+    )
+    assert Fresh().is_due(intake.waiting(), 1.0, 64)
+    intake.apply_block(
+        1, frame([partial()]), BlockHeader(1, (SourceRange(0, 1, 2, 0, False),), sent_ms), "here", sent_ms + 1_001
+    )
+    assert not Fresh().is_due(intake.waiting(), 1.0, 64)
 
 
 def test_only_the_stage_of_minutes_is_fresh_and_uses_the_clock() -> None:

@@ -57,10 +57,12 @@ def crc32c(data: bytes) -> int:
     return crc ^ 0xFFFF_FFFF
 
 
-def batch(packed: bytes, *, codec: int = _LZ4, count: int = len(VALUES)) -> bytes:
-    """A record batch at offset 7."""
+def batch(
+    packed: bytes, *, codec: int = _LZ4, count: int = len(VALUES), offset: int = 7, leader_epoch: int = 0
+) -> bytes:
+    """A record batch."""
     covered = struct.pack(">hiqqqhii", codec, count - 1, 5, 5, -1, -1, -1, count) + packed
-    return struct.pack(">qiibI", 7, 9 + len(covered), 0, 2, crc32c(covered)) + covered
+    return struct.pack(">qiibI", offset, 9 + len(covered), leader_epoch, 2, crc32c(covered)) + covered
 
 
 def read_raw(raw: bytes) -> Records:

@@ -1,13 +1,14 @@
 """Taking messages of partitions so that they advance together in time."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.kafka.shares import MOST_PARTITIONS, shares
 
 times = st.lists(st.integers(0, 50), max_size=40).map(lambda t: np.array(t, np.int64))
-waiting = st.dictionaries(st.integers(0, 9), st.lists(times, max_size=3), max_size=6)
+waiting = st.dictionaries(st.integers(0, 99), st.lists(times, max_size=3), max_size=40)
 
 
 @given(waiting, st.integers(1, 200))
@@ -16,6 +17,17 @@ def test_as_many_are_taken_as_asked_for_or_all(partitions: dict[int, list[np.nda
     sizes = {p: sum(map(len, parts)) for p, parts in partitions.items()}
     assert sum(taken.values()) == min(count, sum(sizes.values()))
     assert all(0 <= taken[p] <= sizes[p] for p in taken)
+
+
+def test_a_full_batch_is_taken_where_many_partitions_have_few_messages() -> None:
+    taken = shares({p: [np.arange(2_000)] for p in range(64)}, 100_000)
+    assert sum(taken.values()) == 100_000
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_however_small_a_batch_is_the_partition_that_waits_for_longest_gets_a_message(count: int) -> None:
+    old, fresh = np.zeros(100, np.int64), np.full(100, 1_000)
+    assert shares({1: [fresh], 0: [old]}, count)[1] > 0
 
 
 def test_partitions_of_a_backlog_advance_together_in_time() -> None:
