@@ -56,7 +56,7 @@ def test_a_setting_of_a_topic_that_is_wrong(settings: Settings, key: str, value:
         ({"event_partitions": 3}, "has 2 partitions, the setting says 3: adclick migrate adds them"),
         ({"block_partitions": 3}, "has 2 partitions, the setting says 3: these cannot grow"),
         ({"event_partitions": 1}, "has partitions that are not read: 1"),
-        ({"replication_factor": 3}, "has 1 replicas, the setting says 3: kafka-reassign-partitions adds some"),
+        ({"replication_factor": 3}, "has 1 replica, it should have 3: kafka-reassign-partitions adds some"),
     ],
 )
 def test_another_number_of_partitions_or_replicas(settings: Settings, changes: dict[str, int], expected: str) -> None:
