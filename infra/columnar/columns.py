@@ -39,6 +39,10 @@ class Values:
         """The texts at these places, in the order of `rows`."""
         return Values(self.data, self.starts[rows], self.ends[rows])
 
+    def mean_bytes(self) -> float:
+        """Of a text, on average; 0 where there is none."""
+        return float(np.maximum(self.ends - self.starts, 0).mean()) if len(self) else 0.0
+
     def copied(self) -> Values:
         """The same texts, one right after the other."""
         sizes = np.maximum(self.ends - self.starts, 0)

@@ -25,7 +25,7 @@ from infra.kafka.client import KafkaError
 from infra.kafka.fetch_protocol import PartitionAnswer
 from infra.kafka.near_replicas import Address, NearReplicas
 from infra.kafka.record_batches import CorruptBatch, Records
-from infra.kafka.shares import shares
+from infra.kafka.shares import MOST_PARTITIONS, shares
 from infra.kafka.topic_state import TopicState
 
 _TIMEOUT_S, _RETRY_S = 10.0, 0.2
@@ -33,8 +33,9 @@ _TIMEOUT_S, _RETRY_S = 10.0, 0.2
 _DENIED_RETRY_S = 5.0
 # A broker that is just coming back may not know its topics yet.
 _MISSING_S = 30.0
-# Messages of a partition that wait to be taken, however many others have.
-_LEAST_AHEAD = 2_000
+# What waits to be taken: so many batches of messages, unless they are large. From a backlog each batch takes few partitions, which
+# should have enough for it; the others are fetched meanwhile.
+_AHEAD_BATCHES, _AHEAD_BYTES = 4, 256 << 20
 # Bytes that are damaged on the way are right the next time; those on the broker's disk stay as they are.
 _FETCHES_OF_A_CORRUPT_BATCH = 3
 
@@ -47,6 +48,8 @@ class _Partition:
     leader_epoch: int = -1
     waiting: deque[Records] = field(default_factory=deque)
     messages: int = 0
+    message_bytes: float = 0.0
+    """Of one, on average."""
     taken_turn: int = 0
     """The turn of `take` that was the last to take from it."""
     end: int = -1
@@ -73,7 +76,7 @@ class Fetcher:
         self._missing_since: float | None = None
         self._changed = threading.Condition()
         self._partitions: dict[int, _Partition] = {}
-        self._turn = self._ahead = 0
+        self._turn = self._batch = 0
         self._led: dict[int, Address] = {}
         self._brokers: dict[int, Address] = {}
         self._near = NearReplicas(rack)
@@ -119,8 +122,7 @@ class Fetcher:
         """
         deadline = time.monotonic() + timeout_s
         with self._changed:
-            # More than one batch, for the next one is fetched while this one is counted.
-            self._ahead = count + count // 4
+            self._batch = count
             while True:
                 if self._failure is not None:
                     raise self._failure
@@ -316,6 +318,7 @@ class Fetcher:
                     state.leader_epoch = records.leader_epoch
                     state.waiting.append(records)
                     state.messages += len(records.offsets)
+                    state.message_bytes = records.values.mean_bytes() or state.message_bytes
                     state.next_offset = records.next_offset
                 self._changed.notify_all()
         return True
@@ -355,12 +358,19 @@ class Fetcher:
     def _wanted(self, address: Address) -> dict[int, _Partition]:
         """The partitions that are read from this broker and of which more may be fetched ahead, those first that have the least waiting:
         a response may be full before it comes to the last."""
-        is_short = sum(state.messages for state in self._partitions.values()) < self._ahead
+        waiting = sum(state.messages for state in self._partitions.values())
+        size = sum(state.messages * state.message_bytes for state in self._partitions.values())
+        has_room = waiting < _AHEAD_BATCHES * self._batch and size < _AHEAD_BYTES
+        # Of few partitions more than a batch, for the next one is fetched while this one is counted.
+        is_short = waiting < self._batch + self._batch // 4
+        share = self._batch // MOST_PARTITIONS
         sources = self._sources()
         wanted = (
             (p, state)
             for p, state in self._partitions.items()
-            if sources.get(p) == address and (is_short or state.messages < _LEAST_AHEAD) and self._failure is None
+            if sources.get(p) == address
+            and (not state.messages or (has_room and (is_short or state.messages < share)))
+            and self._failure is None
         )
         return dict(sorted(wanted, key=lambda partition: partition[1].messages))
 

@@ -19,7 +19,8 @@ MOST_PARTITIONS = 16
 
 
 def shares(waiting: Mapping[int, Sequence[Ints]], count: int) -> dict[int, int]:
-    """Partition → how many of its messages to take, `count` in all, or all where there are fewer. Those that have to wait are left out.
+    """Partition → how many of its messages to take: `count` in all, or less where few partitions have fewer. Those that have to wait are
+    left out.
 
     `waiting`: the timestamps (ms) of the messages of each partition, in parts, in offset order; the partition that has not been taken
     from for longest comes first. Of a backlog, half goes to a few partitions whose turn it is and half to the oldest messages: so one
@@ -31,6 +32,8 @@ def shares(waiting: Mapping[int, Sequence[Ints]], count: int) -> dict[int, int]:
         return sizes
     waiting = _of_this_batch(waiting, sizes, count)
     sizes = {p: sizes[p] for p in waiting}
+    if sum(sizes.values()) <= count:
+        return sizes
     taken = _spread(sizes, -(-count // 2))
     left = count - sum(taken.values())
     step = max(1, sum(sizes.values()) // _SAMPLES)
@@ -49,12 +52,12 @@ def _of_this_batch(
     waiting: Mapping[int, Sequence[Ints]], sizes: Mapping[int, int], count: int
 ) -> dict[int, Sequence[Ints]]:
     """The partitions that a batch takes from, in the order of their turns: those with the oldest messages, and those whose turn it is.
-    Together they have `count` messages."""
+    Together they have half of `count` at least."""
     full = [p for p, parts in waiting.items() if parts]
     oldest = sorted(full, key=lambda p: int(waiting[p][0][0]))
     batch = oldest[: MOST_PARTITIONS // 2]
     for p in full:
-        if len(batch) >= MOST_PARTITIONS and sum(sizes[p] for p in batch) >= count:
+        if len(batch) >= MOST_PARTITIONS and sum(sizes[p] for p in batch) >= count // 2:
             break
         if p not in batch:
             batch.append(p)

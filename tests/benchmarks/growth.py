@@ -61,8 +61,9 @@ def points(most_events: int) -> list[Point]:
             for n in (10_000, 100_000, 1_000_000, 5_000_000)
         ),
         *(Point("duplicates, %", n, more={"duplicates": n / 100}) for n in (0, 1, 10, 30)),
-        *(Point("partitions", n, partitions=n) for n in (4, 16, 64)),
-        *(Point("workers of each kind", n, workers=n) for n in (1, 2, 3)),
+        # A million a minute: installations with few events need few partitions.
+        *(Point("partitions", n, 10_000_000, 10, partitions=n) for n in (4, 16, 64)),
+        *(Point("workers of each kind", n, 10_000_000, 10, workers=n, partitions=16) for n in (1, 2, 4, 8)),
     ]  # fmt: skip
 
 
