@@ -38,7 +38,7 @@ from pyspark.sql import functions as F  # noqa: N812
 
 from batch import archived_rows, corrections, move_tables, recount
 from batch.archived_rows import RejectedIds
-from batch.spark_master import foreign_variables, is_local
+from batch.spark_master import defaults_file, foreign_variables, is_local
 from infra import temp_dirs, user_cache
 from infra.addresses import properties_of
 from infra.clickhouse.client import ClickHouse, Connect
@@ -99,6 +99,10 @@ def start_session(settings: Settings, master: str, folder: Path, java_options: s
     folder.mkdir(parents=True, exist_ok=True)
     conf = folder / "spark-conf"
     conf.mkdir(exist_ok=True)
+    # As options they would be on the command line of Java, which everybody on the machine may read.
+    defaults = conf / "spark-defaults.conf"
+    defaults.touch(mode=0o600)
+    defaults.write_text(defaults_file(properties_of(settings.spark_properties)))
     (conf / "log4j2.properties").write_text(_LOG4J.format(log=(folder / "spark.log").resolve()))
     for name in foreign_variables(os.environ, master):
         del os.environ[name]
@@ -110,7 +114,7 @@ def start_session(settings: Settings, master: str, folder: Path, java_options: s
         "POLARS_MAX_THREADS": "1",
         **java.LOCALE,
     }
-    options = properties_of(settings.spark_properties) | {
+    options = {
         "spark.master": master,
         "spark.app.name": "adclick reconcile",
         "spark.ui.enabled": "false",

@@ -1,8 +1,9 @@
-"""Where Spark runs: in this process alone, or on a cluster. Pure."""
+"""Where Spark runs, in this process alone or on a cluster, and the file of properties that it reads when it starts. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Mapping
 
 from infra.embedded import java
 
@@ -19,6 +20,18 @@ def foreign_variables(variables: Iterable[str], master: str) -> list[str]:
     kept = frozenset[str]() if is_local(master) else _OWN_ADDRESS
     foreign = (name for name in variables if name.startswith(prefixes) or name in java.OPTIONS_VARIABLES)
     return [name for name in foreign if name not in kept]
+
+
+def defaults_file(properties: Mapping[str, str]) -> str:
+    """The content of a spark-defaults.conf, which is a file of java.util.Properties."""
+    return "".join(f"{name}={_escape(value)}\n" for name, value in properties.items())
+
+
+def _escape(value: str) -> str:
+    """A value of java.util.Properties: a UTF-16 unit that may mean something else in it is written as `\\uXXXX`."""
+    encoded = value.encode("utf-16-be", "surrogatepass")
+    units = struct.unpack(f">{len(encoded) // 2}H", encoded)
+    return "".join(chr(u) if 0x20 < u < 0x7F and u != ord("\\") else f"\\u{u:04x}" for u in units)
 
 
 def is_local(master: str) -> bool:

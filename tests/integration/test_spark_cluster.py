@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 from psutil import net_if_addrs
@@ -47,3 +51,32 @@ def test_properties_of_spark_go_to_its_driver_and_executors(planted: Settings, t
     properties = "spark.driver.host=127.0.0.2, spark.executor.memory=640m"
     for command in reconcile(planted, tmp_path, ADCLICK_SPARK_PROPERTIES=properties):
         assert driver_host(command) == "127.0.0.2" and "-Xmx640M" in command
+
+
+_SESSION = """
+import json, sys
+from pathlib import Path
+import psutil
+from batch.spark_job import start_session
+from infra.settings import resolve
+folder = Path(sys.argv[1])
+context = start_session(resolve().settings, "local[1]", folder).sparkContext
+conf, words = context.getConf(), psutil.Process(context._gateway.proc.pid).cmdline()
+mode = (folder / "spark-conf/spark-defaults.conf").stat().st_mode
+print(json.dumps([conf.get("spark.adclick.secret"), conf.get("spark.ui.enabled"), words, mode & 0o777]))
+"""
+
+
+def test_properties_of_spark_are_on_no_command_line_and_ours_take_precedence(tmp_path: Path) -> None:
+    secret = "hunter2\\t = #\u00e9\U0001f600\\"
+    variables = os.environ | {
+        "ADCLICK_SPARK_PROPERTIES": f"spark.ui.enabled=true,spark.adclick.secret={secret}",
+        "PYTHONUTF8": "1",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", _SESSION, str(tmp_path)], env=variables, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    in_force, ui, words, mode = json.loads(result.stdout.splitlines()[-1])
+    assert (in_force, ui, mode) == (secret, "false", 0o600)
+    assert "org.apache.spark.deploy.SparkSubmit" in words and not [word for word in words if "hunter2" in word]

@@ -196,6 +196,13 @@ def test_variables_of_another_spark_are_foreign() -> None:
     ]
 
 
+def test_values_in_a_file_of_java_properties_are_escaped() -> None:
+    from batch.spark_master import defaults_file
+
+    written = defaults_file({"spark.a": "4g", "spark.b": "a\\t= b#\u00e9\U0001f600", "spark.c": ""})
+    assert written == "spark.a=4g\nspark.b=a\\u005ct=\\u0020b#\\u00e9\\ud83d\\ude00\nspark.c=\n"
+
+
 @pytest.mark.parametrize("home", ["/nowhere", "java8", "not-java"])
 def test_an_unsuitable_java_is_skipped(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     binary = tmp_path / "bin" / "java"
