@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
+from infra.http_client import is_loopback
 from infra.redis.access import SCHEMES, check_options
 
 MASK = "********"
@@ -180,6 +181,15 @@ def check_web(text: str) -> str:
     """Any address of the web, or none. Raises ValueError."""
     if text:
         _split(text, _HTTP)
+    return text
+
+
+def check_token_endpoint(text: str) -> str:
+    """An address that a secret is sent to, or none. Raises ValueError."""
+    if check_web(text).startswith("http:") and not is_loopback(text):
+        raise ValueError(
+            "must begin with https://, since the client's secret is sent there, unless it is on this machine"
+        )
     return text
 
 

@@ -9,6 +9,7 @@ import ipaddress
 import ssl
 import urllib.request
 from http.client import HTTPResponse
+from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -30,6 +31,24 @@ def open_url(request: str | urllib.request.Request, timeout_s: float) -> HTTPRes
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
     response: HTTPResponse = opener.open(request, timeout=timeout_s)
+    return response
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an HTTPError like any other answer that is no success."""
+
+    def redirect_request(self, *_args: Any, **_kwargs: Any) -> None:
+        return None
+
+
+def open_with_secret(
+    request: urllib.request.Request, timeout_s: float, context: ssl.SSLContext | None = None
+) -> HTTPResponse:
+    """Open an address from the settings with credentials: they go to that address alone, and through the environment's proxy only by TLS.
+    `context` as in `open_anywhere`. Raises OSError."""
+    proxies = {scheme: proxy for scheme, proxy in urllib.request.getproxies().items() if scheme == "https"}
+    handlers = [_NoRedirects(), urllib.request.HTTPSHandler(context=context), urllib.request.ProxyHandler(proxies)]
+    response: HTTPResponse = urllib.request.build_opener(*handlers).open(request, timeout=timeout_s)
     return response
 
 

@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     kafka_user: str = Field("", description="user, for all mechanisms but OAUTHBEARER")
     kafka_password: Secret = Field(SecretStr(""), description="that user's password")
     kafka_token_command: str = Field("", description="command that prints a token (JWT), for OAUTHBEARER")
-    kafka_oidc_endpoint: WebAddress = Field(
+    kafka_oidc_endpoint: Annotated[str, AfterValidator(addresses.check_token_endpoint)] = Field(
         "", description="token endpoint of an OIDC provider, for OAUTHBEARER in place of a command"
     )
     kafka_oidc_client_id: str = Field(

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from urllib.parse import quote_plus, urlencode
 
 from infra.errors import Denied, UserError
-from infra.http_client import open_anywhere
+from infra.http_client import open_with_secret
 from infra.tls import TlsFiles, handshake_failure
 
 _PATIENCE_S = 30.0
@@ -90,11 +90,11 @@ def _fetched(source: TokenSource) -> tuple[str, float]:
     credentials = f"{quote_plus(source.client_id)}:{quote_plus(source.client_secret)}"
     form = {"grant_type": "client_credentials"} | ({"scope": source.scope} if source.scope else {})
     request = urllib.request.Request(source.endpoint, data=urlencode(form).encode(), method="POST")
-    request.add_header("Authorization", f"Basic {base64.b64encode(credentials.encode()).decode()}")
+    request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(credentials.encode()).decode()}")
     request.add_header("Accept", "application/json")
     try:
         context = TlsFiles("kafka_oidc", ca=source.ca).context() if source.endpoint.startswith("https:") else None
-        with open_anywhere(request, _FETCH_S, context) as response:
+        with open_with_secret(request, _FETCH_S, context) as response:
             reply = json.loads(response.read(_LARGEST_REPLY))
         token = str(reply["access_token"])
         expires_at = _expiry_of(token) or time.time() + float(reply["expires_in"])

@@ -14,7 +14,8 @@ from tests.clusters.kafka_cluster import unsecured_token
 
 
 class TokenEndpoint(ThreadingHTTPServer):
-    """Until `stop`. `forms`: what it was asked with, by clients who showed the right secret. `reply`: in place of a token."""
+    """Until `stop`. `forms`: what it was asked with, by clients who showed the right secret. `reply`: in place of a token.
+    `location`: where to redirect clients. `paths`: what was asked for, in each request."""
 
     daemon_threads = True
 
@@ -24,10 +25,17 @@ class TokenEndpoint(ThreadingHTTPServer):
         """`identity`: its certificate, where it speaks TLS."""
         self.forms = list[dict[str, str]]()
         self.reply: tuple[int, bytes] | None = None
+        self.location = ""
+        self.paths = list[str]()
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                endpoint.paths.append(self.path)
+                self._answer(404, b"")
+
             def do_POST(self) -> None:
+                endpoint.paths.append(self.path)
                 form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
                 kind, _, value = self.headers["Authorization"].partition(" ")
                 shown = tuple(map(unquote_plus, base64.b64decode(value).decode().split(":")))
@@ -43,6 +51,8 @@ class TokenEndpoint(ThreadingHTTPServer):
             def _answer(self, status: int, body: bytes) -> None:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
+                if endpoint.location:
+                    self.send_header("Location", endpoint.location)
                 self.end_headers()
                 self.wfile.write(body)
 

@@ -120,6 +120,27 @@ def test_an_endpoint_without_a_token_is_refused_in_one_line(
     assert SECRET not in line
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(open_endpoint: Callable[..., TokenEndpoint], status: int) -> None:
+    endpoint, other = open_endpoint(), open_endpoint()
+    endpoint.reply, endpoint.location = (status, b""), other.url
+    with pytest.raises(Denied, match=rf"^Kafka: the token endpoint {endpoint.url} answers {status} \("):
+        token_of(source_of(endpoint))
+    assert other.paths == []
+
+
+def test_a_secret_does_not_go_through_a_proxy_in_the_clear(
+    open_endpoint: Callable[..., TokenEndpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = open_endpoint()
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", proxy.url)
+    with pytest.raises(Denied, match="does not answer"):
+        token_of(TokenSource("", "http://idp.invalid/token", "adclick", SECRET))
+    assert proxy.paths == []
+
+
 def test_an_opaque_token_expires_when_the_endpoint_says(open_endpoint: Callable[..., TokenEndpoint]) -> None:
     endpoint = open_endpoint()
     endpoint.reply = 200, b'{"access_token": "opaque", "expires_in": 600}'

@@ -44,6 +44,11 @@ def given(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
         ),
         (OIDC | {"KAFKA_SECURITY_PROTOCOL": "SSL"}, "must begin with SASL"),
         (OIDC | {"KAFKA_OIDC_ENDPOINT": "idp.example.test"}, "kafka_oidc_endpoint is wrong: must begin with http"),
+        (
+            OIDC | {"KAFKA_OIDC_ENDPOINT": "http://idp.example.test/token"},
+            "must begin with https://, since the client's",
+        ),
+        (OIDC | {"KAFKA_OIDC_ENDPOINT": "http://localhost.example.test/token"}, "must begin with https://"),
         (USER, "must begin with SASL"),
         (USER | {"KAFKA_SECURITY_PROTOCOL": "SSL"}, "must begin with SASL"),
         ({"KAFKA_CA": "ca.pem"}, "must end with SSL"),
@@ -62,6 +67,12 @@ def test_settings_that_do_not_go_together_are_refused(
     with pytest.raises(UserError, match=why) as refusal:
         resolve()
     assert "hunter2" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("endpoint", ["http://localhost:8080/token", "http://127.0.0.1/token", "http://[::1]:1/token"])
+def test_a_token_endpoint_on_this_machine_may_be_without_tls(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    given(monkeypatch, **OIDC | {"KAFKA_OIDC_ENDPOINT": endpoint})
+    assert resolve().settings.kafka_oidc_endpoint == endpoint
 
 
 def test_a_property_of_librdkafka_takes_precedence_over_ours_and_secrets_are_not_shown(
