@@ -18,7 +18,9 @@ T = TypeVar("T")
 # How often a session with nothing to do tries whether what ended the ones before is over.
 _PROBE_EVERY_S = 5.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
-SIDE_WORK = frozenset({"reach"})
+WATCH = "watch"
+"""Looking for clients that hang, and for topics that were made again."""
+SIDE_WORK = frozenset({"reach", WATCH})
 """What workers do beside counting. While it waits, counting goes on."""
 
 

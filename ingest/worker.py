@@ -28,7 +28,7 @@ from infra.errors import (
     UserError,
 )
 from infra.kafka import topics
-from infra.kafka.admin import Admin
+from infra.kafka.admin import Admin, RenewedAdmin
 from infra.kafka.column_consumer import ColumnConsumer, Starts
 from infra.kafka.record_batches import Records
 from infra.kafka.records import Committed
@@ -85,7 +85,8 @@ class IngestWorker:
         self._aborts = self._sent_ms = 0
         self._counts, self._started_ms = Counts(), now_ms()
         self._sent_at_s = self._reported_at_s = 0.0
-        self._admin, self._stall_look = Admin(settings.kafka_connection), Every(_LOOK_FOR_STALL_EVERY_S)
+        self._stall_watch = RenewedAdmin(settings.kafka_connection, self._log)
+        self._stall_look = Every(_LOOK_FOR_STALL_EVERY_S)
         self._stalls: StallWatch
         self._consumer: ColumnConsumer
         self._producer: TransactionalProducer
@@ -105,6 +106,8 @@ class IngestWorker:
         except AdclickError as error:
             published_status.publish_stop(self._redis, self._settings.key_prefix, self._name, error)
             raise
+        finally:
+            self._stall_watch.end_wait()
 
     def _run_session(self) -> None:
         """Open clients, join the group, and repeat turns until stopped. Raises what ends a session (`_LOSSES`)."""
@@ -172,13 +175,18 @@ class IngestWorker:
 
     def _refuse_stall(self) -> None:
         """Raise ClientBroken where messages have waited for long, and none comes: only a new client goes on."""
-        topic, stalled = self._settings.topic(topics.EVENTS), list[int]()
-        try:
-            ends = self._admin.ends(topic, self._settings.event_partitions)
+        topic = self._settings.topic(topics.EVENTS)
+
+        def find_stalled(admin: Admin) -> list[int]:
+            ends = admin.ends(topic, self._settings.event_partitions)
             positions = {p: owned.log_offset for p, owned in self._owned.items()}
-            stalled = self._stalls.stalled(positions, dict(enumerate(ends)))
+            return self._stalls.stalled(positions, dict(enumerate(ends)))
+
+        try:
+            stalled = self._stall_watch.call(find_stalled)
         except AdclickError:
             self._stalls.begin_anew()
+            return
         if stalled:
             raise ClientBroken(f"{topic}: partitions {stalled} have messages, and the client brings none")
 

@@ -23,11 +23,12 @@ from infra import faults, logs
 from infra.clock import now_ms
 from infra.errors import AdclickError, CorruptLog
 from infra.kafka import topics
-from infra.kafka.admin import Admin
+from infra.kafka.admin import Admin, RenewedAdmin
 from infra.kafka.client import METADATA_REFRESH_MS
 from infra.kafka.connection import OAUTHBEARER, Connection
 from infra.kafka.stalls import PATIENCE_S, StallWatch, has_message
 from infra.kafka.tokens import TokenSource, token_of
+from infra.kafka.topic_state import TopicState
 from infra.priority import BACKGROUND, give_way_here
 from infra.retries import WAITS
 from infra.settings import Settings
@@ -118,7 +119,10 @@ class Agents:
 
     def __init__(self, settings: Settings, make_sink: Callable[[Stage, int], Sink]) -> None:
         self._settings, self._make_sink = settings, make_sink
-        self._log, self._admin = logs.get("stream"), Admin(settings.kafka_connection, timeout_s=_WATCH_S)
+        self._log = logs.get("stream")
+        self._topic_watch, self._stall_watch = (
+            RenewedAdmin(settings.kafka_connection, self._log, timeout_s=_WATCH_S) for _ in range(2)
+        )
         self._owned: dict[TP, StagePartition] = {}
         self._by_topic = {settings.topic(stage.source): stage for stage in STAGES.values()}
         self._recovering: list[StagePartition] = []
@@ -280,9 +284,12 @@ class Agents:
 
     async def _watch_topics(self, *_: Any) -> None:
         """Stop when an input was deleted and made again: by offsets alone, what is new in it would look old."""
-        names = list(self._by_topic)
+
+        def describe() -> dict[str, TopicState]:
+            return self._topic_watch.call(lambda admin: admin.describe(self._by_topic))
+
         try:
-            states = await asyncio.get_running_loop().run_in_executor(self._patient_pool, self._admin.describe, names)
+            states = await asyncio.get_running_loop().run_in_executor(self._patient_pool, describe)
         except AdclickError:
             return
         for name, state in states.items():
@@ -298,7 +305,9 @@ class Agents:
             self._stalls.clear()
             return
         try:
-            stalled = await asyncio.get_running_loop().run_in_executor(self._patient_pool, self._find_stalled)
+            stalled = await asyncio.get_running_loop().run_in_executor(
+                self._patient_pool, self._stall_watch.call, self._find_stalled
+            )
         except AdclickError:
             self._stalls.clear()
             return
@@ -309,7 +318,7 @@ class Agents:
         if self._unowned_since is not None and time.monotonic() - self._unowned_since > PATIENCE_S:
             self._fail(RuntimeError("partitions are assigned, and were not taken over"))
 
-    def _find_stalled(self) -> list[str]:
+    def _find_stalled(self, admin: Admin) -> list[str]:
         """The inputs that stand still though there are messages. Blocks; raises Unavailable."""
         stalled = list[str]()
         for topic, stage in self._by_topic.items():
@@ -323,7 +332,7 @@ class Agents:
             if any(o.intake.waiting_rows > MAX_WAITING_ROWS for o in owned.values()):
                 owned = {}
             positions = {p: o.intake.next_message for p, o in owned.items()}
-            ends = self._admin.ends(topic, stage.partitions(self._settings)) if positions else []
+            ends = admin.ends(topic, stage.partitions(self._settings)) if positions else []
             still = watch.stalled(positions, dict(enumerate(ends)))
             stalled += [f"{topic}/{p}" for p in still if owned[p].intake.next_message == positions[p]]
         return stalled
@@ -388,4 +397,6 @@ class Agents:
             if not owned.dead.is_set():
                 await self._flush(owned, self._locks.setdefault(tp, asyncio.Lock()))
                 owned.die()
+        for watch in (self._topic_watch, self._stall_watch):
+            watch.end_wait()
         await self.app.stop()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from infra.errors import AdclickError, Denied, Refused, Unavailable
 from infra.kafka.client import (
@@ -28,7 +28,9 @@ from infra.kafka.consumers import committed_positions
 from infra.kafka.errors import decision_on
 from infra.kafka.records import Committed
 from infra.kafka.topic_state import TopicState
+from infra.retries import WAITS, WATCH
 
+T = TypeVar("T")
 _POLL_S = 0.1
 
 
@@ -216,3 +218,36 @@ class Admin:
         consumer = make_consumer(self._kafka, {"group.id": group})
         with contextlib.closing(consumer):
             return committed_positions(consumer, topic, range(partitions), self._timeout_s)
+
+
+class RenewedAdmin:
+    """The admin client of a watch that lasts as long as its worker. It is made by the first call, and anew by the one after a failure: a
+    client keeps the certificate that it was made with, also once files have a newer one. Not thread-safe."""
+
+    def __init__(self, kafka: Connection, log: Any, *, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+        self._kafka, self._log, self._timeout_s = kafka, log, timeout_s
+        self._admin: Admin | None = None
+        self._failures = 0
+
+    def call(self, request: Callable[[Admin], T]) -> T:
+        """The result of `request`. Blocks. Raises AdclickError; from the second failure in a row on it is in WAITS, as side work."""
+        try:
+            self._admin = self._admin or Admin(self._kafka, timeout_s=self._timeout_s)
+            result = request(self._admin)
+        except AdclickError as error:
+            self._admin = None
+            self._failures += 1
+            if self._failures == 2:
+                self._log.warning("watching Kafka fails", why=str(error))
+            if self._failures > 1:
+                WAITS.begin(self, error, WATCH)
+            raise
+        if self._failures > 1:
+            self._log.info("watching Kafka works again", failures=self._failures)
+        self.end_wait()
+        return result
+
+    def end_wait(self) -> None:
+        """Withdraw what was reported."""
+        self._failures = 0
+        WAITS.end(self)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import confluent_kafka
 import pytest
 
-from infra.errors import Denied, TimedOut, Unavailable
-from infra.kafka.admin import Admin
+from infra.errors import Denied, TimedOut, Unavailable, UserError
+from infra.kafka import admin as kafka_admin
+from infra.kafka.admin import Admin, RenewedAdmin
 from infra.kafka.client import ConnectionErrors
 from infra.kafka.connection import Connection
+from infra.retries import WAITS
 
 _NO_OFFSET = -1001
 
@@ -94,3 +97,27 @@ def test_a_call_without_an_answer_says_which_connection_failed(errors: list[tupl
 def test_what_a_broker_refuses_needs_no_other_explanation() -> None:
     denied = Denied("Kafka: no", backend="kafka", code="TOPIC_AUTHORIZATION_FAILED")
     assert _connection_errors(_DOWN).explain(denied) is denied
+
+
+def test_a_watch_makes_its_client_anew_after_a_failure_and_reports_one_that_repeats(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expired, renewed = Mock(), Mock()
+    expired.brokers.side_effect = [3, Denied("Kafka: its certificate has expired", backend="kafka")]
+    renewed.brokers.return_value = 4
+    being_replaced = UserError("setting kafka_key: it is not the key of the certificate")
+    monkeypatch.setattr(kafka_admin, "Admin", Mock(side_effect=[expired, being_replaced, renewed]))
+    watch = RenewedAdmin(Connection("127.0.0.1:1"), Mock())
+
+    def count_brokers() -> int:
+        return watch.call(lambda admin: admin.brokers())
+
+    assert count_brokers() == 3
+    with pytest.raises(Denied):
+        count_brokers()
+    assert not WAITS.reasons()
+    with pytest.raises(UserError):
+        count_brokers()
+    assert WAITS.reasons() == {"watch": "watch: setting kafka_key: it is not the key of the certificate"}
+    assert not WAITS.holds_counting_up()
+    assert count_brokers() == 4 and not WAITS.reasons()
