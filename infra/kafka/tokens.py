@@ -1,7 +1,7 @@
 """Tokens for OAUTHBEARER: printed by a command, or fetched from a token endpoint by the grant for clients (RFC 6749, 4.4).
 
 https://datatracker.ietf.org/doc/html/rfc7628; the expiry of a JWT is its claim `exp` (RFC 7519). All clients of a process share a token
-for a minute at most, so that one that is refused is soon followed by another.
+for a minute at most, so that one that is refused is soon followed by another; and until it expires, where there is no other.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from copy import copy
 from dataclasses import dataclass, field
 from urllib.parse import quote_plus, urlencode
 
@@ -25,6 +26,7 @@ from infra.tls import TlsFiles, handshake_failure
 _PATIENCE_S = 30.0
 _FETCH_S = 10.0
 _KEPT_S, _SHARE_KEPT = 60.0, 0.5
+_FAILURE_KEPT_S = 3.0
 _LARGEST_REPLY = 1 << 20
 
 
@@ -41,23 +43,49 @@ class TokenSource:
     ca: str = ""
 
 
+class _SharedToken:
+    """The newest token of a source."""
+
+    def __init__(self, source: TokenSource) -> None:
+        self._source, self._lock = source, threading.Lock()
+        self._value, self._expires_at = "", 0.0
+        self._failure: Denied | None = None
+        """Why the last attempt gave no token."""
+        self._next_attempt_at = 0.0
+
+    def read(self) -> tuple[str, float]:
+        """The token and when it expires. A source that gives none is left alone for some seconds; meanwhile a token counts until it
+        expires. Raises Denied."""
+        # While one thread fetches, the others wait for what it gets.
+        with self._lock:
+            if time.time() >= self._next_attempt_at:
+                self._renew()
+            if self._failure is not None and time.time() >= self._expires_at:
+                # An object of its own for each thread that raises it.
+                raise copy(self._failure) from self._failure.__cause__
+            return self._value, self._expires_at
+
+    def _renew(self) -> None:
+        source = self._source
+        try:
+            self._value, self._expires_at = _printed(source.command) if source.command else _fetched(source)
+            self._failure, now = None, time.time()
+            self._next_attempt_at = now + min(_KEPT_S, _SHARE_KEPT * (self._expires_at - now))
+        except Denied as error:
+            self._failure, self._next_attempt_at = error, time.time() + _FAILURE_KEPT_S
+
+
 class _SharedTokens:
-    """The newest token of each source, and when it expires (epoch seconds)."""
+    """One for each source: none waits for another's."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tokens = dict[TokenSource, tuple[str, float, float]]()
+        self._tokens = dict[TokenSource, _SharedToken]()
 
     def token(self, source: TokenSource) -> tuple[str, float]:
-        # While one thread fetches, the others wait for what it gets.
         with self._lock:
-            value, expires_at, fresh_until = self._tokens.get(source, ("", 0.0, 0.0))
-            if time.time() >= fresh_until:
-                value, expires_at = _printed(source.command) if source.command else _fetched(source)
-                now = time.time()
-                fresh_until = now + min(_KEPT_S, _SHARE_KEPT * (expires_at - now))
-                self._tokens[source] = value, expires_at, fresh_until
-            return value, expires_at
+            shared = self._tokens.setdefault(source, _SharedToken(source))
+        return shared.read()
 
 
 _SHARED = _SharedTokens()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from infra.errors import Denied, UserError
+from infra.kafka import tokens
 from infra.kafka.tokens import TokenSource, token_of
 from infra.settings import resolve
 from tests.clusters.kafka_cluster import unsecured_token
@@ -132,3 +136,74 @@ def test_a_command_that_gives_no_token_is_refused_in_one_line(command: str, why:
     with pytest.raises(Denied, match=why) as refusal:
         token_of(TokenSource(command))
     assert "\n" not in str(refusal.value)
+
+
+class Provider:
+    """In place of the command: prints tokens until `failure` is set. `now`: the time, in epoch seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, lifetime_s: float = 600.0) -> None:
+        self.now, self.calls, self.failure = 1_000.0, 0, ""
+        self._lifetime_s = lifetime_s
+        self.shared = tokens._SharedTokens()
+        monkeypatch.setattr(tokens, "_printed", self._print)
+        monkeypatch.setattr(tokens, "time", SimpleNamespace(time=lambda: self.now))
+
+    def _print(self, _command: str) -> tuple[str, float]:
+        self.calls += 1
+        if self.failure:
+            raise Denied(self.failure, backend="kafka", code="TOKEN")
+        return f"token {self.calls}", self.now + self._lifetime_s
+
+    def token(self, command: str = "print") -> str:
+        return self.shared.token(TokenSource(command))[0]
+
+
+def test_a_token_is_used_until_it_expires_while_its_source_gives_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = Provider(monkeypatch)
+    assert provider.token() == "token 1"
+    provider.failure = "away"
+    provider.now += 61
+    assert [provider.token(), provider.token(), provider.calls] == ["token 1", "token 1", 2]
+    provider.now += 538
+    assert provider.token() == "token 1"
+    provider.now += 2
+    with pytest.raises(Denied, match="away"):
+        provider.token()
+    provider.failure = ""
+    provider.now += 5
+    assert provider.token() == f"token {provider.calls}"
+
+
+def test_a_source_that_has_just_failed_is_left_alone_for_some_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = Provider(monkeypatch)
+    provider.failure = "away"
+    for _ in range(3):
+        with pytest.raises(Denied, match="away"):
+            provider.token()
+    assert provider.calls == 1
+    provider.failure = ""
+    provider.now += 5
+    assert provider.token() == "token 2"
+
+
+def test_no_source_waits_for_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, go_on = tokens._SharedTokens(), threading.Event()
+
+    def print_token(command: str) -> tuple[str, float]:
+        assert command != "slow" or go_on.wait(60)
+        return command, time.time() + 600
+
+    monkeypatch.setattr(tokens, "_printed", print_token)
+    values = list[str]()
+
+    def reading(command: str) -> Callable[[], None]:
+        return lambda: values.append(shared.token(TokenSource(command))[0])
+
+    slow, fast = (threading.Thread(target=reading(command), daemon=True) for command in ("slow", "fast"))
+    slow.start()
+    fast.start()
+    fast.join(30)
+    assert values == ["fast"]
+    go_on.set()
+    slow.join(30)
+    assert values == ["fast", "slow"]
