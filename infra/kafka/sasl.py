@@ -5,6 +5,8 @@ https://kafka.apache.org/protocol#The_Messages_SaslHandshake and SaslAuthenticat
 
 from __future__ import annotations
 
+import contextlib
+import json
 import socket
 import struct
 import time
@@ -59,11 +61,16 @@ class Connector:
         connection, _ = self.open(address, timeout_s)
         with connection:
             try:
-                _ask(connection, _API_VERSIONS, b"")
+                answer = _ask(connection, _API_VERSIONS, b"")
             except OSError as error:
                 if (failure := handshake_failure("kafka", "Kafka", error)) is not None:
                     raise failure from error
                 raise
+        (error_code,) = struct.unpack_from(">h", answer)
+        if error_code == _ILLEGAL_STATE:
+            raise _refused("a broker has not accepted the credentials of this connection")
+        if error_code:
+            raise OSError(f"a broker answers with error {error_code}")
 
 
 def refused_handshake(kafka: Connection) -> Denied | None:
@@ -105,6 +112,8 @@ def _authenticate(connection: socket.socket, sasl: Sasl) -> float:
     message = next(steps)
     while True:
         reply, good_for_ms = _step(connection, message)
+        if reply and sasl.mechanism == OAUTHBEARER:
+            raise _refused_token(connection, reply)
         try:
             message = steps.send(reply)
         except StopIteration:
@@ -146,6 +155,17 @@ def _step(connection: socket.socket, message: bytes) -> tuple[bytes, int]:
     at += 4
     (good_for_ms,) = struct.unpack_from(">q", answer, at + max(0, length))
     return bytes(answer[at : at + max(0, length)]), good_for_ms
+
+
+def _refused_token(connection: socket.socket, challenge: bytes) -> Denied:
+    """What a broker has against a token. It says so in place of success, and waits for a byte before it ends the exchange (RFC 7628, 3.2.3)."""
+    with contextlib.suppress(Denied, OSError, EOFError):
+        _step(connection, b"\x01")
+    try:
+        status = str(json.loads(challenge)["status"])[:100]
+    except (KeyError, TypeError, ValueError):
+        status = "no status"
+    return _refused(f"a broker does not accept the token: {status}")
 
 
 def _refused(why: str) -> Denied:

@@ -87,6 +87,22 @@ def test_a_wrong_secret_is_named_by_librdkafka_and_by_our_own_reader(
         assert "hunter2" not in line and "\n" not in line
 
 
+def test_a_token_that_a_broker_refuses_is_named_at_once(
+    secured_kafka: KafkaCluster, settings: Settings, open_endpoint: Callable[..., TokenEndpoint]
+) -> None:
+    """A broker refuses a token by a challenge, which is no error in its protocol."""
+    changes = {
+        "kafka": secured_kafka.addresses("SASL_PLAINTEXT"), "kafka_security_protocol": "SASL_PLAINTEXT",
+        "kafka_sasl_mechanism": "OAUTHBEARER", "kafka_oidc_endpoint": open_endpoint(lifetime_s=-60).url,
+        "kafka_oidc_client_id": "adclick", "kafka_oidc_client_secret": SecretStr(SECRET),
+    }  # fmt: skip
+    host, port = secured_kafka.address(1, "SASL_PLAINTEXT").split(":")
+    connector = Connector(settings.model_copy(update=changes).kafka_connection)
+    for call in (connector.open, connector.check):
+        with pytest.raises(Denied, match=r"^Kafka: a broker does not accept the token: invalid_token \(correct"):
+            call((host, int(port)), 5.0)
+
+
 def test_a_token_is_shared_for_a_while_and_fetched_again_at_half_its_life(
     open_endpoint: Callable[..., TokenEndpoint],
 ) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shlex
+import struct
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
 from infra.errors import Denied, UserError
-from infra.kafka import tokens
+from infra.kafka import sasl, tokens
+from infra.kafka.connection import Connection, Sasl
 from infra.kafka.tokens import TokenSource, token_of
 from infra.settings import resolve
 from tests.clusters.kafka_cluster import unsecured_token
@@ -207,3 +210,44 @@ def test_no_source_waits_for_another_one(monkeypatch: pytest.MonkeyPatch) -> Non
     go_on.set()
     slow.join(30)
     assert values == ["fast", "slow"]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "why"),
+    [
+        (34, Denied, r"has not accepted the credentials of this connection \(correct the user's credentials\)"),
+        (35, OSError, "a broker answers with error 35"),
+    ],
+)
+def test_a_first_request_that_a_broker_refuses_is_no_success(
+    monkeypatch: pytest.MonkeyPatch, code: int, kind: type[Exception], why: str
+) -> None:
+    connector = sasl.Connector(Connection("127.0.0.1:1"))
+    monkeypatch.setattr(connector, "open", lambda *_: (MagicMock(), 0.0))
+    monkeypatch.setattr(sasl, "_ask", lambda *_: struct.pack(">hi", code, 0))
+    with pytest.raises(kind, match=why):
+        connector.check(("127.0.0.1", 1), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("challenge", "status"),
+    [(b'{"status": "insufficient_scope"}', "insufficient_scope"), (b"\xff", "no status"), (b"[]", "no status")],
+)
+def test_a_token_that_a_broker_refuses_is_answered_by_one_byte(
+    monkeypatch: pytest.MonkeyPatch, challenge: bytes, status: str
+) -> None:
+    sent = list[bytes]()
+
+    def ask(_connection: object, kind: int, body: bytes) -> bytes:
+        if kind == 17:
+            return struct.pack(">hi", 0, 0)
+        sent.append(body[4:])
+        if len(sent) > 1:
+            return struct.pack(">hh", 58, 2) + b"no" + struct.pack(">iq", 0, 0)
+        return struct.pack(">hhi", 0, -1, len(challenge)) + challenge + struct.pack(">q", 0)
+
+    monkeypatch.setattr(sasl, "_ask", ask)
+    monkeypatch.setattr(sasl, "token_of", lambda _: ("a token", 0.0))
+    with pytest.raises(Denied, match=f"a broker does not accept the token: {status} "):
+        sasl._authenticate(MagicMock(), Sasl("OAUTHBEARER"))
+    assert sent == [b"n,,\x01auth=Bearer a token\x01\x01", b"\x01"]
