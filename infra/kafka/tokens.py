@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from copy import copy
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from urllib.parse import quote_plus, urlencode
 
 from infra.errors import Denied, UserError
@@ -132,6 +133,8 @@ def _fetched(source: TokenSource) -> tuple[str, float]:
         failure = handshake_failure("kafka_oidc", "Kafka: the token endpoint", error)
         reason = getattr(error, "reason", error)
         raise failure or _failed(f"{origin} does not answer: {reason}") from error
+    except HTTPException as error:
+        raise _failed(f"{origin} gives no answer in HTTP", "look at kafka_oidc_endpoint") from error
     except UserError as error:  # a file that is being replaced may be there at the next attempt
         raise _failed(str(error)) from error
     except (KeyError, TypeError, ValueError) as error:
@@ -143,7 +146,7 @@ def _reason(error: urllib.error.HTTPError) -> str:
     """The error's name in an answer, by RFC 6749, 5.2; empty where it has none."""
     try:
         return f": {str(json.loads(error.read(_LARGEST_REPLY))['error'])[:100]}"
-    except (OSError, KeyError, TypeError, ValueError):
+    except (OSError, HTTPException, KeyError, TypeError, ValueError):
         return ""
 
 

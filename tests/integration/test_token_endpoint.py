@@ -121,6 +121,7 @@ def test_a_token_is_shared_for_a_while_and_fetched_again_at_half_its_life(
         (200, b"[]", "gives no token that expires"),
         (200, b'{"access_token": "opaque"}', "gives no token that expires"),
         (503, b"busy", "answers 503"),
+        (99, b"", "gives no answer in HTTP"),
         (400, b'{"error": "invalid_scope"}', "answers 400: invalid_scope"),
     ],
 )
