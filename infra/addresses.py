@@ -12,6 +12,10 @@ from infra.redis.access import SCHEMES, check_options
 
 MASK = "********"
 
+# Properties of librdkafka by which a broker would be less verified than by the other clients.
+_OF_ALL_CLIENTS = frozenset(
+    {"enable.ssl.certificate.verification", "ssl.endpoint.identification.algorithm", "security.protocol"}
+)
 _SECRET_NAME = re.compile(r"key|secret|token|passw|signature|credential", re.IGNORECASE)
 _HOST = re.compile(r"\[[0-9A-Fa-f:.%\w]+\]|[^\s:/?#@\[\]]+")
 _PORTS = range(1, 65536)
@@ -91,6 +95,8 @@ def check_properties(text: str) -> str:
     """Properties of librdkafka by comma. Raises ValueError."""
     if secret := next((name for name in properties_of(text) if _SECRET_NAME.search(name)), None):
         raise ValueError(f"must not contain {secret}, which everybody could read: there is a setting for it")
+    if partial := _OF_ALL_CLIENTS & properties_of(text).keys():
+        raise ValueError(f"must not contain {min(partial)}: of all clients of Kafka only librdkafka would follow it")
     return text
 
 

@@ -36,17 +36,19 @@ _TIMEOUT_S = 5.0
 _TOPIC_RIGHTS: tuple[str, ...] = ("DESCRIBE", "DESCRIBE_CONFIGS", "READ", "WRITE")
 _MIGRATE_TOPIC_RIGHTS: tuple[str, ...] = ("DESCRIBE", "DESCRIBE_CONFIGS", "CREATE", "ALTER", "ALTER_CONFIGS")
 _GROUP_RIGHTS: tuple[str, ...] = ("DESCRIBE", "READ")
+_ANY_HOST = "the host name in the server's certificate is not verified: ADCLICK_REDIS has ssl_check_hostname=no"
 
 Checks = Iterator[tuple[str, Callable[[], list[str]]]]
 
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """The outcome of a check. `problem` is empty where all is well."""
+    """The outcome of a check. `problem` and `warning` are empty where all is well; what a warning is about may be on purpose."""
 
     backend: str
     check: str
     problem: str = ""
+    warning: str = ""
 
 
 class Examination:
@@ -72,6 +74,8 @@ class Examination:
                     yield CheckOutcome(backend, name, str(error))
                     break
                 yield from (CheckOutcome(backend, name, problem) for problem in problems or [""])
+            if backend == "redis" and self._settings.redis_access.is_any_host_accepted:
+                yield CheckOutcome(backend, "verified", warning=_ANY_HOST)
 
     # -- Kafka --------------------------------------------------------------------------------------------------
 

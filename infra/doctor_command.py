@@ -6,7 +6,7 @@ import click
 
 from infra.cli import declare
 from infra.cli.app import App
-from infra.doctor import PROCESSES, Examination
+from infra.doctor import PROCESSES, CheckOutcome, Examination
 from infra.errors import AdclickError
 
 
@@ -19,13 +19,22 @@ from infra.errors import AdclickError
 def doctor(app: App, process: str | None) -> None:
     """Try each connection and right, and say in a line each what is missing.
 
-    Changes nothing. Exit 0 where all is well, 1 otherwise.
+    Changes nothing. Exit 0 where all is well or there are only warnings, 1 otherwise.
     """
     outcomes = list(Examination(app.settings, process or "").outcomes())
     wrong = [outcome for outcome in outcomes if outcome.problem]
     if app.json:
-        app.data([{"backend": f.backend, "check": f.check, "problem": f.problem or None} for f in outcomes])
+        app.data(
+            [
+                {"backend": f.backend, "check": f.check, "problem": f.problem or None, "warning": f.warning or None}
+                for f in outcomes
+            ]
+        )
     else:
-        app.table(["backend", "check", ""], [(f.backend, f.check, f.problem or "ok") for f in outcomes])
+        app.table(["backend", "check", ""], [(f.backend, f.check, _shown(f)) for f in outcomes])
     if wrong:
         raise AdclickError(f"{len(wrong)} of {len(outcomes)} checks failed")
+
+
+def _shown(outcome: CheckOutcome) -> str:
+    return outcome.problem or (f"warning: {outcome.warning}" if outcome.warning else "ok")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from infra.tls import TlsFiles
 
@@ -15,11 +15,14 @@ _PORTS = {"sentinel": 26379}
 _PORT = 6379
 _HOST = re.compile(r"(\[[^\]]+\]|[^:\[\]]+)(?::(\d+))?")
 
-# Others would change what replies look like, or have commands sent twice.
+# Others would change what replies look like, have commands sent twice, or leave a server unverified. Files of TLS have settings of their own.
 _OPTIONS = re.compile(
     r"db|username|password|client_name|max_connections|health_check_interval"
-    r"|socket_(timeout|connect_timeout|keepalive|read_size)|ssl_\w+|sentinel_(username|password)"
+    r"|socket_(timeout|connect_timeout|keepalive|read_size)|ssl_check_hostname|sentinel_(username|password)"
 )
+
+# What redis-py takes for false.
+_FALSE = frozenset({"0", "F", "FALSE", "N", "NO"})
 
 NO_OTHER_REDIS = {"redis_ca": "", "redis_certificate": "", "redis_key": "", "redis_wait_replicas": "0"}
 """Settings of a Redis of one's own, as they are for that of an embedded stack."""
@@ -41,6 +44,14 @@ class RedisAccess:
     def mode(self) -> str:
         """`cluster`, `sentinel`, or empty: a single server."""
         return urlsplit(self.url).scheme.partition("+")[2]
+
+    @property
+    def is_any_host_accepted(self) -> bool:
+        """Whether the certificate of a server may be for another host name."""
+        parts = urlsplit(self.url)
+        # Of an option that is there twice redis-py takes the first.
+        value = parse_qs(parts.query).get("ssl_check_hostname", ["yes"])[0]
+        return parts.scheme.startswith("rediss") and value.upper() in _FALSE
 
     @property
     def addresses(self) -> list[Address]:

@@ -106,6 +106,21 @@ def test_a_certificate_of_a_server_that_is_wrong(
     assert problems(wrong) == {backend: [said(backend, expected)]}
 
 
+def test_a_host_name_that_is_not_verified_is_a_warning(behind_tls: Behind, authority: Authority) -> None:
+    settings = behind_tls("redis", authority.issue("server", ["other.example.test"]))
+    settings = settings.model_copy(update={"redis": f"{settings.redis}?ssl_check_hostname=no"})
+    variables = environment(settings)
+    result = adclick("doctor", cwd=None, **variables)
+    assert result.returncode == 0, result.stderr
+    (line,) = [line for line in result.stdout.splitlines() if "warning" in line]
+    assert (
+        "warning: the host name in the server's certificate is not verified: ADCLICK_REDIS has ssl_check_host" in line
+    )
+    outcomes = json.loads(adclick("doctor", "--json", cwd=None, **variables).stdout)
+    warnings = [outcome for outcome in outcomes if outcome["warning"]]
+    assert [(w["backend"], w["problem"]) for w in warnings] == [("redis", None)]
+
+
 @pytest.mark.parametrize("backend", SERVERS)
 def test_a_certificate_of_the_client_that_is_missing_or_strange(
     behind_tls: Behind, authority: Authority, stranger: Authority, backend: str

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from redis import connection as redis_connection
 
 from infra.errors import UserError
 from infra.file_store import FileStore
@@ -113,6 +116,8 @@ def test_two_spellings_of_a_variable_that_differ_are_both_named(monkeypatch: pyt
         ("REDIS", "redis+cluster://one,two?retry_on_timeout=1", "must not have the option retry_on_timeout"),
         ("REDIS", "unix:///run/redis.sock?db=0&encoding=latin-1", "must not have the option encoding"),
         ("REDIS", "rediss://one?no_such_option=1", "must not have the option no_such_option"),
+        ("REDIS", "rediss://one/0?ssl_cert_reqs=none", "must not have the option ssl_cert_reqs"),
+        ("REDIS", "rediss+cluster://one?ssl_ca_certs=/tmp/ca.pem", "must not have the option ssl_ca_certs"),
         ("REDIS_CA", "ca.pem", "rediss"),
         ("REDIS_WAIT_REPLICAS", "-1", "0"),
         ("CLICKHOUSE", "", "http://"),
@@ -186,6 +191,17 @@ def test_an_invalid_value_is_refused_by_name(
 def test_values_are_normalized(variable: str, value: str, settled: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"ADCLICK_{variable}", value)
     assert getattr(resolve().settings, variable.lower()) == settled
+
+
+@pytest.mark.parametrize("scheme", ["rediss", "rediss+cluster", "redis+sentinel"])
+@pytest.mark.parametrize("options", ["", "?ssl_check_hostname=", "?socket_timeout=3"] + [
+    f"?ssl_check_hostname={value}" for value in ("no", "False", "0", "n", "yes", "off", "1", "%6eo", "no&ssl_check_hostname=yes")
+])  # fmt: skip
+def test_a_certificate_for_any_host_is_accepted_where_redis_py_says_so(scheme: str, options: str) -> None:
+    parse_url: Callable[[str], dict[str, Any]] = redis_connection.parse_url
+    verified = parse_url(f"rediss://one{options}").get("ssl_check_hostname", True)
+    is_accepted = RedisAccess(f"{scheme}://one{options}").is_any_host_accepted
+    assert is_accepted is (scheme.startswith("rediss") and not verified)
 
 
 def test_files_for_tls_and_replicas_are_those_of_the_redis_that_the_settings_name(
