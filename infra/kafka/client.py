@@ -90,7 +90,8 @@ def retry_passing(call: Callable[[], T], timeout_s: float) -> T:
 
 
 def explained(kafka: Connection, error: AdclickError) -> AdclickError:
-    """What is wrong with a certificate where that is why a broker did not answer, and the error itself elsewhere.
+    """What is wrong with a certificate where that is why a broker did not answer, and the error itself elsewhere: always one to retry, if
+    that one is.
 
     Librdkafka does not say what of a broker's certificate is wrong, and takes a broker's refusal of ours for a lost connection: a handshake
     of our own tells.
@@ -100,7 +101,11 @@ def explained(kafka: Connection, error: AdclickError) -> AdclickError:
         return error
     from infra.kafka.sasl import refused_handshake  # aiokafka takes 100 ms
 
-    return refused_handshake(kafka) or error
+    try:
+        return refused_handshake(kafka) or error
+    except UserError as failure:
+        # Files are checked when a process starts. Later they may be in the middle of a renewal: the next attempt has the new ones.
+        return Denied(f"Kafka: {failure.message}", hint=failure.hint, backend="kafka", code="TLS")
 
 
 class ConnectionErrors:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -13,9 +15,11 @@ import pytest
 from infra.errors import Denied, TimedOut, Unavailable, UserError
 from infra.kafka import admin as kafka_admin
 from infra.kafka.admin import Admin, RenewedAdmin
-from infra.kafka.client import ConnectionErrors
+from infra.kafka.client import ConnectionErrors, explained
 from infra.kafka.connection import Connection
-from infra.retries import WAITS
+from infra.retries import WAITS, patiently
+from infra.tls import TlsFiles
+from tests.clusters.certificates import Authority
 
 _NO_OFFSET = -1001
 
@@ -67,7 +71,7 @@ _DOWN = (confluent_kafka.KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down")
 
 
 @pytest.mark.parametrize(
-    ("errors", "explained"),
+    ("errors", "explanation"),
     [
         ([], "Kafka: Local: Timed out"),
         (
@@ -86,10 +90,10 @@ _DOWN = (confluent_kafka.KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down")
         ),
     ],
 )  # fmt: skip
-def test_a_call_without_an_answer_says_which_connection_failed(errors: list[tuple[int, str]], explained: str) -> None:
+def test_a_call_without_an_answer_says_which_connection_failed(errors: list[tuple[int, str]], explanation: str) -> None:
     reported = _connection_errors(*errors)
     decision = reported.explain(_NO_ANSWER)
-    assert (type(decision), str(decision), decision.backend) == (TimedOut, explained, "kafka")
+    assert (type(decision), str(decision), decision.backend) == (TimedOut, explanation, "kafka")
     reported.forget()
     assert reported.explain(_NO_ANSWER) is _NO_ANSWER
 
@@ -121,3 +125,20 @@ def test_a_watch_makes_its_client_anew_after_a_failure_and_reports_one_that_repe
     assert WAITS.reasons() == {"watch": "watch: setting kafka_key: it is not the key of the certificate"}
     assert not WAITS.holds_counting_up()
     assert count_brokers() == 4 and not WAITS.reasons()
+
+
+def test_files_that_are_being_replaced_do_not_make_an_outage_an_error_that_ends_a_worker(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "tls")
+    former, renewed = authority.issue("former", ()), authority.issue("renewed", ())
+    kafka = Connection("127.0.0.1:1", TlsFiles("kafka", "", str(renewed.certificate), str(former.key)))
+    calls = list[int]()
+
+    def call() -> str:
+        calls.append(1)
+        if len(calls) == 1:
+            raise explained(kafka, _NO_ANSWER)
+        return "works again"
+
+    assert patiently(call, threading.Event(), Mock()) == "works again"
+    with pytest.raises(Denied, match=r"^Kafka: setting kafka_key: .* is not the key of the certificate in "):
+        raise explained(kafka, _NO_ANSWER)
