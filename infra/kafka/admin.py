@@ -116,11 +116,12 @@ class Admin:
                 operations[name] = _names(future)
         return operations
 
-    def create(self, topics: dict[str, tuple[int, dict[str, str]]], replicas: int = 1) -> None:
-        """Make topics (name → partitions, config) with so many replicas, and wait until brokers list them; ones that exist are left as
-        they are. See `configure`."""
+    def create(self, topics: dict[str, tuple[int, dict[str, str]]], replicas: int = 1) -> set[str]:
+        """Make topics (name → partitions, config) with so many replicas, and wait until brokers list them. Returns the ones that existed:
+        they are left as they are. See `configure`."""
+        existed = set[str]()
         if not topics:
-            return
+            return existed
         new = [admin.NewTopic(name, count, replicas, config=config) for name, (count, config) in topics.items()]
         with self._translated():
             for name, future in self._client.create_topics(new, request_timeout=self._timeout_s).items():
@@ -130,13 +131,16 @@ class Admin:
                     cause = error.args[0]
                     if cause.name().startswith("_"):
                         raise  # no broker has answered
-                    if cause.code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    if cause.code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                        existed.add(name)
+                    else:
                         raise AdclickError(f"topic {name} could not be made: {cause.str()}") from error
         deadline = time.monotonic() + self._timeout_s
         while missing := topics.keys() - self.partitions().keys():
             if time.monotonic() > deadline:
                 raise Unavailable(f"Kafka: made {min(missing)}, and does not list it yet", backend="kafka")
             time.sleep(0.05)
+        return existed
 
     def grow(self, topics: dict[str, int]) -> None:
         """Add partitions to topics (at least one) until each has as many; brokers list them a moment later."""

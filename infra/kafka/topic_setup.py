@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from infra.errors import Unavailable, UserError
@@ -26,11 +26,26 @@ def ensure(settings: Settings) -> list[str]:
     Raises UserError where a partition count differs from the setting.
     """
     admin = Admin(settings.kafka_connection)
-    counts = admin.partitions()
-    topics = wanted(settings)
+    counts, topics = admin.partitions(), wanted(settings)
+    present, missing = [t for t in topics if t.name in counts], [t for t in topics if t.name not in counts]
+    _set_partitions(admin, settings, present, counts)
+    if missing:
+        replicas = _new_replicas(admin, settings)
+        durability = _durability(settings, replicas)
+        # Brokers may make a topic by themselves meanwhile, as they like it, for a producer that asks for it.
+        others = admin.create({t.name: (t.partitions, t.config | durability) for t in missing}, replicas)
+        late = [t for t in missing if t.name in others]
+        _set_partitions(admin, settings, late, admin.partitions() if late else {})
+        present += late
+    _configure(admin, settings, present)
+    return [t.name for t in topics if t not in present]
+
+
+def _set_partitions(admin: Admin, settings: Settings, topics: Sequence[Topic], counts: Mapping[str, int]) -> None:
+    """Add partitions where there are fewer than the setting says. Raises UserError where that cannot be, or there are more in use."""
     grown = dict[str, int]()
     for topic in topics:
-        count = counts.get(topic.name, topic.partitions)
+        count = counts[topic.name]
         if count < topic.partitions and topic.name not in _growing(settings):
             raise UserError(
                 f"topic {topic.name} has {count} partitions, the setting says {topic.partitions}",
@@ -43,13 +58,6 @@ def ensure(settings: Settings) -> list[str]:
     # ad-events last: what is written to a new partition of it needs its place in the others.
     for name in sorted(grown, key=lambda name: name == settings.topic(EVENTS)):
         admin.grow({name: grown[name]})
-    missing = [t for t in topics if t.name not in counts]
-    if missing:
-        replicas = _new_replicas(admin, settings)
-        durability = _durability(settings, replicas)
-        admin.create({t.name: (t.partitions, t.config | durability) for t in missing}, replicas)
-    _configure(admin, settings, [t for t in topics if t.name in counts])
-    return [t.name for t in missing]
 
 
 def _configure(admin: Admin, settings: Settings, topics: Sequence[Topic]) -> None:

@@ -59,6 +59,12 @@ def test_the_retention_of_a_topic_follows_the_settings(settings: Settings) -> No
         topic_setup.ensure(settings)
 
 
+def test_topics_that_exist_are_named_when_others_are_made_and_left_as_they_are(settings: Settings) -> None:
+    admin, blocks, new = Admin(settings.kafka_connection), settings.topic(topics.BLOCKS), f"{settings.namespace}new"
+    assert admin.create({new: (1, {}), blocks: (9, {})}) == {blocks}
+    assert (admin.partitions()[new], admin.partitions()[blocks]) == (1, settings.block_partitions)
+
+
 def test_markers_after_the_last_message_are_no_messages(settings: Settings) -> None:
     topic, admin = settings.topic(topics.BLOCKS), Admin(settings.kafka_connection)
     producer = TransactionalProducer(settings.kafka_connection, f"{settings.namespace}markers")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from infra.errors import Denied
+from infra.errors import Denied, UserError
 from infra.kafka import topic_setup, topics
 from infra.kafka.topic_state import TopicState
 from infra.settings import Settings
@@ -65,3 +65,43 @@ def test_a_topic_with_fewer_replicas_than_a_new_one_would_get_is_named() -> None
     on_one = OfOthers(1, 1)
     on_one.make(Settings.model_validate({}), in_sync=1)
     assert topic_setup.deviations(on_one, Settings.model_validate({})) == []  # type: ignore[arg-type]
+
+
+class MadeMeanwhile(OfOthers):
+    """Brokers that make a topic with one partition for a producer, just before somebody else does."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__(1, 1)
+        self._wanted_by_producers = names
+        self.grown = dict[str, int]()
+        self.configured = dict[str, dict[str, str]]()
+
+    def create(self, new: dict[str, tuple[int, dict[str, str]]], _replicas: int) -> set[str]:
+        made_by_brokers = dict.fromkeys(self._wanted_by_producers, (1, {"message.timestamp.type": "CreateTime"}))
+        self.topics |= new | made_by_brokers
+        return set(made_by_brokers)
+
+    def grow(self, counts: dict[str, int]) -> None:
+        self.grown |= counts
+
+    def configure(self, changes: dict[str, dict[str, str]]) -> None:
+        self.configured |= changes
+
+
+def test_a_topic_that_brokers_make_meanwhile_gets_partitions_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings.model_validate({})
+    events = settings.topic(topics.EVENTS)
+    brokers = MadeMeanwhile(events)
+    monkeypatch.setattr(topic_setup, "Admin", lambda _: brokers)
+    new = topic_setup.ensure(settings)
+    (topic,) = (t for t in topics.wanted(settings) if t.name == events)
+    assert set(new) == brokers.topics.keys() - {events}
+    assert brokers.grown == {events: settings.event_partitions}
+    assert brokers.configured == {events: topic.config | {"min.insync.replicas": "1"}}
+
+
+def test_a_topic_that_brokers_make_meanwhile_and_that_cannot_grow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings.model_validate({})
+    monkeypatch.setattr(topic_setup, "Admin", lambda _: MadeMeanwhile(settings.topic(topics.BLOCKS)))
+    with pytest.raises(UserError, match="ad-blocks has 1 partitions, the setting says 4"):
+        topic_setup.ensure(settings)
