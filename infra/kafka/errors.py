@@ -29,7 +29,7 @@ _REFUSED = {
 }
 TLS_REFUSED = "_SSL"
 """The name of an error of librdkafka: a handshake that failed."""
-_CREDENTIALS = "correct the user's credentials"
+CREDENTIALS = "correct the user's credentials"
 OPEN_LISTENER = "set kafka_security_protocol to PLAINTEXT or SSL, or name the address of a listener with SASL"
 _NO_SASL = "not valid in current SASL state"
 _RIGHTS = "allow this user to use the topic, group and transactional id"
@@ -38,8 +38,8 @@ _DENIED = {
     "GROUP_AUTHORIZATION_FAILED": _RIGHTS,
     "CLUSTER_AUTHORIZATION_FAILED": _RIGHTS,
     "TRANSACTIONAL_ID_AUTHORIZATION_FAILED": _RIGHTS,
-    "SASL_AUTHENTICATION_FAILED": _CREDENTIALS,
-    "_AUTHENTICATION": _CREDENTIALS,
+    "SASL_AUTHENTICATION_FAILED": CREDENTIALS,
+    "_AUTHENTICATION": CREDENTIALS,
     TLS_REFUSED: "look at kafka_ca, and at the certificates of brokers",
 }
 # Errors of a Fetch that pass: the leader moved or is not ready, or does not know the topic yet. The reader looks up the leaders.

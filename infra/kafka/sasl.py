@@ -15,11 +15,11 @@ from collections.abc import Generator
 from aiokafka.conn import ScramAuthenticator
 
 from infra.errors import Denied
+from infra.hosts import split_address
 from infra.kafka.connection import OAUTHBEARER, Connection, Sasl
-from infra.kafka.errors import OPEN_LISTENER
+from infra.kafka.errors import CREDENTIALS, OPEN_LISTENER
 from infra.kafka.fetch_protocol import receive_into
 from infra.kafka.tokens import token_of
-from infra.redis.access import split_address
 from infra.tls import handshake_failure
 
 _CONNECT_S, _PORT = 3.0, 9092
@@ -169,9 +169,7 @@ def _refused_token(connection: socket.socket, challenge: bytes) -> Denied:
 
 
 def _refused(why: str) -> Denied:
-    return Denied(
-        f"Kafka: {why}", hint="correct the user's credentials", backend="kafka", code="SASL_AUTHENTICATION_FAILED"
-    )
+    return Denied(f"Kafka: {why}", hint=CREDENTIALS, backend="kafka", code="SASL_AUTHENTICATION_FAILED")
 
 
 def _ask(connection: socket.socket, kind: int, body: bytes) -> bytes:

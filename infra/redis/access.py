@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from infra.hosts import split_address
 from infra.tls import TlsFiles
 
 SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
 _PORTS = {"sentinel": 26379}
 _PORT = 6379
-_HOST = re.compile(r"(\[[^\]]+\]|[^:\[\]]+)(?::(\d+))?")
 
 # Others would change what replies look like, have commands sent twice, or leave a server unverified. Files of TLS have settings of their own.
 _OPTIONS = re.compile(
@@ -90,11 +90,3 @@ def check_options(query: str) -> None:
         name = option.partition("=")[0]
         if not _OPTIONS.fullmatch(name):
             raise ValueError(f"must not have the option {name}: it may have those of connections, like socket_timeout")
-
-
-def split_address(text: str, port: int = _PORT) -> Address:
-    """Host and port of HOST, HOST:PORT or [IPV6]:PORT; `port` where it names none. Raises ValueError."""
-    parts = _HOST.fullmatch(text)
-    if parts is None:
-        raise ValueError(f"{text} is no HOST:PORT")
-    return parts[1].strip("[]"), int(parts[2] or port)

@@ -129,6 +129,13 @@ def test_sinks_do_not_import_the_state(sink: str) -> None:
     assert not reached_from(sink).keys() & {"stream/state.py", "stream/intake.py", "stream/stage_partition.py"}
 
 
+@pytest.mark.parametrize("backend", ["kafka", "redis"])
+def test_what_connects_to_a_backend_imports_nothing_of_another(backend: str) -> None:
+    others = tuple(f"infra.{other}" for other in ("kafka", "redis", "clickhouse") if other != backend)
+    for file in (ROOT / "infra" / backend).rglob("*.py"):
+        assert not [name for name in imports(file) if name.startswith(others)], file
+
+
 def test_class_names_are_unique() -> None:
     homes: dict[str, list[str]] = {}
     for file in sources():
