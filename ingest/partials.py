@@ -57,8 +57,9 @@ class Partials:
     @classmethod
     def of_arrow(cls, rows: pa.Table) -> Partials:
         """Partials from the columns of a block or chunk. Sums that it lacks are 0."""
-        lacking = dict.fromkeys(set(SUMS) - set(rows.column_names), _constant(np.uint8(0), rows.num_rows))
-        return cls.of({name: rows.column(name).to_numpy() for name in rows.column_names} | lacking)
+        present, zero = set(rows.column_names), _constant(np.uint8(0), rows.num_rows)
+        names = dict.fromkeys((*KEYS, *SUMS, *rows.column_names))
+        return cls.of({name: rows.column(name).to_numpy() if name in present else zero for name in names})
 
     @classmethod
     def joined(cls, parts: Sequence[Partials]) -> Partials:
@@ -88,11 +89,14 @@ class Partials:
         """The same rows with these columns alone."""
         return Partials({name: self.columns[name] for name in names})
 
+    def without_zero_sums(self) -> Partials:
+        """Without the sums that are 0 in all rows: what a block or chunk has. `of_arrow` adds them again."""
+        return self.only(n for n, column in self.columns.items() if n not in SUMS or not _is_zero(column))
+
     def arrow(self) -> pa.RecordBatch:
-        """The columns of a block or chunk. Sums that are 0 in all rows are left out."""
-        kept = {n: c for n, c in self.columns.items() if n not in SUMS or not _is_zero(c)}
-        arrays = [pa.array(np.ascontiguousarray(column)) for column in kept.values()]
-        return pa.RecordBatch.from_arrays(arrays, names=list(kept))
+        """All columns. Those of one value are copied, and take memory."""
+        arrays = [pa.array(np.ascontiguousarray(column)) for column in self.columns.values()]
+        return pa.RecordBatch.from_arrays(arrays, names=list(self.columns))
 
 
 def _constant(value: Any, size: int) -> Column:

@@ -64,7 +64,7 @@ class TransactionLayout:
     ) -> Iterator[Record]:  # fmt: skip
         """One block to every block partition, empty where there is nothing: each accounts for all ranges."""
         shard_of_row = salting.assign_shards(folded, self._shards)
-        rows = folded.take(np.argsort(shard_of_row, kind="stable")).arrow()
+        rows = folded.without_zero_sums().take(np.argsort(shard_of_row, kind="stable")).arrow()
         edges = np.cumsum(np.bincount(shard_of_row, minlength=self._shards)).tolist()
         sources = tuple(ranges[p] for p in sorted(ranges))
         for shard, (start, stop) in enumerate(pairwise([0, *edges])):

@@ -64,7 +64,7 @@ def key(header: ChunkHeader, part: int) -> bytes:
 
 def encode(rows: Partials, header: ChunkHeader) -> Iterator[tuple[bytes, bytes]]:
     """(key, value) of each message of a chunk, in order."""
-    parts = blocks.split_rows(rows.arrow())
+    parts = blocks.split_rows(rows.without_zero_sums().arrow())
     for number, part in enumerate(parts):
         part_header = msgspec.structs.replace(header, part=number, parts=len(parts))
         yield key(header, number), blocks.pack_rows(part, msgspec.json.encode(part_header))

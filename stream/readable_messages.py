@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import pyarrow as pa
 
 from infra.clock import iso
 from infra.errors import UserError
@@ -17,6 +16,7 @@ from infra.settings import Settings
 from ingest import blocks
 from ingest.archive import schema as archive_schema
 from ingest.events import COUNTRIES, DEVICES
+from ingest.partials import Partials
 from stream import chunks
 
 _PLACE = re.compile(r"([\w.-]+)/([0-9]{1,6})(?:/([0-9]{1,18}))?", re.ASCII)
@@ -80,7 +80,9 @@ def content_of(place: Place, message: Any, row_limit: int) -> Content:
 
 def _read_block(where: str, message: Any, row_limit: int) -> Content:
     rows, header = blocks.decode_block(message.value(), where)
-    return Content(f"{rows.num_rows:,} rows, {_ranges(header)}", _plain(header), _partials(rows, row_limit))
+    return Content(
+        f"{rows.num_rows:,} rows, {_ranges(header)}", _plain(header), _partials(Partials.of_arrow(rows), row_limit)
+    )
 
 
 def _read_archived(where: str, message: Any, row_limit: int) -> Content:
@@ -98,7 +100,7 @@ def _read_chunk(where: str, message: Any, row_limit: int) -> Content:
         f"{'base' if header.base else 'chunk'} {header.sequence} of shard {header.shard}, part {header.part + 1} of {header.parts}, {len(rows):,} rows,"
         f" input [{header.from_offset}, {header.to_offset}), {closed}"
     )
-    return Content(summary, _plain(header), _partials(pa.Table.from_batches([rows.arrow()]), row_limit))
+    return Content(summary, _plain(header), _partials(rows, row_limit))
 
 
 def _read_text(where: str, message: Any, row_limit: int) -> Content:
@@ -121,12 +123,11 @@ def _ranges(header: blocks.BlockHeader) -> str:
     return f"part {header.part + 1} of {header.parts}, source {ranges or 'none'}"
 
 
-def _partials(rows: pa.Table, row_limit: int) -> list[dict[str, Any]]:
-    """Rows of sums, countries and devices by name."""
+def _partials(rows: Partials, row_limit: int) -> list[dict[str, Any]]:
+    """The first rows, with countries and devices by name."""
     names = {"country": COUNTRIES, "device": DEVICES}
-    return _readable(
-        [{k: names[k][v] if k in names else v for k, v in row.items()} for row in rows.slice(0, row_limit).to_pylist()]
-    )
+    shown = rows.take(slice(0, row_limit)).arrow().to_pylist()
+    return _readable([{k: names[k][v] if k in names else v for k, v in row.items()} for row in shown])
 
 
 def _plain(header: Any) -> dict[str, Any]:

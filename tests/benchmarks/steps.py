@@ -79,7 +79,7 @@ def once(lines: list[bytes | None]) -> None:
             folded = partials.fold_events([judged])
         with step("ingest: encode blocks"):
             of = salting.assign_shards(folded, _SHARDS)
-            laid = folded.take(np.argsort(of, kind="stable")).arrow()
+            laid = folded.without_zero_sums().take(np.argsort(of, kind="stable")).arrow()
             edges = [0, *np.cumsum(np.bincount(of, minlength=_SHARDS)).tolist()]
             ranges = (SourceRange(0, start, start + len(judged.offsets), None, False),)
             for shard in range(_SHARDS):

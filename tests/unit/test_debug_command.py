@@ -17,7 +17,7 @@ from infra.settings import Settings
 from ingest import blocks
 from ingest.blocks import SourceRange
 from ingest.events import COUNTRY_CODE, DEVICE_CODE
-from ingest.partials import SUMS, WINDOW, Partials
+from ingest.partials import KEYS, SUMS, WINDOW, Partials
 from stream import chunks
 from stream.chunks import CHANGED, ChunkHeader
 from stream.closing import Closing
@@ -77,12 +77,14 @@ def test_an_invalid_place_is_refused_by_name(text: str, reason: str) -> None:
 
 def test_a_block_shows_its_source_ranges_and_rows_by_name() -> None:
     ranges = (SourceRange(1, 100, 200, MINUTE_MS, False),)
-    (value,) = blocks.encode_block(blocks.split_rows(rows().arrow()), ranges, MINUTE_MS)
+    (value,) = blocks.encode_block(blocks.split_rows(rows().without_zero_sums().arrow()), ranges, MINUTE_MS)
     content = content_of(parse_place("ad-blocks/0", SETTINGS), Message(value), 20)
     assert content.summary == "1 rows, part 1 of 1, source 1/[100, 200)"
     assert content.header["sent_at_ms"] == iso(MINUTE_MS)
     assert content.rows[0]["window_ms"] == iso(MINUTE_MS)
-    assert (content.rows[0]["country"], content.rows[0]["device"], content.rows[0]["clicks"]) == ("DE", "mobile", 3)
+    assert list(content.rows[0]) == [*KEYS, *SUMS]
+    assert (content.rows[0]["country"], content.rows[0]["device"]) == ("DE", "mobile")
+    assert {name: content.rows[0][name] for name in SUMS} == dict.fromkeys(SUMS, 0) | {"clicks": 3}
 
 
 def test_a_chunk_shows_its_sequence_input_and_watermark() -> None:
@@ -91,6 +93,9 @@ def test_a_chunk_shows_its_sequence_input_and_watermark() -> None:
     content = content_of(parse_place("ad-minute-state/0", SETTINGS), Message(value), 0)
     assert content.summary == f"base 12 of shard 3, part 1 of 1, 1 rows, input [10, 14), closed until {iso(MINUTE_MS)}"
     assert content.rows == []
+    assert "late_clicks" not in blocks.unpack_rows(value)[0].column_names
+    (row,) = content_of(parse_place("ad-minute-state/0", SETTINGS), Message(value), 5).rows
+    assert (row["clicks"], row["late_clicks"], row[CHANGED]) == (3, 0, 1)
 
 
 def test_a_dead_letter_shows_its_reason_and_bytes() -> None:

@@ -8,13 +8,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from infra.clock import HOUR_MS, now_ms
 from infra.columnar.columns import Values
 from infra.errors import Unavailable
+from infra.kafka import topics
 from infra.kafka.record_batches import Records
 from infra.settings import Settings
+from ingest import blocks
 from ingest.dedup.registry import Registry
+from ingest.partials import SUMS
 from ingest.position import Position
 from ingest.processor import BatchProcessor
 from ingest.source_partition import SourcePartition
@@ -62,6 +66,11 @@ def _untimed_message(partition: int) -> Records:
     return Records(np.array([0]), np.array([-1]), value, Values.of([None]), 1, by_broker=False)
 
 
+def _blocks(settings: Settings, transaction: Transaction) -> list[pa.Table]:
+    topic = settings.topic(topics.BLOCKS)
+    return [blocks.decode_block(r.value or b"", topic)[0] for r in transaction.records if r.topic == topic]
+
+
 def test_messages_that_ended_the_log_when_they_were_taken_move_log_time_whatever_came_since() -> None:
     settings, log = Settings.model_validate({}), Log(partitions=3)
     redis = SlowRedis(log)
@@ -81,3 +90,5 @@ def test_messages_that_ended_the_log_when_they_were_taken_move_log_time_whatever
     assert not transaction.batch.rejected
     for judged in transaction.batch.judged.values():
         assert judged.after.log_time_ms >= began_ms
+    kept = {name for rows in _blocks(settings, transaction) for name in rows.column_names} & {*SUMS}
+    assert kept == {"clicks"}, "of sums that are 0 in all rows no block has a column"
