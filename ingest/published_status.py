@@ -98,10 +98,10 @@ def read_reports(redis: Redis, prefix: str) -> IngestReports:
     """The reports that workers have published lately. Raises Unavailable."""
     reports, clocks = list[dict[str, Any]](), dict[str, float]()
     for key in redis.scan_keys(_key(prefix, "*")):
-        entry = redis.call("GET", key)
-        if not entry:
+        report = _parse(redis.call("GET", key))
+        if report is None:
             continue
-        reports.append(report := json.loads(entry))
+        reports.append(report)
         if "at_ms" in report and (left_ms := _left_ms(redis, key)) is not None:
             # How long ago it was written, by what is left of its time: that takes no clock but the reader's.
             age_ms = _REPORT_S * 1000 - left_ms
@@ -109,6 +109,15 @@ def read_reports(redis: Redis, prefix: str) -> IngestReports:
     running = sorted((r for r in reports if "stopped" not in r), key=lambda r: str(r["worker"]))
     stopped = {str(r["worker"]): str(r["stopped"]) for r in reports if "stopped" in r}
     return IngestReports(running, stopped, clocks)
+
+
+def _parse(entry: bytes | None) -> dict[str, Any] | None:
+    """A report; None where it has expired, or another program wrote the key."""
+    try:
+        report = json.loads(entry or b"null")
+    except ValueError:
+        return None
+    return report if isinstance(report, dict) and "worker" in report else None
 
 
 def _left_ms(redis: Redis, key: bytes) -> int | None:

@@ -13,7 +13,9 @@ from pydantic import SecretStr
 from infra.doctor import Examination
 from infra.kafka import topic_setup
 from infra.redis.client import Redis
+from infra.redis.rights import RIGHTS
 from infra.settings import Settings
+from query.status import read_status
 from tests.clusters.kafka_cluster import KafkaCluster
 from tests.clusters.kafka_config import PASSWORDS, SUPER_USER, BrokerOptions
 from tests.conftest import adclick
@@ -68,6 +70,15 @@ def test_a_redis_of_another_kafka_is_named(settings: Settings) -> None:
     redis = Redis(settings.redis)
     redis.call("SET", f"{settings.key_prefix}kafka", "another-cluster")
     assert any("another-cluster" in text for text in problems(settings)["redis"])
+
+
+@pytest.mark.parametrize("process", RIGHTS)
+def test_the_status_is_read_while_doctors_probes_are_there(settings: Settings, process: str) -> None:
+    redis = Redis(settings.redis)
+    for outcome in Examination(settings, process).outcomes(["redis"]):
+        assert redis.scan_keys(f"{settings.key_prefix}ingest:*") == [], outcome.check
+        assert outcome.problem == ""
+    assert "redis" not in read_status(settings)["problems"]
 
 
 @pytest.fixture(scope="module")

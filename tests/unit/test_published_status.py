@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from infra.errors import AdclickError
 from ingest.counts import Counts
 from ingest.published_status import publish_report, publish_stop, read_reports
@@ -43,3 +45,12 @@ def test_a_report_of_the_version_before_is_read_without_the_fields_that_it_lacks
     reports = read_reports(redis, PREFIX)
     assert (reports.level, reports.sent_ms, reports.misdated("ad-events")) == ("normal", 7, {})
     assert set(reports.counts.values()) == {0}
+
+
+@pytest.mark.parametrize("entry", ["1", "[]", "no JSON", "{}", "null"])
+def test_a_key_that_is_no_report_is_skipped(entry: str) -> None:
+    redis = FakeRedis()
+    redis.call("SET", f"{PREFIX}ingest:probe", entry)
+    publish_stop(redis, PREFIX, "c", AdclickError("Kafka: it is away"))
+    reports = read_reports(redis, PREFIX)
+    assert (reports.workers, reports.stopped) == ([], {"c": "Kafka: it is away"})
