@@ -19,17 +19,9 @@ from query.status import read_status
 from tests.clusters.kafka_cluster import KafkaCluster
 from tests.clusters.kafka_config import PASSWORDS, SUPER_USER, BrokerOptions
 from tests.conftest import adclick
+from tests.doctor_problems import problems
 from tests.flow import environment
 from tests.product import wait_until
-
-
-def problems(settings: Settings) -> dict[str, list[str]]:
-    """Backend → what is wrong with it."""
-    found = dict[str, list[str]]()
-    for outcome in Examination(settings).outcomes():
-        if outcome.problem:
-            found.setdefault(outcome.backend, []).append(outcome.problem)
-    return found
 
 
 def test_all_is_well_with_a_stack_that_was_migrated(settings: Settings) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from infra.clickhouse.client import ClickHouse
-from infra.doctor import Examination
 from infra.kafka.admin import Admin
 from infra.kafka.event_producer import EventProducer
 from infra.redis.client import Redis
@@ -19,16 +18,9 @@ from infra.settings import Settings
 from tests.clusters.redis_cluster import RedisNode
 from tests.clusters.s3_server import S3Server
 from tests.conftest import adclick
+from tests.doctor_problems import problems
 from tests.flow import environment
 from tests.ports import unused_port
-
-Outcomes = list[tuple[str, str]]
-
-
-def problems(settings: Settings, clock: Callable[[], float] = time.time) -> Outcomes:
-    """What is wrong, with the backend."""
-    return [(o.backend, o.problem) for o in Examination(settings, clock=clock).outcomes() if o.problem]
-
 
 # -- topics ---------------------------------------------------------------------------------------------------------
 
@@ -46,7 +38,7 @@ def problems(settings: Settings, clock: Callable[[], float] = time.time) -> Outc
 def test_a_setting_of_a_topic_that_is_wrong(settings: Settings, key: str, value: str, expected: str) -> None:
     topic = settings.topic("ad-events")
     Admin(settings.kafka_connection).configure({topic: {key: value}})
-    ((backend, line),) = problems(settings)
+    ((backend, (line,)),) = problems(settings).items()
     assert (backend, line.startswith(f"topic {topic} {expected}")) == ("kafka", True), line
 
 
@@ -61,7 +53,8 @@ def test_a_setting_of_a_topic_that_is_wrong(settings: Settings, key: str, value:
 )
 def test_another_number_of_partitions_or_replicas(settings: Settings, changes: dict[str, int], expected: str) -> None:
     named = problems(settings.model_copy(update=changes))
-    assert {(backend, line.partition(" has ")[2]) for backend, line in named} == {("kafka", expected[4:])}
+    assert named.keys() == {"kafka"}
+    assert {line.partition(" has ")[2] for line in named["kafka"]} == {expected[4:]}
 
 
 # -- Redis, ClickHouse ----------------------------------------------------------------------------------------------
@@ -72,7 +65,7 @@ def test_a_redis_that_evicts(settings: Settings, tmp_path: Path) -> None:
     try:
         node.start()
         wrong = settings.model_copy(update={"redis": f"redis://127.0.0.1:{node.port}/0"})
-        ((backend, line),) = problems(wrong)
+        ((backend, (line,)),) = problems(wrong).items()
         assert (backend, "allkeys-lru" in line, "noeviction" in line) == ("redis", True, True), line
         result = adclick("ingest", cwd=None, **environment(wrong))
         assert (result.returncode, "allkeys-lru" in result.stderr, "Traceback" in result.stderr) == (1, True, False)
@@ -84,7 +77,7 @@ def test_a_table_of_an_older_schema(settings: Settings) -> None:
     client = ClickHouse.of(settings)
     client.command(f"ALTER TABLE {settings.database}.stream_hours DROP COLUMN late_clicks")
     expected = "has a table of an older schema: stream_hours lacks late_clicks (restore it; or drop it, and adclick migrate makes it again)"
-    assert problems(settings) == [("clickhouse", f"database {settings.database} {expected}")]
+    assert problems(settings) == {"clickhouse": [f"database {settings.database} {expected}"]}
     result = adclick("serve", cwd=None, **environment(settings))
     assert result.returncode == 1
     assert result.stderr.strip() == f"adclick: ClickHouse's database {settings.database} {expected}"
@@ -94,11 +87,11 @@ def test_a_database_of_an_older_release(settings: Settings) -> None:
     client = ClickHouse.of(settings)
     client.command(f"DELETE FROM {settings.database}.migrations WHERE name = '023_reach.sql'")
     expected = f"database {settings.database} lacks the tables of 023_reach.sql (adclick migrate makes them)"
-    assert problems(settings) == [("clickhouse", expected)]
+    assert problems(settings) == {"clickhouse": [expected]}
 
 
 def test_a_redis_that_no_worker_used_is_not_given_to_this_kafka(settings: Settings) -> None:
-    assert problems(settings) == []
+    assert problems(settings) == {}
     assert Redis(settings.redis).scan_keys(f"{settings.key_prefix}kafka") == []
 
 
@@ -109,9 +102,9 @@ def test_clocks_that_are_ten_seconds_ahead_of_this_machines_are_named(settings: 
     producer = EventProducer(settings.kafka_connection)
     producer.send(settings.topic("ad-events"), [b"key"], [b"{}"])
     producer.flush(10)
-    named = problems(settings, lambda: time.time() - 10.2)
-    assert [backend for backend, _ in named] == ["kafka", "redis", "clickhouse"]
-    for (_, line), clock in zip(named, ("Kafka", "Redis at 127", "ClickHouse"), strict=True):
+    named = problems(settings, clock=lambda: time.time() - 10.2)
+    assert list(named) == ["kafka", "redis", "clickhouse"]
+    for (line,), clock in zip(named.values(), ("Kafka", "Redis at 127", "ClickHouse"), strict=True):
         assert line.startswith(f"the clock of {clock}")
         seconds = float(line.split(" s ahead of this machine's")[0].rpartition(" ")[2])
         # A message has lain there for a while.
@@ -119,9 +112,9 @@ def test_clocks_that_are_ten_seconds_ahead_of_this_machines_are_named(settings: 
 
 
 def test_clocks_that_are_behind_are_named_where_they_can_be_asked(settings: Settings) -> None:
-    named = problems(settings, lambda: time.time() + 10.2)
-    assert [backend for backend, _ in named] == ["redis", "clickhouse"]
-    assert all(" s behind this machine's: set both by NTP" in line for _, line in named)
+    named = problems(settings, clock=lambda: time.time() + 10.2)
+    assert list(named) == ["redis", "clickhouse"]
+    assert all(" s behind this machine's: set both by NTP" in line for (line,) in named.values())
 
 
 # -- the archive ----------------------------------------------------------------------------------------------------
@@ -165,11 +158,11 @@ def test_each_right_that_is_missing_in_a_bucket_is_named(
     settings: Settings, guarded_bucket: Callable[[tuple[str, ...]], str], lacking: str
 ) -> None:
     archive = guarded_bucket(tuple(action for action in _ACTIONS if action != lacking))
-    ((backend, line),) = problems(settings.model_copy(update={"archive": archive}))
+    ((backend, (line,)),) = problems(settings.model_copy(update={"archive": archive})).items()
     assert (backend, line.startswith("this user may not "), f"({lacking}): " in line) == ("archive", True, True), line
 
 
 def test_a_user_of_a_bucket_with_all_rights_is_told_nothing(
     settings: Settings, guarded_bucket: Callable[[tuple[str, ...]], str]
 ) -> None:
-    assert problems(settings.model_copy(update={"archive": guarded_bucket(_ACTIONS)})) == []
+    assert problems(settings.model_copy(update={"archive": guarded_bucket(_ACTIONS)})) == {}

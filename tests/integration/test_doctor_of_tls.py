@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 import pytest
 
 from infra.clickhouse.client import ClickHouse
-from infra.doctor import Examination
 from infra.kafka import topics
 from infra.kafka.admin import Admin
 from infra.redis.client import Redis
 from infra.settings import Settings
 from tests.clusters.certificates import LOOPBACK, Authority, Identity
 from tests.conftest import ADCLICK, adclick
+from tests.doctor_problems import problems
 from tests.flow import environment, worker_environment
 from tests.product import wait_until
 from tests.tls_proxy import TlsProxy
@@ -76,15 +76,6 @@ def behind_tls(settings: Settings, authority: Authority) -> Iterator[Behind]:
     yield make
     for proxy in proxies:
         proxy.stop()
-
-
-def problems(settings: Settings) -> dict[str, list[str]]:
-    """Backend → what is wrong with it."""
-    named = dict[str, list[str]]()
-    for outcome in Examination(settings).outcomes():
-        if outcome.problem:
-            named.setdefault(outcome.backend, []).append(outcome.problem)
-    return named
 
 
 @pytest.mark.parametrize("backend", SERVERS)
