@@ -159,7 +159,7 @@ class Settings(BaseSettings):
     )
     blocks_retention_s: Count = Field(3 * 86_400, ge=60, description="how long what passes between stages is kept")
     accept_loss: str = Field("", description="events lost from ad-events to go on without, as ingest workers name them")
-    ingest_batch: Count = Field(100_000, ge=1, le=200_000, description="messages an ingest transaction takes at most")
+    ingest_batch: Count = Field(200_000, ge=1, le=200_000, description="messages an ingest transaction takes at most")
     ingest_linger_ms: Count = Field(150, ge=1, description="how long an ingest batch waits to fill")
     flush_ms: Count = Field(500, ge=50, description="how often the stream flushes partial windows")
     heartbeat_ms: Count = Field(1000, ge=100, description="how often idle ingest workers send heartbeats")

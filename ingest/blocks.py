@@ -40,13 +40,15 @@ class SourceRange(msgspec.Struct, frozen=True, array_like=True):
 
 @decodable
 class BlockHeader(msgspec.Struct, frozen=True):
-    """What a block accounts for. `part` counts from 0 to `parts` − 1."""
+    """What a block accounts for. `part` counts from 0 to `parts` − 1. `is_behind`: whether more messages were waiting than were taken:
+    then none of it is fresh."""
 
     version: int
     ranges: tuple[SourceRange, ...]
     sent_at_ms: int
     part: int = 0
     parts: int = 1
+    is_behind: bool = False
 
 
 @decodable
@@ -91,10 +93,12 @@ def split_rows(rows: pa.RecordBatch) -> list[pa.RecordBatch]:
     return [rows.slice(n * ROWS_PER_PART, ROWS_PER_PART) for n in range(part_count(rows.num_rows))]
 
 
-def encode_block(parts: Sequence[pa.RecordBatch], ranges: tuple[SourceRange, ...], sent_at_ms: int) -> Iterator[bytes]:
+def encode_block(
+    parts: Sequence[pa.RecordBatch], ranges: tuple[SourceRange, ...], sent_at_ms: int, is_behind: bool = False
+) -> Iterator[bytes]:
     """A block as messages, one for each of its parts, in the order in which they must be written."""
     for number, part in enumerate(parts):
-        header = BlockHeader(SCHEMA_VERSION, ranges, sent_at_ms, number, len(parts))
+        header = BlockHeader(SCHEMA_VERSION, ranges, sent_at_ms, number, len(parts), is_behind)
         yield pack_rows(part, msgspec.json.encode(header))
 
 

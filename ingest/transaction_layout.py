@@ -49,10 +49,10 @@ class TransactionLayout:
         sent_ms = now_ms()
         return Transaction(sent_ms, list(self._block_records(partials.empty_partials(), ranges, sent_ms)), ranges)
 
-    def of_batch(self, batch: ProcessedBatch, ranges: Mapping[int, SourceRange]) -> Transaction:
-        """All that a batch with messages brings about; `ranges` of every owned partition."""
+    def of_batch(self, batch: ProcessedBatch, ranges: Mapping[int, SourceRange], is_behind: bool) -> Transaction:
+        """All that a batch with messages brings about; `ranges` of every owned partition. `is_behind`: whether more were waiting."""
         sent_ms, judged = now_ms(), batch.judged
-        records = list(self._block_records(partials.fold_events(list(judged.values())), ranges, sent_ms))
+        records = list(self._block_records(partials.fold_events(list(judged.values())), ranges, sent_ms, is_behind))
         for p, events in judged.items():
             for value in blocks.encode_block(judge.archive_parts(events), (ranges[p],), sent_ms):
                 records.append(Record(self._archive, value, partition=p))
@@ -60,15 +60,16 @@ class TransactionLayout:
         return Transaction(sent_ms, records, ranges, {p: events.after for p, events in judged.items()}, batch)
 
     def _block_records(
-        self, folded: Partials, ranges: Mapping[int, SourceRange], sent_ms: int
-    ) -> Iterator[Record]:  # fmt: skip
+        self, folded: Partials, ranges: Mapping[int, SourceRange], sent_ms: int, is_behind: bool = False
+    ) -> Iterator[Record]:
         """One block to every block partition, empty where there is nothing: each accounts for all ranges."""
         shard_of_row = salting.assign_shards(folded, self._shards)
         rows = folded.without_zero_sums().take(np.argsort(shard_of_row, kind="stable")).arrow()
         edges = np.cumsum(np.bincount(shard_of_row, minlength=self._shards)).tolist()
         sources = tuple(ranges[p] for p in sorted(ranges))
         for shard, (start, stop) in enumerate(pairwise([0, *edges])):
-            for value in blocks.encode_block(blocks.split_rows(rows.slice(start, stop - start)), sources, sent_ms):
+            parts = blocks.split_rows(rows.slice(start, stop - start))
+            for value in blocks.encode_block(parts, sources, sent_ms, is_behind):
                 yield Record(self._blocks, value, partition=shard)
 
     def _dead_letter_records(self, batch: ProcessedBatch) -> Iterator[Record]:

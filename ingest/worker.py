@@ -152,10 +152,10 @@ class IngestWorker:
         try:
             if messages:
                 # As they are now: fetching goes on meanwhile, and would move them beyond the batch.
-                log_ends = {p: self._consumer.end(p) for p in messages}
+                log_ends, is_behind = {p: self._consumer.end(p) for p in messages}, self._consumer.leaves_messages
                 # Until Redis is back nothing more is consumed. Ids recorded twice are recorded once.
                 batch = self._patiently(partial(self._process, messages, log_ends))
-                self._commit(self._lay_out(batch))
+                self._commit(self._lay_out(batch, is_behind))
             elif self._is_heartbeat_due():
                 self._commit(self._layout.of_heartbeat(self._ranges({})))
             elif self._consumer.member.is_assigned:
@@ -243,10 +243,11 @@ class IngestWorker:
         batch = SourceBatch(owned, {p: self._owned[p].position.base for p in owned})
         return self._processor.process(batch, self._owned, log_ends)
 
-    def _lay_out(self, batch: ProcessedBatch) -> Transaction:
+    def _lay_out(self, batch: ProcessedBatch, is_behind: bool) -> Transaction:
         if not batch.judged:
             return self._layout.of_heartbeat(self._ranges({}))
-        return self._layout.of_batch(batch, self._ranges({p: judged.after for p, judged in batch.judged.items()}))
+        ranges = self._ranges({p: judged.after for p, judged in batch.judged.items()})
+        return self._layout.of_batch(batch, ranges, is_behind)
 
     def _ranges(self, after: dict[int, Position]) -> dict[int, SourceRange]:
         """What a transaction accounts for, of every owned partition: to its new position in `after`, else to where it stands."""

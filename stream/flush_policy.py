@@ -23,6 +23,8 @@ class Waiting:
     messages: int
     behind_ms: int
     """How old the newest block was when it was read."""
+    is_ingest_behind: bool = False
+    """Whether more events were waiting for ingest when it wrote that block."""
 
 
 class FlushPolicy(Protocol):
@@ -49,14 +51,14 @@ class Fresh:
     longest_wait_s: float = 1.0
     behind_ms: int = 1_000
     behind_wait_s: float = 1.0
-    behind_flushes_per_s: int = 8
+    behind_flushes_per_s: int = 4
     behind_rows: int = 4_000_000
     """That may wait in all partitions that the worker owns; each has its share, and a sixteenth at most."""
     looks_at_clock: bool = True
 
     def is_due(self, waiting: Waiting, since_s: float, partitions: int) -> bool:
         """Whether to flush, so long after the last flush began. `partitions`: how many of the stage the worker owns."""
-        if waiting.behind_ms > self.behind_ms:
+        if waiting.is_ingest_behind or waiting.behind_ms > self.behind_ms:
             wait_s = max(self.behind_wait_s, partitions / self.behind_flushes_per_s)
             if since_s < wait_s and waiting.rows < self.behind_rows // max(partitions, 16):
                 return False
@@ -72,7 +74,7 @@ class Patient:
 
     wait_s: float = 10.0
     correcting_wait_s: float = 1.5
-    flushes_per_s: int = 8
+    flushes_per_s: int = 4
     most_rows: int = MAX_WAITING_ROWS // 2
     looks_at_clock: bool = False
 

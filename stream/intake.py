@@ -52,7 +52,7 @@ class Intake:
         self.closing = durable.closing
         self.newest_sent_ms = 0
         """When the newest block applied was sent."""
-        self._behind_ms = 0
+        self._behind_ms, self._is_ingest_behind = 0, False
         """How old that block was when it was read. What merely waits for its flush gets no older."""
         self._durable = durable
         self._upstream = durable.upstream
@@ -72,7 +72,7 @@ class Intake:
                 blocks.check_tiles(known.next_offset if known else None, r, where)
         self._add(rows)
         self.newest_sent_ms = max(self.newest_sent_ms, header.sent_at_ms)
-        self._behind_ms = now_ms - self.newest_sent_ms
+        self._behind_ms, self._is_ingest_behind = now_ms - self.newest_sent_ms, header.is_behind
         if header.part == header.parts - 1:
             self.closing = self.closing.see(header.ranges, self._sources)
         self.next_message = offset + 1
@@ -132,6 +132,7 @@ class Intake:
             and (before_ms is None or before_ms // self._grain_ms != after_ms // self._grain_ms),
             messages=self.next_message - self._durable.next_message,
             behind_ms=self._behind_ms,
+            is_ingest_behind=self._is_ingest_behind,
         )
 
     def _is_closed(self, start_ms: int | None, closed_ms: int | None) -> bool:

@@ -56,6 +56,11 @@ class ColumnConsumer:
         self.member.consume(1, 0.0)
         return self._fetcher.take(count, timeout_s)
 
+    @property
+    def leaves_messages(self) -> bool:
+        """Whether more messages were waiting than the last `take` has taken."""
+        return self._fetcher.leaves_messages
+
     def end(self, partition: int) -> int:
         """The end of the log (high watermark) as last seen; negative before that."""
         return self._fetcher.end(partition)

@@ -77,6 +77,8 @@ class Fetcher:
         self._changed = threading.Condition()
         self._partitions: dict[int, _Partition] = {}
         self._turn = self._batch = 0
+        self.leaves_messages = False
+        """Whether more messages were waiting than the last `take` has taken."""
         self._led: dict[int, Address] = {}
         self._brokers: dict[int, Address] = {}
         self._near = NearReplicas(rack)
@@ -153,6 +155,7 @@ class Fetcher:
         waiting.sort(key=lambda partition: partition[1].taken_turn)
         share = shares({p: [r.timestamps_ms for r in state.waiting] for p, state in waiting}, count)
         self._turn += 1
+        self.leaves_messages = sum(share.values()) < sum(state.messages for _, state in waiting)
         taken = {p: _take_from(state, share.get(p, 0), self._turn) for p, state in waiting}
         self._changed.notify_all()
         return {p: records for p, records in taken.items() if records}

@@ -37,6 +37,9 @@ class Point:
     minutes: int = 30
     workers: int = 1
     partitions: int = 4
+    """Of `ad-events`."""
+    shards: int = 4
+    """Partitions of blocks, and of what the stream makes of them."""
     more: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -62,15 +65,15 @@ def points(most_events: int) -> list[Point]:
         ),
         *(Point("duplicates, %", n, more={"duplicates": n / 100}) for n in (0, 1, 10, 30)),
         # A million a minute: installations with few events need few partitions.
-        *(Point("partitions", n, 10_000_000, 10, partitions=n) for n in (4, 16, 64)),
-        *(Point("workers of each kind", n, 10_000_000, 10, workers=n, partitions=16) for n in (1, 2, 4, 8)),
+        *(Point("partitions of events", n, 12_000_000, 12, partitions=n, shards=4) for n in (4, 16, 64)),
+        *(Point("partitions of all topics", n, 12_000_000, 12, partitions=n, shards=n) for n in (4, 16, 64)),
+        *(Point("workers of each kind", n, 12_000_000, 12, n, partitions=16, shards=16) for n in (1, 2, 4, 8)),
     ]  # fmt: skip
 
 
 def measured(point: Point) -> dict[str, Any]:
     """The report of one run."""
-    for name in ("EVENT", "BLOCK"):
-        os.environ[f"ADCLICK_{name}_PARTITIONS"] = str(point.partitions)
+    os.environ |= {"ADCLICK_EVENT_PARTITIONS": str(point.partitions), "ADCLICK_BLOCK_PARTITIONS": str(point.shards)}
     span_ms = point.minutes * MINUTE_MS
     given = {"late": 0.001, "malformed": 0.0, "future": 0.0} | point.more
     spec = Spec(events=point.events, start_ms=across_midnight(span_ms), span_ms=span_ms, **given)
@@ -83,7 +86,7 @@ def draw(flat: dict[str, Any]) -> None:
     for point in points(_MOST_EVENTS):
         if f"{point.key}_exact" in flat:
             lines.setdefault(point.line, []).append(point)
-    figure, panels = pyplot.subplots(2, 3, figsize=(11, 6), sharey=True, layout="constrained")
+    figure, panels = pyplot.subplots(2, 4, figsize=(13, 6), sharey=True, layout="constrained")
     for panel, (line, found) in zip(panels.flat, lines.items(), strict=False):
         at = range(len(found))
         for name, label in zip(_SHOWN, ("adclick", "bare loop"), strict=True):

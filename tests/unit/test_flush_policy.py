@@ -29,6 +29,7 @@ CORRECTS = replace(ROWS, corrects=True)
         (Fresh(), replace(NOTHING, messages=201), 60.0, True),
         (Fresh(), BEHIND, 0.9, False),
         (Fresh(), BEHIND, 1.0, True),
+        (Fresh(), replace(ROWS, is_ingest_behind=True), 0.9, False),
         (Fresh(), replace(BEHIND, rows=250_000), 0.0, True),
         (Fresh(), replace(BEHIND, crosses_end=True), 0.9, False),
         (Patient(), NOTHING, 60.0, False),
@@ -48,7 +49,7 @@ def test_a_flush_is_due_by_its_policy(policy: FlushPolicy, waiting: Waiting, sin
 
 @pytest.mark.parametrize(
     ("policy", "waiting", "since_s"),
-    [(Fresh(), ROWS, 63 / 64), (Fresh(), BEHIND, 8.0), (Patient(), CORRECTS, 8.0), (Patient(), ROWS, 10.0)],
+    [(Fresh(), ROWS, 63 / 64), (Fresh(), BEHIND, 16.0), (Patient(), CORRECTS, 16.0), (Patient(), ROWS, 16.0)],
 )
 def test_with_many_partitions_each_waits_longer_for_its_flush(
     policy: FlushPolicy, waiting: Waiting, since_s: float

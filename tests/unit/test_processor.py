@@ -36,6 +36,8 @@ class Log:
     def end(self, partition: int) -> int:
         return self.ends[partition]
 
+    leaves_messages = False
+
     def append(self) -> None:
         self.ends = {p: end + 1 for p, end in self.ends.items()}
 
