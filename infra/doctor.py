@@ -23,19 +23,16 @@ from infra.kafka import topic_setup, topics
 from infra.kafka.admin import Admin
 from infra.kafka.sasl import Connector
 from infra.kafka.transactions import TransactionalProducer
+from infra.process_needs import ALL_BUT_MIGRATE, MIGRATE, NEEDS
 from infra.redis.client import Redis
 from infra.redis.eviction import NEVER_EVICT, eviction_risk
 from infra.redis.rights import RIGHTS, lacking_rights
 from infra.settings import Settings
 
 BACKENDS = ("kafka", "redis", "clickhouse", "archive")
-MIGRATE = "migrate"
-PROCESSES = (MIGRATE, *RIGHTS)
+PROCESSES = tuple(NEEDS)
 """What users of backends may be for: `adclick migrate`, a worker, or all other commands."""
 _TIMEOUT_S = 5.0
-_TOPIC_RIGHTS: tuple[str, ...] = ("DESCRIBE", "DESCRIBE_CONFIGS", "READ", "WRITE")
-_MIGRATE_TOPIC_RIGHTS: tuple[str, ...] = ("DESCRIBE", "DESCRIBE_CONFIGS", "CREATE", "ALTER", "ALTER_CONFIGS")
-_GROUP_RIGHTS: tuple[str, ...] = ("DESCRIBE", "READ")
 _ANY_HOST = "the host name in the server's certificate is not verified: ADCLICK_REDIS has ssl_check_hostname=no"
 
 Checks = Iterator[tuple[str, Callable[[], list[str]]]]
@@ -58,6 +55,7 @@ class Examination:
     def __init__(self, settings: Settings, process: str = "", clock: Callable[[], float] = time.time) -> None:
         """`clock`: this machine's, in epoch seconds."""
         self._settings, self._process, self._clock = settings, process, clock
+        self._needs = NEEDS.get(process, ALL_BUT_MIGRATE)
         self._cluster_id = ""
         """Kafka's, once it has said it."""
 
@@ -109,26 +107,48 @@ class Examination:
             return []
 
         yield "answers", connect
-        yield "our own reader is let in", connect_by_column
+        if self._process in ("", "ingest"):
+            yield "our own reader is let in", connect_by_column
         yield "topics", topics_are_right
         yield "rights on topics and groups", lambda: self._kafka_rights(admins[0])
         if self._process != MIGRATE:
             yield "clock", clock
+        if self._needs.is_transactional:
             yield "right to write in transactions", transact
 
     def _kafka_rights(self, admin: Admin) -> list[str]:
-        known, settings = admin.partitions(), self._settings
-        there = [topic.name for topic in topics.wanted(settings) if topic.name in known]
-        migrates = self._process == MIGRATE
-        groups = [] if migrates else [settings.topic(group) for group in topics.GROUPS]
-        allowed = admin.allowed(there, groups)
-        needed = dict.fromkeys(there, _MIGRATE_TOPIC_RIGHTS if migrates else _TOPIC_RIGHTS)
-        needed |= dict.fromkeys(groups, _GROUP_RIGHTS)
-        return [
-            f"this user lacks {', '.join(lacking)} on {'group' if name in groups else 'topic'} {name}"
-            for name, operations in needed.items()
+        on_topics, on_groups = self._topic_rights(admin), self._group_rights()
+        allowed = admin.allowed(on_topics, on_groups)
+        return self._uncreatable(admin) + [
+            f"this user lacks {', '.join(lacking)} on {'group' if name in on_groups else 'topic'} {name}"
+            for name, operations in (on_topics | on_groups).items()
             if (lacking := [operation for operation in operations if operation not in allowed[name]])
         ]
+
+    def _uncreatable(self, admin: Admin) -> list[str]:
+        if self._process != MIGRATE:
+            return []
+        known = admin.partitions()
+        missing = [topic.name for topic in topics.wanted(self._settings) if topic.name not in known]
+        return [f"this user lacks CREATE on topic {name}" for name in admin.uncreatable(missing)]
+
+    def _topic_rights(self, admin: Admin) -> dict[str, list[str]]:
+        """The operations that this process needs on each topic that is there."""
+        needs, known, rights = self._needs, admin.partitions(), dict[str, list[str]]()
+        for name in topics.NAMES:
+            if (topic := self._settings.topic(name)) in known:
+                rights[topic] = ["DESCRIBE", "DESCRIBE_CONFIGS"]
+                rights[topic] += ["READ"] * (name in needs.reads) + ["WRITE"] * (name in needs.writes)
+        if self._process == MIGRATE:
+            for topic, operation in topic_setup.changes_due(admin, self._settings):
+                rights[topic].append(operation)
+        return rights
+
+    def _group_rights(self) -> dict[str, list[str]]:
+        """The operations that this process needs on each group."""
+        topic_of, needs = self._settings.topic, self._needs
+        rights = {topic_of(group): ["DESCRIBE"] for group in needs.watches}
+        return rights | {topic_of(group): ["DESCRIBE", "READ"] for group in needs.joins}
 
     def _log_time_ahead_s(self, admin: Admin) -> float:
         """By how much the newest log time of `ad-events` is ahead of this machine's clock. Kafka tells its time in no other way without a
@@ -194,6 +214,8 @@ class Examination:
     # -- ClickHouse ---------------------------------------------------------------------------------------------
 
     def _clickhouse(self) -> Checks:
+        if not self._needs.clickhouse:
+            return
         settings = self._settings
         client = ClickHouse.of(settings, timeout_s=int(_TIMEOUT_S))
         lacking = list[str]()
@@ -203,8 +225,7 @@ class Examination:
             return []
 
         def rights() -> list[str]:
-            role = "migrator" if self._process == MIGRATE else "writer"
-            needed = grants(role, schema.all_statements(), settings.database, client.deployment)
+            needed = grants(self._needs.clickhouse, schema.all_statements(), settings.database, client.deployment)
             lacking.extend(grant for grant in needed if client.rows(f"CHECK GRANT {grant}")[0][0] != 1)
             user = f"`{_user(settings.clickhouse)}`"
             return [f"this user lacks {grant}: {grant_statement(grant, user, client.deployment)}" for grant in lacking]
@@ -227,9 +248,11 @@ class Examination:
 
     def _archive(self) -> Checks:
         def files() -> list[str]:
-            return FileStore(self._settings.archive).lacking_rights(f".probe-doctor-{uuid.uuid4().hex}")
+            store, probe = FileStore(self._settings.archive), f".probe-doctor-{uuid.uuid4().hex}"
+            return store.lacking_rights(probe, reads_only=self._needs.archive == "read")
 
-        yield "takes and gives files", files
+        if self._needs.archive:
+            yield f"right to {self._needs.archive} files", files
 
 
 def _skews(clocks: Mapping[str, float]) -> list[str]:

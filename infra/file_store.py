@@ -128,28 +128,38 @@ class FileStore:
         self.write(probe, pa.py_buffer(b"probe"))
         self.remove(probe)
 
-    def lacking_rights(self, probe: str) -> list[str]:
-        """What may not be done here, a line each, by a file of this name that is removed again. Raises Unavailable for anything else."""
-        lacking = list[str]()
+    def lacking_rights(self, probe: str, *, reads_only: bool = False) -> list[str]:
+        """What may not be done here, a line each, by a file of this name: where more than reading is needed, it is written and removed
+        again. A folder that does not exist is named, and not made. Raises Unavailable for anything else."""
+        if self.folder is not None and not self.folder.exists():
+            return [f"folder {self.shown} does not exist: make it, or correct ADCLICK_ARCHIVE"]
+        lacking = self._lacking("list files", "s3:ListBucket", self.folders)
+        if reads_only:
+            # Of a file that does not exist: a store looks at rights before it looks for it.
+            return lacking + self._lacking("read files", "s3:GetObject", lambda: self._exists(probe))
+        unwritable = self._lacking("write files", "s3:PutObject", lambda: self.write(probe, pa.py_buffer(b"probe")))
+        if unwritable:
+            return lacking + unwritable
+        unreadable = self._lacking("read files", "s3:GetObject", lambda: self.sha256(probe))
+        if unreadable:
+            with contextlib.suppress(Denied):  # Arrow looks at a file before it removes it
+                self.remove(probe)
+            return lacking + unreadable
+        return lacking + self._lacking("remove files", "s3:DeleteObject", lambda: self.remove(probe))
 
-        def may(action: str, right: str, call: Callable[[], object]) -> bool:
-            try:
-                call()
-            except Denied as error:
-                lacking.append(
-                    f"this user may not {action}" + (f" ({right}): {error}" if self.folder is None else f": {error}")
-                )
-                return False
+    def _lacking(self, action: str, right: str, call: Callable[[], object]) -> list[str]:
+        """A line where a call is denied."""
+        try:
+            call()
+        except Denied as error:
+            return [f"this user may not {action}" + (f" ({right}): {error}" if self.folder is None else f": {error}")]
+        return []
+
+    def _exists(self, name: str) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            self.open(name).close()
             return True
-
-        may("list files", "s3:ListBucket", self.folders)
-        if may("write files", "s3:PutObject", lambda: self.write(probe, pa.py_buffer(b"probe"))):
-            if may("read files", "s3:GetObject", lambda: self.sha256(probe)):
-                may("remove files", "s3:DeleteObject", lambda: self.remove(probe))
-            else:
-                with contextlib.suppress(Denied):  # Arrow looks at a file before it removes it
-                    self.remove(probe)
-        return lacking
+        return False
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder with all that is in it."""

@@ -109,6 +109,7 @@ def make_settings(backends: Path, folder: Path) -> Settings:
     changes = {
         "namespace": name, "archive": str(folder / f"{name}archive"), "event_partitions": 2, "block_partitions": 2,
     }  # fmt: skip
+    (folder / f"{name}archive").mkdir()
     settings = resolve(str(backends)).settings.model_copy(update=changes)
     topic_setup.ensure(settings)
     _copy_tables(settings)

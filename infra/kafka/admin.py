@@ -107,14 +107,31 @@ class Admin:
     def allowed(self, topics: Iterable[str], groups: Iterable[str]) -> dict[str, frozenset[str]]:
         """What this user may do with each of these topics and groups, by Kafka's names of operations: none where it may not even describe it.
         Raises Unavailable."""
-        asked: dict[str, Any] = {"include_authorized_operations": True, "request_timeout": self._timeout_s}
-        operations: dict[str, frozenset[str]] = {}
+        options: dict[str, Any] = {"include_authorized_operations": True, "request_timeout": self._timeout_s}
+        topic_names, group_names, futures = list(topics), list(groups), dict[str, Any]()
         with self._translated():
-            for name, future in self._client.describe_topics(TopicCollection(list(topics)), **asked).items():
-                operations[name] = _names(future)
-            for name, future in self._client.describe_consumer_groups(list(groups), **asked).items():
-                operations[name] = _names(future)
-        return operations
+            if topic_names:
+                futures |= self._client.describe_topics(TopicCollection(topic_names), **options)
+            if group_names:  # which the client takes for a mistake
+                futures |= self._client.describe_consumer_groups(group_names, **options)
+            return {name: _names(future) for name, future in futures.items()}
+
+    def uncreatable(self, topics: Iterable[str]) -> list[str]:
+        """Of these topics, none of which exists, those that this user may not make. Makes none. Raises Unavailable."""
+        new, denied = [admin.NewTopic(name, 1, 1) for name in topics], list[str]()
+        if not new:
+            return denied
+        with self._translated():
+            futures = self._client.create_topics(new, validate_only=True, request_timeout=self._timeout_s)
+            for name, future in futures.items():
+                try:
+                    future.result()
+                except KafkaException as error:
+                    if isinstance(decision_on(error.args[0]), Denied):
+                        denied.append(name)
+                    elif error.args[0].name().startswith("_"):
+                        raise  # no broker has answered
+        return denied
 
     def create(self, topics: dict[str, tuple[int, dict[str, str]]], replicas: int = 1) -> set[str]:
         """Make topics (name → partitions, config) with so many replicas, and wait until brokers list them. Returns the ones that existed:

@@ -62,14 +62,28 @@ def _set_partitions(admin: Admin, settings: Settings, topics: Sequence[Topic], c
 
 def _configure(admin: Admin, settings: Settings, topics: Sequence[Topic]) -> None:
     """Set what differs: who has topics made by others need not be allowed to change them."""
+    if changes := _config_changes(admin, settings, topics):
+        admin.configure(changes)
+
+
+def _config_changes(admin: Admin, settings: Settings, topics: Sequence[Topic]) -> dict[str, dict[str, str]]:
+    """Topic → setting → value, of what differs."""
     replicas, in_force = _replicas(admin, [t.name for t in topics]), admin.configs(t.name for t in topics)
     changes = dict[str, dict[str, str]]()
     for t in topics:
         config = t.config | _durability(settings, replicas[t.name])
         if differing := {key: value for key, value in config.items() if in_force[t.name].get(key) != value}:
             changes[t.name] = differing
-    if changes:
-        admin.configure(changes)
+    return changes
+
+
+def changes_due(admin: Admin, settings: Settings) -> list[tuple[str, str]]:
+    """What `ensure` would change of topics that are there: the topic, and the operation on it that Kafka must allow. Raises Unavailable."""
+    counts = admin.partitions()
+    there = [t for t in wanted(settings) if t.name in counts]
+    growing = [t.name for t in there if counts[t.name] < t.partitions and t.name in _growing(settings)]
+    configured = _config_changes(admin, settings, there)
+    return [(name, "ALTER") for name in growing] + [(name, "ALTER_CONFIGS") for name in configured]
 
 
 def _new_replicas(admin: Admin, settings: Settings) -> int:

@@ -25,6 +25,11 @@ MINUTE_STATE = "ad-minute-state"
 HOUR_STATE = "ad-hour-state"
 DAY_STATE = "ad-day-state"
 CAMPAIGN_STATE = "ad-campaign-state"
+NAMES = (
+    EVENTS, DEAD_LETTERS, SENT_LETTERS, CAMPAIGN_STATUS, BLOCKS, ARCHIVE, MINUTES, HOURS, CAMPAIGN_TOTALS, MINUTE_STATE, HOUR_STATE,
+    DAY_STATE, CAMPAIGN_STATE,
+)  # fmt: skip
+"""Of all topics, without the namespace."""
 
 INGEST_GROUP = "adclick-ingest"
 ARCHIVE_GROUP = "adclick-archive"

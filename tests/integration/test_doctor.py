@@ -5,13 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from confluent_kafka.admin import AclBinding, AclOperation, AclPermissionType, ResourcePatternType, ResourceType
+from confluent_kafka.admin import (
+    AclBinding,
+    AclBindingFilter,
+    AclOperation,
+    AclPermissionType,
+    ResourcePatternType,
+    ResourceType,
+)
 from pydantic import SecretStr
 
 from infra.doctor import Examination
 from infra.kafka import topic_setup
+from infra.kafka.admin import Admin
+from infra.kafka.topics import ARCHIVE, BLOCKS, DEAD_LETTERS, EVENTS, wanted
 from infra.redis.client import Redis
 from infra.redis.rights import RIGHTS
 from infra.settings import Settings
@@ -73,6 +83,22 @@ def test_the_status_is_read_while_doctors_probes_are_there(settings: Settings, p
     assert "redis" not in read_status(settings)["problems"]
 
 
+@pytest.mark.parametrize("denied", [("unlink", "del"), ("unlink", "del", "set")])
+def test_no_probe_stays_where_it_may_not_be_removed(settings: Settings, denied: tuple[str, ...]) -> None:
+    admin, user = Redis(settings.redis), f"u{settings.namespace}"
+    rules = f"on >right ~{settings.key_prefix}* +@all {' '.join(f'-{name}' for name in denied)}"
+    admin.call("ACL", "SETUSER", user, *rules.split())
+    url = urlsplit(settings.redis)
+    address = settings.redis.replace(url.netloc, f"{user}:right@{url.hostname}:{url.port}")
+    try:
+        lines = problems(settings.model_copy(update={"redis": address}))["redis"]
+    finally:
+        admin.call("ACL", "DELUSER", user)
+    assert {line.split()[3] for line in lines} == {f"+{name}:" for name in denied}
+    left_ms = [admin.call("PTTL", key) for key in admin.scan_keys(f"{settings.key_prefix}*doctor*")]
+    assert all(0 < ms <= 10_000 for ms in left_ms), left_ms
+
+
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
     """A broker at which users may do what ACLs allow them."""
@@ -85,25 +111,42 @@ def rule(kind: ResourceType, name: str, operation: AclOperation) -> AclBinding:
     return AclBinding(kind, name, prefix, "User:alice", "*", operation, allow)
 
 
-def test_rights_that_a_user_lacks_are_named_until_there_are_enough(guarded: KafkaCluster, settings: Settings) -> None:
-    def as_user(user: str) -> Settings:
-        return settings.model_copy(
-            update={
-                "kafka": guarded.addresses("SASL_PLAINTEXT"),
-                "kafka_security_protocol": "SASL_PLAINTEXT",
-                "kafka_sasl_mechanism": "PLAIN",
-                "kafka_user": user,
-                "kafka_password": SecretStr(PASSWORDS[user]),
-            }
-        )
+@pytest.fixture
+def alice(guarded: KafkaCluster, settings: Settings) -> Settings:
+    """Settings of a user without rights, on topics that are there."""
+    topic_setup.ensure(_as_user(guarded, settings, SUPER_USER))
+    return _as_user(guarded, settings, "alice")
 
-    topic_setup.ensure(as_user(SUPER_USER))
-    alice, n = as_user("alice"), settings.namespace
+
+def _as_user(guarded: KafkaCluster, settings: Settings, user: str) -> Settings:
+    return settings.model_copy(
+        update={
+            "kafka": guarded.addresses("SASL_PLAINTEXT"),
+            "kafka_security_protocol": "SASL_PLAINTEXT",
+            "kafka_sasl_mechanism": "PLAIN",
+            "kafka_user": user,
+            "kafka_password": SecretStr(PASSWORDS[user]),
+        }
+    )
+
+
+def _allow(guarded: KafkaCluster, *bindings: AclBinding) -> None:
     admin = guarded.admin()
+    for future in admin.create_acls(list(bindings)).values():
+        future.result()
 
-    def allow(*bindings: AclBinding) -> None:
-        for future in admin.create_acls(list(bindings)).values():
-            future.result()
+
+def _wait_for(expected: list[str], alice: Settings, process: str) -> None:
+    """Brokers hear of rules a moment later."""
+
+    def lines() -> list[str]:
+        return problems(alice, process).get("kafka", [])
+
+    wait_until(lambda: lines() == expected, 15, lambda: f"{lines()} in place of {expected}")
+
+
+def test_rights_that_a_user_lacks_are_named_until_there_are_enough(guarded: KafkaCluster, alice: Settings) -> None:
+    n = alice.namespace
 
     def named() -> list[str]:
         return problems(alice).get("kafka", [])
@@ -111,12 +154,13 @@ def test_rights_that_a_user_lacks_are_named_until_there_are_enough(guarded: Kafk
     # Topics that may not be described do not exist, for this user.
     assert any(f"topic {n}ad-events does not exist" in text for text in named())
     topic, group = ResourceType.TOPIC, ResourceType.GROUP
-    allow(rule(topic, f"{n}ad-", AclOperation.DESCRIBE), rule(topic, f"{n}ad-", AclOperation.DESCRIBE_CONFIGS))
+    _allow(guarded, *_describe(n))
     lacking = f"this user lacks READ, WRITE on topic {n}ad-events"
     wait_until(lambda: lacking in named(), 15, lambda: f"{named()}")
     assert f"this user lacks DESCRIBE, READ on group {n}adclick-ingest" in named()
     # As docs/operating.md says.
-    allow(
+    _allow(
+        guarded,
         rule(topic, f"{n}ad-", AclOperation.READ),
         rule(topic, f"{n}ad-", AclOperation.WRITE),
         rule(group, f"{n}adclick-", AclOperation.READ),
@@ -126,5 +170,61 @@ def test_rights_that_a_user_lacks_are_named_until_there_are_enough(guarded: Kafk
     (left,) = named()
     assert "transactional" in left.lower()
     transactional = ResourceType.TRANSACTIONAL_ID
-    allow(*(rule(transactional, "adclick", operation) for operation in (AclOperation.WRITE, AclOperation.DESCRIBE)))
-    wait_until(lambda: not named(), 15, lambda: f"{named()}")
+    rules = [rule(transactional, "adclick", operation) for operation in (AclOperation.WRITE, AclOperation.DESCRIBE)]
+    _allow(guarded, *rules)
+    try:
+        _wait_for([], alice, "")
+    finally:
+        _forbid_transactions(guarded)
+
+
+def _forbid_transactions(guarded: KafkaCluster) -> None:
+    """Delete the rules on transactional ids, whose names do not begin with the namespace."""
+    kind, name, pattern = ResourceType.TRANSACTIONAL_ID, "adclick", ResourcePatternType.PREFIXED
+    rules = AclBindingFilter(kind, name, pattern, None, None, AclOperation.ANY, AclPermissionType.ANY)
+    admin = guarded.admin()
+    for future in admin.delete_acls([rules]).values():
+        future.result()
+
+
+def _describe(namespace: str) -> list[AclBinding]:
+    operations = (AclOperation.DESCRIBE, AclOperation.DESCRIBE_CONFIGS)
+    return [rule(ResourceType.TOPIC, f"{namespace}ad-", operation) for operation in operations]
+
+
+def test_the_archive_worker_needs_its_topic_and_group_and_no_transactions(
+    guarded: KafkaCluster, alice: Settings
+) -> None:
+    n = alice.namespace
+    _allow(guarded, *_describe(n))
+    lacking = [
+        f"this user lacks READ on topic {n}ad-archive",
+        f"this user lacks DESCRIBE, READ on group {n}adclick-archive",
+    ]
+    _wait_for(lacking, alice, "archive")
+    groups = [rule(ResourceType.GROUP, f"{n}adclick-archive", o) for o in (AclOperation.READ, AclOperation.DESCRIBE)]
+    _allow(guarded, rule(ResourceType.TOPIC, f"{n}ad-archive", AclOperation.READ), *groups)
+    _wait_for([], alice, "archive")
+
+
+def test_migrate_needs_the_rights_to_change_what_differs_and_no_more(guarded: KafkaCluster, alice: Settings) -> None:
+    n = alice.namespace
+    _allow(guarded, *_describe(n))
+    _wait_for([], alice, "migrate")
+    more = alice.model_copy(update={"event_partitions": 3})
+
+    def lacking() -> set[str]:
+        return {line for line in problems(more, "migrate")["kafka"] if "lacks" in line}
+
+    assert lacking() == {f"this user lacks ALTER on topic {n}{name}" for name in (EVENTS, DEAD_LETTERS, ARCHIVE)}
+    Admin(_as_user(guarded, alice, SUPER_USER).kafka_connection).configure({f"{n}{BLOCKS}": {"retention.ms": "60000"}})
+    expected = [f"this user lacks ALTER_CONFIGS on topic {n}{BLOCKS}"]
+    wait_until(
+        lambda: [line for line in problems(alice, "migrate")["kafka"] if "lacks" in line] == expected,
+        15,
+        lambda: f"{problems(alice, 'migrate')}",
+    )
+    new = alice.model_copy(update={"namespace": f"{n}new_"})
+    creating = [line for line in problems(new, "migrate")["kafka"] if "CREATE" in line]
+    assert creating == [f"this user lacks CREATE on topic {topic.name}" for topic in wanted(new)]
+    assert not any(name.startswith(new.namespace) for name in guarded.admin().list_topics(timeout=10).topics)

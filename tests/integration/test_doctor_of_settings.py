@@ -90,6 +90,11 @@ def test_a_database_of_an_older_release(settings: Settings) -> None:
     assert problems(settings) == {"clickhouse": [expected]}
 
 
+@pytest.mark.parametrize("process", ["ingest", "archive"])
+def test_a_clickhouse_that_a_process_does_not_use_is_not_tried(settings: Settings, process: str) -> None:
+    assert problems(settings.model_copy(update={"clickhouse": "http://127.0.0.1:1"}), process) == {}
+
+
 def test_a_redis_that_no_worker_used_is_not_given_to_this_kafka(settings: Settings) -> None:
     assert problems(settings) == {}
     assert Redis(settings.redis).scan_keys(f"{settings.key_prefix}kafka") == []
@@ -153,13 +158,37 @@ def _check_rights_after(server: S3Server, requests: int) -> None:
     urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10).close()
 
 
-@pytest.mark.parametrize("lacking", _ACTIONS)
+@pytest.mark.parametrize(
+    ("process", "lacking"),
+    [(process, action) for process in ("", "archive") for action in _ACTIONS]
+    + [("others", "s3:ListBucket"), ("others", "s3:GetObject")],
+)
 def test_each_right_that_is_missing_in_a_bucket_is_named(
-    settings: Settings, guarded_bucket: Callable[[tuple[str, ...]], str], lacking: str
+    settings: Settings, guarded_bucket: Callable[[tuple[str, ...]], str], process: str, lacking: str
 ) -> None:
     archive = guarded_bucket(tuple(action for action in _ACTIONS if action != lacking))
-    ((backend, (line,)),) = problems(settings.model_copy(update={"archive": archive})).items()
+    ((backend, (line,)),) = problems(settings.model_copy(update={"archive": archive}), process).items()
     assert (backend, line.startswith("this user may not "), f"({lacking}): " in line) == ("archive", True, True), line
+
+
+def test_reading_the_archive_takes_no_right_to_write_there(
+    settings: Settings, guarded_bucket: Callable[[tuple[str, ...]], str]
+) -> None:
+    archive = guarded_bucket(("s3:ListBucket", "s3:GetObject"))
+    assert problems(settings.model_copy(update={"archive": archive}), "others") == {}
+
+
+@pytest.mark.parametrize("process", ["migrate", "ingest", "stream"])
+def test_an_archive_that_a_process_does_not_use_is_not_tried(settings: Settings, process: str) -> None:
+    assert problems(settings.model_copy(update={"archive": "/no/such/folder"}), process) == {}
+
+
+@pytest.mark.parametrize("process", ["", "archive", "others"])
+def test_a_folder_that_does_not_exist_is_named_and_not_made(settings: Settings, tmp_path: Path, process: str) -> None:
+    mistyped = tmp_path / "achive" / "clicks"
+    lines = [f"folder {mistyped} does not exist: make it, or correct ADCLICK_ARCHIVE"]
+    assert problems(settings.model_copy(update={"archive": str(mistyped)}), process) == {"archive": lines}
+    assert not mistyped.parent.exists()
 
 
 def test_a_user_of_a_bucket_with_all_rights_is_told_nothing(
