@@ -40,7 +40,7 @@ class Sender:
     def __init__(self, running: Flow, rate: int) -> None:
         self._flow, self._rate = running, rate
         self._producer = EventProducer(running.settings.kafka_connection)
-        self.failure = ""
+        self.failure = "the sender ended before it had sent all events"
         self.in_a_hurry = self.has_sent_all = False
 
     @property
@@ -56,8 +56,8 @@ class Sender:
             if not self.in_a_hurry:
                 time.sleep(max(0.0, began + (start + step) / self._rate - time.monotonic()))
         self.has_sent_all = True
-        if missing := self._producer.flush(300):
-            self.failure = f"{missing} messages were never acknowledged"
+        missing = self._producer.flush(300)
+        self.failure = f"{missing} messages were never acknowledged" if missing else ""
 
 
 class Reader:
@@ -71,8 +71,22 @@ class Reader:
         """(moment, events in an answer to which nothing was missing)."""
         self.decreases: list[str] = []
         """Of closed counts, and of the sum of all that was shown."""
+        self.failure = ""
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with the answers, and with having read them."""
+        unread = [] if self.shown else ["no answer was whole: nothing was compared"]
+        return [*filter(None, [self.failure]), *unread, *self.decreases]
 
     def run(self) -> None:
+        try:
+            self._read_until_stopped()
+        except Exception as error:
+            self.failure = f"the reader ended: {error!r}"
+            raise
+
+    def _read_until_stopped(self) -> None:
         parameters = [
             *self._flow.parameters(),
             ("granularity", "hour"),
@@ -117,6 +131,8 @@ class Campaign:
         self._seed, self._rng = seed, random.Random(seed)
         self._counts = countable(running.events).cumsum()
         self.recoveries: list[Recovery] = []
+        self.never_fresh: list[str] = []
+        """A line for each strike after which answers did not become fresh, whether its recovery is kept or not."""
 
     def run(self, strikes: int) -> None:
         """Carry out so many strikes, and wait behind each of them until answers are fresh."""
@@ -137,6 +153,8 @@ class Campaign:
         recovery = recoveries.recovery(self._seed, strike.name, recovered)
         note = "; not kept: all was sent before" if was_idle else ""
         print(f": {ended - began:.1f} s, fresh after {recovered:.1f} s, load {recovery.load:.0f}{note}", flush=True)
+        if not recovery.is_fresh:
+            self.never_fresh.append(f"{strike.name}: answers did not become fresh")
         if not was_idle:
             recoveries.keep(recovery)
             self.recoveries.append(recovery)
@@ -178,11 +196,10 @@ def run(strikes: int, seed: int, rate: int, clusters: Clusters, folder: Path) ->
 
 
 def _report(campaign: Campaign, sender: Sender, reader: Reader, running: Flow) -> bool:
-    """Print what was found; returns whether it is as it should be."""
+    """Print the recoveries and the problems; returns whether there are none of these."""
     if campaign.recoveries:
         print(recoveries.table(campaign.recoveries))
-    never = [f"{found.strike}: answers did not become fresh" for found in campaign.recoveries if not found.is_fresh]
-    problems = [*filter(None, [sender.failure]), *reader.decreases, *never]
+    problems = [*filter(None, [sender.failure]), *reader.problems, *campaign.never_fresh]
     for problem in problems[:20]:
         print(f"WRONG {problem}")
     print(f"{len(reader.shown)} whole answers read meanwhile; workers that stopped by themselves: {running.restarts}")

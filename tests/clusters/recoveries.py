@@ -39,11 +39,11 @@ def recovery(seed: int, strike: str, fresh_after_s: float) -> Recovery:
     return Recovery(seed, strike, seconds, round(os.getloadavg()[0], 1))
 
 
-def keep(found: Recovery, file: Path = KEPT) -> None:
-    """Add it to those of former campaigns."""
+def keep(new: Recovery, file: Path = KEPT) -> None:
+    """Add a recovery to those of former campaigns."""
     file.parent.mkdir(exist_ok=True)
     with file.open("ab") as lines:
-        lines.write(msgspec.json.encode(found) + b"\n")
+        lines.write(msgspec.json.encode(new) + b"\n")
 
 
 def kept(file: Path = KEPT) -> list[Recovery]:
@@ -54,22 +54,23 @@ def kept(file: Path = KEPT) -> list[Recovery]:
 def table(recoveries: Sequence[Recovery]) -> str:
     """A row of Markdown for each kind of strike, and one for all."""
     by_strike = defaultdict[str, list[Recovery]](list)
-    for found in recoveries:
-        by_strike[found.strike].append(found)
+    for one in recoveries:
+        by_strike[one.strike].append(one)
     rows = [*sorted(by_strike.items()), *([("all", list(recoveries))] if len(by_strike) > 1 else [])]
-    return "\n".join([HEADER, *(_row(strike, found) for strike, found in rows)])
+    return "\n".join([HEADER, *(_row(strike, of_strike) for strike, of_strike in rows)])
 
 
-def _row(strike: str, found: Sequence[Recovery]) -> str:
-    seconds, loads = [math.inf if f.fresh_after_s is None else f.fresh_after_s for f in found], [f.load for f in found]
+def _row(strike: str, recoveries: Sequence[Recovery]) -> str:
+    seconds = [math.inf if r.fresh_after_s is None else r.fresh_after_s for r in recoveries]
+    loads = [r.load for r in recoveries]
     load = f"{min(loads):.0f} to {max(loads):.0f}"
-    return f"| {strike} | {len(found)} | {median(seconds):.1f} | {max(seconds):.1f} | {load} |"
+    return f"| {strike} | {len(recoveries)} | {median(seconds):.1f} | {max(seconds):.1f} | {load} |"
 
 
 def main() -> None:
     """Print the table of what is kept."""
     seeds = set(map(int, sys.argv[1:]))
-    print(table([found for found in kept() if not seeds or found.seed in seeds]))
+    print(table([recovery for recovery in kept() if not seeds or recovery.seed in seeds]))
 
 
 if __name__ == "__main__":
