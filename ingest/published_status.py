@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -25,6 +26,8 @@ LEVELS = tuple(level.name.lower() for level in Level)
 """Overload levels as reports have them, the lowest first."""
 # For how long a worker's report is shown, and why it stopped; one that is started again and again reports that again.
 _REPORT_S, _STOPPED_S = 15, 60
+# A report that Redis took later does not tell the time: its age is counted from then, so its worker's clock would seem to be behind.
+_PROMPT_S = 0.5
 
 
 def _key(prefix: str, worker: str) -> str:
@@ -39,10 +42,13 @@ def publish_report(
     last blocks were sent; `at_ms`: now."""
     report = {
         "worker": worker, "level": LEVELS[level], "lag": lag, "doubt": counts.doubt, "sent_ms": sent_ms, "at_ms": at_ms,
-        "started_ms": started_ms, "counts": msgspec.structs.asdict(counts),
+        "delayed": False, "started_ms": started_ms, "counts": msgspec.structs.asdict(counts),
         "partitions": {str(p): partition for p, partition in partitions.items()},
     }  # fmt: skip
+    began_s = monotonic()
     _publish(redis, prefix, report, _REPORT_S)
+    if monotonic() - began_s > _PROMPT_S:
+        _publish(redis, prefix, report | {"delayed": True}, _REPORT_S)
 
 
 def publish_stop(redis: Redis, prefix: str, worker: str, error: AdclickError) -> None:
@@ -102,7 +108,7 @@ def read_reports(redis: Redis, prefix: str) -> IngestReports:
         if report is None:
             continue
         reports.append(report)
-        if "at_ms" in report and (left_ms := _left_ms(redis, key)) is not None:
+        if "at_ms" in report and not report.get("delayed") and (left_ms := _left_ms(redis, key)) is not None:
             # How long ago it was written, by what is left of its time: that takes no clock but the reader's.
             age_ms = _REPORT_S * 1000 - left_ms
             clocks[str(report["worker"])] = (report["at_ms"] + age_ms - now_ms()) / 1000

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from infra.errors import AdclickError
+from ingest import published_status
 from ingest.counts import Counts
 from ingest.published_status import publish_report, publish_stop, read_reports
 from ingest.shedding import Level
@@ -36,6 +38,38 @@ def test_published_reports_are_read_until_they_expire() -> None:
     reports = read_reports(redis, PREFIX)
     assert (reports.workers, reports.stopped) == ([], {"c": "Kafka: it is away"})
     assert (reports.level, reports.sent_ms) == ("unknown", 0)
+
+
+class SlowRedis(FakeRedis):
+    """A Redis that takes the first report `delay_s` after it was sent."""
+
+    def __init__(self, clock: Clock, delay_s: float) -> None:
+        super().__init__(clock)
+        self._redis_clock, self._delay_s = clock, delay_s
+
+    def call(self, *command: Any) -> Any:
+        if command[0] == "SET":
+            self._redis_clock.now += self._delay_s
+            self._delay_s = 0.0
+        return super().call(*command)
+
+
+@pytest.mark.parametrize(("delay_s", "clocks"), [(0.1, {"a": 0.0}), (3.0, {})])
+def test_a_report_that_redis_took_late_says_nothing_of_its_workers_clock(
+    monkeypatch: pytest.MonkeyPatch, delay_s: float, clocks: dict[str, float]
+) -> None:
+    clock = Clock()
+    redis = SlowRedis(clock, delay_s)
+    monkeypatch.setattr(published_status, "monotonic", clock)
+    monkeypatch.setattr(published_status, "now_ms", lambda: int(clock.now * 1000))
+    publish_report(
+        redis, PREFIX, "a", level=Level.NORMAL, lag=0, counts=Counts(), started_ms=1, sent_ms=1, at_ms=int(clock.now * 1000),
+        partitions={},
+    )  # fmt: skip
+    clock.now += 1
+    reports = read_reports(redis, PREFIX)
+    assert [worker["worker"] for worker in reports.workers] == ["a"]
+    assert reports.clocks == pytest.approx(clocks, abs=0.2)
 
 
 def test_a_report_of_the_version_before_is_read_without_the_fields_that_it_lacks() -> None:
