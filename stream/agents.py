@@ -42,7 +42,8 @@ from stream.topology import MINUTE, STAGES, Stage
 _DEAD_LIMIT_S = 5.0
 _SETTLE_S = 4.0
 THREADS = 16
-"""That write flushes of hours and days, or of minutes, at the same time."""
+"""The size of each of two pools. One recovers and refreshes partitions and flushes minutes; the other flushes all other stages, at a lower
+priority. The threads of both share as many connections to ClickHouse."""
 _WATCH_S, _LOOK_FOR_STALL_EVERY_S = 5.0, 15.0
 
 

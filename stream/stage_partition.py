@@ -42,13 +42,14 @@ _COMPACTION_TURN = threading.Lock()
 
 
 class Sink(Protocol):
-    """Where a stage shows its windows. Every method may raise Unavailable and is then called again."""
+    """Where a stage shows its windows. Every method but `prepare` may raise Unavailable and is then called again."""
 
     def attach(self, snapshot: Publication) -> None:
         """Bring the tier up to a snapshot: after a recovery, or when it has lost what it was given."""
 
     def prepare(self, published: Publication) -> None:
-        """Work out what `write` will send for a flush, for which it need not wait then. Raises nothing."""
+        """Work out what `write` will send for a flush, for which it need not wait then. Reaches no backend, and so raises no Unavailable.
+        May raise OverflowError, where sums are beyond 64 bits: what it has done by then stays, so the worker must end."""
 
     def write(self, published: Publication) -> bool:
         """Show a flush; False where the tier has lost some of what it was given before: it needs a snapshot."""
