@@ -25,9 +25,10 @@ from clickhouse_connect.driver.exceptions import (
     NotSupportedError,
     ProgrammingError,
 )
+from clickhouse_connect.driver.httpclient import HttpClient
 
 from infra.clickhouse import errors
-from infra.clickhouse.deployment import ONE_SERVER, Deployment
+from infra.clickhouse.deployment import ONE_SERVER, WHOLE_RESULTS, Deployment
 from infra.errors import AdclickError, Denied, Refused
 from infra.settings import Settings
 from infra.tls import TlsFiles
@@ -35,6 +36,9 @@ from infra.tls import TlsFiles
 # Its errors are raised, too: one line for a person is enough.
 logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
 
+
+# Its first queries come before the settings of a client: a profile's offset would leave out the only row.
+HttpClient.params = dict(WHOLE_RESULTS)
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # Asked to hold an answer back until it is complete, as clickhouse-connect asks by default, ClickHouse 26.9 keeps it in a file; where

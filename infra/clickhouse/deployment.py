@@ -30,20 +30,33 @@ _OVERFLOW_MODES = (
     "timeout_overflow_mode", "timeout_overflow_mode_leaf", "set_overflow_mode", "join_overflow_mode", "transfer_overflow_mode",
     "distinct_overflow_mode",
 )  # fmt: skip
+WHOLE_RESULTS = {"limit": "0", "offset": "0", "additional_result_filter": "", "additional_table_filters": "{}"}
+"""No rows are left out of results beyond what a statement says."""
 _AS_WRITTEN = {
+    **WHOLE_RESULTS,
     # An insert is acknowledged once its rows are stored, and shards of the stream do not wait for a buffer to fill.
     "async_insert": "0",
     # Where a limit of the profile is reached, there is an error: part of the rows would be taken for all of them.
     **dict.fromkeys(_OVERFLOW_MODES, "throw"),
-    "limit": "0",
     # Rows of before.
     "use_query_cache": "0",
+    # Rows of before within one partition alone, of which a later one is in another; or those that were deleted.
+    "do_not_merge_across_partitions_select_final": "0",
+    "optimize_move_to_prewhere_if_final": "0",
+    "apply_deleted_mask": "1",
+    # An insert whose rows a materialized view did not get is an error.
+    "materialized_views_ignore_errors": "0",
     # What statements mean.
     **dict.fromkeys(
         ("aggregate_functions_null_for_empty", "data_type_default_nullable", "empty_result_for_aggregation_by_empty_set", "final",
          "group_by_use_nulls", "join_use_nulls", "prefer_column_name_to_alias", "transform_null_in"),
         "0",
     ),
+    "enable_positional_arguments": "1",
+    "join_default_strictness": "ALL",
+    "session_timezone": "UTC",
+    # Digests are of the text of rows.
+    "date_time_output_format": "simple",
 }  # fmt: skip
 """Settings that a user's profile may have, and that would change what is written or answered."""
 
@@ -83,7 +96,12 @@ class Deployment:
     def settings(self) -> dict[str, str]:
         """Settings of each statement."""
         if self.is_cloud:
-            return _AS_WRITTEN | {"select_sequential_consistency": "1", "insert_deduplicate": "0"}
+            return _AS_WRITTEN | {
+                "select_sequential_consistency": "1",
+                "insert_deduplicate": "0",
+                # Rows that were inserted just now.
+                "ignore_cold_parts_seconds": "0",
+            }
         if not self.is_cluster:
             return _AS_WRITTEN
         return _AS_WRITTEN | {
@@ -104,6 +122,10 @@ class Deployment:
             "distributed_ddl_output_mode": "throw",
             # Rows of a key are summed over all shards, and each shard is asked.
             "distributed_group_by_no_merge": "0",
+            # Each replica that is asked would answer with part of its shard's rows.
+            "max_parallel_replicas": "1",
+            # All rows of a key are on the shard of their campaign.
+            "insert_shard_id": "0",
         }
 
     def placement(self, table: str) -> str:
