@@ -73,6 +73,14 @@ class TlsFiles:
         self._load_own(context)
         return context
 
+    def renew(self, context: ssl.SSLContext) -> None:
+        """Have connections that `context` makes from now on use the files as they are now. Raises UserError as `check` does; then the former
+        ones are used."""
+        self.check()
+        if self.ca:
+            context.load_verify_locations(cafile=self.ca)
+        self._load_own(context)
+
     def _check_authorities(self) -> None:
         if not self.ca:
             return

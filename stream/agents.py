@@ -7,6 +7,8 @@ completes, and the input starts at the fence found there.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -21,7 +23,7 @@ from faust.types import TP
 
 from infra import faults, logs
 from infra.clock import now_ms
-from infra.errors import AdclickError, CorruptLog
+from infra.errors import AdclickError, CorruptLog, UserError
 from infra.kafka import topics
 from infra.kafka.admin import Admin, RenewedAdmin
 from infra.kafka.client import METADATA_REFRESH_MS
@@ -44,7 +46,7 @@ _SETTLE_S = 4.0
 THREADS = 16
 """The size of each of two pools. One recovers and refreshes partitions and flushes minutes; the other flushes all other stages, at a lower
 priority. The threads of both share as many connections to ClickHouse."""
-_WATCH_S, _LOOK_FOR_STALL_EVERY_S = 5.0, 15.0
+_WATCH_S, _LOOK_FOR_STALL_EVERY_S, _RENEW_EVERY_S = 5.0, 15.0, 60.0
 
 
 class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
@@ -89,9 +91,8 @@ class _TokenProvider(AbstractTokenProvider):  # type: ignore[misc]
         return (await asyncio.get_running_loop().run_in_executor(None, token_of, self._source))[0]
 
 
-def credentials_of(kafka: Connection) -> Any:
-    """In the form that Faust takes; None where brokers are spoken to in the clear, by nobody in particular."""
-    context = None if kafka.tls is None else kafka.tls.context()
+def credentials_of(kafka: Connection, context: ssl.SSLContext | None) -> Any:
+    """In the form that Faust takes; None where brokers are spoken to in the clear, by nobody in particular. `context`: of TLS."""
     if kafka.sasl is None:
         return None if context is None else SSLCredentials(context)
     if kafka.sasl.mechanism == OAUTHBEARER:
@@ -139,11 +140,13 @@ class Agents:
         self._confirmed_at = 0.0
         self._stalls = dict[str, StallWatch]()
         self._unowned_since: float | None = None
+        kafka = settings.kafka_connection
+        self._tls, self._tls_context = kafka.tls, None if kafka.tls is None else kafka.tls.context()
         self.app = StreamApp(
             settings.topic(topics.STREAM_GROUP),
             fences=self._fences,
             broker=[f"kafka://{server}" for server in settings.kafka.split(",")],
-            broker_credentials=credentials_of(settings.kafka_connection),
+            broker_credentials=credentials_of(kafka, self._tls_context),
             store="memory://",
             topic_allow_declare=False,
             topic_disable_leader=True,
@@ -170,6 +173,7 @@ class Agents:
         self.app.timer(interval=settings.flush_ms / 1000)(self._tick)
         self.app.timer(interval=_WATCH_S)(self._watch_topics)
         self.app.timer(interval=_LOOK_FOR_STALL_EVERY_S)(self._watch_progress)
+        self.app.timer(interval=_RENEW_EVERY_S)(self._renew_certificates)
 
     # -- agents ---------------------------------------------------------------------------------------------
 
@@ -282,6 +286,13 @@ class Agents:
 
     def _fences(self) -> dict[TP, int]:
         return {tp: owned.intake.next_message for tp, owned in self._owned.items()}
+
+    async def _renew_certificates(self, *_: Any) -> None:
+        """Faust keeps the context that it was made with, and certificates are renewed while workers run."""
+        if self._tls is not None and self._tls_context is not None:
+            # Files that are being replaced are read the next time.
+            with contextlib.suppress(UserError):
+                self._tls.renew(self._tls_context)
 
     async def _watch_topics(self, *_: Any) -> None:
         """Stop when an input was deleted and made again: by offsets alone, what is new in it would look old."""

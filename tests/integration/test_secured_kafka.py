@@ -97,7 +97,8 @@ async def consume_one(settings: Settings, topic: str) -> bytes | None:
     """The first message of a topic by the client within Faust."""
     from aiokafka import AIOKafkaConsumer
 
-    auth = credentials_to_aiokafka_auth(credentials_of(settings.kafka_connection))
+    kafka = settings.kafka_connection
+    auth = credentials_to_aiokafka_auth(credentials_of(kafka, None if kafka.tls is None else kafka.tls.context()))
     consumer = AIOKafkaConsumer(topic, bootstrap_servers=settings.kafka, auto_offset_reset="earliest", **auth)
     try:
         await consumer.start()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,6 +93,40 @@ def test_good_files_make_a_context_that_checks_names(files: Files, certificate: 
     context = chosen.context()
     assert context.check_hostname
     assert [subject["subject"] for subject in context.get_ca_certs()] == [((("commonName", "adclick test ca"),),)]
+
+
+def name_shown(client: ssl.SSLContext, server: ssl.SSLContext) -> str:
+    """The common name of the certificate that a client shows in a handshake."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = (
+        client.wrap_bio(to_client, to_server, server_hostname="localhost"),
+        server.wrap_bio(to_server, to_client, True),
+    )
+    for _ in range(5):
+        for end in ends:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    certificate: Any = ends[1].getpeercert()
+    ((_, name),) = certificate["subject"][0]
+    return str(name)
+
+
+def test_a_certificate_that_was_renewed_is_shown_from_then_on(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    own, other, host = authority.issue("before", ()), authority.issue("after", ()), authority.issue("localhost")
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.file))
+    server.verify_mode = ssl.CERT_REQUIRED
+    server.load_cert_chain(host.certificate, host.key)
+    chosen = TlsFiles("kafka", str(authority.file), str(own.certificate), str(own.key))
+    context = chosen.context()
+    assert name_shown(context, server) == "before"
+    own.certificate.write_bytes(other.certificate.read_bytes())
+    with pytest.raises(UserError, match="is not the key of"):
+        chosen.renew(context)
+    assert name_shown(context, server) == "before"
+    own.key.write_bytes(other.key.read_bytes())
+    chosen.renew(context)
+    assert name_shown(context, server) == "after"
 
 
 def test_the_routers_own_certificate_is_checked_alike(files: Files) -> None:
