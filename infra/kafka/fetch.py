@@ -292,7 +292,9 @@ class Fetcher:
         """Whether a partition is read elsewhere from now on: where its leader says, or at its leader, since a replica has no answer."""
         with self._changed:
             if answer.near_replica >= 0:
-                self._near.follow(answer.partition, self._brokers.get(answer.near_replica))
+                state = self._partitions.get(answer.partition)
+                last_end = -1 if state is None else state.end
+                self._near.follow(answer.partition, self._brokers.get(answer.near_replica), answer.end, last_end)
             elif (answer.error or answer.diverges_at is not None) and self._led.get(answer.partition) != address:
                 self._near.avoid(answer.partition)
             else:
