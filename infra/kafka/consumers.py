@@ -31,6 +31,8 @@ from infra.kafka.records import Committed
 from infra.retries import bounded
 
 _GIVE_UP_S = 20.0
+# A member is out of its group for some seconds at a rebalance.
+_CUT_OFF_S = 30.0
 
 
 def columns_of(messages: Sequence[Any]) -> Columns:
@@ -66,6 +68,17 @@ def committed_positions(
     return [Committed(tp.partition, max(tp.offset, -1), tp.metadata or "") for tp in answers]
 
 
+class _Connections:
+    """When a client last reported a connection that failed. An object of its own, so that client and owner make no cycle."""
+
+    def __init__(self) -> None:
+        self.failed_at: float | None = None
+
+    def on_error(self, _error: KafkaError) -> None:
+        """The client's `error_cb`."""
+        self.failed_at = time.monotonic()
+
+
 class GroupConsumer:
     """One member of a consumer group over one topic, which positions itself.
 
@@ -88,17 +101,19 @@ class GroupConsumer:
     ) -> None:
         """A member that does not read is one in name: others read for it. `fetch_ahead_mb`: how much may wait to be consumed.
         `on_end(partition, offset)` is called within `consume`, which returns all messages before this offset by then, when none follows."""
-        self.topic = topic
+        self.topic, self._group = topic, group
         self._reads, self._on_end = reads, on_end
         self._on_assign, self._on_revoke = on_assign, on_revoke
         self._failure: BaseException | None = None
         self.is_assigned = self._is_closing = False
         """Whether the group has assigned this member its partitions, which may be none."""
+        self._unassigned_at, self._connections = time.monotonic(), _Connections()
         own = {
             "group.id": group, "enable.auto.offset.store": False, "auto.offset.reset": "error",
             "session.timeout.ms": session_timeout_ms, "heartbeat.interval.ms": session_timeout_ms // 4,
             "queued.max.messages.kbytes": fetch_ahead_mb * 1024, "fetch.wait.max.ms": 100, "fetch.min.bytes": 256 << 10,
             "topic.metadata.refresh.interval.ms": METADATA_REFRESH_MS, "enable.partition.eof": on_end is not None,
+            "error_cb": self._connections.on_error,
         }  # fmt: skip
         self._consumer = make_reader(kafka, own)
         self._consumer.subscribe([topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)
@@ -120,14 +135,16 @@ class GroupConsumer:
             self._failure = error
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self.is_assigned = False
+        self.is_assigned, self._unassigned_at = False, time.monotonic()
         if self._is_closing:
             return
         self._on_revoke([tp.partition for tp in partitions])
 
     def consume(self, count: int, timeout_s: float) -> list[Any]:
-        """Up to `count` messages. Raises OffsetOutOfRange; transient errors are left to the client's retries."""
+        """Up to `count` messages. Raises OffsetOutOfRange; transient errors are left to the client's retries. Raises ClientBroken where
+        the client has been out of its group for long, and its connections fail."""
         messages = self._consumer.consume(count, timeout_s)
+        self._refuse_cut_off()
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -139,6 +156,18 @@ class GroupConsumer:
                 self._on_end(message.partition(), message.offset())
             refuse_lost(error, message)
         return [message for message in messages if message.error() is None]
+
+    def _refuse_cut_off(self) -> None:
+        """The client keeps the certificate that it was made with, also once that has expired: only a new one takes what is in the files."""
+        now, failed_at = time.monotonic(), self._connections.failed_at
+        if (
+            self.is_assigned
+            or failed_at is None
+            or now - self._unassigned_at < _CUT_OFF_S
+            or now - failed_at > _CUT_OFF_S
+        ):
+            return
+        raise ClientBroken(f"Kafka: connections of a member of {self._group} fail, and it is out of its group")
 
     def committed(self, partitions: Iterable[int], topic: str = "") -> list[Committed]:
         """The group's committed positions, by default in the topic that it consumes. Raises Unavailable."""
