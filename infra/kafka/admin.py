@@ -108,13 +108,19 @@ class Admin:
         """What this user may do with each of these topics and groups, by Kafka's names of operations: none where it may not even describe it.
         Raises Unavailable."""
         options: dict[str, Any] = {"include_authorized_operations": True, "request_timeout": self._timeout_s}
-        topic_names, group_names, futures = list(topics), list(groups), dict[str, Any]()
-        with self._translated():
+        topic_names, group_names = list(topics), list(groups)
+
+        def describe() -> dict[str, frozenset[str]]:
+            futures = dict[str, Any]()
             if topic_names:
                 futures |= self._client.describe_topics(TopicCollection(topic_names), **options)
             if group_names:  # which the client takes for a mistake
                 futures |= self._client.describe_consumer_groups(group_names, **options)
             return {name: _names(future) for name, future in futures.items()}
+
+        with self._translated():
+            # A new cluster has no coordinator of groups before one is asked for.
+            return retry_passing(describe, self._timeout_s)
 
     def uncreatable(self, topics: Iterable[str]) -> list[str]:
         """Of these topics, none of which exists, those that this user may not make. Makes none. Raises Unavailable."""

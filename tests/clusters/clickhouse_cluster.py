@@ -30,10 +30,14 @@ from tests.ports import unused_port
 
 NAME, USER, PASSWORD = "blue", "adclick", "of-the-tests"
 _START_S = 60.0
-_ENGINES = ("MergeTree", "ReplacingMergeTree", "AggregatingMergeTree", "Distributed", "Memory")
+_ENGINES = (
+    "MergeTree", "ReplacingMergeTree", "AggregatingMergeTree", "Distributed", "Memory",
+    "ReplicatedMergeTree", "ReplicatedReplacingMergeTree", "ReplicatedAggregatingMergeTree",
+)  # fmt: skip
 _ALL = (
     "SHOW, SELECT, INSERT, ALTER, CREATE DATABASE, CREATE TABLE, CREATE VIEW, DROP, TRUNCATE, OPTIMIZE, SYSTEM, KILL QUERY ON *.*",
     "REMOTE ON *.*",
+    "CLUSTER ON *.*",
     *(f"TABLE ENGINE ON {engine}" for engine in _ENGINES),
 )
 _CONFIG = """<clickhouse>

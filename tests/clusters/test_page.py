@@ -38,6 +38,7 @@ PRINTED = {
     "adclick migrate --print-grants": "GRANT ",
     "adclick replay s3://BUCKET/PREFIX": "sent",
     "adclick doctor": "right to write in transactions",
+    "adclick doctor --process ingest": "right to write in transactions",
     "adclick status": "watermark",
     "adclick reconcile --date 2026-11-29": DATE,
     "adclick reconcile --date 2026-11-29 --master spark://spark-master:7077": DATE,
@@ -60,8 +61,8 @@ def test_each_command_of_the_page_is_run_or_said_to_be_untested() -> None:
     assert run | IN_SENTENCES == set(PRINTED) | {f"adclick {worker}" for worker in WORKERS}
     assert {command for block in page.blocks() if block.is_untested for command in block.commands} == UNTESTED
     for command in page.commands_in_sentences() - IN_SENTENCES - ELSEWHERE:
-        # `D` in a sentence is any date.
-        pattern = re.compile(re.sub(r"\b[A-Z]+\b", r"\\S+", re.escape(command)))
+        # `D` in a sentence is any date, and `…` any word.
+        pattern = re.compile(re.sub(r"\b[A-Z]+\b|…", r"\\S+", re.escape(command)))
         assert any(pattern.match(line) for line in run), f"no block has {command}"
 
 
@@ -145,7 +146,7 @@ class Session:
     @staticmethod
     def _adclick(words: list[str]) -> list[str]:
         if words[0] == "migrate":
-            return [sys.executable, "-P", "-m", adclick_without_keeper.__name__]
+            return [sys.executable, "-m", adclick_without_keeper.__name__]
         return ADCLICK
 
     def _start(self, worker: str) -> None:
