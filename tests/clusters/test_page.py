@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from infra.clock import DAY_MS, HOUR_MS, now_ms
+from infra.clock import DAY_MS, MINUTE_MS, now_ms
 from infra.kafka.event_producer import EventProducer
 from infra.kafka.topics import EVENTS
 from infra.settings import Settings
@@ -145,7 +145,7 @@ class Session:
 
     @staticmethod
     def _adclick(words: list[str]) -> list[str]:
-        if words[0] == "migrate":
+        if words[0] in ("migrate", "audit"):  # which make tables
             return [sys.executable, "-m", adclick_without_keeper.__name__]
         return ADCLICK
 
@@ -156,9 +156,11 @@ class Session:
             )
 
     def _send_a_day(self) -> None:
-        """Events of yesterday; returns once they are counted, archived, and the day is over for all shards."""
+        """Events since yesterday; returns once they are counted, archived, and that day is over for all shards."""
         settings = Settings.model_validate({"kafka": self._variables["ADCLICK_KAFKA"]})
-        events = generate_events(Spec(start_ms=_DAY_MS, span_ms=DAY_MS - HOUR_MS, events=_EVENTS, campaigns=10, seed=3))
+        events = generate_events(
+            Spec(start_ms=_DAY_MS, span_ms=now_ms() - MINUTE_MS - _DAY_MS, events=_EVENTS, campaigns=10, seed=3)
+        )
         producer = EventProducer(settings.kafka_connection)
         keys = [None if key is None else key.encode() for key in events.keys.to_list()]
         producer.send(settings.topic(EVENTS), keys, events.lines.to_list())
