@@ -5,8 +5,10 @@ EVENTS ?=
 # Which would have other packages found than those in .venv.
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONOPTIMIZE PYTHONPLATLIBDIR
 
-.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-test outages soak hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps profile story screenshots up down lock clean
+.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-page cluster-test outages soak hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps profile story screenshots up down lock clean
 .DEFAULT_GOAL := help
+
+PAGE = tests/clusters/test_page.py::test_the_commands_of_the_page_work_in_its_order
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,9 +44,12 @@ e2e: setup ## The whole product
 chaos: setup ## Kill workers under load and compare with the truth (KILLS=12 SEED=1)
 	@$(BIN)/python -m tests.chaos.campaign
 
-cluster-test: setup ## The tests that need clusters, the commands of docs/operating.md on clusters, and a few strikes
-	@$(BIN)/pytest tests/clusters
+cluster-test: setup ## The tests that need clusters, and a few strikes
+	@$(BIN)/pytest tests/clusters --deselect $(PAGE)
 	@STRIKES=$(or $(STRIKES),4) $(BIN)/python -m tests.clusters.campaign
+
+cluster-page: setup ## The commands of docs/operating.md on clusters, in their order
+	@$(BIN)/pytest $(PAGE)
 
 cluster: setup ## The pipeline on Kafka, Redis, ClickHouse and S3 as clusters on this machine, and all numbers compared
 	@STRIKES=0 $(BIN)/python -m tests.clusters.campaign

@@ -36,7 +36,7 @@ DATE = dt.datetime.fromtimestamp(_DAY_MS / 1000, dt.UTC).date().isoformat()
 PRINTED = {
     "adclick migrate": "",
     "adclick migrate --print-grants": "GRANT ",
-    "adclick replay s3://BUCKET/PREFIX": "sent",
+    "adclick replay s3://BUCKET/PREFIX": "acknowledged",
     "adclick doctor": "right to write in transactions",
     "adclick doctor --process ingest": "right to write in transactions",
     "adclick status": "watermark",
