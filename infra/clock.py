@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
+from collections.abc import Mapping
 
 MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
@@ -30,8 +31,10 @@ def iso(ms: int) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def describe_skew(clock: str, ahead_s: float) -> str:
-    """A sentence about a clock that differs from this machine's by too much; empty where it does not."""
-    if abs(ahead_s) <= _MOST_SKEW_S:
-        return ""
-    return f"the clock of {clock} is {abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'} this machine's: set both by NTP"
+def describe_skews(clocks: Mapping[str, float]) -> list[str]:
+    """A sentence for each clock that differs from this machine's by too much. `clocks`: name → by how many seconds it is ahead."""
+    return [
+        f"the clock of {clock} is {abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'} this machine's: set both by NTP"
+        for clock, ahead_s in clocks.items()
+        if abs(ahead_s) > _MOST_SKEW_S
+    ]

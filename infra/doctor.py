@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
@@ -16,7 +16,7 @@ from infra import migration
 from infra.clickhouse import schema
 from infra.clickhouse.client import ClickHouse
 from infra.clickhouse.grants import grant_statement, grants
-from infra.clock import describe_skew
+from infra.clock import describe_skews
 from infra.errors import AdclickError, UserError
 from infra.file_store import FileStore
 from infra.kafka import topic_setup, topics
@@ -99,7 +99,7 @@ class Examination:
             return [f"topic {d.topic} {d.explanation}" for d in topic_setup.deviations(admins[0], settings)]
 
         def clock() -> list[str]:
-            return _skews({"Kafka": self._log_time_ahead_s(admins[0])})
+            return describe_skews({"Kafka": self._log_time_ahead_s(admins[0])})
 
         def transact() -> list[str]:
             # Always the same id: brokers remember each for a week.
@@ -192,7 +192,9 @@ class Examination:
             began_s = self._clock()
             replies = clients[0].on_each_primary("TIME")
             now_s = (began_s + self._clock()) / 2
-            return _skews({f"Redis at {server}": int(s) + int(us) / 1e6 - now_s for server, (s, us) in replies.items()})
+            return describe_skews(
+                {f"Redis at {server}": int(s) + int(us) / 1e6 - now_s for server, (s, us) in replies.items()}
+            )
 
         def same_kafka() -> list[str]:
             try:
@@ -236,7 +238,7 @@ class Examination:
         def clock() -> list[str]:
             began_s = self._clock()
             ((now_ms,),) = client.rows("SELECT toUnixTimestamp64Milli(now64(3))")
-            return _skews({"ClickHouse": now_ms / 1000 - (began_s + self._clock()) / 2})
+            return describe_skews({"ClickHouse": now_ms / 1000 - (began_s + self._clock()) / 2})
 
         yield "answers", connect
         yield "rights", rights
@@ -255,11 +257,6 @@ class Examination:
             yield f"right to {self._needs.archive} files", files
 
 
-def _skews(clocks: Mapping[str, float]) -> list[str]:
-    """A line for each clock that differs too much, by how many seconds each is ahead of this machine's."""
-    return [skew for clock, ahead_s in clocks.items() if (skew := describe_skew(clock, ahead_s))]
-
-
 def _user(url: str) -> str:
     """The user that an address names."""
-    return unquote(urlsplit(url).netloc.rpartition("@")[0].partition(":")[0]) or "default"
+    return unquote(urlsplit(url).username or "") or "default"

@@ -45,21 +45,18 @@ def open_with_secret(
     request: urllib.request.Request, timeout_s: float, context: ssl.SSLContext | None = None
 ) -> HTTPResponse:
     """Open an address from the settings with credentials: they go to that address alone, and through the environment's proxy only by TLS.
-    `context` as in `open_anywhere`. Raises OSError."""
+    `context`: of TLS; None: that of the system. Raises OSError."""
     proxies = {scheme: proxy for scheme, proxy in urllib.request.getproxies().items() if scheme == "https"}
     handlers = [_NoRedirects(), urllib.request.HTTPSHandler(context=context), urllib.request.ProxyHandler(proxies)]
     response: HTTPResponse = urllib.request.build_opener(*handlers).open(request, timeout=timeout_s)
     return response
 
 
-def open_anywhere(
-    request: urllib.request.Request, timeout_s: float, context: ssl.SSLContext | None = None
-) -> HTTPResponse:
-    """Open an address from the settings: through the environment's proxy, unless it is on this machine. `context`: of TLS; None: that of
-    the system. Raises OSError."""
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPSHandler(context=context)]
+def open_anywhere(request: urllib.request.Request, timeout_s: float) -> HTTPResponse:
+    """Open an address from the settings: through the environment's proxy, unless it is on this machine. Raises OSError."""
     if is_loopback(request.full_url):
-        handlers.append(urllib.request.ProxyHandler({}))
-    opener = urllib.request.build_opener(*handlers)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    else:
+        opener = urllib.request.build_opener()
     response: HTTPResponse = opener.open(request, timeout=timeout_s)
     return response

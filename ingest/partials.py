@@ -110,7 +110,7 @@ def _is_constant(column: Column) -> bool:
 
 
 def _is_zero(column: Column) -> bool:
-    return not len(column) or (column.strides == (0,) and not column[0])
+    return not len(column) or (_is_constant(column) and not column[0])
 
 
 def _narrow(column: Column, name: str) -> Column:

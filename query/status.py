@@ -12,7 +12,7 @@ from typing import Any
 
 from infra.clickhouse import borders
 from infra.clickhouse.client import ClickHouse
-from infra.clock import describe_skew, iso
+from infra.clock import describe_skews, iso
 from infra.errors import AdclickError, Refused
 from infra.kafka import topic_setup, topics
 from infra.kafka.admin import Admin
@@ -134,7 +134,7 @@ def _read_workers(settings: Settings) -> Part:
         "misdated": reports.misdated(settings.topic(topics.EVENTS)),
         "shards": [_describe_shard(status, reports.sent_ms) for status in statuses],
         "counts": reports.counts if reports.workers else {},
-        "skewed_clocks": [skew for name, ahead_s in reports.clocks.items() if (skew := describe_skew(name, ahead_s))],
+        "skewed_clocks": describe_skews(reports.clocks),
     }
 
 

@@ -51,25 +51,26 @@ def pending(client: ClickHouse) -> list[str]:
 
 def missing_tables(client: ClickHouse) -> list[str]:
     """Tables and views that applied files made, and that are gone since; on a cluster also those whose rows' table is."""
-    files, present = pending(client), _tables(client)
-    stored = client.deployment.stored
+    present, stored = _tables(client), client.deployment.stored
     made = dict.fromkeys(
         (table, "VIEW" not in statement.split("{database}")[0])
-        for name in _files()
-        if name not in files
-        for table, statement in statements(name)
+        for table, statement in _applied_statements(client)
         if "CREATE" in statement.split("{database}")[0]
     )
     return [table for table, has_rows in made if not {table, stored(table) if has_rows else table} <= present]
 
 
+def _applied_statements(client: ClickHouse) -> Iterator[tuple[str, str]]:
+    """What is in the files that the database has been brought up to date with, as `statements`."""
+    files = pending(client)
+    return (statement for name in _files() if name not in files for statement in statements(name))
+
+
 def missing_columns(client: ClickHouse) -> dict[str, list[str]]:
     """Table → columns that applied files gave it and that it lacks: it is of an older schema. Tables that are gone are not among them."""
-    files = pending(client)
     expected = dict[str, list[str]]()
-    for name in _files():
-        for table, statement in statements(name) if name not in files else ():
-            expected.setdefault(table, []).extend(ddl.columns(statement))
+    for table, statement in _applied_statements(client):
+        expected.setdefault(table, []).extend(ddl.columns(statement))
     present = dict[str, set[str]]()
     sql = "SELECT table, name FROM system.columns WHERE database = {database:String}"
     for table, column in client.rows(sql, {"database": client.database}):

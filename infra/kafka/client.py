@@ -117,9 +117,12 @@ class ConnectionErrors:
     def __init__(self) -> None:
         self._last: KafkaError | None = None
         self._failed = ""
+        self.failed_at: float | None = None
+        """When the last error was reported, by `time.monotonic`."""
 
     def on_error(self, error: KafkaError) -> None:
         """The client's `error_cb`."""
+        self.failed_at = time.monotonic()
         if error.code() in (KafkaError._SSL, KafkaError._AUTHENTICATION):
             self._last = error
         if error.code() in (KafkaError._TRANSPORT, KafkaError._RESOLVE):

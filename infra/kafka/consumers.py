@@ -16,6 +16,7 @@ from infra.kafka.client import (
     BEGINNING,
     METADATA_REFRESH_MS,
     REQUEST_TIMEOUT_S,
+    ConnectionErrors,
     Consumer,
     KafkaError,
     Message,
@@ -68,17 +69,6 @@ def committed_positions(
     return [Committed(tp.partition, max(tp.offset, -1), tp.metadata or "") for tp in answers]
 
 
-class _Connections:
-    """When a client last reported a connection that failed. An object of its own, so that client and owner make no cycle."""
-
-    def __init__(self) -> None:
-        self.failed_at: float | None = None
-
-    def on_error(self, _error: KafkaError) -> None:
-        """The client's `error_cb`."""
-        self.failed_at = time.monotonic()
-
-
 class GroupConsumer:
     """One member of a consumer group over one topic, which positions itself.
 
@@ -107,7 +97,7 @@ class GroupConsumer:
         self._failure: BaseException | None = None
         self.is_assigned = self._is_closing = False
         """Whether the group has assigned this member its partitions, which may be none."""
-        self._unassigned_at, self._connections = time.monotonic(), _Connections()
+        self._unassigned_at, self._connections = time.monotonic(), ConnectionErrors()
         own = {
             "group.id": group, "enable.auto.offset.store": False, "auto.offset.reset": "error",
             "session.timeout.ms": session_timeout_ms, "heartbeat.interval.ms": session_timeout_ms // 4,

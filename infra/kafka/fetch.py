@@ -180,7 +180,7 @@ class Fetcher:
                 self._fail(error)
             with self._changed:
                 self._led = led or self._led
-                for address in self._asked() - self._readers.keys():
+                for address in self._needed_brokers() - self._readers.keys():
                     reader = threading.Thread(target=self._read, args=(address,), daemon=True, name="fetch")
                     self._readers[address] = reader
                     reader.start()
@@ -212,8 +212,8 @@ class Fetcher:
         """Partition → the broker that it is read from."""
         return self._near.sources(self._led)
 
-    def _asked(self) -> set[Address]:
-        """The brokers that are asked: leaders too of which nothing is read at the moment."""
+    def _needed_brokers(self) -> set[Address]:
+        """Those that partitions are read from, and leaders of which nothing is read at the moment."""
         return {*self._led.values(), *self._sources().values()}
 
     def _fail(self, error: Exception) -> None:
@@ -227,7 +227,7 @@ class Fetcher:
     def _read(self, address: Address) -> None:
         """Fetch from one broker for as long as it leads anything, or is read from."""
         away = False
-        while self._is_asked(address):
+        while self._is_needed(address):
             pause_s = _RETRY_S
             try:
                 connection, good_until = self._connect(address, _TIMEOUT_S)
@@ -260,9 +260,9 @@ class Fetcher:
             self._fail(error)
         return away
 
-    def _is_asked(self, address: Address) -> bool:
+    def _is_needed(self, address: Address) -> bool:
         with self._changed:
-            return not self._closed and address in self._asked()
+            return not self._closed and address in self._needed_brokers()
 
     def _note_away(self, address: Address, error: Exception, was_away: bool) -> bool:
         with self._changed:
@@ -275,7 +275,7 @@ class Fetcher:
         """Send one request and store what it brings; False when the leaders must be looked up before the next one."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._wanted(address), timeout=1.0)
-            if self._closed or address not in self._asked():
+            if not self._is_needed(address):
                 return False
             wanted = {p: (state, state.next_offset, state.leader_epoch) for p, state in self._wanted(address).items()}
             topic_id, rack = self._topic_id, self._near.rack(wanted)
