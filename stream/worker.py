@@ -30,6 +30,7 @@ from stream.insights.sink import InsightSink
 from stream.reach.writer import writing_reach
 from stream.stage_partition import Sink
 from stream.topology import HOUR, INSIGHT, MINUTE, Stage
+from stream.warm.tables import WarmTables
 from stream.warm.writer import WarmSink, lowest_border
 
 _TIERS = {"hour": "hours", "day": "days"}
@@ -102,6 +103,7 @@ class _Sinks:
         self._settings, self._redis = settings, redis
         self._by_partition: dict[int, HotSink] = {}
         self._tiers = ClickHouse.of(settings, connections=THREADS)
+        self._tables = WarmTables(self._tiers)
 
     @property
     def hot(self) -> list[HotSink]:
@@ -118,7 +120,7 @@ class _Sinks:
         if stage is INSIGHT:
             report = partial(publish_stop, self._redis, settings.key_prefix)
             return InsightSink(ClickHouse.of(settings), AlertPolicy.of(settings), report)
-        return WarmSink(self._tiers, _TIERS[stage.name], stage.grain_ms, partition)
+        return WarmSink(self._tables, _TIERS[stage.name], stage.grain_ms, partition)
 
     def expire_minutes(self) -> None:
         """Drop hours from Redis that are old and in ClickHouse. Blocks."""

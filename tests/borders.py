@@ -14,6 +14,5 @@ def publish(
 ) -> None:
     """Publish that shards have written a tier up to a moment."""
     table_id = borders.table_id(client, borders.TABLES[tier])
-    for shard in shards:
-        border = Border(border_ms, border_ms if watermark_ms is None else watermark_ms, 0, table_id)
-        borders.publish_border(client, tier, shard, border)
+    border = Border(border_ms, border_ms if watermark_ms is None else watermark_ms, 0, table_id)
+    borders.publish_borders(client, tier, dict.fromkeys(shards, border))

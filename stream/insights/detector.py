@@ -44,6 +44,8 @@ _WEEK_WEIGHT, _MOST_ERRORS = 0.2, 5.0
 # Deviations that an anomaly adds to long-run means and deviations at most: it must not hide the next one. What stays becomes usual within
 # two hundred values all the same, since deviations grow.
 _MOST_DEVIATIONS = 8.0
+# Deviations that differ by less are the same: which of two is larger is then a matter of rounding, so of the unit.
+_BEYOND_ROUNDING = 1.0 + 1e-6
 # By the square root of the baseline, as those of counts do; within these bounds.
 _COUNT_GROWTH, _LEAST_SCALE, _MOST_SCALE = 0.5, 0.1, 4.0
 # No deviation is smaller than this share of the level, or of its spread once the season is subtracted.
@@ -214,7 +216,8 @@ def _weight(count: Number, memory: Number) -> Number:
 def _compare(
     own: Any, first: Number, count: Number, value: Number, least: Number, noise: Number, fewest: Number
 ) -> Number:
-    """Deviations of the horizon that is further from its long-run mean; 0 for the first values. Takes the value into both."""
+    """Deviations of the horizon that is further from its long-run mean, of the shorter one where both are as far; 0 for the first
+    values. Takes the value into both."""
     worst = 0.0
     for horizon in range(2):
         at = first + 3 * horizon
@@ -223,7 +226,7 @@ def _compare(
         distance = recent - mean
         if count > fewest:
             usual = max(spread, least, noise)
-            if abs(distance / usual) > abs(worst):
+            if abs(distance / usual) > _BEYOND_ROUNDING * abs(worst):
                 worst = distance / usual
             distance = min(_MOST_DEVIATIONS * usual, max(-_MOST_DEVIATIONS * usual, distance))
         weight = _weight(count, _MEMORY)

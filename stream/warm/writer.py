@@ -14,8 +14,6 @@ holds; its border then says from when on.
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -27,21 +25,18 @@ from infra.clickhouse.borders import Border
 from infra.clickhouse.client import ClickHouse
 from infra.clock import iso, now_ms
 from infra.columnar.grouping import sort_order
-from infra.errors import Refused
 from ingest import events, partials
 from ingest.partials import WINDOW, Partials
 from stream.chunks import CHANGED
 from stream.published import Publication
 from stream.warm.cells import Cells, table_of
+from stream.warm.tables import ROWS_PER_INSERT, WarmTables
 
-_ROWS_PER_INSERT = 500_000
 # Of one window.
 _ORDER = ("campaign_id", "advertiser_id", "ad_id", "publisher_id", "country", "device")
 _NAMES = {"country": list(events.COUNTRIES), "device": list(events.DEVICES)}
 _RANKS = {name: np.argsort(np.argsort(names)).astype(np.uint8) for name, names in _NAMES.items()}
-_ONE_AT_A_TIME = threading.Lock()
-# How often the table is looked at, and what borders of releases that did not name it have for its UUID.
-_LOOK_EVERY_S = 15.0
+# What borders of releases that did not name the table have for its UUID.
 _NO_TABLE = "00000000-0000-0000-0000-000000000000"
 
 
@@ -52,15 +47,12 @@ class WarmSink:
     rows that may not have arrived.
     """
 
-    def __init__(
-        self, client: ClickHouse, tier: str, grain_ms: int, shard: int, look_every_s: float = _LOOK_EVERY_S
-    ) -> None:
-        """`look_every_s`: how often, at most, to look whether the table was made again."""
-        self._client, self._tier, self._grain_ms, self._shard = client, tier, grain_ms, shard
-        self._look_every_s = look_every_s
+    def __init__(self, tables: WarmTables, tier: str, grain_ms: int, shard: int) -> None:
+        self._tables, self._client = tables, tables.client
+        self._tier, self._grain_ms, self._shard = tier, grain_ms, shard
         self._borders: tuple[int, int] | None = None
-        self._table_id, self._from_ms, self._looked_at = "", 0, 0.0
-        """The table that this is attached to, empty for none; since when it has all rows; and when it was looked at."""
+        self._table_id, self._from_ms = "", 0
+        """The table that this is attached to, empty for none; and since when it has all rows."""
         self._cells_id = ""
 
     def attach(self, snapshot: Publication) -> None:
@@ -68,7 +60,7 @@ class WarmSink:
         if not snapshot.sequence:
             return
         self._table_id = ""
-        (table_id, cells_id), self._looked_at = self._present_tables(), time.monotonic()
+        table_id, cells_id = self._tables.ids(self._tier)
         former = borders.read_border(self._client, self._tier, self._shard)
         from_ms = self._whole_from(former, table_id, snapshot.dropped_ms)
         self._send(snapshot, self._closed_before_ms(former, table_id))
@@ -79,21 +71,9 @@ class WarmSink:
     def refresh(self, sent_ms: int) -> bool:
         """ClickHouse syncs what it acknowledges. But its table may have been dropped and made again, or not have been sent all yet:
         False then."""
-        if self._table_id and time.monotonic() - self._looked_at >= self._look_every_s:
-            present, self._looked_at = self._present_tables(), time.monotonic()
-            if present != (self._table_id, self._cells_id):
-                self._table_id = ""
+        if self._table_id and self._tables.ids(self._tier) != (self._table_id, self._cells_id):
+            self._table_id = ""
         return bool(self._table_id)
-
-    def _present_tables(self) -> tuple[str, str]:
-        """The UUIDs of the table and of that of closed cells. Raises Refused where the table is not there."""
-        table = borders.TABLES[self._tier]
-        ids = borders.table_ids(self._client, (table, closed_cells.TABLE))
-        if table not in ids:
-            raise Refused(
-                f"ClickHouse: there is no table {table}", hint="adclick migrate makes it", backend="clickhouse", code="UNKNOWN_TABLE"
-            )  # fmt: skip
-        return ids[table], ids.get(closed_cells.TABLE, "")
 
     def _whole_from(self, former: Border | None, table_id: str, dropped_ms: int) -> int:
         """From when on the table has all rows of this shard (epoch ms), once what the state holds is sent to it. One for which no border
@@ -132,17 +112,15 @@ class WarmSink:
 
     def _send(self, published: Publication, closed_before_ms: int = 0) -> None:
         cells: list[Cells] = []
-        # One after the other in a process: rows take more room on their way out.
-        with _ONE_AT_A_TIME:
-            for window in published.newly_closed:
-                rows = window.whole()
-                self._insert(rows, published.sequence)
-                cells.append(Cells.of(rows, closing=window.start + self._grain_ms > closed_before_ms))
-            for rows in published.corrections(whole=True):
-                self._insert(partials.among(rows, published.delta), published.sequence)
-                cells.append(Cells.of(rows, closing=False))
-            if cells:
-                self._insert_cells(cells, published.sequence)
+        for window in published.newly_closed:
+            rows = window.whole()
+            self._insert(rows, published.sequence)
+            cells.append(Cells.of(rows, closing=window.start + self._grain_ms > closed_before_ms))
+        for rows in published.corrections(whole=True):
+            self._insert(partials.among(rows, published.delta), published.sequence)
+            cells.append(Cells.of(rows, closing=False))
+        if cells:
+            self._insert_cells(cells, published.sequence)
 
     def _publish_borders(self, published: Publication) -> None:
         if published.closed_ms is not None:
@@ -153,11 +131,13 @@ class WarmSink:
                 self._borders = published_borders
 
     def _insert(self, rows: Partials, version: int) -> None:
-        """Rows of one window, so of one day: an insert over several partitions is not atomic."""
-        rows = in_key_order(rows)
-        for start in range(0, len(rows), _ROWS_PER_INSERT):
-            page = rows.take(slice(start, start + _ROWS_PER_INSERT))
-            self._client.insert(borders.TABLES[self._tier], self._table(page, version))
+        """Rows of one window."""
+        for start in range(0, len(rows), ROWS_PER_INSERT):
+            page = slice(start, min(start + ROWS_PER_INSERT, len(rows)))
+            self._tables.insert(
+                borders.TABLES[self._tier], int(rows[WINDOW][0]), page.stop - page.start,
+                lambda page=page: self._table(in_key_order(rows.take(page)), version),  # type: ignore[misc]
+            )  # fmt: skip
             faults.point("warm.half")
 
     def _insert_cells(self, cells: list[Cells], version: int) -> None:
@@ -165,10 +145,10 @@ class WarmSink:
         one shard before another."""
         table = table_of(cells, self._tier, self._shard, version)
         last = len(table) - 1 if self._client.deployment.is_cluster else len(table)
-        for start in range(0, last, _ROWS_PER_INSERT):
-            self._client.insert(closed_cells.TABLE, table.slice(start, min(_ROWS_PER_INSERT, last - start)))
-        if last < len(table):
-            self._client.insert(closed_cells.TABLE, table.slice(last))
+        pages = [table.slice(at, min(ROWS_PER_INSERT, last - at)) for at in range(0, last, ROWS_PER_INSERT)]
+        for page in [*pages, *([table.slice(last)] if last < len(table) else [])]:
+            # In one partition, that of the day of the insert.
+            self._tables.insert(closed_cells.TABLE, 0, len(page), lambda page=page: page)  # type: ignore[misc]
 
     def _table(self, rows: Partials, version: int) -> pa.Table:
         # A row that is written again after a recovery is reported as changed once more, rather than not at all.
@@ -178,8 +158,7 @@ class WarmSink:
         return pa.table(to_clickhouse(rows) | {name: pa.array(column) for name, column in stamps.items()})
 
     def _publish(self, border_ms: int, watermark_ms: int) -> None:
-        border = Border(border_ms, watermark_ms, self._from_ms, self._table_id)
-        borders.publish_border(self._client, self._tier, self._shard, border)
+        self._tables.publish(self._tier, self._shard, Border(border_ms, watermark_ms, self._from_ms, self._table_id))
 
 
 def lowest_border(client: ClickHouse, tier: str, shards: int) -> int | None:

@@ -16,6 +16,7 @@ from infra.errors import Refused, Unavailable, UserError
 from infra.settings import Settings
 from ingest.blocks import BlockHeader, SourceRange
 from stream.published import Publication
+from stream.warm.tables import WarmTables
 from stream.warm.writer import WarmSink, lowest_border
 from tests.clusters.clickhouse_cluster import ClickHouseCluster, DdlEverywhere, own_settings
 from tests.stages import Stage
@@ -59,7 +60,7 @@ class Owner:
 
     def __init__(self, client: ClickHouse) -> None:
         self.client, self.stage = client, Stage(HOUR_MS, 1)
-        self.sink = WarmSink(client, "hours", HOUR_MS, 0, look_every_s=0.0)
+        self.sink = WarmSink(WarmTables(client, look_every_s=0.0), "hours", HOUR_MS, 0)
 
     def flush(self, impressions: int, watermark_ms: int, window_ms: int = START) -> Publication:
         """Of each campaign one row of an hour."""

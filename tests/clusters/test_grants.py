@@ -29,6 +29,7 @@ from query.keys import Keys
 from query.row_scope import ALL_ROWS
 from query.runs import read_open_matters, read_runs
 from query.signing import Signer
+from stream.warm.tables import WarmTables
 from stream.warm.writer import WarmSink
 from tests.clusters.clickhouse_cluster import USER, ClickHouseCluster
 from tests.stages import Stage
@@ -82,7 +83,7 @@ def write(client: ClickHouse) -> None:
     """What stream, nightly run and router write, and what they read for it; then what an audit makes and drops."""
     fence = next(FENCES)
     assert (pending(client), missing_tables(client)) == ([], [])
-    stage, sink = Stage(HOUR_MS, 1), WarmSink(client, "hours", HOUR_MS, 0, look_every_s=0.0)
+    stage, sink = Stage(HOUR_MS, 1), WarmSink(WarmTables(client, look_every_s=0.0), "hours", HOUR_MS, 0)
     stage.apply_block(
         0, frame([partial(window_ms=START)]), BlockHeader(1, (SourceRange(0, 0, 1, START + DAY_MS, False),), 0), "here"
     )

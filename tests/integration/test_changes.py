@@ -19,6 +19,7 @@ from query.changes import parse_changes_question
 from query.row_scope import ALL_ROWS
 from query.signing import Signer
 from stream.published import Publication
+from stream.warm.tables import WarmTables
 from stream.warm.writer import WarmSink
 from tests.stages import Stage
 from tests.unit.test_partials_and_cells import frame, partial
@@ -38,7 +39,7 @@ class Writer:
         self.sink = self._new_sink()
 
     def _new_sink(self) -> WarmSink:
-        return WarmSink(self.client, self.tier, self.grain_ms, self.shard, look_every_s=0.0)
+        return WarmSink(WarmTables(self.client, look_every_s=0.0), self.tier, self.grain_ms, self.shard)
 
     def flush(self, rows: list[dict[str, Any]], watermark_ms: int) -> Publication:
         at = self.stage.next_message

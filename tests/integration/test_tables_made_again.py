@@ -19,6 +19,7 @@ from query.plan import HOT, WARM
 from query.question import parse_question
 from query.router import Answer, Router
 from query.status import read_status
+from stream.warm.tables import WarmTables
 from stream.warm.writer import WarmSink, lowest_border
 from tests.integration.test_hot_tier import START
 from tests.integration.test_moving_borders import Tiers, at, impressions, tiers
@@ -115,9 +116,10 @@ def test_hours_that_no_state_contains_any_more_are_named_as_missing(two: Tiers) 
     owner.stage.windows.clear()
     nothing = replace(owner.stage.state.snapshot(), dropped_ms=START + HOUR_MS)
     recreate(settings, "stream_hours")
-    successor = WarmSink(owner.client, "hours", HOUR_MS, 0)
+    successor = WarmSink(WarmTables(owner.client), "hours", HOUR_MS, 0)
     successor.attach(nothing)
-    later_successor = WarmSink(owner.client, "hours", HOUR_MS, 0)  # the gap outlives the worker that found it
+    # The gap outlives the worker that found it.
+    later_successor = WarmSink(WarmTables(owner.client), "hours", HOUR_MS, 0)
     later_successor.attach(nothing)
     forget_cached(settings, two)
     # Without minutes it is missing, and said to be.

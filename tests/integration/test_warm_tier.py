@@ -11,6 +11,7 @@ from infra.clock import HOUR_MS
 from infra.settings import Settings
 from ingest.blocks import BlockHeader, SourceRange
 from stream.published import Publication
+from stream.warm.tables import WarmTables
 from stream.warm.writer import WarmSink, lowest_border
 from tests.stages import Stage
 from tests.unit.test_partials_and_cells import frame, partial
@@ -24,7 +25,7 @@ class Owner:
     def __init__(self, settings: Settings, partitions: int = 1) -> None:
         self.client = ClickHouse.of(settings)
         self.stage = Stage(HOUR_MS, partitions)
-        self.sink = WarmSink(self.client, "hours", HOUR_MS, 0, look_every_s=0.0)
+        self.sink = WarmSink(WarmTables(self.client, look_every_s=0.0), "hours", HOUR_MS, 0)
 
     def flush(self, impressions: int, watermark_ms: int, **more: Any) -> Publication:
         at = self.stage.next_message

@@ -1,0 +1,72 @@
+"""The tables of hours and days in ClickHouse, as all shards of a worker write them: what they write at the same time is one insert.
+
+An insert costs ClickHouse some 25 ms with the merges that it brings about, and a look at a table 3 ms, however many rows there are.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from infra.clickhouse import borders, closed_cells
+from infra.clickhouse.borders import Border
+from infra.clickhouse.client import ClickHouse
+from infra.errors import Refused
+from stream.warm.group_commit import GroupCommit
+
+# Of each insert, so that one is a single part: ClickHouse cuts blocks at a million rows.
+ROWS_PER_INSERT = 500_000
+# Of rows that share one, with as many others.
+_ROWS_TO_SHARE, _MOST_THAT_SHARE = 50_000, 16
+
+
+class WarmTables:
+    """Thread-safe. Every method may raise Unavailable and can then simply be called again."""
+
+    def __init__(self, client: ClickHouse, look_every_s: float = 15.0) -> None:
+        """`look_every_s`: how often, at most, to look whether a table was made again."""
+        self.client, self._look_every_s = client, look_every_s
+        self._inserts = {
+            table: GroupCommit[int, pa.Table](self._insert_into(table), _MOST_THAT_SHARE)
+            for table in (*borders.TABLES.values(), closed_cells.TABLE)
+        }
+        self._borders = GroupCommit[str, tuple[int, Border]](
+            lambda tier, items: borders.publish_borders(client, tier, dict(items))
+        )
+        self._one_large = threading.Lock()
+        self._looking = threading.Lock()
+        self._ids, self._looked_at = dict[str, str](), float("-inf")
+
+    def _insert_into(self, table: str) -> Callable[[int, list[pa.Table]], None]:
+        return lambda _, parts: self.client.insert(table, pa.concat_tables(parts).combine_chunks())
+
+    def insert(self, table: str, window_ms: int, rows: int, make: Callable[[], pa.Table]) -> None:
+        """Append `rows` rows of the window that begins there. So they are in one partition of the table: an insert over several is not
+        atomic. `make` makes a table of them: of many rows only once it is their turn, for they take much room."""
+        if rows <= _ROWS_TO_SHARE:
+            self._inserts[table].submit(window_ms, make())
+        else:
+            with self._one_large:
+                self.client.insert(table, make())
+
+    def publish(self, tier: str, shard: int, border: Border) -> None:
+        """Publish how far a shard has written a tier."""
+        self._borders.submit(tier, (shard, border))
+
+    def ids(self, tier: str) -> tuple[str, str]:
+        """The UUIDs of a tier's table and of that of closed cells, as of not long ago. Raises Refused where the tier's table is not
+        there."""
+        with self._looking:
+            if time.monotonic() - self._looked_at >= self._look_every_s or borders.TABLES[tier] not in self._ids:
+                self._ids = borders.table_ids(self.client, (*borders.TABLES.values(), closed_cells.TABLE))
+                self._looked_at = time.monotonic()
+            ids = self._ids
+        table = borders.TABLES[tier]
+        if table not in ids:
+            raise Refused(
+                f"ClickHouse: there is no table {table}", hint="adclick migrate makes it", backend="clickhouse", code="UNKNOWN_TABLE"
+            )  # fmt: skip
+        return ids[table], ids.get(closed_cells.TABLE, "")
