@@ -9,7 +9,8 @@ from infra.kafka.connection import Connection
 from infra.kafka.consumers import read_to_end
 
 PATIENCE_S = 45.0
-"""How long a partition may stand still with messages to read before it is looked at."""
+"""How long a partition may stand still before it is looked at: what follows may be markers of transactions alone."""
+_CONFIRM_S = 10.0
 
 
 def has_message(kafka: Connection, topic: str, partition: int, offset: int) -> bool:
@@ -24,18 +25,23 @@ class StallWatch:
         self,
         has_message: Callable[[int, int], bool],
         patience_s: float = PATIENCE_S,
+        confirm_s: float = _CONFIRM_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`has_message(partition, offset)`: see above."""
-        self._has_message, self._patience_s, self._clock = has_message, patience_s, clock
+        """`has_message(partition, offset)`: see above. `confirm_s`: for how long a message that was seen must have been left alone: it may
+        have come a moment before."""
+        self._has_message, self._patience_s, self._confirm_s, self._clock = has_message, patience_s, confirm_s, clock
         self._since: dict[int, tuple[int, float]] = {}
         """Partition → where it stands, and since when something may be there to read."""
         self._empty: dict[int, tuple[int, int]] = {}
         """Partition → offsets between which there is no message."""
+        self._left_alone: dict[int, tuple[int, float]] = {}
+        """Partition → where it stands, and when a message was first seen there."""
 
     def begin_anew(self) -> None:
         """Forget since when partitions stand still, as after a broker was away."""
         self._since.clear()
+        self._left_alone.clear()
 
     def stalled(self, positions: Mapping[int, int], ends: Mapping[int, int]) -> list[int]:
         """The partitions that have stood still for long though there is a message to read. `positions`: the next offset of each, of all that
@@ -54,7 +60,11 @@ class StallWatch:
         self._since[partition] = (position, now if nothing_there or stood_at != position else since)
         if nothing_there or now - self._since[partition][1] < self._patience_s:
             return False
-        if self._has_message(partition, position):
-            return True
-        self._empty[partition] = position, end
-        return False
+        if not self._has_message(partition, position):
+            self._empty[partition] = position, end
+            return False
+        left_alone_at, seen_at = self._left_alone.get(partition, (None, now))
+        if left_alone_at != position:
+            seen_at = now
+            self._left_alone[partition] = position, now
+        return now - seen_at >= self._confirm_s

@@ -29,12 +29,30 @@ def test_a_partition_that_stands_still_with_messages_is_stalled() -> None:
     clock.now = 9.0
     assert watch.stalled({0: 5}, {0: 21}) == []
     clock.now = 11.0
+    assert watch.stalled({0: 5}, {0: 21}) == []
+    clock.now = 21.0
     assert watch.stalled({0: 5}, {0: 21}) == [0]
     # It moves on: its time begins anew.
     assert watch.stalled({0: 7}, {0: 21}) == []
-    clock.now = 22.0
+    clock.now = 32.0
+    assert watch.stalled({0: 7}, {0: 21}) == []
+    clock.now = 42.0
     assert watch.stalled({0: 7}, {0: 21}) == [0]
-    assert looks == [5, 7]
+    assert looks == [5, 5, 7, 7]
+
+
+def test_a_message_that_comes_behind_markers_just_before_the_look_is_no_stall() -> None:
+    clock, offsets = Clock(), set[int]()
+    watch = StallWatch(lambda _, offset: any(offset <= of for of in offsets), patience_s=10.0, clock=clock)
+    assert watch.stalled({0: 5}, {0: 6}) == []
+    clock.now = 11.0
+    offsets.add(6)
+    assert watch.stalled({0: 5}, {0: 8}) == []
+    clock.now = 26.0
+    assert watch.stalled({0: 7}, {0: 8}) == []
+    clock.now = 37.0
+    offsets.add(8)
+    assert watch.stalled({0: 7}, {0: 10}) == []
 
 
 def test_a_message_that_has_just_come_to_an_idle_partition_is_no_stall() -> None:
@@ -46,6 +64,8 @@ def test_a_message_that_has_just_come_to_an_idle_partition_is_no_stall() -> None
     clock.now += 5.0
     assert watch.stalled({0: 100}, {0: 102}) == []
     clock.now += 9.0
+    assert watch.stalled({0: 100}, {0: 102}) == []
+    clock.now += 10.0
     assert watch.stalled({0: 100}, {0: 102}) == [0]
 
 
@@ -71,4 +91,6 @@ def test_a_partition_that_was_away_begins_anew() -> None:
     assert watch.stalled({}, {}) == []
     assert watch.stalled({0: 5}, {0: 9}) == []
     clock.now = 22.0
+    assert watch.stalled({0: 5}, {0: 9}) == []
+    clock.now = 33.0
     assert watch.stalled({0: 5}, {0: 9}) == [0]
