@@ -38,8 +38,8 @@ class FlushPolicy(Protocol):
     def looks_at_clock(self) -> bool:
         """Whether silence may move the closing watermark on."""
 
-    def is_due(self, waiting: Waiting, since_s: float, partitions: int) -> bool:
-        """Whether to flush, so long after the last flush began. `partitions`: how many of the stage the worker owns."""
+    def is_due(self, waiting: Waiting, now_s: float, since_s: float, partitions: int) -> bool:
+        """Whether to flush now, so long after the last flush began. `partitions`: how many of the stage the worker owns."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Fresh:
     """That may wait in all partitions that the worker owns; each has its share, and a sixteenth at most."""
     looks_at_clock: bool = True
 
-    def is_due(self, waiting: Waiting, since_s: float, partitions: int) -> bool:
-        """Whether to flush, so long after the last flush began. `partitions`: how many of the stage the worker owns."""
+    def is_due(self, waiting: Waiting, now_s: float, since_s: float, partitions: int) -> bool:
+        """Whether to flush now, so long after the last flush began. `partitions`: how many of the stage the worker owns."""
         if waiting.is_ingest_behind or waiting.behind_ms > self.behind_ms:
             wait_s = max(self.behind_wait_s, partitions / self.behind_flushes_per_s)
             if since_s < wait_s and waiting.rows < self.behind_rows // max(partitions, 16):
@@ -70,7 +70,10 @@ class Fresh:
 @dataclass(frozen=True)
 class Patient:
     """Hours and days, which are shown at their close: the longer their flushes wait, the more rows meet in one. Readers wait for
-    the end of a window, and for corrections of closed ones."""
+    the end of a window, and for corrections of closed ones.
+
+    The partitions of a worker flush in rounds: what they write to ClickHouse at the same time is one insert.
+    """
 
     wait_s: float = 10.0
     correcting_wait_s: float = 1.5
@@ -78,10 +81,11 @@ class Patient:
     most_rows: int = MAX_WAITING_ROWS // 2
     looks_at_clock: bool = False
 
-    def is_due(self, waiting: Waiting, since_s: float, partitions: int) -> bool:
-        """Whether to flush, so long after the last flush began. `partitions`: how many of the stage the worker owns."""
+    def is_due(self, waiting: Waiting, now_s: float, since_s: float, partitions: int) -> bool:
+        """Whether to flush now, so long after the last flush began. `partitions`: how many of the stage the worker owns."""
         wait_s = max(self.correcting_wait_s if waiting.corrects else self.wait_s, partitions / self.flushes_per_s)
-        if since_s < wait_s and waiting.rows < self.most_rows:
+        has_round_begun = since_s > now_s % wait_s
+        if not has_round_begun and waiting.rows < self.most_rows:
             return waiting.crosses_end
         return _has_reason(waiting)
 

@@ -243,7 +243,7 @@ class StagePartition:
         policy, started = self.stage.flush_policy, time.monotonic()
         if policy.looks_at_clock:
             self.intake.tick(now_ms)
-        if not policy.is_due(self.intake.waiting(), started - self._flushed_at, self._siblings):
+        if not policy.is_due(self.intake.waiting(), started, started - self._flushed_at, self._siblings):
             return False
         self._flushed_at, self._applied = started, self.intake.take()
         return True

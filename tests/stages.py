@@ -50,7 +50,7 @@ class Stage:
         if not self.intake.may_flush:
             return False
         self.intake.tick(now_ms)
-        return Fresh().is_due(self.intake.waiting(), _LONG_AGO_S, 1)
+        return Fresh().is_due(self.intake.waiting(), _LONG_AGO_S, _LONG_AGO_S, 1)
 
     def begin_flush(self) -> Flush:
         self.flush = self.state.fold(self.intake.take())

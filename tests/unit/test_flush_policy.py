@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infra.clock import MINUTE_MS
 from ingest.blocks import BlockHeader, SourceRange
@@ -44,7 +46,8 @@ CORRECTS = replace(ROWS, corrects=True)
     ],
 )
 def test_a_flush_is_due_by_its_policy(policy: FlushPolicy, waiting: Waiting, since_s: float, due: bool) -> None:
-    assert policy.is_due(waiting, since_s, 1) is due
+    # The last flush was at 0, when a round began.
+    assert policy.is_due(waiting, since_s, since_s, 1) is due
 
 
 @pytest.mark.parametrize(
@@ -54,12 +57,22 @@ def test_a_flush_is_due_by_its_policy(policy: FlushPolicy, waiting: Waiting, sin
 def test_with_many_partitions_each_waits_longer_for_its_flush(
     policy: FlushPolicy, waiting: Waiting, since_s: float
 ) -> None:
-    assert policy.is_due(waiting, since_s, 64)
-    assert not policy.is_due(waiting, since_s - 0.1, 64)
+    assert policy.is_due(waiting, since_s, since_s, 64)
+    assert not policy.is_due(waiting, since_s - 0.1, since_s - 0.1, 64)
+
+
+@given(st.integers(0, 10**8), st.integers(1, 10_000), st.integers(1, 100))
+def test_partitions_of_hours_flush_in_rounds(flushed: int, since: int, partitions: int) -> None:
+    # Sixty-fourths of a second are exact.
+    flushed_s, now_s = flushed / 64, (flushed + since) / 64
+    policy = Patient()
+    wait_s = max(policy.wait_s, partitions / policy.flushes_per_s)
+    due = policy.is_due(ROWS, now_s, since / 64, partitions)
+    assert due is (now_s // wait_s > flushed_s // wait_s)
 
 
 def test_however_many_partitions_there_are_fresh_minutes_wait_for_a_second_at_most() -> None:
-    assert Fresh().is_due(ROWS, 1.0, 1_000)
+    assert Fresh().is_due(ROWS, 1.0, 1.0, 1_000)
 
 
 def test_what_waits_for_its_flush_is_not_taken_for_a_backlog() -> None:
@@ -68,11 +81,11 @@ def test_what_waits_for_its_flush_is_not_taken_for_a_backlog() -> None:
     intake.apply_block(
         0, frame([partial()]), BlockHeader(1, (SourceRange(0, 0, 1, 0, False),), sent_ms), "here", sent_ms + 900
     )
-    assert Fresh().is_due(intake.waiting(), 1.0, 64)
+    assert Fresh().is_due(intake.waiting(), 1.0, 1.0, 64)
     intake.apply_block(
         1, frame([partial()]), BlockHeader(1, (SourceRange(0, 1, 2, 0, False),), sent_ms), "here", sent_ms + 1_001
     )
-    assert not Fresh().is_due(intake.waiting(), 1.0, 64)
+    assert not Fresh().is_due(intake.waiting(), 1.0, 1.0, 64)
 
 
 def test_only_the_stage_of_minutes_is_fresh_and_uses_the_clock() -> None:
