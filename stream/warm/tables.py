@@ -41,7 +41,11 @@ class WarmTables:
         self._ids, self._looked_at = dict[str, str](), float("-inf")
 
     def _insert_into(self, table: str) -> Callable[[int, list[pa.Table]], None]:
-        return lambda _, parts: self.client.insert(table, pa.concat_tables(parts).combine_chunks())
+        def insert(_window_ms: int, parts: list[pa.Table]) -> None:
+            # Numbers are as narrow as they are in each of them.
+            self.client.insert(table, pa.concat_tables(parts, promote_options="permissive").combine_chunks())
+
+        return insert
 
     def insert(self, table: str, window_ms: int, rows: int, make: Callable[[], pa.Table]) -> None:
         """Append `rows` rows of the window that begins there. So they are in one partition of the table: an insert over several is not

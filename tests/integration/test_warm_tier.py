@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from infra.clickhouse.client import ClickHouse
@@ -22,10 +26,12 @@ START = 1_795_132_800_000
 class Owner:
     """An owner of a shard of hours, with the state and the sink that it believes to be current."""
 
-    def __init__(self, settings: Settings, partitions: int = 1) -> None:
+    def __init__(
+        self, settings: Settings, partitions: int = 1, shard: int = 0, tables: WarmTables | None = None
+    ) -> None:
         self.client = ClickHouse.of(settings)
         self.stage = Stage(HOUR_MS, partitions)
-        self.sink = WarmSink(WarmTables(self.client, look_every_s=0.0), "hours", HOUR_MS, 0)
+        self.sink = WarmSink(tables or WarmTables(self.client, look_every_s=0.0), "hours", HOUR_MS, shard)
 
     def flush(self, impressions: int, watermark_ms: int, **more: Any) -> Publication:
         at = self.stage.next_message
@@ -96,3 +102,34 @@ def test_the_border_waits_for_what_a_silent_partition_may_still_bring(settings: 
     owner.show(owner.stage.commit())
     assert owner.shown() == 2
     assert lowest_border(owner.client, "hours", 1) == START + HOUR_MS
+
+
+def test_shards_that_write_at_the_same_time_share_inserts(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, shards = ClickHouse.of(settings), range(6)
+    tables = WarmTables(client)
+    owners = [Owner(settings, shard=shard, tables=tables) for shard in shards]
+    # Of a shard with large numbers their columns are wider.
+    flushes = [owner.flush(1 + 10**shard, START + 2 * HOUR_MS + 60_000) for shard, owner in enumerate(owners)]
+    insert, inserts, all_are_here = client.insert, list[tuple[str, int]](), threading.Barrier(len(shards))
+
+    def insert_slowly(table: str, data: pa.Table) -> None:
+        inserts.append((table, len(data)))
+        time.sleep(0.3)
+        insert(table, data)
+
+    monkeypatch.setattr(client, "insert", insert_slowly)
+
+    def show(shard: int) -> None:
+        all_are_here.wait(10)
+        owners[shard].show(flushes[shard])
+
+    with ThreadPoolExecutor(len(shards)) as pool:
+        list(pool.map(show, shards))
+    assert owners[0].shown() == sum(1 + 10**shard for shard in shards)
+    assert lowest_border(client, "hours", len(shards)) == START + HOUR_MS
+    assert [table for table, _ in inserts].count("stream_hours") < len(shards)
+    assert sum(rows for table, rows in inserts if table == "stream_hours") == len(shards)
+    for owner, published in zip(owners, flushes, strict=True):
+        owner.sink.attach(owner.stage.state.snapshot())
+        assert owner.sink.write(published)
+    assert owners[0].shown() == sum(1 + 10**shard for shard in shards)
