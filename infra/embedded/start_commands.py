@@ -73,6 +73,7 @@ socket.request.max.bytes=134217728
 num.network.threads=2
 num.io.threads=4
 log.retention.check.interval.ms=30000
+log.index.size.max.bytes=1048576
 log.cleaner.threads=1
 log.cleaner.dedupe.buffer.size=33554432
 """

@@ -6,6 +6,7 @@ Databases commit transactions like this (DeWitt et al., "Implementation Techniqu
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -24,11 +25,12 @@ class _Waiting(Generic[Key, Item]):
 
 
 class GroupCommit(Generic[Key, Item]):
-    """Has one write under way at a time. What is submitted meanwhile goes with the next one: nobody waits for company."""
+    """Has one write under way at a time. What is submitted meanwhile, or while others still come, goes with the next one."""
 
-    def __init__(self, write: Callable[[Key, list[Item]], None], most: int = 16) -> None:
-        """`write` writes items of one key, `most` of them at most, all or none. It is safe to repeat."""
-        self._write, self._most = write, most
+    def __init__(self, write: Callable[[Key, list[Item]], None], most: int = 16, linger_s: float = 0.02) -> None:
+        """`write` writes items of one key, `most` of them at most, all or none. It is safe to repeat. `linger_s`: for how long another one
+        is waited for, each time."""
+        self._write, self._most, self._linger_s = write, most, linger_s
         self._writing, self._lock = threading.Lock(), threading.Lock()
         self._waiting: list[_Waiting[Key, Item]] = []
 
@@ -39,9 +41,21 @@ class GroupCommit(Generic[Key, Item]):
             self._waiting.append(mine)
         with self._writing:
             if not mine.is_done:
+                self._wait_for_others(mine.key)
                 self._write_group(self._group_of(mine))
         if mine.error is not None:
             raise mine.error
+
+    def _wait_for_others(self, key: Key) -> None:
+        """Until none comes any more, or there are enough."""
+        before, now = 0, self._count(key)
+        while before < now < self._most:
+            time.sleep(self._linger_s)
+            before, now = now, self._count(key)
+
+    def _count(self, key: Key) -> int:
+        with self._lock:
+            return sum(w.key == key for w in self._waiting)
 
     def _group_of(self, mine: _Waiting[Key, Item]) -> list[_Waiting[Key, Item]]:
         """Take what goes with an item, and the item, off the list; what has waited longest first."""

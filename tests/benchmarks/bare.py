@@ -28,7 +28,7 @@ def main(servers: str, topic: str, events: int) -> None:
     """Read `events` messages from the beginning of every partition."""
     consumer = confluent_kafka.Consumer(
         {"bootstrap.servers": servers, "group.id": "bare-loop", "auto.offset.reset": "earliest",
-         "enable.auto.commit": False, "fetch.queue.backoff.ms": 2, "queued.max.messages.kbytes": 48 * 1024}
+         "enable.auto.commit": False, "isolation.level": "read_uncommitted", "fetch.queue.backoff.ms": 2, "queued.max.messages.kbytes": 48 * 1024}
     )  # fmt: skip
     partitions = consumer.list_topics(topic).topics[topic].partitions
     consumer.assign([confluent_kafka.TopicPartition(topic, p, 0) for p in partitions])

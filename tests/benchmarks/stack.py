@@ -23,6 +23,7 @@ from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, now_ms
 from infra.embedded.stack_folder import Folder
 from infra.kafka import topics
 from infra.kafka.admin import Admin
+from infra.kafka.client import make_producer
 from infra.settings import Settings
 from ingest.replay.command import replay_files
 from ingest.replay.sender import Pace
@@ -34,6 +35,8 @@ ADCLICK = [sys.executable, "-m", "infra"]
 RESULTS = Path(".bench")
 # Events that are made in memory: 600 bytes each.
 _AT_ONCE = 10_000_000
+_HELD_BACK_MS = 900_000
+_LOOK_S, _QUIET_LOOKS, _QUIET_CORES = 2.0, 4, 0.6
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,32 @@ class Bench:
             (self.work / "events.ndjson").unlink()
         truth = Truth(_narrowed(pl.concat(t.counts for t in truths)), pl.concat(t.dead for t in truths))
         return Filled(truth, total, spec.start_ms, spec.span_ms, total / generating, total / replaying)
+
+    @contextmanager
+    def events_held_back(self) -> Iterator[None]:
+        """Readers of committed messages get no event that is sent from now on, until this ends: an open transaction is before them."""
+        gate = make_producer(
+            self.settings.kafka_connection, {"transactional.id": "gate", "transaction.timeout.ms": _HELD_BACK_MS}
+        )
+        gate.init_transactions(30)
+        gate.begin_transaction()
+        for partition in range(self.settings.event_partitions):
+            gate.produce(topics.EVENTS, b"{}", partition=partition)
+        gate.flush()
+        try:
+            yield
+        finally:
+            gate.abort_transaction(30)
+
+    def wait_until_idle(self) -> float:
+        """Wait until workers have taken over what is theirs; returns how many CPU seconds all processes have used for that."""
+        watched, quiet = self.processes().values(), 0
+        used = first = sum(map(cpu_s, watched))
+        while quiet < _QUIET_LOOKS:
+            time.sleep(_LOOK_S)
+            before, used = used, sum(map(cpu_s, watched))
+            quiet = quiet + 1 if used - before < _QUIET_CORES * _LOOK_S else 0
+        return used - first
 
     def start(self, ingest: int, stream: int) -> None:
         """Start workers; they are watched from now on."""
