@@ -51,7 +51,7 @@ class Fresh:
     longest_wait_s: float = 1.0
     behind_ms: int = 1_000
     behind_wait_s: float = 1.0
-    behind_flushes_per_s: int = 4
+    behind_flushes_per_s: int = 2
     behind_rows: int = 4_000_000
     """That may wait in all partitions that the worker owns; each has its share, and a sixteenth at most."""
     looks_at_clock: bool = True

@@ -52,7 +52,7 @@ def test_a_flush_is_due_by_its_policy(policy: FlushPolicy, waiting: Waiting, sin
 
 @pytest.mark.parametrize(
     ("policy", "waiting", "since_s"),
-    [(Fresh(), ROWS, 63 / 64), (Fresh(), BEHIND, 16.0), (Patient(), CORRECTS, 16.0), (Patient(), ROWS, 16.0)],
+    [(Fresh(), ROWS, 63 / 64), (Fresh(), BEHIND, 32.0), (Patient(), CORRECTS, 16.0), (Patient(), ROWS, 16.0)],
 )
 def test_with_many_partitions_each_waits_longer_for_its_flush(
     policy: FlushPolicy, waiting: Waiting, since_s: float
