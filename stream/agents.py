@@ -44,8 +44,8 @@ from stream.topology import MINUTE, STAGES, Stage
 _DEAD_LIMIT_S = 5.0
 _SETTLE_S = 4.0
 THREADS = 16
-"""The size of each of two pools. One recovers and refreshes partitions and flushes minutes; the other flushes all other stages, at a lower
-priority. The threads of both share as many connections to ClickHouse."""
+"""The size of each of two pools. One recovers partitions, and flushes and refreshes minutes; the other flushes and refreshes all other
+stages, at a lower priority. The threads of both share as many connections to ClickHouse."""
 _WATCH_S, _LOOK_FOR_STALL_EVERY_S, _RENEW_EVERY_S = 5.0, 15.0, 60.0
 
 
@@ -375,11 +375,11 @@ class Agents:
             if owned.dead.is_set():
                 return
             loop = asyncio.get_running_loop()
+            pool = self._pool if owned.stage.is_fresh else self._patient_pool
             if owned.begin_flush(now_ms()):
-                pool = self._pool if owned.stage.is_fresh else self._patient_pool
                 owned.settle(await loop.run_in_executor(pool, owned.flush))
             elif owned.refresh_due():
-                await loop.run_in_executor(self._pool, owned.refresh, owned.intake.shown_sent_ms)
+                await loop.run_in_executor(pool, owned.refresh, owned.intake.shown_sent_ms)
 
     def _flushed(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled() and task.exception() is not None:

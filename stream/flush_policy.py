@@ -39,7 +39,8 @@ class FlushPolicy(Protocol):
         """Whether silence may move the closing watermark on."""
 
     def is_due(self, waiting: Waiting, now_s: float, since_s: float, partitions: int) -> bool:
-        """Whether to flush now, so long after the last flush began. `partitions`: how many of the stage the worker owns."""
+        """Whether to flush now, so long after the last flush began. `now_s`: by a clock that all partitions share; `partitions`: how many of
+        the stage the worker owns."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Fresh:
     looks_at_clock: bool = True
 
     def is_due(self, waiting: Waiting, now_s: float, since_s: float, partitions: int) -> bool:
-        """Whether to flush now, so long after the last flush began. `partitions`: how many of the stage the worker owns."""
+        """Whether to flush now, so long after the last flush began. `now_s`: by a clock that all partitions share; `partitions`: how many of
+        the stage the worker owns."""
         if waiting.is_ingest_behind or waiting.behind_ms > self.behind_ms:
             wait_s = max(self.behind_wait_s, partitions / self.behind_flushes_per_s)
             if since_s < wait_s and waiting.rows < self.behind_rows // max(partitions, 16):
@@ -78,13 +80,16 @@ class Patient:
     wait_s: float = 10.0
     correcting_wait_s: float = 1.5
     flushes_per_s: int = 4
+    shift: float = 0.0
+    """Of rounds, as a part of their length: stages of one worker take turns by it."""
     most_rows: int = MAX_WAITING_ROWS // 2
     looks_at_clock: bool = False
 
     def is_due(self, waiting: Waiting, now_s: float, since_s: float, partitions: int) -> bool:
-        """Whether to flush now, so long after the last flush began. `partitions`: how many of the stage the worker owns."""
+        """Whether to flush now, so long after the last flush began. `now_s`: by a clock that all partitions share; `partitions`: how many of
+        the stage the worker owns."""
         wait_s = max(self.correcting_wait_s if waiting.corrects else self.wait_s, partitions / self.flushes_per_s)
-        has_round_begun = since_s > now_s % wait_s
+        has_round_begun = since_s > (now_s + self.shift * wait_s) % wait_s
         if not has_round_begun and waiting.rows < self.most_rows:
             return waiting.crosses_end
         return _has_reason(waiting)

@@ -45,7 +45,7 @@ MINUTE = Stage(
     is_fresh=True,
 )
 HOUR = Stage("hour", GRAINS["hour"], topics.MINUTES, topics.HOUR_STATE, Patient(), output=topics.HOURS)
-DAY = Stage("day", GRAINS["day"], topics.HOURS, topics.DAY_STATE, Patient())
+DAY = Stage("day", GRAINS["day"], topics.HOURS, topics.DAY_STATE, Patient(shift=0.5))
 INSIGHT = Stage("insight", GRAINS["minute"], topics.CAMPAIGN_TOTALS, topics.CAMPAIGN_STATE, Patient(), joins=True)
 """Minutes of campaigns once more, for the detector. A busy campaign is spread over shards, so its minutes close when all have closed them."""
 STAGES = {stage.name: stage for stage in (MINUTE, HOUR, DAY, INSIGHT)}

@@ -15,4 +15,4 @@ def publish(
     """Publish that shards have written a tier up to a moment."""
     table_id = borders.table_id(client, borders.TABLES[tier])
     border = Border(border_ms, border_ms if watermark_ms is None else watermark_ms, 0, table_id)
-    borders.publish_borders(client, tier, dict.fromkeys(shards, border))
+    borders.publish_borders(client, tier, [(shard, border) for shard in shards])

@@ -6,7 +6,7 @@ one, so what was published for the former says nothing of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -108,11 +108,12 @@ def read_border(client: ClickHouse, tier: str, shard: int) -> Border | None:
     return Border(*rows[0]) if rows else None
 
 
-def publish_borders(client: ClickHouse, tier: str, borders: Mapping[int, Border]) -> None:
-    """Publish how far shards have written a tier, in one statement. Raises Unavailable."""
+def publish_borders(client: ClickHouse, tier: str, of_shards: Iterable[tuple[int, Border]]) -> None:
+    """Publish how far shards have written a tier, in one statement. Of two of one shard the one with the later watermark stays, of
+    equal ones the last. Raises Unavailable."""
     rows = ", ".join(
         f"({{tier:String}}, {shard}, {b.border_ms}, {b.watermark_ms}, {b.from_ms}, '{UUID(b.table_id)}')"
-        for shard, b in borders.items()
+        for shard, b in of_shards
     )
     client.command(
         f"INSERT INTO {client.database}.tier_borders (tier, shard, border_ms, watermark_ms, from_ms, table_id) VALUES {rows}",

@@ -12,10 +12,10 @@ def marks_of(tier: str) -> str:
     return f"{tier}-sent"
 
 
-def has_marks(client: ClickHouse, tier: str, shard: int) -> bool:
-    """Whether a shard has ever written cells of a tier. Raises Unavailable."""
-    rows = client.rows(
-        f"SELECT 1 FROM {client.database}.{TABLE} WHERE tier = {{tier:String}} AND shard = {{shard:UInt16}} LIMIT 1",
+def newest_version(client: ClickHouse, tier: str, shard: int) -> int:
+    """The newest flush of which a shard has written all cells of a tier; 0 for none. Raises Unavailable."""
+    ((version,),) = client.rows(
+        f"SELECT max(version) FROM {client.database}.{TABLE} WHERE tier = {{tier:String}} AND shard = {{shard:UInt16}}",
         {"tier": marks_of(tier), "shard": shard},
     )
-    return bool(rows)
+    return int(version)

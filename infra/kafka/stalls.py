@@ -9,7 +9,8 @@ from infra.kafka.connection import Connection
 from infra.kafka.consumers import read_to_end
 
 PATIENCE_S = 45.0
-"""How long a partition may stand still before it is looked at: what follows may be markers of transactions alone."""
+"""How long a partition may stand still before it is looked at."""
+# And how long with a message: what was there until then may have been markers of transactions alone.
 _CONFIRM_S = 10.0
 
 

@@ -1,6 +1,6 @@
 """The tables of hours and days in ClickHouse, as all shards of a worker write them: what they write at the same time is one insert.
 
-An insert costs ClickHouse some 25 ms with the merges that it brings about, and a look at a table 3 ms, however many rows there are.
+An insert costs ClickHouse some 20 ms with the merges that it brings about, and a look at a table 3 ms, however many rows there are.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from infra.clickhouse.client import ClickHouse
 from infra.errors import Refused
 from stream.warm.group_commit import GroupCommit
 
-# Of each insert, so that one is a single part: ClickHouse cuts blocks at a million rows.
+# So that an insert is a single part: ClickHouse cuts blocks at a million rows. 16 shards of so many rows may share one.
 ROWS_PER_INSERT = 500_000
-# Of rows that share one, with as many others.
-_ROWS_TO_SHARE, _MOST_THAT_SHARE = 50_000, 16
+_MOST_SHARDS, _ROWS_OF_A_SHARD = 16, 50_000
 
 
 class WarmTables:
@@ -29,48 +28,59 @@ class WarmTables:
     def __init__(self, client: ClickHouse, look_every_s: float = 15.0) -> None:
         """`look_every_s`: how often, at most, to look whether a table was made again."""
         self.client, self._look_every_s = client, look_every_s
+        self.turn = threading.Lock()
+        """Held while rows are merged, sorted, and laid out: of one shard at a time, for that takes room, and time of the interpreter."""
         self._inserts = {
-            table: GroupCommit[int, pa.Table](self._insert_into(table), _MOST_THAT_SHARE)
+            table: GroupCommit[int, pa.Table](self._insert_into(table), _MOST_SHARDS)
             for table in (*borders.TABLES.values(), closed_cells.TABLE)
         }
         self._borders = GroupCommit[str, tuple[int, Border]](
-            lambda tier, items: borders.publish_borders(client, tier, dict(items))
+            lambda tier, of_shards: borders.publish_borders(client, tier, of_shards)
         )
-        self._one_large = threading.Lock()
         self._looking = threading.Lock()
         self._ids, self._looked_at = dict[str, str](), float("-inf")
 
     def _insert_into(self, table: str) -> Callable[[int, list[pa.Table]], None]:
         def insert(_window_ms: int, parts: list[pa.Table]) -> None:
-            # Numbers are as narrow as they are in each of them.
+            # Numbers are as narrow in each of them as they can be there: the widest type of each column takes all.
             self.client.insert(table, pa.concat_tables(parts, promote_options="permissive").combine_chunks())
 
         return insert
 
     def insert(self, table: str, window_ms: int, rows: int, make: Callable[[], pa.Table]) -> None:
         """Append `rows` rows of the window that begins there. So they are in one partition of the table: an insert over several is not
-        atomic. `make` makes a table of them: of many rows only once it is their turn, for they take much room."""
-        if rows <= _ROWS_TO_SHARE:
-            self._inserts[table].submit(window_ms, make())
+        atomic. `make` makes a table of them, when it is their turn."""
+        if rows <= _ROWS_OF_A_SHARD:
+            with self.turn:
+                data = make()
+            self._inserts[table].submit(window_ms, data)
         else:
-            with self._one_large:
+            with self.turn:
                 self.client.insert(table, make())
 
     def publish(self, tier: str, shard: int, border: Border) -> None:
         """Publish how far a shard has written a tier."""
         self._borders.submit(tier, (shard, border))
 
-    def ids(self, tier: str) -> tuple[str, str]:
-        """The UUIDs of a tier's table and of that of closed cells, as of not long ago. Raises Refused where the tier's table is not
-        there."""
-        with self._looking:
-            if time.monotonic() - self._looked_at >= self._look_every_s or borders.TABLES[tier] not in self._ids:
-                self._ids = borders.table_ids(self.client, (*borders.TABLES.values(), closed_cells.TABLE))
-                self._looked_at = time.monotonic()
-            ids = self._ids
+    def present_ids(self, tier: str) -> tuple[str, str]:
+        """The UUIDs of a tier's table and of that of closed cells, as of now. Raises Refused where the tier's table is not there."""
+        began = time.monotonic()
+        ids = borders.table_ids(self.client, (*borders.TABLES.values(), closed_cells.TABLE))
+        self._ids, self._looked_at = ids, began
         table = borders.TABLES[tier]
         if table not in ids:
             raise Refused(
                 f"ClickHouse: there is no table {table}", hint="adclick migrate makes it", backend="clickhouse", code="UNKNOWN_TABLE"
             )  # fmt: skip
         return ids[table], ids.get(closed_cells.TABLE, "")
+
+    def recent_ids(self, tier: str) -> tuple[str, str]:
+        """The same as of the last look, of whichever shard. While one looks, others do not wait for it."""
+        is_old = time.monotonic() - self._looked_at >= self._look_every_s
+        if is_old and self._looking.acquire(blocking=False):
+            try:
+                return self.present_ids(tier)
+            finally:
+                self._looking.release()
+        ids = self._ids
+        return ids.get(borders.TABLES[tier], ""), ids.get(closed_cells.TABLE, "")

@@ -60,10 +60,13 @@ class WarmSink:
         if not snapshot.sequence:
             return
         self._table_id = ""
-        table_id, cells_id = self._tables.ids(self._tier)
+        table_id, cells_id = self._tables.present_ids(self._tier)
         former = borders.read_border(self._client, self._tier, self._shard)
         from_ms = self._whole_from(former, table_id, snapshot.dropped_ms)
-        self._send(snapshot, self._closed_before_ms(former, table_id))
+        newest_cells = closed_cells.newest_version(self._client, self._tier, self._shard)
+        # What closed before was sent as closing then. Sent once more as of the same flush, it would say that this corrected it.
+        closed_before_ms = former.watermark_ms if former and former.table_id == table_id and newest_cells else 0
+        self._send(snapshot, closed_before_ms, with_cells=newest_cells != snapshot.sequence)
         # What is published from now on is about the table that was there before its rows were sent.
         self._table_id, self._from_ms, self._borders, self._cells_id = table_id, from_ms, None, cells_id
         self._publish_borders(snapshot)
@@ -71,7 +74,7 @@ class WarmSink:
     def refresh(self, sent_ms: int) -> bool:
         """ClickHouse syncs what it acknowledges. But its table may have been dropped and made again, or not have been sent all yet:
         False then."""
-        if self._table_id and self._tables.ids(self._tier) != (self._table_id, self._cells_id):
+        if self._table_id and self._tables.recent_ids(self._tier) != (self._table_id, self._cells_id):
             self._table_id = ""
         return bool(self._table_id)
 
@@ -87,12 +90,6 @@ class WarmSink:
                 shard=self._shard, missing_before=iso(from_ms), hint="adclick reconcile brings earlier days back",
             )  # fmt: skip
         return from_ms
-
-    def _closed_before_ms(self, former: Border | None, table_id: str) -> int:
-        """Windows that end at or before this were closed when they were last sent, with their cells; 0 for none."""
-        if former is None or former.table_id != table_id:
-            return 0
-        return former.watermark_ms if closed_cells.has_marks(self._client, self._tier, self._shard) else 0
 
     packs = False
 
@@ -110,16 +107,22 @@ class WarmSink:
         self._publish_borders(published)
         return True
 
-    def _send(self, published: Publication, closed_before_ms: int = 0) -> None:
+    def _send(self, published: Publication, closed_before_ms: int = 0, *, with_cells: bool = True) -> None:
+        """Rows, and then what they are by campaign. `closed_before_ms`: windows that end at or before this were closed when they were last
+        sent with their cells; 0 for none."""
         cells: list[Cells] = []
         for window in published.newly_closed:
-            rows = window.whole()
+            with self._tables.turn:
+                rows = window.whole()
+                cells.append(Cells.of(rows, closing=window.start + self._grain_ms > closed_before_ms))
             self._insert(rows, published.sequence)
-            cells.append(Cells.of(rows, closing=window.start + self._grain_ms > closed_before_ms))
-        for rows in published.corrections(whole=True):
-            self._insert(partials.among(rows, published.delta), published.sequence)
-            cells.append(Cells.of(rows, closing=False))
-        if cells:
+        with self._tables.turn:
+            corrections = published.corrections(whole=True)
+            changed = [partials.among(rows, published.delta) for rows in corrections]
+            cells += [Cells.of(rows, closing=False) for rows in corrections]
+        for rows in changed:
+            self._insert(rows, published.sequence)
+        if cells and with_cells:
             self._insert_cells(cells, published.sequence)
 
     def _publish_borders(self, published: Publication) -> None:

@@ -35,7 +35,8 @@ ADCLICK = [sys.executable, "-m", "infra"]
 RESULTS = Path(".bench")
 # Events that are made in memory: 600 bytes each.
 _AT_ONCE = 10_000_000
-_HELD_BACK_MS = 900_000
+# The longest that brokers allow by default, and for workers to start.
+_HELD_BACK_MS, _START_S = 900_000, 180.0
 _LOOK_S, _QUIET_LOOKS, _QUIET_CORES = 2.0, 4, 0.6
 
 
@@ -115,9 +116,11 @@ class Bench:
 
     def wait_until_idle(self) -> float:
         """Wait until workers have taken over what is theirs; returns how many CPU seconds all processes have used for that."""
-        watched, quiet = self.processes().values(), 0
+        watched, quiet, deadline = self.processes().values(), 0, time.monotonic() + _START_S
         used = first = sum(map(cpu_s, watched))
         while quiet < _QUIET_LOOKS:
+            assert time.monotonic() < deadline, "workers are not idle though there is nothing to do"
+            assert all(w.poll() is None for w in self._workers.values()), "a worker has stopped"
             time.sleep(_LOOK_S)
             before, used = used, sum(map(cpu_s, watched))
             quiet = quiet + 1 if used - before < _QUIET_CORES * _LOOK_S else 0

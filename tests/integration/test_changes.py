@@ -94,6 +94,25 @@ def stored(client: ClickHouse, table: str, where: str = "1") -> Numbers:
     return {(iso(t * 1000), c): dict(zip(MEASURES, map(int, values), strict=True)) for t, c, *values in rows}
 
 
+def test_what_a_flush_has_closed_is_not_sent_as_a_correction_by_the_next_owner(client: ClickHouse) -> None:
+    writer = Writer(client, 0, "hours", HOUR_MS)
+
+    def cells() -> list[tuple[Any, ...]]:
+        return client.rows(
+            f"SELECT version, closing, impressions, changed FROM {client.database}.closed_cells FINAL WHERE tier = 'hours' ORDER BY 1"
+        )
+
+    writer.show(writer.flush([{"window_ms": DAY, "impressions": 3}], DAY + HOUR_MS))
+    written = cells()
+    assert [(closing, impressions) for _, closing, impressions, _ in written] == [(1, 3)]
+    writer.recover()
+    assert cells() == written
+    # What did not arrive does then.
+    writer.flush([{"window_ms": DAY, "impressions": 4}], DAY + HOUR_MS)
+    writer.recover()
+    assert [(closing, impressions) for _, closing, impressions, _ in cells()] == [(1, 3), (0, 7)]
+
+
 @pytest.mark.parametrize(("grain", "tier", "size"), [("hour", "hours", HOUR_MS), ("day", "days", DAY_MS)])
 def test_differences_add_up_however_often_the_writer_is_killed(
     client: ClickHouse, grain: str, tier: str, size: int

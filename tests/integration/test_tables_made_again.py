@@ -79,6 +79,18 @@ def test_a_stream_worker_refills_a_recreated_table_from_its_state(two: Tiers) ->
     assert not any("table was made again" in w for w in ask(settings, START, START + HOUR_MS).warnings)
 
 
+def test_a_shard_that_is_taken_over_attaches_to_the_table_that_is_there(two: Tiers) -> None:
+    settings, owner = two.settings, two.warm
+    two.store_first_hour(5, START + HOUR_MS)
+    tables = WarmTables(owner.client, look_every_s=3600.0)
+    WarmSink(tables, "hours", HOUR_MS, 0).attach(owner.stage.state.snapshot())
+    recreate(settings, "stream_hours")
+    successor = WarmSink(tables, "hours", HOUR_MS, 0)
+    successor.attach(owner.stage.state.snapshot())
+    assert owner.shown() == 5
+    assert lowest_border(owner.client, "hours", 1) == START - HOUR_MS
+
+
 @pytest.mark.parametrize("noticed_by", ["a look", "a flush"])
 def test_a_recreated_table_is_served_only_once_all_that_the_state_holds_is_in_it(
     two: Tiers, monkeypatch: pytest.MonkeyPatch, noticed_by: str

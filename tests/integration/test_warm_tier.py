@@ -127,7 +127,7 @@ def test_shards_that_write_at_the_same_time_share_inserts(settings: Settings, mo
         list(pool.map(show, shards))
     assert owners[0].shown() == sum(1 + 10**shard for shard in shards)
     assert lowest_border(client, "hours", len(shards)) == START + HOUR_MS
-    assert [table for table, _ in inserts].count("stream_hours") < len(shards)
+    assert [table for table, _ in inserts].count("stream_hours") <= len(shards) // 2
     assert sum(rows for table, rows in inserts if table == "stream_hours") == len(shards)
     for owner, published in zip(owners, flushes, strict=True):
         owner.sink.attach(owner.stage.state.snapshot())

@@ -58,6 +58,48 @@ def test_what_comes_while_one_is_written_goes_together_by_key() -> None:
     assert sorted(len(group) for _, group in store.writes) == [1, 2, 2, 4, 4]
 
 
+def test_what_is_written_does_not_wait_for_what_comes_after_it() -> None:
+    store, is_written = Store(), threading.Event()
+    store.go_on.set()
+    commit = GroupCommit(store.write, MOST)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(commit.submit, "a", 0)
+        first.result(10)
+        store.go_on.clear()
+        second = pool.submit(commit.submit, "a", 1)
+        while len(store.writes) < 2:
+            time.sleep(0.001)
+        pool.submit(commit.submit, "b", 2)
+        third = pool.submit(commit.submit, "a", 3)
+        second.add_done_callback(lambda _: is_written.set())
+        store.go_on.set()
+        assert is_written.wait(10)
+        third.result(10)
+    assert [group for _, group in store.writes] == [[0], [1], [2], [3]]
+
+
+def test_others_are_waited_for_while_they_come() -> None:
+    store, together = Store(), threading.Barrier(MOST)
+    store.go_on.set()
+    commit = GroupCommit(store.write, MOST, linger_s=0.5)
+
+    def submit_one(item: int) -> None:
+        together.wait(10)
+        commit.submit("a", item)
+
+    with ThreadPoolExecutor(MOST) as pool:
+        list(pool.map(submit_one, range(MOST)))
+    assert [sorted(group) for _, group in store.writes] == [list(range(MOST))]
+
+
+def test_a_store_that_refuses_two_is_not_asked_for_the_others() -> None:
+    store = Store()
+    store.errors |= {n: Refused("too many parts", code="TOO_MANY_PARTS") for n in range(1, 5)}
+    raised = submit(store, [("a", n) for n in range(5)])
+    assert all(isinstance(error, Refused) for error in raised[1:])
+    assert [len(group) for _, group in store.writes] == [1, 4, 1, 1]
+
+
 @pytest.mark.parametrize("error", [Refused("too large"), BadStatement("no such column")])
 def test_one_that_is_refused_does_not_keep_others_from_being_written(error: AdclickError) -> None:
     store = Store()
