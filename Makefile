@@ -45,7 +45,7 @@ chaos: setup ## Kill workers under load and compare with the truth (KILLS=12 SEE
 	@$(BIN)/python -m tests.chaos.campaign
 
 cluster-test: setup ## The tests that need clusters, and a few strikes
-	@$(BIN)/pytest tests/clusters --deselect $(PAGE)
+	@$(BIN)/pytest tests/clusters
 	@STRIKES=$(or $(STRIKES),4) $(BIN)/python -m tests.clusters.campaign
 
 cluster-page: setup ## The commands of docs/operating.md on clusters, in their order

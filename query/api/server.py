@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 from typing import Any
 
 import uvicorn
@@ -108,6 +110,8 @@ class _BoundedProtocol(HttpToolsProtocol):
 def serve_http(app: Any, settings: Settings) -> None:
     """Serve until a signal. Raises UserError when the address cannot be bound. The certificate was checked before."""
     listener = listen(settings)
+    # Once it has stopped in order, uvicorn raises the signal anew, for the handler of before.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config = uvicorn.Config(
         app, loop="uvloop", http=_BoundedProtocol, ws="none", log_level="warning", access_log=False, server_header=False,
         timeout_keep_alive=_IDLE_S, timeout_graceful_shutdown=_GRACE_S, backlog=_BACKLOG,
