@@ -54,7 +54,8 @@ def up(place: Path, *, ignore_hangup: bool, **variables: str) -> Iterator[subpro
         process = subprocess.Popen(
             [*ADCLICK, "up", "--dir", "s", *NO_WORKERS], cwd=place, env=environment,
             stdout=output, stderr=output, text=True, start_new_session=True,
-            preexec_fn=(lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) if ignore_hangup else None,
+            # Whoever runs the tests may have told them to ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN if ignore_hangup else signal.SIG_DFL),
         )  # fmt: skip
     try:
         wait_until(lambda: Folder(place / "s").ready() or process.poll() is not None, 60, "the stack is ready")
