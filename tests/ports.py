@@ -9,13 +9,19 @@ _FIRST, _LAST = 10_000, 20_000
 """Below those that stacks look among (infra/embedded/ports.py), and those that connections go out from."""
 
 
+_GIVEN = set[int]()
+"""What was returned by this process: a server may not listen there yet."""
+
+
 def unused_port(count: int = 1, *, beside: int = 0) -> int:
     """The first of `count` ports in a row at which nothing listens, nor at those that are `beside` higher. Drawn at random, so that two suites
     hardly ever get the same."""
     chance = random.SystemRandom()
     while True:
         first = chance.randrange(_FIRST, _LAST - count)
-        if all(_is_unused(port) and _is_unused(port + beside) for port in range(first, first + count)):
+        ports = {port + offset for port in range(first, first + count) for offset in (0, beside)}
+        if ports.isdisjoint(_GIVEN) and all(map(_is_unused, ports)):
+            _GIVEN.update(ports)
             return first
 
 
