@@ -44,8 +44,8 @@ _WEEK_WEIGHT, _MOST_ERRORS = 0.2, 5.0
 # Deviations that an anomaly adds to long-run means and deviations at most: it must not hide the next one. What stays becomes usual within
 # two hundred values all the same, since deviations grow.
 _MOST_DEVIATIONS = 8.0
-# Deviations that differ by less are the same: which of two is larger is then a matter of rounding, so of the unit.
-_BEYOND_ROUNDING = 1.0 + 1e-6
+# Two deviations that differ by less are the same: which one is larger is a matter of rounding, and so of the unit.
+_BEYOND_ROUNDING = 1.001
 # By the square root of the baseline, as those of counts do; within these bounds.
 _COUNT_GROWTH, _LEAST_SCALE, _MOST_SCALE = 0.5, 0.1, 4.0
 # No deviation is smaller than this share of the level, or of its spread once the season is subtracted.
