@@ -36,7 +36,7 @@ def status(app: App) -> None:
     if app.json:
         app.data(report)
     else:
-        _print_status(app, report)
+        _print_status(app, report, is_known=not (unknown or report["problems"]))
     if stopped:
         raise AdclickError(f"no stack is running in {app.folder}", hint="adclick up starts one")
     if never_ready:
@@ -53,7 +53,7 @@ def _is_own_stack(app: App, folder: Folder) -> bool:
     return origins == {str(app.folder / ENDPOINTS_FILE)} or (origins == {None} and bool(folder.pids()))
 
 
-def _print_status(app: App, report: dict[str, Any]) -> None:
+def _print_status(app: App, report: dict[str, Any], *, is_known: bool) -> None:
     rows = [(n, p["pid"], p["cpu_s"], p["rss_mb"]) for n, p in report["processes"].items()]
     rows += [(n, "not running", "", "") for n in report["dead"]]
     if rows:
@@ -73,7 +73,7 @@ def _print_status(app: App, report: dict[str, Any]) -> None:
             ("watermark", report["watermark"] or "unknown"),
             ("stream lag", "unknown" if lag_s is None else f"{lag_s:.1f} s"),
             ("overload", report["level"]),
-            ("reconciled", _reconciled(run) if run else "unknown" if report["problems"] else "never"),
+            ("reconciled", _reconciled(run) if run else "never" if is_known else "unknown"),
         ],
     )
 
