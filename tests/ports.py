@@ -9,7 +9,7 @@ _FIRST, _LAST = 10_000, 20_000
 """Below those that stacks look among (infra/embedded/ports.py), and those that connections go out from."""
 
 
-_GIVEN = set[int]()
+_DRAWN = set[int]()
 """What was returned by this process: a server may not listen there yet."""
 
 
@@ -20,8 +20,8 @@ def unused_port(count: int = 1, *, beside: int = 0) -> int:
     while True:
         first = chance.randrange(_FIRST, _LAST - count)
         ports = {port + offset for port in range(first, first + count) for offset in (0, beside)}
-        if ports.isdisjoint(_GIVEN) and all(map(_is_unused, ports)):
-            _GIVEN.update(ports)
+        if ports.isdisjoint(_DRAWN) and all(map(_is_unused, ports)):
+            _DRAWN.update(ports)
             return first
 
 

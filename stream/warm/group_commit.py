@@ -28,7 +28,7 @@ class _Waiting(Generic[Key, Item]):
 class GroupCommit(Generic[Key, Item]):
     """Has one write under way at a time. What is submitted meanwhile, or while others still come, goes with the next one."""
 
-    def __init__(self, write: Callable[[Key, list[Item]], None], most: int = 16, linger_s: float = 0.02) -> None:
+    def __init__(self, write: Callable[[Key, list[Item]], None], most: int, linger_s: float = 0.02) -> None:
         """`write` writes items of one key, `most` of them at most, all or none, in the order in which they came. It is safe to repeat.
         `linger_s`: for how long another one is waited for, each time."""
         self._write, self._most, self._linger_s = write, most, linger_s

@@ -17,8 +17,9 @@ from infra.clickhouse.client import ClickHouse
 from infra.errors import Refused
 from stream.warm.group_commit import GroupCommit
 
-# So that an insert is a single part: ClickHouse cuts blocks at a million rows. 16 shards of so many rows may share one.
+# So that an insert is a single part: ClickHouse cuts blocks at a million rows.
 ROWS_PER_INSERT = 500_000
+# That share an insert, and how many rows each of them may have.
 _MOST_SHARDS, _ROWS_OF_A_SHARD = 16, 50_000
 
 
@@ -29,13 +30,13 @@ class WarmTables:
         """`look_every_s`: how often, at most, to look whether a table was made again."""
         self.client, self._look_every_s = client, look_every_s
         self.turn = threading.Lock()
-        """Held while rows are merged, sorted, and laid out: of one shard at a time, for that takes room, and time of the interpreter."""
+        """Rows are merged, sorted and laid out under this lock, of one shard at a time: that takes room, and time of the interpreter."""
         self._inserts = {
             table: GroupCommit[int, pa.Table](self._insert_into(table), _MOST_SHARDS)
             for table in (*borders.TABLES.values(), closed_cells.TABLE)
         }
         self._borders = GroupCommit[str, tuple[int, Border]](
-            lambda tier, of_shards: borders.publish_borders(client, tier, of_shards)
+            lambda tier, of_shards: borders.publish_borders(client, tier, of_shards), _MOST_SHARDS
         )
         self._looking = threading.Lock()
         self._ids, self._looked_at = dict[str, str](), float("-inf")

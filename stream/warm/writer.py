@@ -15,6 +15,8 @@ holds; its border then says from when on.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -130,17 +132,16 @@ class WarmSink:
             settled = published.settled_ms // self._grain_ms * self._grain_ms
             published_borders = (settled, published.closed_ms // self._grain_ms)
             if self._borders is None or published_borders > self._borders:
-                self._publish(settled, published.closed_ms)
+                border = Border(settled, published.closed_ms, self._from_ms, self._table_id)
+                self._tables.publish(self._tier, self._shard, border)
                 self._borders = published_borders
 
     def _insert(self, rows: Partials, version: int) -> None:
         """Rows of one window."""
         for start in range(0, len(rows), ROWS_PER_INSERT):
-            page = slice(start, min(start + ROWS_PER_INSERT, len(rows)))
-            self._tables.insert(
-                borders.TABLES[self._tier], int(rows[WINDOW][0]), page.stop - page.start,
-                lambda page=page: self._table(in_key_order(rows.take(page)), version),  # type: ignore[misc]
-            )  # fmt: skip
+            page = rows.take(slice(start, start + ROWS_PER_INSERT))
+            make = partial(self._table, page, version)
+            self._tables.insert(borders.TABLES[self._tier], int(page[WINDOW][0]), len(page), make)
             faults.point("warm.half")
 
     def _insert_cells(self, cells: list[Cells], version: int) -> None:
@@ -148,20 +149,18 @@ class WarmSink:
         one shard before another."""
         table = table_of(cells, self._tier, self._shard, version)
         last = len(table) - 1 if self._client.deployment.is_cluster else len(table)
-        pages = [table.slice(at, min(ROWS_PER_INSERT, last - at)) for at in range(0, last, ROWS_PER_INSERT)]
-        for page in [*pages, *([table.slice(last)] if last < len(table) else [])]:
+        edges = [*range(0, last, ROWS_PER_INSERT), *sorted({last, len(table)})]
+        for start, stop in pairwise(edges):
             # In one partition, that of the day of the insert.
-            self._tables.insert(closed_cells.TABLE, 0, len(page), lambda page=page: page)  # type: ignore[misc]
+            self._tables.insert(closed_cells.TABLE, 0, stop - start, partial(table.slice, start, stop - start))
 
     def _table(self, rows: Partials, version: int) -> pa.Table:
+        rows = in_key_order(rows)
         # A row that is written again after a recovery is reported as changed once more, rather than not at all.
         changed_at = np.where(rows[CHANGED] > 0, now_ms() // 1000, 0).astype(np.uint32)
         shard = np.full(len(rows), self._shard, np.uint16)
         stamps = {"shard": shard, "version": np.full(len(rows), version, np.uint64), "changed_at": changed_at}
         return pa.table(to_clickhouse(rows) | {name: pa.array(column) for name, column in stamps.items()})
-
-    def _publish(self, border_ms: int, watermark_ms: int) -> None:
-        self._tables.publish(self._tier, self._shard, Border(border_ms, watermark_ms, self._from_ms, self._table_id))
 
 
 def lowest_border(client: ClickHouse, tier: str, shards: int) -> int | None:

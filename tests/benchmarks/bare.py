@@ -25,7 +25,7 @@ _SCHEMA = {
 
 
 def main(servers: str, topic: str, events: int) -> None:
-    """Read `events` messages from the beginning of every partition."""
+    """Read `events` messages from the beginning of every partition, also of those that are held back from the product."""
     consumer = confluent_kafka.Consumer(
         {"bootstrap.servers": servers, "group.id": "bare-loop", "auto.offset.reset": "earliest",
          "enable.auto.commit": False, "isolation.level": "read_uncommitted", "fetch.queue.backoff.ms": 2, "queued.max.messages.kbytes": 48 * 1024}

@@ -54,7 +54,7 @@ def up(place: Path, *, ignore_hangup: bool, **variables: str) -> Iterator[subpro
         process = subprocess.Popen(
             [*ADCLICK, "up", "--dir", "s", *NO_WORKERS], cwd=place, env=environment,
             stdout=output, stderr=output, text=True, start_new_session=True,
-            # Whoever runs the tests may have told them to ignore it.
+            # Under nohup it is ignored.
             preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN if ignore_hangup else signal.SIG_DFL),
         )  # fmt: skip
     try:

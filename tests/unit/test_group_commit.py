@@ -11,24 +11,24 @@ import pytest
 from infra.errors import AdclickError, BadStatement, Refused, Unavailable
 from stream.warm.group_commit import GroupCommit
 
-MOST = 4
+MOST, _ALL = 4, 100
 
 
 class Store:
-    """A store that takes its time for its first write, so that what is submitted meanwhile has to wait."""
+    """A store that writes as often as it is let: what is submitted meanwhile has to wait."""
 
     def __init__(self) -> None:
         self.writes: list[tuple[str, list[int]]] = []
         self.errors: dict[int, AdclickError] = {}
         """Of a write that has such an item."""
-        self.go_on = threading.Event()
+        self.permits = threading.Semaphore(0)
         self._writing = threading.Lock()
 
     def write(self, key: str, items: list[int]) -> None:
         assert self._writing.acquire(blocking=False), "two writes at a time"
         with_error = next((self.errors[item] for item in items if item in self.errors), None)
         self.writes.append((key, items))
-        self.go_on.wait(10)
+        assert self.permits.acquire(timeout=10)
         self._writing.release()
         if with_error is not None:
             raise with_error
@@ -44,7 +44,7 @@ def submit(store: Store, items: list[tuple[str, int]]) -> list[BaseException | N
         futures += [pool.submit(commit.submit, *item) for item in items[1:]]
         while len(commit._waiting) < len(items) - 1:
             time.sleep(0.001)
-        store.go_on.set()
+        store.permits.release(_ALL)
         return [future.exception(10) for future in futures]
 
 
@@ -59,28 +59,27 @@ def test_what_comes_while_one_is_written_goes_together_by_key() -> None:
 
 
 def test_what_is_written_does_not_wait_for_what_comes_after_it() -> None:
-    store, is_written = Store(), threading.Event()
-    store.go_on.set()
+    store = Store()
     commit = GroupCommit(store.write, MOST)
-    with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(commit.submit, "a", 0)
-        first.result(10)
-        store.go_on.clear()
-        second = pool.submit(commit.submit, "a", 1)
-        while len(store.writes) < 2:
+    with ThreadPoolExecutor(4) as pool:
+        pool.submit(commit.submit, "a", 0)
+        while not store.writes:
             time.sleep(0.001)
-        pool.submit(commit.submit, "b", 2)
-        third = pool.submit(commit.submit, "a", 3)
-        second.add_done_callback(lambda _: is_written.set())
-        store.go_on.set()
-        assert is_written.wait(10)
-        third.result(10)
-    assert [group for _, group in store.writes] == [[0], [1], [2], [3]]
+        later = [pool.submit(commit.submit, *item) for item in (("a", 1), ("a", 2), ("b", 3))]
+        while len(commit._waiting) < len(later):
+            time.sleep(0.001)
+        # The write of the first, and that of the two of its key. That of the other key has to wait.
+        store.permits.release(2)
+        assert [future.exception(5) for future in later[:2]] == [None, None]
+        assert not later[2].done()
+        store.permits.release(_ALL)
+        assert later[2].exception(10) is None
+    assert sorted(map(sorted, (group for _, group in store.writes))) == [[0], [1, 2], [3]]
 
 
 def test_others_are_waited_for_while_they_come() -> None:
     store, together = Store(), threading.Barrier(MOST)
-    store.go_on.set()
+    store.permits.release(_ALL)
     commit = GroupCommit(store.write, MOST, linger_s=0.5)
 
     def submit_one(item: int) -> None:

@@ -1,4 +1,4 @@
-"""What shards of a worker share of ClickHouse's tables: inserts of few rows, and looks at the tables, for which nobody waits."""
+"""What shards of a worker share of ClickHouse's tables: inserts of few rows, and looks at the tables."""
 
 from __future__ import annotations
 
