@@ -70,9 +70,9 @@ class WarmTables:
         self._ids, self._looked_at = ids, began
         table = borders.TABLES[tier]
         if table not in ids:
-            raise Refused(
-                f"ClickHouse: there is no table {table}", hint="adclick migrate makes it", backend="clickhouse", code="UNKNOWN_TABLE"
-            )  # fmt: skip
+            code = "UNKNOWN_TABLE"
+            message = f"ClickHouse: there is no table {table} ({code})"
+            raise Refused(message, hint="adclick migrate makes it", backend="clickhouse", code=code)
         return ids[table], ids.get(closed_cells.TABLE, "")
 
     def recent_ids(self, tier: str) -> tuple[str, str]:

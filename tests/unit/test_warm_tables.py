@@ -73,5 +73,5 @@ def test_one_that_takes_a_shard_over_looks_for_itself(tables: Tables) -> None:
     tables.ids["stream_hours"] = "made again"
     assert tables.warm.present_ids("hours")[0] == "made again"
     del tables.ids["stream_hours"]
-    with pytest.raises(Refused, match="there is no table stream_hours"):
+    with pytest.raises(Refused, match=r"there is no table stream_hours \(UNKNOWN_TABLE\)"):
         tables.warm.present_ids("hours")
