@@ -1,6 +1,6 @@
 """Tries each connection and right that an installation needs, and says in a line each what is missing.
 
-A check that fails does not end the others; those that need it are left out. Nothing of the installation is changed: a probe that is written
+A check that fails does not end the others; those that need it are skipped, and named. Nothing of the installation is changed: a probe that is written
 is removed again, or expires.
 """
 
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from infra import migration
+from infra.addresses import mask
 from infra.clickhouse import schema
 from infra.clickhouse.client import ClickHouse
 from infra.clickhouse.grants import grant_statement, grants
 from infra.clock import describe_skews
-from infra.errors import AdclickError, UserError
+from infra.errors import AdclickError, Refused, Unavailable, UserError
 from infra.file_store import FileStore
 from infra.kafka import topic_setup, topics
 from infra.kafka.admin import Admin
@@ -29,23 +30,33 @@ from infra.redis.eviction import NEVER_EVICT, eviction_risk
 from infra.redis.rights import RIGHTS, lacking_rights
 from infra.settings import Settings
 
-BACKENDS = ("kafka", "redis", "clickhouse", "archive")
+BACKENDS = ("settings", "kafka", "redis", "clickhouse", "archive")
 PROCESSES = tuple(NEEDS)
 """What users of backends may be for: `adclick migrate`, a worker, or all other commands."""
 _TIMEOUT_S = 5.0
 _ANY_HOST = "the host name in the server's certificate is not verified: ADCLICK_REDIS has ssl_check_hostname=no"
+_PUBLIC_SECRET = (
+    "user ids are hashed with the default, which everybody knows: set ADCLICK_USER_SECRET before the first event"
+)
+_NO_KEY = "none is set: routers know only keys that `adclick keys create` made"
 
 Checks = Iterator[tuple[str, Callable[[], list[str]]]]
 
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """The outcome of a check. `problem` and `warning` are empty where all is well; what a warning is about may be on purpose."""
+    """The outcome of a check. All three are empty where all is well; what a warning is about may be on purpose. `skipped`: why the check
+    was not made."""
 
     backend: str
     check: str
     problem: str = ""
     warning: str = ""
+    skipped: str = ""
+
+
+class _Skipped(Exception):
+    """A check cannot be made, for a reason that another one has named."""
 
 
 class Examination:
@@ -64,16 +75,40 @@ class Examination:
         checks_of = {
             "kafka": self._kafka, "redis": self._redis, "clickhouse": self._clickhouse, "archive": self._archive,
         }  # fmt: skip
-        for backend in backends:
+        if "settings" in backends:
+            yield from self._settings_checks()
+        for backend in (b for b in backends if b in checks_of):
+            failed = ""
             for name, check in checks_of[backend]():
+                if failed:
+                    yield CheckOutcome(backend, name, skipped=failed)
+                    continue
                 try:
                     problems = check()
+                except _Skipped as reason:
+                    yield CheckOutcome(backend, name, skipped=str(reason))
                 except AdclickError as error:
-                    yield CheckOutcome(backend, name, str(error))
-                    break
-                yield from (CheckOutcome(backend, name, problem) for problem in problems or [""])
+                    yield CheckOutcome(backend, name, self._with_address(backend, error))
+                    failed = f"`{name}` failed"
+                else:
+                    yield from (CheckOutcome(backend, name, problem) for problem in problems or [""])
             if backend == "redis" and self._settings.redis_access.is_any_host_accepted:
                 yield CheckOutcome(backend, "verified", warning=_ANY_HOST)
+
+    def _with_address(self, backend: str, error: AdclickError) -> str:
+        """What went wrong; where a backend does not answer, with the setting that says where it is."""
+        if isinstance(error, Unavailable) and not isinstance(error, Refused) and not error.hint:
+            return f"{error} (ADCLICK_{backend.upper()} is {mask(str(getattr(self._settings, backend)))})"
+        return str(error)
+
+    # -- settings -----------------------------------------------------------------------------------------------
+
+    def _settings_checks(self) -> Iterator[CheckOutcome]:
+        settings = self._settings
+        public = settings.user_secret == Settings.model_fields["user_secret"].default
+        yield CheckOutcome("settings", "user_secret", warning=_PUBLIC_SECRET if public else "")
+        if self._process in ("", "others"):
+            yield CheckOutcome("settings", "api_key", warning="" if settings.api_key.get_secret_value() else _NO_KEY)
 
     # -- Kafka --------------------------------------------------------------------------------------------------
 
@@ -197,6 +232,8 @@ class Examination:
             )
 
         def same_kafka() -> list[str]:
+            if not self._cluster_id:
+                raise _Skipped("Kafka does not answer")
             try:
                 migration.refuse_other_cluster(settings, clients[0], self._cluster_id)
             except UserError as error:
@@ -204,14 +241,20 @@ class Examination:
             return []
 
         yield "answers", connect
+
+        def with_rights(check: Callable[[], list[str]]) -> Callable[[], list[str]]:
+            def check_if_allowed() -> list[str]:
+                if lacking:
+                    raise _Skipped("`rights` failed")
+                return check()
+
+            return check_if_allowed
+
         yield "rights", rights
-        if lacking:  # which the others may need
-            return
-        yield "takes writes and scripts", write
-        yield "evicts nothing", keeps_all
-        yield "clock", clock
-        if self._cluster_id:
-            yield "belongs to this Kafka", same_kafka
+        yield "takes writes and scripts", with_rights(write)
+        yield "evicts nothing", with_rights(keeps_all)
+        yield "clock", with_rights(clock)
+        yield "belongs to this Kafka", with_rights(same_kafka)
 
     # -- ClickHouse ---------------------------------------------------------------------------------------------
 
@@ -233,6 +276,8 @@ class Examination:
             return [f"this user lacks {grant}: {grant_statement(grant, user, client.deployment)}" for grant in lacking]
 
         def tables() -> list[str]:
+            if any(grant.startswith("SELECT ON") for grant in lacking):
+                raise _Skipped("without SELECT no table is seen")
             return [f"database {settings.database} {problem}" for problem in migration.table_problems(settings)]
 
         def clock() -> list[str]:
@@ -242,8 +287,7 @@ class Examination:
 
         yield "answers", connect
         yield "rights", rights
-        if not any(grant.startswith("SELECT ON") for grant in lacking):  # without it no table is seen
-            yield "tables", tables
+        yield "tables", tables
         yield "clock", clock
 
     # -- the archive --------------------------------------------------------------------------------------------

@@ -23,18 +23,27 @@ def doctor(app: App, process: str | None) -> None:
     """
     outcomes = list(Examination(app.settings, process or "").outcomes())
     wrong = [outcome for outcome in outcomes if outcome.problem]
+    skipped = sum(bool(outcome.skipped) for outcome in outcomes)
     if app.json:
         app.data(
             [
-                {"backend": f.backend, "check": f.check, "problem": f.problem or None, "warning": f.warning or None}
+                {
+                    "backend": f.backend,
+                    "check": f.check,
+                    "problem": f.problem or None,
+                    "warning": f.warning or None,
+                    "skipped": f.skipped or None,
+                }
                 for f in outcomes
             ]
         )
     else:
         app.table(["backend", "check", ""], [(f.backend, f.check, _shown(f)) for f in outcomes])
     if wrong:
-        raise AdclickError(f"{len(wrong)} of {len(outcomes)} checks failed")
+        also = f", and {skipped} were skipped" if skipped else ""
+        raise AdclickError(f"{len(wrong)} of {len(outcomes)} checks failed{also}", hint=app.stack_hint())
 
 
 def _shown(outcome: CheckOutcome) -> str:
-    return outcome.problem or (f"warning: {outcome.warning}" if outcome.warning else "ok")
+    labelled = {"warning": outcome.warning, "skipped": outcome.skipped}
+    return outcome.problem or next((f"{label}: {text}" for label, text in labelled.items() if text), "ok")

@@ -53,23 +53,33 @@ def configure(*, verbose: bool = False, quiet: bool = False) -> None:
     faulthandler.register(signal.SIGUSR1, file=2)
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     renderer: Any = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    stream = cast(TextIO, _Lossy(sys.stderr))
+    before: list[Any] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *before,
             structlog.processors.format_exc_info,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Lossy(sys.stderr))),
+        logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    # Libraries log through the standard library: as lines of the same form.
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(Once())
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *before],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                renderer,
+            ],
+        )
     )
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(Once())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
 
 
 def get(name: str) -> Any:

@@ -300,6 +300,7 @@ class Settings(BaseSettings):
         return f"{self.namespace}{name}"
 
 
+STORES = ("kafka", "redis", "clickhouse")
 BY_FILE = {
     f"{name}_file": name
     for name, field in Settings.model_fields.items()
@@ -315,6 +316,13 @@ class Resolved:
     settings: Settings
     origins: dict[str, str]
     directory: Path
+    unused: tuple[str, ...] = ()
+    """Variables whose settings are others in the folder of `--dir`, which is stronger."""
+
+    @property
+    def names_stores(self) -> bool:
+        """Whether anything says where the stores are; otherwise their usual addresses on this machine are tried."""
+        return any(name in self.origins for name in STORES)
 
     def masked(self) -> dict[str, tuple[str, str]]:
         """name → (printable value with secrets masked, origin)."""
@@ -324,12 +332,18 @@ class Resolved:
         }
 
 
+def _default_secret(name: str) -> str:
+    default = Settings.model_fields[name].default
+    return default.get_secret_value() if isinstance(default, SecretStr) else ""
+
+
 def _masked(name: str, value: Any) -> str:
     """A setting's value, right or wrong, as it may be printed."""
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
     if Settings.model_fields[name].annotation is SecretStr:
-        return MASK if value else ""
+        # What everybody knows is shown: that it is the default must be seen.
+        return MASK if value and value != _default_secret(name) else str(value)
     text = str(value)
     return _MASKS.get(name, addresses.mask)(text)
 
@@ -375,11 +389,14 @@ def resolve(directory: str | None = None, *, stack: bool = True) -> Resolved:
         layers.append((str(folder / ENDPOINTS_FILE), endpoints))
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    unused = list[str]()
     for origin, layer in layers:
         _refuse_doubles(origin, layer)
         for key, value in layer.items():
             name = BY_FILE.get(key, key)
             if name in values:
+                if directory is not None and origin == _ENVIRONMENT and value != values[name]:
+                    unused.append(_place(origin, key))
                 continue
             if key != name:
                 # Only where it counts: another file may be one that this process must not read.
@@ -395,7 +412,7 @@ def resolve(directory: str | None = None, *, stack: bool = True) -> Resolved:
         settings = Settings(**values)
     except ValidationError as error:
         raise _wrong_setting(error, origins) from error
-    return Resolved(settings, origins, folder)
+    return Resolved(settings, origins, folder, tuple(unused))
 
 
 def _place(origin: str, key: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from infra.errors import Denied, UserError
 
+CORRECT_PORT = "correct scheme, protocol or port in ADCLICK_{setting}"
 _BEGIN_KEY, _ENCRYPTED = b"PRIVATE KEY-----", b"ENCRYPTED"
 # OpenSSL's codes of X.509 verification (x509_vfy.h), each with what is wrong and what to do about it.
 _VERIFICATION = {
@@ -43,8 +44,7 @@ _ALERTS = {
         "renew the one in ADCLICK_{setting}_CERTIFICATE",
     ),
     **dict.fromkeys(
-        ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"),
-        ("it does not speak TLS on this port", "correct scheme, protocol or port in ADCLICK_{setting}"),
+        ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"), ("it does not speak TLS on this port", CORRECT_PORT)
     ),
 }
 
@@ -153,6 +153,11 @@ def handshake_failure(backend: str, server: str, error: BaseException) -> Denied
         return None
     problem, hint = (text.format(server=server, setting=backend.upper()) for text in words)
     return Denied(f"{server}: {problem}", hint=hint, backend=backend, code="TLS")
+
+
+def is_handshake_timeout(error: BaseException) -> bool:
+    """Whether a server accepted a connection and then did not answer a TLS handshake in time, as one does that waits for plain text."""
+    return any(isinstance(cause, TimeoutError) and "handshake" in str(cause) for cause in _causes(error))
 
 
 def _explain(error: BaseException) -> tuple[str, str] | None:

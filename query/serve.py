@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import signal
+import sys
 from pathlib import Path
 
 from infra import logs, migration
@@ -17,6 +19,8 @@ from infra.tls import TlsFiles
 @declare.command("serve", "ADCLICK_HTTP=http://0.0.0.0:8080 ADCLICK_CLICKHOUSE=http://… adclick serve")
 def serve(app: App) -> None:
     """Run one query router: it answers over HTTP from Redis and ClickHouse, at the address in the setting `http`."""
+    # uvicorn has a handler of its own while it runs; once it has stopped in order, it raises the signal anew.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     logs.configure(verbose=app.verbose, quiet=app.quiet)
     migration.check_tables(app.settings)
     run_router(app.settings, app.folder)

@@ -9,7 +9,7 @@ from infra.cli import declare
 from infra.cli.app import App
 from infra.embedded.stack_folder import Folder
 from infra.errors import AdclickError
-from infra.settings import ENDPOINTS_FILE, read_endpoints
+from infra.settings import ENDPOINTS_FILE, STORES, read_endpoints
 from query.processes import usage
 from query.status import UNKNOWN_STATUS, read_status
 
@@ -32,24 +32,25 @@ def status(app: App) -> None:
     unknown = stopped or never_ready
     report |= UNKNOWN_STATUS if unknown else read_status(app.settings)
     if not unknown:
-        report["problems"] |= migration.shortcomings(app.settings)
+        report["problems"] |= migration.shortcomings(app.settings, away=report["problems"])
     if app.json:
         app.data(report)
     else:
         _print_status(app, report, is_known=not (unknown or report["problems"]))
     if stopped:
-        raise AdclickError(f"no stack is running in {app.folder}", hint="adclick up starts one")
+        option = f" --dir {app.folder}" if app.directory is not None else ""
+        raise AdclickError(f"no stack is running in {app.folder}", hint=f"adclick up{option} starts one")
     if never_ready:
         raise AdclickError(f"the stack in {app.folder} is still starting")
     faults = [f"{name} is not running (see {folder.log(name)})" for name in report["dead"]]
     faults += report["problems"].values()
     if faults:
-        raise AdclickError("; ".join(faults))
+        raise AdclickError("; ".join(faults), hint=app.stack_hint())
 
 
 def _is_own_stack(app: App, folder: Folder) -> bool:
     """Whether the addresses are those of the folder's stack, rather than of a cluster that settings name."""
-    origins = {app.resolved.origins.get(name) for name in ("kafka", "redis", "clickhouse")}
+    origins = {app.resolved.origins.get(name) for name in STORES}
     return origins == {str(app.folder / ENDPOINTS_FILE)} or (origins == {None} and bool(folder.pids()))
 
 

@@ -31,7 +31,10 @@ class App:
         """Settings with their origins."""
         from infra.settings import resolve
 
-        return resolve(self.directory)
+        resolved = resolve(self.directory)
+        for variable in resolved.unused:
+            self.say(f"note: {variable} is not used: --dir takes that setting from the stack in {resolved.directory}")
+        return resolved
 
     @property
     def settings(self) -> Settings:
@@ -44,6 +47,13 @@ class App:
         from infra.settings import stack_directory
 
         return stack_directory(self.directory)
+
+    def stack_hint(self) -> str:
+        """What to do where no store answers: where no setting says where they are, that is most likely why. Otherwise empty."""
+        if self.resolved.names_stores:
+            return ""
+        hint = "adclick up starts one, --dir names the folder of another, ADCLICK_KAFKA and the like name a cluster"
+        return f"no stack is in {self.folder}: {hint}"
 
     def say(self, text: str) -> None:
         """A line for the person, on standard error."""

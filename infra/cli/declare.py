@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from infra.cli.app import App
+from infra.errors import Refused, Unavailable
 
 GLOBAL_OPTIONS = [
     click.Option(["--dir", "directory"], metavar="DIR", help="Folder of an embedded stack.  [default: .adclick]"),
@@ -29,10 +30,14 @@ class Command(click.Command):
         """Merge the options given before the name with those after it."""
         before = ctx.find_root().params
         merged = {o.name: ctx.params.pop(o.name, None) or before.get(o.name) for o in GLOBAL_OPTIONS if o.name}
-        ctx.params["app"] = App(
-            merged["directory"], bool(merged["as_json"]), bool(merged["verbose"]), bool(merged["quiet"])
-        )
-        return super().invoke(ctx)
+        app = App(merged["directory"], bool(merged["as_json"]), bool(merged["verbose"]), bool(merged["quiet"]))
+        ctx.params["app"] = app
+        try:
+            return super().invoke(ctx)
+        except Unavailable as error:
+            if not isinstance(error, Refused):
+                error.hint = app.stack_hint() or error.hint
+            raise
 
 
 def command(name: str, example: str, **kwargs: Any) -> Callable[[Callable[..., Any]], Command]:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -185,6 +186,8 @@ class Supervisor:
         self._env = env
         settings = Settings(**values)
         migration.migrate(settings)
+        if not is_bucket(settings.archive):
+            _make_archive(Path(settings.archive))
         for kind, count in self._counts.items():
             for number in range(count):
                 argv = [*ADCLICK, _COMMANDS.get(kind, kind)]
@@ -394,6 +397,12 @@ class Supervisor:
 def usual_ports(listen: str | None) -> dict[str, int]:
     """The ports to look for, without the router's where it has an address of its own."""
     return {name: port for name, port in ports.USUAL_PORTS.items() if name != "http" or not listen}
+
+
+def _make_archive(folder: Path) -> None:
+    """Where it cannot be made, the archive worker waits, and says why."""
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _absolute(archive: str | None) -> str | None:

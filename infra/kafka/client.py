@@ -139,7 +139,7 @@ class ConnectionErrors:
         return decision if isinstance(decision, Denied) else None
 
     def explain(self, error: Unavailable) -> Unavailable:
-        """The error of a call that had no answer, with the last connection that failed."""
+        """The error of a call that had no answer, by the last connection that failed."""
         if not self._failed or isinstance(error, Refused):
             return error
         hint = (
@@ -149,7 +149,7 @@ class ConnectionErrors:
             if _OF_A_BROKER.match(self._failed)
             else ""
         )
-        return type(error)(f"{error.message}: {self._failed}", hint=hint, backend="kafka")
+        return type(error)(f"Kafka: {self._failed}", hint=hint, backend="kafka")
 
     def forget(self) -> None:
         """Connections that failed so far were needed no more: a call had its answer."""

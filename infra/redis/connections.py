@@ -20,7 +20,7 @@ from infra.errors import AdclickError, Refused, TimedOut, UserError
 from infra.redis import errors
 from infra.redis.access import RedisAccess
 from infra.redis.errors import Redirected
-from infra.tls import handshake_failure
+from infra.tls import CORRECT_PORT, handshake_failure, is_handshake_timeout
 
 _CONNECT_TIMEOUT_S = 2.0
 # Redis 6 wraps the error of a command in a script: `ERR Error running script (…): @user_script:3: -OOM command not allowed …`.
@@ -195,6 +195,9 @@ def decision_on(error: redis.RedisError) -> AdclickError:
     """What to do about one of redis-py's errors. A reply that is not known to be wrong in itself is waited out."""
     if (failure := handshake_failure("redis", "Redis", error)) is not None:
         return failure
+    if is_handshake_timeout(error):
+        hint = CORRECT_PORT.format(setting="REDIS")
+        return TimedOut("Redis: it does not answer in TLS on this port", hint=hint, backend="redis")
     if isinstance(error, redis.TimeoutError):
         return TimedOut(f"Redis: {error}", backend="redis")
     code, text = _code_of(error)

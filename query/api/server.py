@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import sys
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from infra import logs
 from infra.settings import Settings
 from query.api.edge import MAX_QUERY_BYTES
 from query.api.listener import listen
@@ -110,8 +109,7 @@ class _BoundedProtocol(HttpToolsProtocol):
 def serve_http(app: Any, settings: Settings) -> None:
     """Serve until a signal. Raises UserError when the address cannot be bound. The certificate was checked before."""
     listener = listen(settings)
-    # Once it has stopped in order, uvicorn raises the signal anew, for the handler of before.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    logs.get("http").info("listening", address=settings.http)
     config = uvicorn.Config(
         app, loop="uvloop", http=_BoundedProtocol, ws="none", log_level="warning", access_log=False, server_header=False,
         timeout_keep_alive=_IDLE_S, timeout_graceful_shutdown=_GRACE_S, backlog=_BACKLOG,

@@ -38,8 +38,8 @@ def test_all_is_well_with_a_stack_that_was_migrated(settings: Settings) -> None:
     result = adclick("doctor", "--json", cwd=None, **environment(settings))
     assert result.returncode == 0, result.stderr
     outcomes = json.loads(result.stdout)
-    assert {outcome["backend"] for outcome in outcomes} == {"kafka", "redis", "clickhouse", "archive"}
-    assert [outcome for outcome in outcomes if outcome["problem"]] == []
+    assert {outcome["backend"] for outcome in outcomes} == {"settings", "kafka", "redis", "clickhouse", "archive"}
+    assert [outcome for outcome in outcomes if outcome["problem"] or outcome["skipped"]] == []
 
 
 def test_each_backend_that_is_away_or_refuses_is_named_and_the_others_are_tried(
@@ -56,10 +56,27 @@ def test_each_backend_that_is_away_or_refuses_is_named_and_the_others_are_tried(
     named = problems(wrong)
     assert set(named) == {"redis", "clickhouse", "archive"}
     assert all(len(texts) == 1 for texts in named.values())
+    assert named["redis"][0].endswith("(ADCLICK_REDIS is redis://127.0.0.1:1/0)")
     result = adclick("doctor", cwd=None, **environment(wrong))
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
-    assert "3 of" in result.stderr
+    checks = [(outcome.backend, outcome.check) for outcome in Examination(settings).outcomes()]
+    outcomes = list(Examination(wrong).outcomes())
+    assert [(outcome.backend, outcome.check) for outcome in outcomes] == checks
+    skipped = [outcome for outcome in outcomes if outcome.skipped]
+    assert {(outcome.backend, outcome.skipped) for outcome in skipped} == {
+        ("redis", "`answers` failed"), ("clickhouse", "`answers` failed"),
+    }  # fmt: skip
+    assert f"3 of {len(checks)} checks failed, and {len(skipped)} were skipped" in result.stderr
+
+
+def test_secrets_that_everybody_knows_and_a_missing_key_are_warned_of(settings: Settings) -> None:
+    public = settings.model_copy(update={"user_secret": SecretStr("adclick"), "api_key": SecretStr("")})
+    warnings = {o.check: o.warning for o in Examination(public).outcomes(["settings"])}
+    assert "ADCLICK_USER_SECRET" in warnings["user_secret"]
+    assert "none is set" in warnings["api_key"]
+    own = public.model_copy(update={"user_secret": SecretStr("own"), "api_key": SecretStr("own")})
+    assert not any(o.warning for o in Examination(own).outcomes(["settings"]))
 
 
 def test_what_was_not_migrated_is_named(settings: Settings) -> None:

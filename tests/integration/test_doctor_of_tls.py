@@ -27,6 +27,11 @@ SERVERS = {"kafka": "Kafka", "redis": "Redis", "clickhouse": "ClickHouse"}
 OTHER_HOST = ("its certificate is for another IP address", "use a name that the certificate has in ADCLICK_{}")
 EXPIRED = ("its certificate has expired", "renew {server}'s certificate")
 UNKNOWN = ("its certificate is of an unknown authority", "name a file with that authority in ADCLICK_{}_CA")
+PLAIN = {
+    "kafka": "Kafka: ssl://",
+    "redis": "Redis: it does not answer in TLS on this port",
+    "clickhouse": "ClickHouse: it does not speak TLS on this port",
+}
 NO_CLIENT = ("it wants a certificate of the client", "set ADCLICK_{0}_CERTIFICATE and ADCLICK_{0}_KEY")
 STRANGE_CLIENT = (
     "it does not accept the client's certificate, or does not know its authority",
@@ -95,6 +100,17 @@ def test_a_certificate_of_a_server_that_is_wrong(
     ca = str((authority if known else stranger).file)
     wrong = behind_tls(backend, authority.issue("server", hosts, expired=expired), **{f"{backend}_ca": ca})
     assert problems(wrong) == {backend: [said(backend, expected)]}
+
+
+@pytest.mark.parametrize("backend", SERVERS)
+def test_a_server_that_does_not_speak_tls(settings: Settings, authority: Authority, backend: str) -> None:
+    address = getattr(settings, backend).replace("redis://", "rediss://").replace("http://", "https://")
+    changes = {backend: address, f"{backend}_ca": str(authority.file)}
+    if backend == "kafka":
+        changes["kafka_security_protocol"] = "SSL"
+    (line,) = problems(settings.model_copy(update=changes))[backend]
+    assert line.startswith(PLAIN[backend])
+    assert f"{backend}_" in line.lower() or f"ADCLICK_{backend.upper()}" in line
 
 
 def test_a_host_name_that_is_not_verified_is_a_warning(behind_tls: Behind, authority: Authority) -> None:

@@ -79,6 +79,7 @@ def test_a_stack_stays_in_its_folder_and_survives_a_hangup_and_changed_clocks(pl
         for sent, status_code in ((key, 200), ("mounted", 401)):
             access = httpx.get(f"{endpoints['http']}/v1/access", headers={"Authorization": f"Bearer {sent}"})
             assert access.status_code == status_code
+        assert Path(endpoints["archive"]).is_dir()
         assert "ADCLICK_KAFKA is not used" in (place / "output").read_text()
         process.send_signal(signal.SIGHUP)
         # A clock that was set, and files that something else wrote.

@@ -13,6 +13,7 @@ from typing import Protocol
 import pytest
 
 from infra.cli import main
+from infra.cli.app import App
 from infra.embedded.stack_folder import Folder
 
 
@@ -136,7 +137,7 @@ def test_status_of_a_stopped_stack_is_an_error(adclick: Adclick, tmp_path: Path)
     for words in (["status", "--dir", "stack"], ["status", "--dir", "stack", "--json"]):
         result = adclick(*words)
         assert result.returncode == 1
-        assert result.stderr == "adclick: no stack is running in stack (adclick up starts one)\n"
+        assert result.stderr == "adclick: no stack is running in stack (adclick up --dir stack starts one)\n"
         assert "normal" not in result.stdout and "never" not in result.stdout
     report = json.loads(result.stdout)
     assert report["dead"] == ["ingest-0", "kafka", "supervisor"]
@@ -147,7 +148,7 @@ def test_status_of_a_folder_without_a_stack_is_an_error(adclick: Adclick, tmp_pa
     result = adclick("status", "--dir", str(tmp_path), ADCLICK_KAFKA="127.0.0.1:9", ADCLICK_REDIS="redis://127.0.0.1:9")
     assert (result.returncode, result.stderr) == (
         1,
-        f"adclick: no stack is running in {tmp_path} (adclick up starts one)\n",
+        f"adclick: no stack is running in {tmp_path} (adclick up --dir {tmp_path} starts one)\n",
     )
     assert "normal" not in result.stdout and "never" not in result.stdout
 
@@ -162,6 +163,32 @@ def test_a_client_of_a_folder_without_a_stack_connects_to_no_other_stack(
     result = adclick(*words, "--dir", "nowhere", ADCLICK_KAFKA="127.0.0.1:9")
     assert result.returncode == 1
     assert result.stderr == "adclick: no stack has been started in nowhere (adclick up --dir nowhere starts one)\n"
+
+
+def test_where_nothing_says_where_the_stores_are_it_is_said_that_no_stack_is_there(
+    adclick: Adclick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = App(None, as_json=False, verbose=False, quiet=False)
+    monkeypatch.setenv("ADCLICK_DIR", "elsewhere")
+    assert "no stack is in elsewhere" in app.stack_hint()
+    monkeypatch.setenv("ADCLICK_REDIS", "redis://127.0.0.1:9")
+    assert App(None, as_json=False, verbose=False, quiet=False).stack_hint() == ""
+
+
+def test_a_variable_that_a_stack_overrides_is_named(adclick: Adclick, tmp_path: Path) -> None:
+    (tmp_path / "endpoints.json").write_text(json.dumps({"http": "http://127.0.0.1:9", "kafka": "127.0.0.1:9"}))
+    same, note = (
+        {"ADCLICK_KAFKA": "127.0.0.1:9"},
+        f"note: ADCLICK_HTTP is not used: --dir takes that setting from the stack in {tmp_path}",
+    )
+    result = adclick("config", "--dir", str(tmp_path), ADCLICK_HTTP="http://127.0.0.1:10", **same)
+    assert (result.returncode, result.stderr) == (0, f"{note}\n")
+    assert adclick("config", "--dir", str(tmp_path), **same).stderr == ""
+
+
+def test_of_secrets_the_default_alone_is_shown(adclick: Adclick) -> None:
+    settings = json.loads(adclick("config", "--json", ADCLICK_API_KEY="k" * 40).stdout)
+    assert (settings["user_secret"]["value"], settings["api_key"]["value"]) == ("adclick", "********")
 
 
 def test_a_stack_that_is_not_ready_yet_is_reported_as_starting(adclick: Adclick, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -40,6 +42,16 @@ def test_a_repeated_line_of_a_library_is_logged_once(capsys: pytest.CaptureFixtu
         noisy.error("no connection to %s", port)
     noisy.error("something else")
     assert capsys.readouterr().out == "no connection to 0\nsomething else\n"
+
+
+def test_lines_of_libraries_have_the_form_of_our_own() -> None:
+    code = "from infra import logs; import logging; logs.configure(); logging.getLogger('urllib3.pool').warning('lost %s', 7)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    line = json.loads(result.stderr)
+    assert {name: line[name] for name in ("event", "logger", "level")} == {
+        "event": "lost 7", "logger": "urllib3.pool", "level": "warning",
+    }  # fmt: skip
+    assert "timestamp" in line
 
 
 class Lines:
