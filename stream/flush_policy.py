@@ -51,7 +51,7 @@ class Fresh:
     flushes_per_s: int = 64
     longest_wait_s: float = 1.0
     behind_ms: int = 1_000
-    behind_wait_s: float = 1.0
+    behind_wait_s: float = 2.0
     behind_flushes_per_s: int = 2
     behind_rows: int = 4_000_000
     """That may wait in all partitions that the worker owns; each has its share, and a sixteenth at most."""
