@@ -138,12 +138,13 @@ def _left_ms(redis: Redis, key: bytes) -> int | None:
 @dataclass(frozen=True)
 class TopicLags:
     """`lags`: topic → messages to read; `by_partition`: the same, partition by partition. `open_transactions`: TOPIC/PARTITION → offset
-    and messages of a producer's transaction. `arrived`: how many messages were ever appended to ad-events; `archived`: up to where, of
+    and messages of a producer's transaction. `offsets`: topic → position and last stable offset of each partition. `arrived`: how many messages were ever appended to ad-events; `archived`: up to where, of
     the same, the archive has files, added up over partitions."""
 
     lags: dict[str, int]
     open_transactions: dict[str, dict[str, int]]
     by_partition: dict[str, list[int]] = field(default_factory=dict)
+    offsets: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     arrived: int | None = None
     archived: int | None = None
 
@@ -165,11 +166,13 @@ def read_lags(admin: Admin, settings: Settings) -> TopicLags:
         marker = int(name == topics.ARCHIVE)
         lags = [max(0, end - at - marker) for end, at in zip(ends, positions, strict=True)]
         status.lags[topic], status.by_partition[topic] = sum(lags), lags
+        stable_ends = admin.ends(topic, count)
+        status.offsets[topic] = list(zip(positions, stable_ends, strict=True))
         if name == topics.ARCHIVE:
             archived = sum(archived_to(c.metadata) for c in committed)
         else:
             arrived = sum(ends)
-            for p, (stable, end) in enumerate(zip(admin.ends(topic, count), ends, strict=True)):
+            for p, (stable, end) in enumerate(zip(stable_ends, ends, strict=True)):
                 if stable < end:
                     status.open_transactions[f"{topic}/{p}"] = {"offset": stable, "messages": end - stable}
     return replace(status, arrived=arrived, archived=archived)

@@ -22,6 +22,7 @@ from infra.retries import SIDE_WORK
 from infra.settings import Settings
 from infra.wait_reports import read_waits
 from ingest.published_status import read_lags, read_reports
+from query.progress import ProgressWatch
 from query.runs import read_last_run, read_open_matters
 from stream.hot.published_status import ShardStatus, read_shards
 from stream.insights.published_status import read_stop
@@ -32,19 +33,23 @@ Part = dict[str, Any]
 _NO_WORKERS: Part = {
     "watermark": None, "stream_lag_s": None, "silent_shards": [], "level": "unknown", "ingest_workers": [], "waits": {},
     "stopped_workers": {}, "stopped_detector": "", "misdated": {}, "shards": [], "counts": {}, "skewed_clocks": [],
+    "shown_ms": [], "sent_ms": 0,
 }  # fmt: skip
 _NO_TOPICS: Part = {
-    "topics": {}, "partitions": {}, "open_transactions": {}, "arrived": None, "archived": None, "warnings": [],
+    "topics": {}, "partitions": {}, "open_transactions": {}, "arrived": None, "archived": None, "warnings": [], "offsets": {},
 }  # fmt: skip
 _NO_GAPS: Part = {"gaps": []}
 _NO_MEMORY: Part = {"redis_memory": []}
 _NO_RUNS: Part = {"last_reconciliation": None, "reconciliation_alerts": [], "unbilled_events": 0}
-UNKNOWN_STATUS: Part = {**_NO_TOPICS, **_NO_WORKERS, **_NO_MEMORY, **_NO_RUNS, "problems": {}}
+# What is read only to tell whether the pipeline moves.
+_POSITIONS = ("offsets", "shown_ms", "sent_ms")
+_ALL: Part = {**_NO_TOPICS, **_NO_WORKERS, **_NO_MEMORY, **_NO_RUNS, "problems": {}}
+UNKNOWN_STATUS: Part = {name: value for name, value in _ALL.items() if name not in _POSITIONS}
 """The status of a stack that is not running."""
 
 
-def read_status(settings: Settings) -> dict[str, Any]:
-    """Read the backends, all at once.
+def read_status(settings: Settings, progress: ProgressWatch | None = None) -> dict[str, Any]:
+    """Read the backends, all at once. `progress`: has seen earlier statuses, and tells what has stood still since.
 
     `problems`: by backend, why it is not available or refuses (its part of the status is then empty); by worker, the error that it
     stopped with. `warnings`: what is not as it should be while the pipeline goes on, such as side work that waits. Redis is also
@@ -81,14 +86,18 @@ def read_status(settings: Settings) -> dict[str, Any]:
         for where, count in status["misdated"].items()
     ]
     detector = [f"the detector has stopped, and raises no alerts: {why}"] if (why := status["stopped_detector"]) else []
+    positions = [status.pop(name) for name in _POSITIONS]
+    stalled = progress.look(*positions) if progress is not None else []
     warnings = [*status["warnings"], *misdated, *status["skewed_clocks"], *detector, *side_work, *status.pop("gaps")]
-    return status | {"problems": problems, "warnings": warnings}
+    return (
+        status | {"problems": problems, "warnings": [*warnings, *stalled]} | ({"stalled": stalled} if progress else {})
+    )
 
 
-def find_unready(settings: Settings) -> list[str]:
-    """The parts of the pipeline that have not reported that they are up, and its problems; empty when all is ready."""
-    status = read_status(settings)
-    unready = list(status["problems"].values())
+def find_unready(settings: Settings, progress: ProgressWatch | None = None) -> list[str]:
+    """The parts of the pipeline that have not reported that they are up, or stand still, and its problems; empty when all is ready."""
+    status = read_status(settings, progress)
+    unready = [*status["problems"].values(), *status.get("stalled", ())]
     if "redis" not in status["problems"]:
         unready += [f"stream shard {s}" for s in status["silent_shards"]]
         owned = {p for worker in status["ingest_workers"] for p in worker["partitions"]}
@@ -107,7 +116,7 @@ def _read_topics(settings: Settings) -> Part:
     ]
     return {
         "topics": topic_lags.lags, "partitions": topic_lags.by_partition, "open_transactions": topic_lags.open_transactions,
-        "arrived": topic_lags.arrived, "archived": topic_lags.archived, "warnings": warnings,
+        "arrived": topic_lags.arrived, "archived": topic_lags.archived, "warnings": warnings, "offsets": topic_lags.offsets,
     }  # fmt: skip
 
 
@@ -135,6 +144,8 @@ def _read_workers(settings: Settings) -> Part:
         "shards": [_describe_shard(status, reports.sent_ms) for status in statuses],
         "counts": reports.counts if reports.workers else {},
         "skewed_clocks": describe_skews(reports.clocks),
+        "shown_ms": [s.sent_ms for s in statuses],
+        "sent_ms": reports.sent_ms,
     }
 
 

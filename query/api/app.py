@@ -263,7 +263,7 @@ def _add_operational_routes(app: FastAPI, api: Api, settings: Settings, metrics:
         responses=document.RESPONSES["ready"],
     )
     def readyz() -> Response:
-        missing = find_unready(settings)
+        missing = find_unready(settings, api.progress)
         body = {"status": "not ready" if missing else "ready", "missing": missing}
         return JSONResponse(body, 503 if missing else 200)
 

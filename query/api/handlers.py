@@ -47,9 +47,11 @@ from query.ledger import LedgerReader, parse_ledger_question
 from query.limits import RateLimits
 from query.page import Page
 from query.pipeline import OwnStack, PipelineReader
+from query.progress import ProgressWatch
 from query.question import BadQuestion, Question, parse_question
 from query.reply_cache import ReplyCache
 from query.router import BRIEF_TIMEOUT_S, Answer, Observe, Router
+from query.status import read_status
 from query.tiers.trending_users import HourlyUsers
 from query.tokens import TokenSigner
 from query.top import parse_top_question
@@ -82,7 +84,8 @@ class Api:
         clickhouse = ClickHouse.of(settings, timeout_s=settings.query_timeout_s)
         self._changes, self._ledger = ChangesReader(clickhouse, settings.block_partitions), LedgerReader(clickhouse)
         stack = OwnStack(folder)
-        self._pipeline = PipelineReader(settings, stack)
+        self.progress = ProgressWatch(settings)
+        self._pipeline = PipelineReader(settings, stack, partial(read_status, progress=self.progress))
         self.dead_letters = DeadLetters(settings, self.router.signer, now)
         self.bills = Bills(clickhouse, self.router, settings, now, stack)
         self.budgets, self.anomalies = Budgets(self.router, now), Anomalies(self.router, settings, now)

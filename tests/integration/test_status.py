@@ -13,6 +13,7 @@ import polars as pl
 
 from infra.clock import now_ms
 from infra.errors import Unavailable
+from infra.kafka import topics
 from infra.redis.client import Redis
 from infra.retries import WAITS
 from infra.settings import Settings
@@ -22,10 +23,44 @@ from ingest.counts import Counts
 from ingest.shedding import Level
 from query.api.metrics import Metrics
 from query.pipeline import OwnStack, PipelineReader
-from query.status import read_status
+from query.progress import ProgressWatch
+from query.status import find_unready, read_status
 from tests.clusters.tcp_proxy import Proxy
 from tests.flow import STEP, Flow, flow
 from tests.product import wait_until
+
+
+def test_workers_that_are_halted_are_named_once_there_is_something_to_do(settings: Settings, tmp_path: Path) -> None:
+    progress = ProgressWatch(settings, patience_s=1.0, confirm_s=1.0)
+
+    def standing() -> list[str]:
+        stalled = [line.partition(":")[0] for line in read_status(settings, progress)["stalled"]]
+        # No archive worker runs here.
+        return [line for line in stalled if not line.startswith(settings.topic(topics.ARCHIVE))]
+
+    with flow(settings, tmp_path) as running:
+        for worker in ("ingest-0", "stream-0"):
+            running.start(worker)
+        running.send(STEP // 2)
+        running.wait_until_something_is_shown()
+        wait_until(lambda: read_status(settings)["stream_lag_s"] == 0, 20, "all is shown")
+        running.workers["stream-0"].send_signal(signal.SIGSTOP)
+        running.send(STEP // 4)
+        shards = [
+            f"stream shard {s} shows nothing new, and ingest has sent more" for s in range(settings.block_partitions)
+        ]
+        wait_until(lambda: standing() == shards, 20, lambda: f"{standing()}")
+        assert set(shards) <= set(find_unready(settings, progress))
+        running.workers["ingest-0"].send_signal(signal.SIGSTOP)
+        running.send()
+        events = settings.topic(topics.EVENTS)
+        of_ingest = [f"{events}/{p}" for p in range(settings.event_partitions)]
+        # Its report, by which the stream would have something to do, expires.
+        wait_until(lambda: set(of_ingest) <= set(standing()), 20, lambda: f"{standing()}")
+        for worker in ("ingest-0", "stream-0"):
+            running.workers[worker].send_signal(signal.SIGCONT)
+        wait_until(lambda: not standing(), 30, lambda: f"{standing()}")
+        running.wait_until_exact(60)
 
 
 def test_the_lag_of_the_stream_grows_while_its_worker_is_halted(settings: Settings, tmp_path: Path) -> None:
