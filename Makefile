@@ -5,7 +5,7 @@ EVENTS ?=
 # Which would have other packages found than those in .venv.
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONOPTIMIZE PYTHONPLATLIBDIR
 
-.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-page cluster-test outages soak hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps profile story screenshots up down lock clean
+.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-page cluster-test outages soak rehearse hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps profile story screenshots up down lock clean
 .DEFAULT_GOAL := help
 
 PAGE = tests/clusters/test_page.py::test_the_commands_of_the_page_work_in_its_order
@@ -62,6 +62,9 @@ outages: setup ## Each backend away for two minutes under load (OUTAGE=120)
 
 soak: setup ## Twenty minutes at half load: memory, files and disk (MINUTES=20 RATE=20000)
 	@$(BIN)/python -m tests.chaos.soak
+
+rehearse: setup ## Lose each store in turn, take the way back of docs/recovery.md, and compare all numbers (ONLY=redis)
+	@$(BIN)/python -m tests.recovery.rehearsals
 
 hostile: setup ## A million hostile messages, each accounted for (MESSAGES=1000000 SEED=1)
 	@$(BIN)/python -m tests.chaos.hostile

@@ -76,16 +76,16 @@ _DOWN = (confluent_kafka.KafkaError._ALL_BROKERS_DOWN, "1/1 brokers are down")
         ([], "Kafka: Local: Timed out"),
         (
             [(confluent_kafka.KafkaError._TRANSPORT, f"one:9092/bootstrap: Connect to ipv4#10.0.0.1:9092 {_REFUSED}"), _DOWN],
-            "Kafka: Local: Timed out: one:9092/bootstrap: Connect to ipv4#10.0.0.1:9092 failed: Connection refused",
+            "Kafka: one:9092/bootstrap: Connect to ipv4#10.0.0.1:9092 failed: Connection refused",
         ),
         (
             [(confluent_kafka.KafkaError._RESOLVE, "kafka-0.internal:9092/1: Failed to resolve 'kafka-0.internal:9092': no (after 5ms in state CONNECT)")],
-            "Kafka: Local: Timed out: kafka-0.internal:9092/1: Failed to resolve 'kafka-0.internal:9092': no (start that broker; "
+            "Kafka: kafka-0.internal:9092/1: Failed to resolve 'kafka-0.internal:9092': no (start that broker; "
             "if it runs, its advertised.listeners must name an address that is reached from here)",
         ),
         (
             [_DOWN],
-            "Kafka: Local: Timed out: brokers close the connection (kafka_security_protocol must be that of the brokers' listener "
+            "Kafka: brokers close the connection (kafka_security_protocol must be that of the brokers' listener "
             "at this address; their log says more)",
         ),
     ],

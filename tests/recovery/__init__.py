@@ -1,0 +1,1 @@
+"""Rehearsals of the ways back that docs/recovery.md describes."""
