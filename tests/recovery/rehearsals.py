@@ -50,8 +50,8 @@ class Scene:
         return iso(self.day_ms)[:10]
 
     def questions(self, product: Product) -> list[DemoQuestion]:
-        """About all that was counted."""
-        return make_questions(product.oracle, self.start_ms, self.start_ms + SPAN_MS)
+        """About all that was counted since the end of that day."""
+        return make_questions(product.oracle, self.day_ms + DAY_MS, self.start_ms + SPAN_MS)
 
     def reconciled_questions(self, product: Product) -> list[DemoQuestion]:
         """About the day that was reconciled."""
