@@ -173,8 +173,8 @@ def test_settings_and_secrets_of_a_kind_are_stronger() -> None:
         sources = pods[pod]["volumes"][1]["projected"]["sources"]
         return variables["ADCLICK_KAFKA_USER"], variables["ADCLICK_FLUSH_MS"], [s["secret"]["name"] for s in sources]
 
-    assert shown("adclick-ingest") == ("ingest", "500", ["own", "adclick"])
-    assert shown("adclick-archive") == ("all", "500", ["adclick"])
+    assert shown("adclick-ingest") == ("ingest", "500", ["own", "adclick-secrets"])
+    assert shown("adclick-archive") == ("all", "500", ["adclick-secrets"])
 
 
 def test_every_pod_is_restricted() -> None:
