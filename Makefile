@@ -8,7 +8,7 @@ ENGINE ?= $(firstword $(foreach engine,podman docker buildah,$(if $(shell comman
 # Which would have other packages found than those in .venv.
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONOPTIMIZE PYTHONPLATLIBDIR
 
-.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-page cluster-test outages soak rehearse hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps profile story screenshots image deploy-test up down lock clean
+.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-page cluster-test monitoring monitoring-tools monitoring-test outages soak rehearse hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps profile story screenshots image deploy-test up down lock clean
 .DEFAULT_GOAL := help
 
 PAGE = tests/clusters/test_page.py::test_the_commands_of_the_page_work_in_its_order
@@ -27,8 +27,8 @@ demo: setup ## A private stack, a day of events, every answer compared with the 
 
 # By folder, as collected, so that chaos, e2e and integration come first and small files fill the end. By itself xdist begins with the
 # files of the most tests, and the campaign, which is one test, came last.
-test: setup lint ## Linters, types and every test but those of clusters and of deploy files
-	@$(BIN)/pytest tests --ignore tests/clusters --ignore tests/deploy -n 3 --dist loadfile --no-loadscope-reorder
+test: setup lint ## Linters, types and every test but those of clusters, monitoring and deploy files
+	@$(BIN)/pytest tests $(addprefix --ignore tests/,clusters monitoring deploy) -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## Linters and types
 	@$(BIN)/ruff check .
@@ -59,6 +59,21 @@ cluster: setup ## The pipeline on Kafka, Redis, ClickHouse and S3 as clusters on
 
 cluster-chaos: setup ## The same under strikes: brokers, primaries, replicas, networks, workers (STRIKES=24 SEED=1 RATE=500)
 	@STRIKES=$(or $(STRIKES),24) $(BIN)/python -m tests.clusters.campaign
+
+monitoring: setup ## Make docs/metrics.md and the boards for Grafana again
+	@$(BIN)/python -m query.api.metrics_page > docs/metrics.md
+	@$(BIN)/python -m infra.monitoring.draw_boards
+
+# Debian's package is unpacked, not installed: that needs no root, and starts no service.
+monitoring-tools: setup ## prometheus and promtool in .venv, where they are not installed
+	@if ! { command -v promtool && command -v prometheus || [ -x $(BIN)/promtool ]; } >/dev/null; then \
+	  rm -rf .venv/prometheus && mkdir .venv/prometheus && cd .venv/prometheus && \
+	  { apt-get download -qq prometheus 2>/dev/null || { apt-get update -qq && apt-get download -qq prometheus; } && \
+	    dpkg -x prometheus_*.deb . && mv usr/bin/prometheus usr/bin/promtool ../bin/; } || \
+	  { echo "monitoring-tools: failed: install prometheus and promtool 2.42 or newer, on PATH" >&2; exit 1; }; fi
+
+monitoring-test: monitoring-tools ## Alert rules by promtool, and all expressions on the Prometheus of a stack
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest tests/monitoring
 
 outages: setup ## Each backend away for two minutes under load (OUTAGE=120)
 	@$(BIN)/python -m tests.chaos.outages

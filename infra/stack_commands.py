@@ -22,16 +22,25 @@ from infra.settings import clickhouse_kind_defaults, resolve
 @click.option("--stream-workers", type=click.IntRange(0, 64), default=1, show_default=True)
 @click.option("--query-workers", type=click.IntRange(1, 64), default=1, show_default=True)
 @click.option("--notify-workers", type=click.IntRange(0, 64), default=1, show_default=True)
+@click.option("--observe", is_flag=True, help="Run Prometheus, if it is installed, with our rules beside the stack.")
 def up(
-    app: App, detach: bool, ingest_workers: int, stream_workers: int, query_workers: int, notify_workers: int
+    app: App,
+    detach: bool,
+    ingest_workers: int,
+    stream_workers: int,
+    query_workers: int,
+    notify_workers: int,
+    observe: bool,
 ) -> None:
     """Start Kafka, Redis, ClickHouse and the workers, and keep them running.
 
     Prints the addresses and writes DIR/endpoints.json when all is ready. Ctrl-C stops everything in order.
     """
-    from infra.embedded import supervisor
+    from infra.embedded import prometheus_server, supervisor
 
     logs.configure(verbose=app.verbose, quiet=app.quiet)
+    if observe:
+        prometheus_server.find_program()
     path = app.folder
     folder = Folder(path)
     folder.make()
@@ -41,10 +50,10 @@ def up(
     if detach:
         kinds = ("ingest", "stream", "query", "notify")
         counts = [word for kind in kinds for word in (f"--{kind}-workers", str(workers[kind]))]
-        more = ["-v"] if app.verbose else []
+        more = [*(["-v"] if app.verbose else []), *(["--observe"] if observe else [])]
         _announce(app, supervisor.detach(folder, ["up", "--dir", str(path), *counts, *more]), path)
         return
-    runner = supervisor.Supervisor(folder, workers, overrides)
+    runner = supervisor.Supervisor(folder, workers, overrides, observe=observe)
     runner.run(lambda endpoints: _announce(app, endpoints, path))
 
 
@@ -67,7 +76,11 @@ def _overrides(app: App) -> dict[str, str]:
 
 
 def _announce(app: App, endpoints: dict[str, str], path: Path) -> None:
+    from infra.embedded import prometheus_server
+
     endpoints = {name: value for name, value in endpoints.items() if name != "user_secret"}
+    if (prometheus := prometheus_server.address_of(Folder(path))) is not None:
+        endpoints["prometheus"] = prometheus
     if app.json:
         app.data(endpoints)
         return

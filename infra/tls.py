@@ -183,6 +183,15 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             remaining += [*inner, cause.__context__, cause.__cause__]
 
 
+def expiry_of(file: str) -> dt.datetime | None:
+    """Until when the first certificate in a PEM file is valid; None where that cannot be read."""
+    try:
+        content = Path(file).read_bytes()
+    except OSError:
+        return None
+    return next((end for _, end in _validity(content)), None)
+
+
 def _validity(content: bytes) -> list[tuple[dt.datetime, dt.datetime]]:
     """From when to when each certificate in PEM is valid; none where it is of a form that only OpenSSL reads."""
     from cryptography import x509  # which takes 50 ms

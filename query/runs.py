@@ -95,13 +95,24 @@ def read_last_run(client: ClickHouse) -> dict[str, Any] | None:
     return {name: runs[0][name] for name in ("date", "run_id", "alert", "published_at")} if runs else None
 
 
-def read_open_matters(client: ClickHouse) -> tuple[list[str], int]:
-    """The days whose current run has an alert, and how many events arrived after their day's run. Raises Unavailable."""
+@dataclass(frozen=True)
+class CurrentRuns:
+    """Of the current runs of all days: `alert_days`, whose run has an alert; `unbilled`: how many events arrived after their day's run;
+    `newest_day`: the newest one that was reconciled as a whole, None before the first."""
+
+    alert_days: list[str]
+    unbilled: int
+    newest_day: str | None
+
+
+def read_current_runs(client: ClickHouse) -> CurrentRuns:
+    """What the current runs leave open. Raises Unavailable."""
     db = client.database
     # Without the runs' long summaries: this is read often.
-    ((days, unbilled),) = client.rows(
-        "SELECT arraySort(groupArrayIf(toString(r.date), r.alert != 0)), sum(u.events)"
+    ((days, unbilled, newest),) = client.rows(
+        "SELECT arraySort(groupArrayIf(toString(r.date), r.alert != 0)), sum(u.events),"
+        " toString(maxOrNullIf(r.date, r.open_from_ms = 0))"
         f" FROM {db}.current_runs AS c INNER JOIN {db}.runs AS r ON r.run_id = c.run_id"
         f" LEFT JOIN (SELECT run_id, events FROM {db}.unbilled FINAL) AS u ON u.run_id = c.run_id"
     )
-    return list(days), int(unbilled)
+    return CurrentRuns(list(days), int(unbilled), newest)

@@ -23,7 +23,7 @@ from infra.settings import Settings
 from infra.wait_reports import read_waits
 from ingest.published_status import read_lags, read_reports
 from query.progress import ProgressWatch
-from query.runs import read_last_run, read_open_matters
+from query.runs import read_current_runs, read_last_run
 from stream.hot.published_status import ShardStatus, read_shards
 from stream.insights.published_status import read_stop
 
@@ -40,7 +40,9 @@ _NO_TOPICS: Part = {
 }  # fmt: skip
 _NO_GAPS: Part = {"gaps": []}
 _NO_MEMORY: Part = {"redis_memory": []}
-_NO_RUNS: Part = {"last_reconciliation": None, "reconciliation_alerts": [], "unbilled_events": 0}
+_NO_RUNS: Part = {
+    "last_reconciliation": None, "newest_reconciled_day": None, "reconciliation_alerts": [], "unbilled_events": 0,
+}  # fmt: skip
 # What is read only to tell whether the pipeline moves.
 _POSITIONS = ("offsets", "shown_ms", "sent_ms")
 _ALL: Part = {**_NO_TOPICS, **_NO_WORKERS, **_NO_MEMORY, **_NO_RUNS, "problems": {}}
@@ -163,8 +165,11 @@ def _read_runs(settings: Settings) -> Part:
         last = read_last_run(client)
         if last is None:
             return _NO_RUNS
-        days, unbilled = read_open_matters(client)
-    return {"last_reconciliation": last, "reconciliation_alerts": days, "unbilled_events": unbilled}
+        runs = read_current_runs(client)
+    return {
+        "last_reconciliation": last, "newest_reconciled_day": runs.newest_day, "reconciliation_alerts": runs.alert_days,
+        "unbilled_events": runs.unbilled,
+    }  # fmt: skip
 
 
 def _read_gaps(settings: Settings) -> Part:

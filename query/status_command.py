@@ -7,6 +7,7 @@ from typing import Any
 from infra import migration
 from infra.cli import declare
 from infra.cli.app import App
+from infra.embedded import prometheus_server
 from infra.embedded.stack_folder import Folder
 from infra.errors import AdclickError
 from infra.settings import ENDPOINTS_FILE, STORES, read_endpoints
@@ -26,6 +27,7 @@ def status(app: App) -> None:
         "dir": str(app.folder),
         "processes": {name: taken for name, process in processes.items() if (taken := usage(process))},
         "dead": sorted(set(folder.pids()) - set(processes)),
+        "prometheus": prometheus_server.address_of(folder),
     }
     never_ready = app.directory is not None and not read_endpoints(app.folder)
     stopped = "supervisor" not in processes and (never_ready or _is_own_stack(app, folder))
@@ -75,6 +77,7 @@ def _print_status(app: App, report: dict[str, Any], *, is_known: bool) -> None:
             ("stream lag", "unknown" if lag_s is None else f"{lag_s:.1f} s"),
             ("overload", report["level"]),
             ("reconciled", _reconciled(run) if run else "never" if is_known else "unknown"),
+            *([("prometheus", report["prometheus"])] if report["prometheus"] else []),
         ],
     )
 

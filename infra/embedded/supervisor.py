@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any
 
 from infra import logs, migration
-from infra.embedded import exit_reasons, ports, readiness, schedule, start_commands
+from infra.embedded import exit_reasons, ports, prometheus_server, readiness, schedule, start_commands
 from infra.embedded.lifeline import die_with_parent
 from infra.embedded.stack_folder import Folder
 from infra.embedded.start_commands import ProcessCommand
@@ -92,9 +92,11 @@ class Child:
 class Supervisor:
     """Runs one stack in one folder, in the foreground."""
 
-    def __init__(self, folder: Folder, workers: dict[str, int], overrides: dict[str, str]) -> None:
-        """`workers`: how many of each kind."""
-        self._folder, self._counts, self._overrides = folder, workers, overrides
+    def __init__(
+        self, folder: Folder, workers: dict[str, int], overrides: dict[str, str], *, observe: bool = False
+    ) -> None:
+        """`workers`: how many of each kind. `observe`: whether Prometheus runs beside them."""
+        self._folder, self._counts, self._overrides, self._observes = folder, workers, overrides, observe
         self._children: dict[str, Child] = {}
         self._stopping = False
         self._env: dict[str, str] = {}
@@ -144,7 +146,8 @@ class Supervisor:
         if self._overrides.get("http"):
             ports.claim_address(self._overrides["http"])
         listen = self._overrides.get("http")
-        port_of = ports.choose_ports(self._folder.path, state.get("ports", {}), usual_ports(listen))
+        usual = usual_ports(listen, observe=self._observes)
+        port_of = ports.choose_ports(self._folder.path, state.get("ports", {}), usual)
         for name, size in (("api_key", 24), ("user_secret", 24), ("clickhouse_password", 18)):
             state.setdefault(name, secrets.token_urlsafe(size))
         state["ports"] = state.get("ports", {}) | port_of
@@ -196,7 +199,15 @@ class Supervisor:
         probe = "readyz" if self._counts["stream"] and self._counts["ingest"] else "healthz"
         if not self._wait("query-0", lambda: readiness.http_ready(f"{endpoints['http']}/{probe}")):
             return None
+        if self._observes and not self._start_prometheus(endpoints, port_of[prometheus_server.NAME]):
+            return None
         return endpoints
+
+    def _start_prometheus(self, endpoints: dict[str, str], port: int) -> bool:
+        folder = self._folder.path / prometheus_server.NAME
+        self._launch(prometheus_server.prometheus(folder, port, endpoints["http"], endpoints["api_key"]))
+        ready = f"{prometheus_server.url_at(port)}/-/ready"
+        return self._wait(prometheus_server.NAME, lambda: readiness.http_ready(ready))
 
     def _command(self, name: str, argv: list[str], **more: str) -> ProcessCommand:
         """One of our own commands, with the settings of the stack. Those that stood in files are in its variables, too."""
@@ -394,9 +405,10 @@ class Supervisor:
         self._folder.forget_pids()
 
 
-def usual_ports(listen: str | None) -> dict[str, int]:
-    """The ports to look for, without the router's where it has an address of its own."""
-    return {name: port for name, port in ports.USUAL_PORTS.items() if name != "http" or not listen}
+def usual_ports(listen: str | None, *, observe: bool = False) -> dict[str, int]:
+    """The ports to look for, without the router's where it has an address of its own, and with Prometheus' where it is to run."""
+    usual = {name: port for name, port in ports.USUAL_PORTS.items() if name != "http" or not listen}
+    return usual | ({prometheus_server.NAME: prometheus_server.USUAL_PORT} if observe else {})
 
 
 def _make_archive(folder: Path) -> None:

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-import datetime as dt
+import contextlib
 import math
+import platform
+import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from importlib.metadata import version
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from infra.clickhouse.client import ClickHouse
 from infra.clock import now_ms
 from infra.errors import AdclickError
+from infra.file_store import is_bucket
 from infra.settings import Settings
-from ingest.published_status import LEVELS
+from infra.tls import expiry_of
 from query.alerts.scope import WHOLE_INSTALLATION
 from query.alerts.summary import AlertSummary, read_summary
-from query.status import BACKENDS, read_status
+from query.api.metric_table import METRICS
+from query.api.pipeline_samples import MetricSample, samples_of
+from query.status import read_status
+
+# Of 0.25 s and 5 s service levels are made (infra/monitoring/rules/router.yml).
+_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_CERTIFICATES = ("kafka_certificate", "redis_certificate", "clickhouse_certificate")
 
 # What changes once a day is not read for each scrape; nor is a ClickHouse that could not answer asked at each.
 _SUMMARY_FRESH_S, _SUMMARY_RETRY_S = 600.0, 60.0
@@ -35,24 +51,21 @@ class Metrics:
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self, settings: Settings) -> None:
+        # A second series for each counter, which no rule or board needs.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "adclick_http_requests_total",
-            "HTTP requests that were answered.",
-            ["route", "status"],
-            registry=self._registry,
+        self._requests, self._reads = (
+            Counter(row.name, row.text, row.labels, registry=self._registry)
+            for row in (METRICS["adclick_http_requests_total"], METRICS["adclick_tier_reads_total"])
         )
-        self._seconds = Histogram(
-            "adclick_http_seconds", "Time from a request to the end of its response. Exports and live streams count until they end.",
-            ["route"], registry=self._registry,
-        )  # fmt: skip
-        self._reads = Counter(
-            "adclick_tier_reads_total", "Pieces of questions that were read from a tier or its cache.",
-            ["tier", "outcome"], registry=self._registry,
-        )  # fmt: skip
-        self._read_seconds = Histogram(
-            "adclick_tier_seconds", "Time to read a piece, 0 if it was cached.", ["tier"], registry=self._registry
+        self._seconds, self._read_seconds = (
+            Histogram(row.name, row.text, row.labels, registry=self._registry, buckets=_BUCKETS_S)
+            for row in (
+                METRICS["adclick_http_request_duration_seconds"],
+                METRICS["adclick_tier_read_duration_seconds"],
+            )
         )
+        self._registry.register(_Surroundings(settings))
         self._registry.register(_Pipeline(settings))
 
     def answered(self, route: str, status: int, seconds: float) -> None:
@@ -104,6 +117,35 @@ class LatestSummary:
         self._expires_s = self._clock() + fresh_s
 
 
+class _Surroundings(Collector):
+    """The metrics of what this process was started with: its release, its certificates, the archive's disk."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._archive = None if is_bucket(settings.archive) else settings.archive
+        # The server reads its own certificate once; those for backends are read again with each connection.
+        self._own_expiry = expiry_of(settings.tls_certificate)
+        files = {name: getattr(settings, name) for name in _CERTIFICATES}
+        self._certificates = {name: file for name, file in files.items() if file}
+
+    def collect(self) -> Iterator[Metric]:
+        """Look at the files and the disk."""
+        samples = [MetricSample("adclick_build_info", (version("adclick"), platform.python_version()), 1)]
+        expiries = {"tls_certificate": self._own_expiry}
+        expiries |= {name: expiry_of(file) for name, file in self._certificates.items()}
+        for name, expiry in expiries.items():
+            if expiry is not None:
+                samples.append(
+                    MetricSample("adclick_certificate_not_after_timestamp_seconds", (name,), expiry.timestamp())
+                )
+        if self._archive is not None:
+            # The folder may be on another machine, or not be made yet.
+            with contextlib.suppress(OSError):
+                usage = shutil.disk_usage(self._archive)
+                samples.append(MetricSample("adclick_archive_disk_size_bytes", (), usage.total))
+                samples.append(MetricSample("adclick_archive_disk_free_bytes", (), usage.free))
+        return _families_of(samples)
+
+
 class _Pipeline(Collector):
     """The metrics of the pipeline's state. Those of a backend that is away are left out, and its `adclick_backend_up` is 0."""
 
@@ -118,90 +160,26 @@ class _Pipeline(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Read the state, and translate it."""
-        state = read_status(self._settings)
-        up = GaugeMetricFamily(
-            "adclick_backend_up", "1 if the backend answers and accepts requests, else 0.", labels=["backend"]
-        )
-        for name in BACKENDS:
-            up.add_metric([name], float(name not in state["problems"]))
-        yield up
-        lag = GaugeMetricFamily(
-            "adclick_lag_messages", "Messages that ingest, or the archive worker, has yet to read.", labels=["topic"]
-        )
-        for topic, count in state["topics"].items():
-            lag.add_metric([topic], count)
-        yield lag
-        yield from _memory_metrics(state["redis_memory"])
-        if state["stream_lag_s"] is not None:
-            yield GaugeMetricFamily(
-                "adclick_stream_lag_seconds", "How much older answers are than the output of ingest.",
-                value=state["stream_lag_s"],
-            )  # fmt: skip
-        if state["watermark"] is not None:
-            mark = dt.datetime.fromisoformat(state["watermark"]).timestamp()
-            yield GaugeMetricFamily(
-                "adclick_watermark_timestamp_seconds",
-                "Closing watermark of the slowest shard, as Unix time.",
-                value=mark,
-            )
-        if state["level"] in LEVELS:
-            level = LEVELS.index(state["level"])
-            yield GaugeMetricFamily(
-                "adclick_overload_level", "Highest level of all ingest workers: 0 normal, 1 elevated, 2 sampling, 3 critical.",
-                value=level,
-            )  # fmt: skip
-        if "clickhouse" not in state["problems"]:
-            yield from _run_metrics(state)
-            yield from self._alert_metrics()
-        doubt = CounterMetricFamily(
-            "adclick_doubted_events",
-            "Events not counted because they may be copies of ids that Redis lost, since the start of the worker.",
-            labels=["worker"],
-        )
-        for worker in state["ingest_workers"]:
-            doubt.add_metric([worker["worker"]], worker["doubt"])
-        yield doubt
+        status = read_status(self._settings)
+        samples = [*samples_of(status, self._settings.event_partitions)]
+        if "clickhouse" not in status["problems"]:
+            samples += self._alert_samples()
+        return _families_of(samples)
 
-    def _alert_metrics(self) -> Iterator[Metric]:
+    def _alert_samples(self) -> Iterator[MetricSample]:
         summary = self._summary.get()
-        if summary is None:
-            return
-        rates = GaugeMetricFamily(
-            "adclick_false_alarms_per_campaign_month",
-            "Alerts of the last 28 days that were withdrawn or muted, by month of a campaign with events.",
-            labels=["kind"],
-        )
-        for counts in summary.kinds:
-            if (rate := summary.rate(counts)) is not None:
-                rates.add_metric([counts.kind], rate)
-        yield rates
+        for counts in summary.kinds if summary is not None else ():
+            if summary is not None and (rate := summary.rate(counts)) is not None:
+                yield MetricSample("adclick_false_alarms_per_campaign_month", (counts.kind,), rate)
 
 
-def _memory_metrics(memories: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
-    used = GaugeMetricFamily(
-        "adclick_redis_memory_bytes", "Memory that a primary of Redis has in use.", labels=["server"]
-    )
-    limit = GaugeMetricFamily(
-        "adclick_redis_memory_limit_bytes", "Memory that a primary of Redis may use; 0: any.", labels=["server"]
-    )
-    for memory in memories:
-        used.add_metric([memory["server"]], memory["used_bytes"])
-        limit.add_metric([memory["server"]], memory["limit_bytes"])
-    yield from (used, limit)
-
-
-def _run_metrics(state: Mapping[str, Any]) -> Iterator[Metric]:
-    alerts, unbilled = len(state["reconciliation_alerts"]), state["unbilled_events"]
-    yield GaugeMetricFamily(
-        "adclick_reconciliation_alert_days", "Days whose latest reconciliation raised an alert.", value=alerts
-    )
-    yield GaugeMetricFamily(
-        "adclick_unbilled_events", "Events that were archived after their day was reconciled.", value=unbilled
-    )
-    if (last := state["last_reconciliation"]) is not None:
-        at = dt.datetime.fromisoformat(last["published_at"]).timestamp()
-        yield GaugeMetricFamily(
-            "adclick_last_reconciliation_timestamp_seconds",
-            "When a reconciliation was last published, as Unix time.",
-            value=at,
-        )
+def _families_of(samples: Iterable[MetricSample]) -> Iterator[Metric]:
+    """The samples by metric, with the type, labels and help that the table has."""
+    families = dict[str, CounterMetricFamily | GaugeMetricFamily]()
+    for sample in samples:
+        if sample.name not in families:
+            row = METRICS[sample.name]
+            family = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
+            families[row.name] = family(row.name, row.text, labels=row.labels)
+        families[sample.name].add_metric(sample.labels, sample.value)
+    return iter(families.values())

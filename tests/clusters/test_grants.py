@@ -27,7 +27,7 @@ from query.changed_cells import ChangesReader
 from query.changes import parse_changes_question
 from query.keys import Keys
 from query.row_scope import ALL_ROWS
-from query.runs import read_open_matters, read_runs
+from query.runs import read_current_runs, read_runs
 from query.signing import Signer
 from stream.warm.tables import WarmTables
 from stream.warm.writer import WarmSink
@@ -118,7 +118,7 @@ def read(client: ClickHouse) -> None:
     """What dashboards of one's own and `adclick status` read: numbers, runs, alerts, changes."""
     assert "hours" in borders.read_published(client, 1).tiers
     assert read_runs(client)
-    read_open_matters(client)
+    read_current_runs(client)
     assert (
         Alert("al_1", 1, "spend-spike", "warning", "open", 1, 1, START, 0, "it grew")
         in read_newest(client, "1", {}).values()

@@ -36,6 +36,7 @@ CLIENTS = {
     "pybloom_live": "ingest/dedup/bloom.py",
     "fastapi": "query/api/app.py",
     "prometheus_client": "query/api/metrics.py",
+    "grafana_foundation_sdk": "infra/monitoring/draw_boards.py",
     "circuitbreaker": "query/circuit.py",
     "sse_starlette": "query/api/live.py",
     "opentelemetry": "query/api/tracing.py",

