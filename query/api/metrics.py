@@ -35,7 +35,7 @@ from query.api.metric_table import METRICS
 from query.api.pipeline_samples import MetricSample, samples_of
 from query.status import read_status
 
-# Of 0.25 s and 5 s service levels are made (infra/monitoring/rules/router.yml).
+# 0.25 s is a service level (infra/monitoring/rules/recording.yml).
 _BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _CERTIFICATES = ("kafka_certificate", "redis_certificate", "clickhouse_certificate")
 
@@ -65,7 +65,7 @@ class Metrics:
                 METRICS["adclick_tier_read_duration_seconds"],
             )
         )
-        self._registry.register(_Surroundings(settings))
+        self._registry.register(_OwnProcess(settings))
         self._registry.register(_Pipeline(settings))
 
     def answered(self, route: str, status: int, seconds: float) -> None:
@@ -117,7 +117,7 @@ class LatestSummary:
         self._expires_s = self._clock() + fresh_s
 
 
-class _Surroundings(Collector):
+class _OwnProcess(Collector):
     """The metrics of what this process was started with: its release, its certificates, the archive's disk."""
 
     def __init__(self, settings: Settings) -> None:
@@ -168,8 +168,10 @@ class _Pipeline(Collector):
 
     def _alert_samples(self) -> Iterator[MetricSample]:
         summary = self._summary.get()
-        for counts in summary.kinds if summary is not None else ():
-            if summary is not None and (rate := summary.rate(counts)) is not None:
+        if summary is None:
+            return
+        for counts in summary.kinds:
+            if (rate := summary.rate(counts)) is not None:
                 yield MetricSample("adclick_false_alarms_per_campaign_month", (counts.kind,), rate)
 
 

@@ -92,6 +92,16 @@ def test_a_usage_error_is_one_line_without_a_traceback(
     assert result.stdout == ""
 
 
+def test_up_says_what_to_install_where_there_is_no_prometheus(
+    adclick: Adclick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    result = adclick("up", "--observe", PATH=str(tmp_path))
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert "prometheus, which is not installed" in result.stderr and "apt-get install prometheus" in result.stderr
+    assert not (tmp_path / ".adclick").exists()
+
+
 @pytest.mark.parametrize(
     "name",
     [

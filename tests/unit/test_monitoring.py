@@ -13,6 +13,7 @@ import promql_parser
 import pytest
 import yaml
 
+from infra.embedded import prometheus_server
 from infra.monitoring import draw_boards
 from query.api.metric_table import METRICS
 from tests.unit.test_documents import anchors_of
@@ -153,3 +154,25 @@ def test_panels_have_ids_of_their_own_and_do_not_overlap(file: Path) -> None:
         for y in range(place["y"], place["y"] + place["h"])
     ]
     assert len(set(cells)) == len(cells) and max(x for x, _ in cells) < 24
+
+
+def test_the_key_is_in_a_file_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin" / "prometheus"
+    program.parent.mkdir()
+    program.touch(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    folder = tmp_path / "a folder"
+    command = prometheus_server.prometheus(folder, 9123, "https://[::1]:8443", "s3cret")
+    text = (folder / "prometheus.yml").read_text()
+    config = yaml.safe_load(text)
+    (scrape,) = config["scrape_configs"]
+    assert (scrape["job_name"], scrape["scheme"], scrape["static_configs"]) == (
+        "adclick",
+        "https",
+        [{"targets": ["[::1]:8443"]}],
+    )
+    key = Path(scrape["authorization"]["credentials_file"])
+    assert (key.read_text(), key.stat().st_mode & 0o777) == ("s3cret", 0o600)
+    assert "s3cret" not in text + "".join(command.argv)
+    assert "--web.listen-address=127.0.0.1:9123" in command.argv
+    assert sorted(Path("/").glob(config["rule_files"][0].lstrip("/"))) == RULES
