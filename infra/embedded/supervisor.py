@@ -27,7 +27,7 @@ from typing import Any
 from infra import logs, migration
 from infra.embedded import exit_reasons, ports, prometheus_server, readiness, schedule, start_commands
 from infra.embedded.lifeline import die_with_parent
-from infra.embedded.stack_folder import Folder
+from infra.embedded.stack_folder import BACKENDS, Folder
 from infra.embedded.start_commands import ProcessCommand
 from infra.errors import AdclickError, UserError
 from infra.file_store import is_bucket
@@ -47,7 +47,6 @@ READY_TIMEOUT_S = 180.0
 # A worker that fails this often in a row before all is up will not come up, and sooner where it ends with an error of its own.
 FAILED_STARTS, REFUSED_STARTS = 8, 3
 OPEN_FILES, FEWEST_OPEN_FILES = 65_536, 1_024
-BACKENDS = ("kafka", "redis", "clickhouse")
 # Workers hand over at once; backends may have to write. Together below 15 s.
 WORKER_GRACE_S = 5.0
 BACKEND_GRACE_S = 8.0
@@ -412,9 +411,9 @@ def usual_ports(listen: str | None, *, observe: bool = False) -> dict[str, int]:
 
 
 def _make_archive(folder: Path) -> None:
-    """Where it cannot be made, the archive worker waits, and says why."""
+    """For this user alone. Where it cannot be made, the archive worker waits, and says why."""
     with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _absolute(archive: str | None) -> str | None:
@@ -456,7 +455,8 @@ def detach(folder: Folder, argv: list[str]) -> dict[str, str]:
         raise UserError(f"{folder.path} cannot be written: {error.strerror}", hint="choose another --dir") from error
     with log_file:
         process = subprocess.Popen(
-            [*ADCLICK, *argv], stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True,
+            # What it prints are addresses with their keys, which are no matter for a log: the caller prints them.
+            [*ADCLICK, *argv], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log_file, start_new_session=True,
         )  # fmt: skip
     try:
         while not folder.ready():

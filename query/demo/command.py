@@ -18,6 +18,7 @@ import polars as pl
 from infra.cli import declare
 from infra.cli.app import App
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso, now_ms
+from infra.embedded import jars
 from infra.embedded.stack_folder import Folder
 from infra.errors import AdclickError
 from infra.kafka import topics
@@ -82,6 +83,7 @@ class Demo:
         events = generate_events(spec)
         source = self._work / "events.ndjson"
         write_lines(events, source)
+        jars.fetch_for_stack(app.say)
         app.say("starting Kafka, Redis, ClickHouse and the workers")
         self._command("up", "--detach")
         app.say("replaying")

@@ -114,6 +114,22 @@ def test_a_folder_whose_name_servers_cannot_take_is_refused(tmp_path: Path, name
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_stack_makes_is_for_its_user_alone_and_a_folder_made_by_hand_is_noted(tmp_path: Path) -> None:
+    former = os.umask(0o022)
+    try:
+        own, by_hand = Folder(tmp_path / "own"), Folder(tmp_path / "by-hand")
+        by_hand.path.mkdir()
+        own.make()
+        by_hand.make()
+    finally:
+        os.umask(former)
+    modes = {folder.name: folder.stat().st_mode & 0o777 for folder in (own.path, *own.path.iterdir())}
+    assert modes == dict.fromkeys(("own", "run", "logs", "kafka", "redis", "clickhouse"), 0o700)
+    assert not own.is_open_to_others()
+    assert by_hand.is_open_to_others()
+    assert {folder.stat().st_mode & 0o777 for folder in by_hand.path.iterdir()} == {0o700}
+
+
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file is a file, not a folder"):
