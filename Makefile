@@ -8,7 +8,7 @@ ENGINE ?= $(firstword $(foreach engine,podman docker buildah,$(if $(shell comman
 # Which would have other packages found than those in .venv.
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONOPTIMIZE PYTHONPLATLIBDIR
 
-.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-page cluster-test monitoring monitoring-tools monitoring-test outages soak rehearse hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps profile story screenshots image deploy-test up down lock clean
+.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-page cluster-test monitoring monitoring-tools monitoring-test outages soak rehearse hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps profile story screenshots image deploy-test up down lock wheel wheel-test sbom audit-dependencies clean
 .DEFAULT_GOAL := help
 
 PAGE = tests/clusters/test_page.py::test_the_commands_of_the_page_work_in_its_order
@@ -158,6 +158,20 @@ lock: setup ## Resolve the locks again
 	  --custom-compile-command "make lock" tests/deploy/tools.in -o tests/deploy/tools.lock
 	@rm -rf .venv-lock
 
+wheel: setup ## The wheel and its locked requirements, in dist
+	@$(BIN)/python -m tests.release.wheel
+
+# Without set-up, which would make .venv again for that PYTHON.
+wheel-test: ## Install the wheel elsewhere, and run a stack from it (PYTHON=python3.12; JAVA=machine: with the machine's Java)
+	@test -x $(BIN)/python || { echo "wheel-test: failed: there is no .venv; run make setup first" >&2; exit 1; }
+	@$(BIN)/python -m tests.release.try_wheel --python "$(PYTHON)" $(if $(JAVA),--java $(JAVA))
+
+sbom: setup ## A bill of materials in CycloneDX, in dist, beside the wheel
+	@$(BIN)/python -m tests.release.sbom
+
+audit-dependencies: setup ## The locked packages against published advisories (OSV_URL=…: a mirror of them)
+	@$(BIN)/python -m tests.release.audit
+
 clean: ## Remove .venv, caches and the stack in .adclick
 	@if [ -x $(BIN)/python ] && [ -x $(BIN)/adclick ]; then $(BIN)/adclick down -q; fi
-	@rm -rf .venv .adclick .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	@rm -rf .venv .adclick .bench dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

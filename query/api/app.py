@@ -87,7 +87,7 @@ def create_app(
     app.openapi = openapi  # type: ignore[method-assign]
     return Edge(
         app, routes.direct, answered=metrics.answered, traced=tracing, log=settings.access_log == "on",
-        tls=settings.http.startswith("https"), origins=settings.origins,
+        tls=settings.http.startswith("https"), origins=settings.origins, own_key=settings.api_key.get_secret_value(),
     )  # fmt: skip
 
 

@@ -53,12 +53,12 @@ class Edge:
 
     def __init__(
         self, app: Starlette, direct: Mapping[str, Endpoint], *, answered: CountResponse, traced: Tracing, log: bool, tls: bool,
-        origins: Sequence[str] = (),
+        origins: Sequence[str] = (), own_key: str = "",
     ) -> None:  # fmt: skip
         """`direct`: by path, what answers a GET without `app`. `answered(route, status, seconds)` counts; `log`: a line for
-        each request; `tls`: browsers must insist on it; `origins`: whose pages may read answers."""
+        each request; `tls`: browsers must insist on it; `origins`: whose pages may read answers; `own_key`: the installation's."""
         self._app, self._direct, self._answered, self._tracing, self._tls = app, direct, answered, traced, tls
-        self._log = logs.get("http") if log else None
+        self._own_key, self._log = own_key, logs.get("http") if log else None
         self._serve: ASGIApp = Origins(self._by_method, origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +70,7 @@ class Edge:
         client_id = headers.get("x-request-id", "")
         request_id = client_id if _ID.fullmatch(client_id) else uuid.uuid4().hex
         path, query = scope["path"], scope["query_string"]
-        secret = secrets_in_urls.find_secret(path, query)
+        secret = secrets_in_urls.find_secret(path, query, self._own_key)
         # In it, the access log finds the key of the request.
         scope.setdefault("state", {})
 

@@ -334,6 +334,19 @@ def test_a_key_or_token_in_an_address_is_found_under_any_name(here: Installation
     assert secrets_in_urls.find_secret("/v1/keys/adk_0a_x/rotate", b"") is not None
 
 
+def test_the_installations_own_key_is_found_in_an_address_too() -> None:
+    key = "0wYx-4_hT1kQzR7nVb2LmS9c"
+    for path, query in (
+        (f"/v1/{key}", ""),
+        ("/v1/metrics", f"q={key}"),
+        ("/v1/metrics", f"q={key}".replace("h", "%68")),
+    ):
+        assert secrets_in_urls.find_secret(path, query.encode(), key) is not None
+        assert secrets_in_urls.find_secret(path, query.encode(), "") is None
+    # One of a test's is a word of any address.
+    assert secrets_in_urls.find_secret("/v1/metrics", b"a=1", "metrics") is None
+
+
 @pytest.mark.parametrize("query", ["campaign_id=7&start=-1h&end=now", "cursor=eyJvZiI6Im1ldHJpY3MifQ.3fJ_ab-9xZ&start=2026-11-20T00:00:00.000Z", "q=keynote.token.io", "%zz%%"])  # fmt: skip
 def test_other_addresses_are_served(query: str) -> None:
     assert secrets_in_urls.find_secret("/v1/metrics", query.encode()) is None
