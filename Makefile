@@ -14,7 +14,7 @@ unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHO
 PAGE = tests/clusters/test_page.py::test_the_commands_of_the_page_work_in_its_order
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: ## Make .venv, install the locked packages, fetch Kafka (and Java where there is none)
 	@command -v "$(PYTHON)" >/dev/null || { echo "setup: failed: Python 3.11 to 3.13 is needed, and $(PYTHON) is not here; try make PYTHON=python3.11" >&2; exit 1; }
