@@ -33,7 +33,7 @@ def test_no_secret_is_in_logs_command_lines_settings_metrics_or_answers(backends
         places[f"the answer to {path.replace(key, 'KEY')}"] = f"{answer.text} {answer.headers}"
     places["/metrics"] = httpx.get(f"{http}/metrics").text
     places["/openapi.json"] = httpx.get(f"{http}/openapi.json").text
-    for words in (["config"], ["config", "--json"], ["status"], ["status", "-v", "--json"], ["doctor"]):
+    for words in (["config"], ["status", "-v", "--json"], ["doctor"]):
         result = adclick(*words, "--dir", str(backends))
         places[f"adclick {' '.join(words)}"] = result.stdout + result.stderr
     wrong = adclick(

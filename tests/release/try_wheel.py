@@ -42,9 +42,8 @@ class Machine:
         for made in (self.work, folder / "home", folder / "cache"):
             made.mkdir()
         path = os.environ["PATH"] if java else str(_path_without_java(folder / "bin"))
-        kept = {
-            name: value for name, value in os.environ.items() if name.startswith("PIP_") or name in ("LANG", "TMPDIR")
-        }
+        names = [name for name in os.environ if name.startswith("PIP_") or name.lower().endswith("_proxy")]
+        kept = {name: os.environ[name] for name in (*names, "LANG", "TMPDIR") if name in os.environ}
         self.env = kept | {
             "PATH": f"{self._venv / 'bin'}{os.pathsep}{path}", "HOME": str(folder / "home"), "ADCLICK_RECONCILE_AT": "off",
             "XDG_CACHE_HOME": str(folder / "cache"), "PIP_CACHE_DIR": _pip_cache(), "no_proxy": "127.0.0.1",

@@ -78,7 +78,7 @@ def test_the_bill_of_materials_names_each_package_jar_and_server() -> None:
     components = {(component["name"], component["version"]): component for component in bill()["components"]}
     assert len(components) == len(bill()["components"])
     assert set(needed_here().items()) - components.keys() == set()
-    sums = {}
+    sums: dict[str, str] = {}
     for name in ("kafka-4.3.1", "dashboard-1"):
         text = (ROOT / "infra" / "embedded" / f"{name}.sha256").read_text()
         sums |= {file: digest for digest, file in (line.split() for line in text.splitlines())}
@@ -146,7 +146,7 @@ def test_a_licence_that_nobody_has_looked_at_is_a_problem(name: str, fields: dic
 
 
 def test_an_audit_finds_advisories_and_does_not_count_what_was_passed_over_as_audited() -> None:
-    reports = [
+    reports: list[dict[str, Any]] = [
         {"name": "good", "version": "1", "vulns": []},
         {
             "name": "bad",
