@@ -94,8 +94,13 @@ def fetch(jars: JarSet, say: Callable[[str], None] = _say) -> Path:
     if target.exists() and not jars.missing(target):
         return target
     say(f"fetching {jars.title} ({jars.size})")
+
+    def report(count: int) -> None:
+        # Ivy reads descriptions of all jars before it fetches the first.
+        say(f"{jars.title}: {f'{count} of {len(jars.sums())} jars' if count else 'looking up which jars it needs'}")
+
     with temp_dirs.folder(f"adclick-{jars.name}-", parent) as work:
-        output = retrieve(jars.modules, work / "libs", lambda count: say(f"{jars.title}: {count} jars so far"))
+        output = retrieve(jars.modules, work / "libs", report)
         # Ivy's exit code is not to be trusted: the sums decide.
         bad = jars.missing(work / "libs")
         if bad:

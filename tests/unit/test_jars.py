@@ -49,7 +49,7 @@ def test_a_missing_jar_is_fetched_once_with_progress(ivy: Ivy, tmp_path: Path) -
     folder = jars.fetch(ivy(BRINGS), lines.append)
     assert (folder / "a-1.jar").read_bytes() == JAR
     assert lines[0] == "fetching One 1 (a jar)"
-    assert "One 1: 1 jars so far" in lines
+    assert "One 1: 1 of 1 jars" in lines
     again: list[str] = []
     assert jars.fetch(ivy("exit 1"), again.append) == folder
     assert again == []
