@@ -35,6 +35,7 @@ COMMANDS = {
     "share": ("query.share_command:share", "Print a link to a read-only dashboard."),
     "reconcile": ("batch.reconcile:reconcile", "Recompute days exactly from the archive."),
     "audit": ("batch.audit:audit", "Prove a day from its archive: what was shown, and what was published."),
+    "trace": ("query.trace.command:trace", "Follow one event: when it came, and where it is counted and billed."),
     "dead-letters": (
         "ingest.dead_letters.command:dead_letters_command",
         "Look at rejected events, and send them again.",

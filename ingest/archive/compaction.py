@@ -96,6 +96,5 @@ def remove_expired_days(store: FileStore, now_ms: int, keep_days: int | None, mo
 
 
 def _quiet(folder: str, files: list[File], now_ms: int) -> bool:
-    hour = int(folder.rsplit("=", 1)[1])
-    over_ms = day_start_ms(archive_files.folder_date(folder)) + (hour + 1) * HOUR_MS
+    over_ms = archive_files.folder_start_ms(folder) + HOUR_MS
     return now_ms - max(over_ms, *(f.stored.modified_ms for f in files)) >= QUIET_MS

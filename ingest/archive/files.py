@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -12,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 from pyarrow import parquet
 
+from infra.clock import HOUR_MS, day_start_ms
 from infra.errors import UserError
 from infra.file_store import FileStore, Stored, decision_on, folder_of, is_from_a_bucket
 
@@ -66,6 +68,11 @@ class File:
 def folder_name(date: str, hour: int) -> str:
     """The folder of one hour (UTC) of a day."""
     return f"{_DAY}{date}/hour={hour:02d}"
+
+
+def folder_start_ms(folder: str) -> int:
+    """When the hour of a folder begins."""
+    return day_start_ms(folder_date(folder)) + int(folder.rsplit("=", 1)[1]) * HOUR_MS
 
 
 def folder_date(folder: str) -> dt.date:
@@ -124,11 +131,18 @@ def write_file(store: FileStore, folder: str, name: str, rows: pa.Table) -> str:
 
 def read_columns(store: FileStore, name: str, columns: Sequence[str]) -> pl.DataFrame:
     """Columns of a file. Raises UnreadableFile, Unavailable."""
-    try:
+    with reading(store, name):
         if store.folder is not None:
             return pl.read_parquet(store.folder / name, columns=list(columns), glob=False)
         with store.open(name) as source:
             return pl.DataFrame(pl.from_arrow(parquet.read_table(source, columns=list(columns), partitioning=None)))
+
+
+@contextmanager
+def reading(store: FileStore, name: str) -> Iterator[None]:
+    """Raise errors of a file that is read as decisions: UnreadableFile, Unavailable."""
+    try:
+        yield
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and is_from_a_bucket(error):
             raise decision_on(error, store.shown) from error

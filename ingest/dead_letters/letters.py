@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from infra.errors import OffsetOutOfRange, UserError
 from infra.kafka import topics
+from infra.kafka.admin import Admin
 from infra.kafka.client import BEGINNING
-from infra.kafka.consumers import offset_at, read_to_end
+from infra.kafka.consumers import offset_at, read_stretches, read_to_end
 from infra.settings import Settings
 from ingest.dead_letters import edit
+from ingest.decoding import json_fields
 
+_SECONDS = 300.0
 _NAME = re.compile(r"([0-9]{1,9})/([0-9]{1,18})", re.ASCII)
 _SOURCE = re.compile(r"(.+)/([0-9]{1,9})/([0-9]{1,18})", re.DOTALL | re.ASCII)
 
@@ -59,6 +62,52 @@ def read_letters(settings: Settings, since_ms: int | None = None) -> Iterator[Le
         first = BEGINNING if since_ms is None else offset_at(settings.kafka_connection, topic, partition, since_ms)
         for message in read_to_end(settings.kafka_connection, topic, partition, first):
             yield letter_of(partition, message)
+
+
+@dataclass
+class LettersSearch:
+    """The letters about an event. `read` of the `waiting` letters were searched: fewer where time ran out."""
+
+    letters: list[Letter] = field(default_factory=list)
+    read: int = 0
+    waiting: int = 0
+
+
+def find_letters(
+    settings: Settings, event_id: str, since_ms: int, advance: Callable[[], object], seconds: float = _SECONDS
+) -> LettersSearch:
+    """The letters about an event that were written since a moment. `advance` is called for each that is read. Raises Unavailable."""
+    topic, admin, search = settings.topic(topics.DEAD_LETTERS), Admin(settings.kafka_connection), LettersSearch()
+    count = min(settings.event_partitions, admin.partitions().get(topic, 0))
+    if not count:
+        return search
+    ends = admin.ends(topic, count)
+    firsts = [offset_at(settings.kafka_connection, topic, p, since_ms) for p in range(count)]
+    stretches = {p: (first, end) for p, (first, end) in enumerate(zip(firsts, ends, strict=True)) if first < end}
+    search.waiting = sum(end - first for first, end in stretches.values())
+
+    def take(message: Any) -> None:
+        advance()
+        if is_about(event_id, message.key(), message.value()):
+            search.letters.append(letter_of(message.partition(), message))
+
+    if stretches:
+        reached = read_stretches(settings.kafka_connection, topic, stretches, take, seconds)
+        search.read = sum(reached[p] - first for p, (first, _) in stretches.items())
+    search.letters.sort(key=lambda letter: letter.time_ms)
+    return search
+
+
+def is_about(event_id: str, key: bytes | None, value: bytes | None) -> bool:
+    """Whether a message, valid or not, is about the event of this id: it is its key, or the id in its value, however that is written. Of a
+    value that has no readable id, whether the id in quotes is anywhere in it."""
+    encoded = event_id.encode("utf-8", "surrogateescape")
+    if key == encoded:
+        return True
+    if value is None or not (encoded in value or b"\\" in value):
+        return False
+    written, _ = json_fields.read_id_and_time(value)
+    return written == event_id or (written is None and b'"%b"' % encoded in value)
 
 
 def read_named(settings: Settings, names: Sequence[str]) -> Iterator[Letter]:

@@ -43,11 +43,14 @@ from query.router import Router
 from query.row_scope import ALL_ROWS, RowScope
 from query.runs import read_runs
 from query.signing import Signer
+from query.statements.contents import BilledDay, Contents
+from query.statements.store import Issue, StatementStore
 from tests import borders
 from tests.clusters.tcp_proxy import Proxy
 from tests.conftest import ADCLICK, adclick
 from tests.flow import environment
 from tests.hostile_letters import send_hostile_letters
+from tests.integration.test_trace import trace
 from tests.posts import Posts
 from tests.product import wait_until
 from tests.unit.test_reach import greatest
@@ -256,6 +259,45 @@ def test_the_ledger_explains_every_difference(planted: Settings) -> None:
     assert of_another["rows"] == 0
     assert LedgerReader(client).answer(parse_ledger_question("2020-01-01", [], ALL_ROWS, signer), signer) is None
     _check_bill(planted)
+    _check_traces(planted)
+
+
+def _check_traces(settings: Settings) -> None:
+    """Each planted event is billed by the published run, or not, for the cause that the ledger has; and so in a statement of that run."""
+    client = ClickHouse.of(settings)
+    (run,) = read_runs(client)
+    date = dt.date.fromisoformat(DAY_SHOWN)
+    days = [BilledDay(date, [0, _EXACT, 0, 7 * _EXACT], "reconciled", run["run_id"])]
+    contents = Contents(3, "three", date.replace(day=1), "USD", days, [])
+    StatementStore(client).add(Issue(1, contents.digest, now_ms(), 1, (run["run_id"],), contents))
+    traced: dict[str, list[tuple[str | None, bool]]] = {}
+    for event_id in ("e0", "e4", "e5", "across", "expired", "unlike", "again", "copied", "e13"):
+        answer = trace(settings, event_id, "--date", DAY_SHOWN)
+        messages = [m for m in answer.document["messages"] if m["decision"] != "copy"]
+        traced[event_id] = [(m["runs"][0]["cause"], m["billed"]) for m in messages]
+        for m in messages:
+            assert [(s["issue"], s["has_it"]) for s in m["statements"]] == [(1, m["billed"])], event_id
+            windows = {w["granularity"]: w for w in m["windows"]}
+            # All planted clicks are of one hour and one set of dimensions, but for the conflicting copy.
+            other = event_id == "unlike" and not m["billed"]
+            assert (windows["hour"]["state"], windows["hour"]["events"]) == ("reconciled", 0 if other else _EXACT)
+    assert traced == {
+        "e0": [("late", True)], "e4": [("shed", True)], "e5": [("doubt", True)],
+        "across": [(None, True), ("cross-partition-duplicate", False)],
+        "expired": [(None, True), ("expired-horizon-duplicate", False)],
+        "unlike": [(None, True), ("conflicting-copy", False)],
+        "again": [("dead-letter-replayed", True), (None, False)],
+        "copied": [(None, True)], "e13": [(None, True)],
+    }  # fmt: skip
+    assert "billed by run" in trace(settings, "e0", "--date", DAY_SHOWN, as_json=False).out
+    # Archived once the run had read the archive: the next run of the day counts it.
+    row = _ROW | {"event_id": "after", "offset": 300, "log_time_ms": now_ms()}
+    wire = pa.Table.from_pylist([row], schema=archive_schema.SCHEMA)
+    archive_worker.write_files(FileStore(settings.archive), 0, 300, 301, wire)
+    assert (
+        f"adclick reconcile --date {DAY_SHOWN} counts it"
+        in trace(settings, "after", "--date", DAY_SHOWN).document["summary"]
+    )
 
 
 def _check_reach(settings: Settings) -> None:
