@@ -15,11 +15,13 @@ from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from infra import http_client
+from query.plan import HOT
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 _NANOSECONDS = 1_000_000_000
+_CACHED = ("cached", "stale")
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -45,15 +47,20 @@ class Tracing:
             yield span
 
     def tier_read(self, tier: str, outcome: str, seconds: float) -> None:
-        """Add the span of a piece that was read just now."""
-        ended = time.time_ns()
-        attributes = {"adclick.tier": tier, "adclick.outcome": outcome}
+        """Add the span of a piece that was read just now: of a call to the tier's store, unless it came from the cache."""
+        ended, store = time.time_ns(), "redis" if tier == HOT else "clickhouse"
+        is_cached = outcome in _CACHED
+        attributes = {"adclick.tier": tier, "adclick.outcome": outcome} | (
+            {} if is_cached else {"db.system.name": store}
+        )
         span = self._tracer.start_span(
             f"read {tier}",
-            kind=trace.SpanKind.CLIENT,
+            kind=trace.SpanKind.INTERNAL if is_cached else trace.SpanKind.CLIENT,
             attributes=attributes,
             start_time=ended - int(seconds * _NANOSECONDS),
         )
+        if outcome == "failed":
+            span.set_status(trace.StatusCode.ERROR)
         span.end(ended)
 
 

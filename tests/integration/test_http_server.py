@@ -186,6 +186,7 @@ def spans_of(posts: Posts) -> list[Any]:
 
 def test_a_trace_continues_from_the_request_to_each_read_of_a_tier(settings: Settings, shard: Shard) -> None:
     collector = Posts()
+    close_hours(settings)
     server = Server(settings, trace_collector=f"http://127.0.0.1:{collector.server_port}/v1/traces")
     try:
         show(shard, minutes_ago(3)[2], 20)
@@ -193,12 +194,23 @@ def test_a_trace_continues_from_the_request_to_each_read_of_a_tier(settings: Set
         headers = server.headers() | {"traceparent": f"00-{trace}-{caller}-01"}
         url = f"{server.settings.http}/v1/metrics"
         assert httpx.get(url, params=httpx.QueryParams(tuple(_LIVE)), headers=headers).status_code == 200
+        # Two pieces, which are read at the same time.
+        other = trace[::-1]
+        hours = f"{url}?campaign_id=1&start=-20h&end=now&granularity=hour"
+        headers |= {"traceparent": f"00-{other}-{caller}-01"}
+        assert httpx.get(hours, headers=headers).status_code == 200
         server.process.terminate()
         server.process.wait(10 * PATIENCE)
-        spans = {span.name: span for span in spans_of(collector) if span.trace_id.hex() == trace}
-        assert set(spans) == {"GET /v1/metrics", "read hot"}
-        assert spans["GET /v1/metrics"].parent_span_id.hex() == caller
-        assert spans["read hot"].parent_span_id == spans["GET /v1/metrics"].span_id
+        for trace_id, stores in (
+            (trace, {"read hot": "redis"}),
+            (other, {"read hot": "redis", "read warm": "clickhouse"}),
+        ):
+            spans = {span.name: span for span in spans_of(collector) if span.trace_id.hex() == trace_id}
+            request = spans.pop("GET /v1/metrics")
+            assert request.parent_span_id.hex() == caller
+            assert {span.parent_span_id for span in spans.values()} == {request.span_id}
+            attributes = {name: {a.key: a.value.string_value for a in span.attributes} for name, span in spans.items()}
+            assert {name: of_span["db.system.name"] for name, of_span in attributes.items()} == stores
     finally:
         server.process.kill()
         server.process.wait()
