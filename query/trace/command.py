@@ -35,7 +35,7 @@ _MOST_FATES = 20
     "adclick trace 9f1c\nadclick trace 9f1c --date 2026-11-20\nadclick trace 9f1c --since -12h --json",
 )
 @click.argument("event_id")
-@click.option("--date", help="Search the day (UTC) of the event, or of its arrival if it was too late.")
+@click.option("--date", metavar="DAY", help="Search the day (UTC) of the event, or of its arrival if it was too late.")
 @click.option(
     "--since", help="Search from then on: a day, RFC 3339, or like -12h.  [default: the day before yesterday]"
 )
@@ -55,9 +55,10 @@ def trace(app: App, event_id: str, date: str | None, since: str | None) -> None:
         app.data(report.document())
     elif traced.is_found:
         report.print(app)
-    problems = "; ".join(f"{place}: {problem}" for place, problem in traced.problems.items())
+    problems = traced.describe_problems()
     if not traced.is_found and problems:
-        raise AdclickError(f"{printable(event_id)} was not found, and not all was searched: {problems}")
+        text = f"{printable(event_id)} was not found, and not all was searched: {problems}"
+        raise AdclickError(text, hint=app.stack_hint())
     if not traced.is_found:
         raise UserError(
             f"{printable(event_id)} was not found in {report.describe_search()}",

@@ -89,6 +89,13 @@ class TracedEvent:
         times = [x.time_ms for x in self.letters.letters if _is_rejected(x) and valid_id(x.value) == self.event_id]
         return min(times, default=None)
 
+    def describe_problems(self) -> str:
+        """The problems in one line, each reason once; empty for none."""
+        places = dict[str, list[str]]()
+        for place, problem in self.problems.items():
+            places.setdefault(problem, []).append(place)
+        return "; ".join(f"{', '.join(names)}: {problem}" for problem, names in places.items())
+
     def attempt(self, place: str, call: Callable[[], T], default: T) -> T:
         """The result of a call, or the default where it fails: the place is then a problem of the trace. A backend that was away once is not
         tried again."""

@@ -198,7 +198,7 @@ class TraceReport:
         )
         self._table(
             app,
-            ["message", "window", "start", "state", "such events in it", "read from"],
+            ["message", "window", "start", "state", "events like it", "read from"],
             [
                 (
                     _place(f.message),

@@ -16,7 +16,7 @@ from ingest.lateness import Lateness
 
 COUNTED, COPY, TOO_LATE, SHED, DOUBT = (DECISIONS[d] for d in Decision)
 _LATENESS = {
-    Lateness.ON_TIME: "counted",
+    Lateness.ON_TIME: "counted, on time",
     Lateness.CORRECTS: "counted, late by up to 5 min: its minute was corrected",
     Lateness.FLAGGED: "counted, late by up to 1 h: one of late_events",
     Lateness.TOO_LATE: "counted",
