@@ -30,6 +30,7 @@ from query.api.routes import Routes
 from query.api.tracing import Tracing
 from query.api.webhook_routes import add_webhook_routes
 from query.bad_question import BadQuestion
+from query.progress import ProgressWatch
 from query.router import Answer
 from query.status import find_unready
 
@@ -44,13 +45,14 @@ def create_app(
     folder: Path | None = None,
 ) -> Edge:  # fmt: skip
     """The ASGI application of one query process. Clocks and folder as for `Api`."""
-    metrics, tracing = Metrics(settings), Tracing(settings.trace_collector)
+    progress = ProgressWatch(settings)
+    metrics, tracing = Metrics(settings, progress), Tracing(settings.trace_collector)
 
     def observe(tier: str, outcome: str, seconds: float) -> None:
         metrics.tier_read(tier, outcome, seconds)
         tracing.tier_read(tier, outcome, seconds)
 
-    api = Api(settings, observe, now, monotonic, folder)
+    api = Api(settings, observe, now, monotonic, folder, progress)
 
     @asynccontextmanager
     async def serving(_: FastAPI) -> AsyncIterator[None]:
@@ -72,7 +74,7 @@ def create_app(
     routes = Routes(app.add_api_route, api.gate)
     _add_data_routes(app, api, routes)
     add_webhook_routes(routes, api.webhooks)
-    _add_operational_routes(app, api, settings, metrics)
+    _add_operational_routes(app, api, settings, metrics, progress)
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -249,7 +251,9 @@ def _add_data_routes(app: FastAPI, api: Api, routes: Routes) -> None:
     )  # fmt: skip
 
 
-def _add_operational_routes(app: FastAPI, api: Api, settings: Settings, metrics: Metrics) -> None:
+def _add_operational_routes(
+    app: FastAPI, api: Api, settings: Settings, metrics: Metrics, progress: ProgressWatch
+) -> None:
     """The routes for operators, and the dashboard."""
 
     @app.get("/healthz", summary="Whether this process serves", responses=document.RESPONSES["open"])
@@ -263,7 +267,7 @@ def _add_operational_routes(app: FastAPI, api: Api, settings: Settings, metrics:
         responses=document.RESPONSES["ready"],
     )
     def readyz() -> Response:
-        missing = find_unready(settings, api.progress)
+        missing = find_unready(settings, progress)
         body = {"status": "not ready" if missing else "ready", "missing": missing}
         return JSONResponse(body, 503 if missing else 200)
 

@@ -75,22 +75,22 @@ class Api:
         now: Callable[[], int] = now_ms,
         monotonic: Callable[[], float] = time.monotonic,
         folder: Path | None = None,
+        progress: ProgressWatch | None = None,
     ) -> None:
         """`now`: epoch ms, of questions and keys. `monotonic`: seconds, after which keys are read again. `folder`: of the embedded stack
-        that the router may be a process of."""
+        that the router may be a process of. `progress`: has seen earlier states of the pipeline."""
         self._settings, self._now = settings, now
         self.router = Router(settings, observe)
         redis = Redis(settings.redis_access, timeout_s=1.0)
         clickhouse = ClickHouse.of(settings, timeout_s=settings.query_timeout_s)
         self._changes, self._ledger = ChangesReader(clickhouse, settings.block_partitions), LedgerReader(clickhouse)
         stack = OwnStack(folder)
-        self.progress = ProgressWatch(settings)
-        self._pipeline = PipelineReader(settings, stack, partial(read_status, progress=self.progress))
+        self._pipeline = PipelineReader(settings, stack, partial(read_status, progress=progress))
         self.dead_letters = DeadLetters(settings, self.router.signer, now)
         self.bills = Bills(clickhouse, self.router, settings, now, stack)
         self.budgets, self.anomalies = Budgets(self.router, now), Anomalies(self.router, settings, now)
-        progress = partial(read_progress, redis, settings.key_prefix, settings.event_partitions)
-        guarded = partial(self.router.guards["redis"].call, progress)
+        reach_progress = partial(read_progress, redis, settings.key_prefix, settings.event_partitions)
+        guarded = partial(self.router.guards["redis"].call, reach_progress)
         users = HourlyUsers(clickhouse, settings.query_timeout_s, guarded)
         self.trending = Trending(self.router, TrendLists(redis, settings.key_prefix), users, now)
         self.alerts = AlertsApi(AlertStore(clickhouse), self.router.signer, self.router.guards["clickhouse"], now)

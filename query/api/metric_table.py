@@ -66,6 +66,10 @@ _PIPELINE = (
     ("adclick_worker_stopped", "gauge", "worker", "1 for a minute after a worker stopped with an error; missing otherwise."),
     ("adclick_detector_stopped", "gauge", "", "1 while the detector has stopped with an error, else 0."),
     ("adclick_silent_shards", "gauge", "", "Shards of the stream that have not reported."),
+    (
+        "adclick_stalled_positions", "gauge", "",
+        "Partitions of ad-events and ad-archive, and shards of the stream, that have stood still for a minute with something to do.",
+    ),
     ("adclick_shown_events_total", "counter", "shard", "Events that a shard of the hot tier has shown since it was made."),
     ("adclick_stream_lag_seconds", "gauge", "", "How much older answers are than the output of ingest."),
     ("adclick_watermark_timestamp_seconds", "gauge", "", "Closing watermark of the slowest shard, as Unix time."),

@@ -33,6 +33,7 @@ from query.alerts.scope import WHOLE_INSTALLATION
 from query.alerts.summary import AlertSummary, read_summary
 from query.api.metric_table import METRICS
 from query.api.pipeline_samples import MetricSample, samples_of
+from query.progress import ProgressWatch
 from query.status import read_status
 
 # 0.25 s is a service level (infra/monitoring/rules/recording.yml).
@@ -50,7 +51,8 @@ class Metrics:
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, progress: ProgressWatch | None = None) -> None:
+        """`progress`: has seen earlier states of the pipeline."""
         # A second series for each counter, which no rule or board needs.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
@@ -66,7 +68,7 @@ class Metrics:
             )
         )
         self._registry.register(_OwnProcess(settings))
-        self._registry.register(_Pipeline(settings))
+        self._registry.register(_Pipeline(settings, progress))
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count an answer."""
@@ -149,8 +151,8 @@ class _OwnProcess(Collector):
 class _Pipeline(Collector):
     """The metrics of the pipeline's state. Those of a backend that is away are left out, and its `adclick_backend_up` is 0."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, progress: ProgressWatch | None) -> None:
+        self._settings, self._progress = settings, progress
         self._client = ClickHouse.of(settings, timeout_s=settings.query_timeout_s)
         self._summary = LatestSummary(lambda: read_summary(self._client, WHOLE_INSTALLATION, None, now_ms()))
 
@@ -160,7 +162,7 @@ class _Pipeline(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Read the state, and translate it."""
-        status = read_status(self._settings)
+        status = read_status(self._settings, self._progress)
         samples = [*samples_of(status, self._settings.event_partitions)]
         if "clickhouse" not in status["problems"]:
             samples += self._alert_samples()

@@ -26,6 +26,8 @@ def samples_of(status: Mapping[str, Any], event_partitions: int) -> Iterator[Met
     for backend in BACKENDS:
         yield MetricSample("adclick_backend_up", (backend,), float(backend not in status["problems"]))
     yield MetricSample("adclick_warnings", (), len(status["warnings"]))
+    if "stalled" in status:
+        yield MetricSample("adclick_stalled_positions", (), len(status["stalled"]))
     yield from _topic_samples(status)
     if status["shards"]:  # Redis was read
         yield from _worker_samples(status, event_partitions)
