@@ -32,19 +32,20 @@ class Once(logging.Filter):
 
 
 class _Lossy:
-    """A stream of which lines are lost where they cannot be written: a terminal that is gone or a full disk ends no process."""
+    """A stream of which lines are lost where they cannot be written: a terminal that is gone, a full disk or a closed stream ends no
+    process."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> None:
-        """Never raises OSError."""
-        with contextlib.suppress(OSError):
+        """Raises neither OSError nor ValueError."""
+        with contextlib.suppress(OSError, ValueError):
             self._stream.write(text)
 
     def flush(self) -> None:
-        """Never raises OSError."""
-        with contextlib.suppress(OSError):
+        """Raises neither OSError nor ValueError."""
+        with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
 
 

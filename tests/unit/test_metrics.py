@@ -26,7 +26,7 @@ _STATUS: dict[str, Any] = {
     "open_transactions": {"ad-events/0": {"offset": 3, "messages": 5}, "ad-events/1": {"offset": 3, "messages": 6}},
     "ingest_workers": [{"worker": "ingest-0", "partitions": {"1": {}}, "counts": _COUNTS}, {"worker": "former", "partitions": {}}],
     "waits": {"stream-0": {"kafka": "Kafka: away"}}, "stopped_workers": {"ingest-1": "a hole"}, "stopped_detector": "a bug",
-    "silent_shards": [1], "level": "sampling", "stream_lag_s": 1.5, "watermark": "2026-11-29T00:00:00Z",
+    "silent_shards": [1], "stalled": ["a shard"], "level": "sampling", "stream_lag_s": 1.5, "watermark": "2026-11-29T00:00:00Z",
     "shards": [{"lag_s": 0.5, "watermark": None, "events": 7}, {"lag_s": None, "watermark": None, "events": None}],
     "redis_memory": [{"server": "127.0.0.1:6379", "used_bytes": 1, "limit_bytes": 2}],
     "last_reconciliation": {"published_at": "2026-11-29T03:00:00Z"}, "newest_reconciled_day": "2026-11-28",
@@ -35,7 +35,7 @@ _STATUS: dict[str, Any] = {
 
 
 def _scrape(monkeypatch: pytest.MonkeyPatch, status: dict[str, Any], **settings: str) -> list[str]:
-    monkeypatch.setattr(metrics, "read_status", lambda _: UNKNOWN_STATUS | {"warnings": []} | status)
+    monkeypatch.setattr(metrics, "read_status", lambda *_: UNKNOWN_STATUS | {"warnings": []} | status)
     summary = AlertSummary(0, 1, 28, (AlertCounts("ctr-drop", 1, 1, 0),))
     monkeypatch.setattr(metrics, "read_summary", lambda *_: summary)
     process = metrics.Metrics(Settings.model_validate(settings))
