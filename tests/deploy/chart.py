@@ -15,6 +15,8 @@ from tests.deploy import tools
 CHART = Path(__file__).parents[2] / "infra" / "deploy" / "chart" / "adclick"
 EXAMPLES = CHART / "examples"
 Manifest = dict[str, Any]
+KUBERNETES = ("--kube-version", "1.32")
+"""A helm that `go install` has built takes an old one for the cluster's."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Rendering:
 
 def render(*files: Path, **values: Any) -> Rendering:
     """The chart with files of values, the last one strongest, and values of the test above all."""
-    words = [tools.path_of("helm"), "template", "adclick", str(CHART), "--namespace", "billing"]
+    words = [tools.path_of("helm"), "template", "adclick", str(CHART), "--namespace", "billing", *KUBERNETES]
     for file in files:
         words += ["--values", str(file)]
     result = subprocess.run(

@@ -16,9 +16,9 @@ from tests.product import PATIENCE
 UID = "54321:0"
 """Of no user that the image or the machine knows."""
 _RESTRICTED = (
-    "--read-only", "--tmpfs", "/tmp:rw,noexec,nosuid,size=2g", "--user", UID, "--cap-drop", "all",
-    "--security-opt", "no-new-privileges",
+    "--no-healthcheck", "--read-only", "--user", UID, "--cap-drop", "all", "--security-opt", "no-new-privileges",
 )  # fmt: skip
+_NOEXEC, _EXEC = (("--tmpfs", f"/tmp:rw,{option},nosuid,size=2g") for option in ("noexec", "exec"))
 
 
 def engine() -> str:
@@ -29,10 +29,12 @@ def engine() -> str:
     return found
 
 
-def run(image: str, *words: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def run(
+    image: str, *words: str, options: tuple[str, ...] = (), tmp: tuple[str, ...] = _NOEXEC
+) -> subprocess.CompletedProcess[str]:
     """Run a command of the image to its end, without a network unless the options have one."""
     network = () if "--network" in options else ("--network", "none")
-    command = [engine(), "run", "--rm", *network, *_RESTRICTED, *options, image, *words]
+    command = [engine(), "run", "--rm", *network, *_RESTRICTED, *tmp, *options, image, *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=300 * PATIENCE)
 
 
@@ -68,10 +70,25 @@ class Containers:
         """Run a command to its end."""
         return run(self.image, *words, options=self.options())
 
+    def run_spark(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command that starts Spark, whose Java unpacks libraries into the temporary folder and loads them."""
+        return run(self.image, *words, options=self.options(), tmp=_EXEC)
+
     def start(self, kind: str) -> None:
         """Start a worker in the background."""
         name = f"{self.settings.namespace}{kind}"
-        command = [engine(), "run", "--detach", "--name", name, *_RESTRICTED, *self.options(), self.image, kind]
+        command = [
+            engine(),
+            "run",
+            "--detach",
+            "--name",
+            name,
+            *_RESTRICTED,
+            *_NOEXEC,
+            *self.options(),
+            self.image,
+            kind,
+        ]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=60 * PATIENCE)
         self.names.append(name)
 
