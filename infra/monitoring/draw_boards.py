@@ -162,7 +162,8 @@ _QUERIES: Rows = {
         )),
         Chart("Share of reads from the cache", PercentUnit, (
             Curve(
-                f'sum by (tier) (rate(adclick_tier_reads_total{{{_OURS}, outcome="cached"}}[5m]))'
+                f'(sum by (tier) (rate(adclick_tier_reads_total{{{_OURS}, outcome="cached"}}[5m]))'
+                f" or 0 * sum by (tier) (rate(adclick_tier_reads_total{{{_OURS}}}[5m])))"
                 f" / sum by (tier) (rate(adclick_tier_reads_total{{{_OURS}}}[5m]))", "{{tier}}",
             ),
         )),

@@ -218,7 +218,11 @@ def test_events_that_arrive_after_a_day_was_billed_raise_an_alert(planted: Setti
         assert {"date": DAY_SHOWN, "unbilled": PLANTED_ROWS - 1}.items() <= json.loads(hook.bodies[1]).items()
         shown = {run["date"]: run["unbilled"] for run in read_runs(ClickHouse.of(planted))}
         assert shown[DAY_SHOWN] == PLANTED_ROWS - 1
-        assert b"adclick_unbilled_events %d.0\n" % (PLANTED_ROWS - 1) in Metrics(planted).render()
+        metrics = Metrics(planted).render().decode()
+        assert f"adclick_unbilled_events {PLANTED_ROWS - 1}.0\n" in metrics
+        # The forced run is of a part of its day alone.
+        (newest,) = re.findall(r"^adclick_newest_reconciled_day_timestamp_seconds (\S+)$", metrics, re.M)
+        assert float(newest) * 1000 == DAY
     finally:
         hook.shutdown()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import signal
 import time
 from pathlib import Path
@@ -86,6 +87,10 @@ def test_the_lag_of_the_stream_grows_while_its_worker_is_halted(settings: Settin
         _check_dedup(reader, running)
         metrics = Metrics(settings)
         wait_until(lambda: b"adclick_stream_lag_seconds 0." in metrics.render(), 20, "the metric is exported")
+        text = metrics.render().decode()
+        outcomes = re.findall(r"^adclick_ingest_messages_total{.*} (\S+)$", text, re.M)
+        assert sum(map(float, outcomes)) == len(running.events.lines)
+        assert {"adclick_unread_partitions 0.0", "adclick_silent_shards 0.0"} <= set(text.splitlines())
 
 
 def _check_dedup(reader: PipelineReader, running: Flow) -> None:
