@@ -43,8 +43,8 @@ RIGHTS = {
     ),
     "others": _rights(
         "*",
-        "get set del unlink exists expire pexpire pttl smembers hset hdel hget hmget hgetall hvals zadd zrevrange multi exec scan eval "
-        "evalsha time",
+        "get set strlen getrange lrange del unlink exists expire pexpire pttl smembers hset hdel hget hmget hgetall hvals zadd zrevrange "
+        "multi exec scan eval evalsha time",
     ),
 }
 """Process → what its user needs; `others` are all that are not named."""

@@ -28,6 +28,7 @@ from infra.kafka.event_producer import EventProducer
 from infra.priority import BACKGROUND, LOG, PIPELINE
 from infra.settings import read_endpoints
 from ingest.dead_letters import letters as dead_letters
+from ingest.decoding.json_fields import read_ids_and_times
 from ingest.replay.command import replay_files
 from ingest.replay.sender import Pace
 from ingest.synthetic.generator import Spec, generate_events
@@ -37,6 +38,7 @@ from query.demo.questions import make_questions, make_reconciled_questions
 from tests.chaos import outages
 from tests.chaos.watcher import Watcher
 from tests.conftest import adclick
+from tests.integration.test_trace import trace
 from tests.product import COUNTS, PATIENCE, SPAN_MS, Product, wait_until
 
 EVENTS = 60_000
@@ -189,6 +191,28 @@ def test_reconciliation_gives_the_batch_truth_and_a_second_run_changes_nothing(p
     second = adclick("reconcile", *where)
     assert second.returncode == 0, second.stderr
     assert "unchanged" in second.stderr
+
+
+def test_a_trace_follows_events_to_their_windows_and_to_the_run_that_bills_them(product: Product) -> None:
+    day_ms = (product.start_ms + SPAN_MS) // DAY_MS * DAY_MS - DAY_MS
+    since, dead = iso(day_ms)[:10], dict(product.events.truth.dead.iter_rows())
+    ids, times = read_ids_and_times(product.events.lines.to_list())
+    of_day = [n for n, time_ms in enumerate(times) if time_ms is not None and day_ms <= time_ms < day_ms + DAY_MS]
+    late = next(n for n in of_day if dead.get(n) == "too-late")
+    traced = trace(product.settings, str(ids[late]), "--since", since)
+    (message, *_) = traced.document["messages"]
+    assert (traced.code, message["decision"], message["billed"]) == (0, "too-late", True), traced.err
+    assert (message["runs"][0]["cause"], traced.document["dead_letters"][0]["reason"]) == ("late", "too-late")
+    counted = [n for n in of_day if n not in dead]
+    newest = max((n for n in range(len(times)) if n not in dead), key=lambda n: times[n] or 0)
+    for n, states in ((counted[0], {"reconciled"}), (newest, {"provisional", "closed", "corrected"})):
+        traced = trace(product.settings, str(ids[n]), "--since", since)
+        assert (traced.code, traced.verdict) == (0, "counted"), traced.err
+        (message, *_) = [m for m in traced.document["messages"] if m["decision"] == "counted"]
+        windows = {w["granularity"]: w for w in message["windows"]}
+        assert {windows[grain]["state"] for grain in ("hour", "day")} <= states
+        assert all(windows[grain]["events"] >= 1 for grain in ("hour", "day"))
+    assert windows["minute"]["events"] >= 1
 
 
 def test_an_audit_recomputes_the_day_from_its_archive_and_finds_changed_numbers(product: Product) -> None:

@@ -275,8 +275,8 @@ def _check_traces(settings: Settings) -> None:
     contents = Contents(3, "three", date.replace(day=1), "USD", days, [])
     StatementStore(client).add(Issue(1, contents.digest, now_ms(), 1, (run["run_id"],), contents))
     traced: dict[str, list[tuple[str | None, bool]]] = {}
-    for event_id in ("e0", "e4", "e5", "across", "expired", "unlike", "again", "copied", "e13"):
-        answer = trace(settings, event_id, "--date", DAY_SHOWN)
+    for event_id in ("e0", "e4", "e5", "across", "expired", "unlike", "again", "copied", "e15"):
+        answer = trace(settings, event_id, "--since", DAY_SHOWN)
         messages = [m for m in answer.document["messages"] if m["decision"] != "copy"]
         traced[event_id] = [(m["runs"][0]["cause"], m["billed"]) for m in messages]
         for m in messages:
@@ -291,7 +291,7 @@ def _check_traces(settings: Settings) -> None:
         "expired": [(None, True), ("expired-horizon-duplicate", False)],
         "unlike": [(None, True), ("conflicting-copy", False)],
         "again": [("dead-letter-replayed", True), (None, False)],
-        "copied": [(None, True)], "e13": [(None, True)],
+        "copied": [(None, True)], "e15": [(None, True)],
     }  # fmt: skip
     assert "billed by run" in trace(settings, "e0", "--date", DAY_SHOWN, as_json=False).out
     # Archived once the run had read the archive: the next run of the day counts it.
