@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batch import archived_rows, move_tables
@@ -37,6 +37,11 @@ def message(offset: int, **more: Any) -> ArchivedMessage:
 
 
 @given(_EVENTS, st.booleans())
+# Of three rows the first is not counted; the third is in the partition of the second, or of the first.
+@example([{"decision": "too-late"}, {"partition": 1}, {"partition": 1}], False)
+@example([{"decision": "too-late"}, {"partition": 1}, {"partition": 0}], False)
+# Copies two days apart both count.
+@example([{"time_ms": DAY - DAY_MS - 1}, {}], False)
 def test_the_verdicts_on_each_message_add_up_to_the_recount_of_its_day(
     drawn: list[dict[str, Any]], rejected: bool
 ) -> None:
