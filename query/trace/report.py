@@ -14,6 +14,7 @@ from infra.clock import iso
 from ingest.archive.search import ArchivedMessage
 from ingest.dead_letters.letters import Letter
 from ingest.dedup.recorded_ids import RecordedId
+from query.finality import CLOSED, FINALITY, RECONCILED
 from query.statements.contents import month_text
 from query.trace.billing import IssueOfMessage, RunOfMessage, date_of
 from query.trace.gather import ARCHIVE, BILLING, TracedEvent
@@ -48,6 +49,19 @@ class Fate:
             return f"not billed by run {current.run.run_id} ({current.verdict.cause or 'another message of its id is'})"
         cause = f" ({current.verdict.cause})" if current.verdict.cause else ""
         return f"billed by run {current.run.run_id}{cause}"
+
+    @property
+    def missing_from(self) -> list[WindowOfMessage]:
+        """Closed windows that ought to count the message, and have no event like it."""
+        run, counted = self.current_run, self.message.decision == COUNTED
+        billed = run is not None and run.bills
+        return [
+            window
+            for window in self.windows
+            if window.events == 0
+            and not window.warnings
+            and (billed if window.state == FINALITY[RECONCILED] else counted and window.state in FINALITY[CLOSED:])
+        ]
 
     def describe_statement(self) -> str:
         """In which issue of the statement it is; empty for none."""
@@ -244,6 +258,12 @@ class TraceReport:
                 for i in f.issues
             ],
         )
+        for fate in self.fates:
+            for window in fate.missing_from:
+                app.say(
+                    f"note: the {window.grain} {iso(window.start_ms)} is {window.state}, and has no event like {_place(fate.message)}; if it stays so"
+                    f" in a minute, adclick audit --date {date_of(fate.message.time_ms)} says where it is missing"
+                )
         for warning in dict.fromkeys(w for f in self.fates for window in f.windows for w in window.warnings):
             app.say(f"note: {warning}")
         app.say(f"searched: {self.describe_search()}")
@@ -267,7 +287,7 @@ def _message_document(fate: Fate, *, knows_bills: bool) -> dict[str, Any]:
         "copy_of": None if m.copy_of is None else f"{m.partition}/{m.copy_of}", "file": m.file or None,
         "windows": [
             {"granularity": w.grain, "start": iso(w.start_ms), "end": iso(w.end_ms), "state": w.state, "events": w.events,
-             "tiers": w.tiers, "warnings": w.warnings}
+             "tiers": w.tiers, "warnings": w.warnings, "missing": w in fate.missing_from}
             for w in fate.windows
         ],
         "bill": fate.describe_bill() if fate.windows and knows_bills else None,

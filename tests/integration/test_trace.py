@@ -160,6 +160,8 @@ def test_open_and_closed_windows_and_what_lies_in_redis_alone(settings: Settings
         row | {"event_id": "unsure", "offset": 1, "decision": Decision.DOUBT},
         # Its first occurrence lies before what is searched.
         row | {"event_id": "copied", "offset": 2, "decision": Decision.COPY, "copy_of": 77},
+        # No window shows it.
+        row | {"event_id": "lost", "offset": 4, "ad_id": 9},
         row | {"event_id": "old", "offset": 3, "time_ms": minute_ms - 40 * 24 * HOUR_MS},
     ]
     wire = pa.Table.from_pylist(rows, schema=archive_schema.SCHEMA)
@@ -175,6 +177,13 @@ def test_open_and_closed_windows_and_what_lies_in_redis_alone(settings: Settings
     assert states("shown")[0] == ("provisional", 1)
     shard.show([partial(window_ms=minute_ms + MINUTE_MS, clicks=5)], minute_ms + MINUTE_MS)
     wait_until(lambda: states("shown")[0] == ("closed", 1), 5, "the minute is closed")
+    (minute, *_) = trace(settings, "lost").document["messages"][0]["windows"]
+    assert (minute["state"], minute["events"], minute["missing"]) == ("closed", 0, True)
+    assert (
+        f"has no event like 0/4; if it stays so in a minute, adclick audit --date {iso(minute_ms)[:10]}"
+        in trace(settings, "lost", as_json=False).err
+    )
+    assert "has no event like" not in trace(settings, "shown", as_json=False).err
     unsure = trace(settings, "unsure")
     assert (unsure.code, unsure.verdict) == (0, "left-to-the-run")
     assert "Redis has lost" in unsure.document["summary"]
