@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import itertools
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -17,24 +16,16 @@ import psutil
 
 from infra.cli import declare
 from infra.cli.app import App
-from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, now_ms
+from infra.cli.quantities import duration_ms
+from infra.clock import now_ms
 from infra.errors import UsageError, UserError
 from infra.rfc3339 import time_ms_of
 from ingest.synthetic import directory_file, truth_file
 from ingest.synthetic.generator import Spec, SyntheticEvents, generate_events
 
-_UNITS = {"s": 1_000, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}
 _SLICE = 100_000
 # What `generate_events` holds of an event at its peak.
 _PEAK_BYTES = 600
-
-
-def duration_ms(text: str) -> int:
-    """`90s`, `30m`, `26h`, `2d` in milliseconds. Raises UsageError."""
-    parts = re.fullmatch(r"(\d{1,9})([smhd])", text)
-    if parts is None or int(parts[1]) == 0:
-        raise UsageError(f"not a duration: {text}", hint="like 90s, 30m, 26h or 2d")
-    return int(parts[1]) * _UNITS[parts[2]]
 
 
 def start_time_ms(text: str | None) -> int:

@@ -11,6 +11,7 @@ from typing import cast
 
 import pytest
 
+from infra.cli.quantities import duration_ms
 from infra.clickhouse.client import ClickHouse
 from infra.clickhouse.deployment import ONE_SERVER
 from infra.clickhouse.schema import apply_migrations
@@ -19,7 +20,6 @@ from infra.errors import UsageError, UserError
 from infra.settings import resolve
 from infra.worker_process import worker_name
 from ingest.replay.sender import Pace, parse_pace
-from ingest.synthetic.command import duration_ms
 from query.serve import run_router
 
 
