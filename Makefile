@@ -8,7 +8,7 @@ ENGINE ?= $(firstword $(foreach engine,podman docker buildah,$(if $(shell comman
 # Which would have other packages found than those in .venv.
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONOPTIMIZE PYTHONPLATLIBDIR
 
-.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-page cluster-test monitoring monitoring-tools monitoring-test outages soak rehearse hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps profile story screenshots image deploy-test up down lock wheel wheel-test sbom audit-dependencies clean
+.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-page cluster-test monitoring monitoring-tools monitoring-test outages soak rehearse hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps bench-plan plan-constants profile story screenshots image deploy-test up down lock wheel wheel-test sbom audit-dependencies clean
 .DEFAULT_GOAL := help
 
 PAGE = tests/clusters/test_page.py::test_the_commands_of_the_page_work_in_its_order
@@ -119,6 +119,12 @@ bench-secured: setup ## What TLS and SASL cost where events are read (EVENTS=200
 
 bench-steps: setup ## What each step of an event costs alone
 	@$(BIN)/python -m tests.benchmarks.steps
+
+bench-plan: setup ## What `adclick plan` predicts, beside what three loads use (REUSE=1: loads of .bench/plan.json)
+	@$(BIN)/python -m tests.benchmarks.planning compare $(if $(REUSE),--reuse)
+
+plan-constants: setup ## Measure anew what `adclick plan` rests on, into infra/planning/constants.toml (REUSE=1)
+	@$(BIN)/python -m tests.benchmarks.planning constants $(if $(REUSE),--reuse)
 
 profile: setup ## Flame graphs of each worker while the pipeline runs, in .bench (EVENTS=10000000)
 	@$(BIN)/python -m tests.benchmarks.profile $(if $(EVENTS),--events $(EVENTS))

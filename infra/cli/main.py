@@ -25,6 +25,7 @@ COMMANDS = {
     "config": ("infra.stack_commands:config", "The effective settings and where each came from."),
     "doctor": ("infra.doctor_command:doctor", "Try each connection and right, and say what is missing."),
     "migrate": ("infra.stack_commands:migrate", "Make topics and tables, or bring them up to date."),
+    "plan": ("infra.planning.command:plan", "What a load needs and costs, before there is a cluster."),
     "demo": ("query.demo.command:demo", "Show on a private stack that every answer is exact."),
     "generate": ("ingest.synthetic.command:generate", "Write synthetic events, and the truth about them."),
     "replay": ("ingest.replay.command:replay", "Send events from files to Kafka."),
