@@ -69,7 +69,7 @@ monitoring-tools: setup ## prometheus and promtool in .venv, where they are not 
 	@if ! { command -v promtool && command -v prometheus || [ -x $(BIN)/promtool ]; } >/dev/null; then \
 	  rm -rf .venv/prometheus && mkdir .venv/prometheus && cd .venv/prometheus && \
 	  { apt-get download -qq prometheus 2>/dev/null || { apt-get update -qq && apt-get download -qq prometheus; } && \
-	    dpkg -x prometheus_*.deb . && mv usr/bin/prometheus usr/bin/promtool ../bin/; } || \
+	    dpkg -x prometheus_*.deb . && mv usr/bin/prometheus usr/bin/promtool ../bin/ && rm -rf ../prometheus; } || \
 	  { echo "monitoring-tools: failed: install prometheus and promtool 2.42 or newer, on PATH" >&2; exit 1; }; fi
 
 monitoring-test: monitoring-tools ## Alert rules by promtool, and all expressions on the Prometheus of a stack

@@ -68,6 +68,9 @@ def test_a_router_that_knows_everything_exposes_the_table(monkeypatch: pytest.Mo
     assert _exposed(lines) == table
     assert {label for row in METRICS.values() for label in row.labels} == LABELS.keys()
     samples = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    # The authority signs for a day from now.
+    expiry_s = float(samples['adclick_certificate_not_after_timestamp_seconds{setting="tls_certificate"}'])
+    assert abs(expiry_s - (dt.datetime.now(dt.UTC) + dt.timedelta(days=1)).timestamp()) < 60
     expected = {
         'adclick_lag_messages{partition="1",topic="ad-events"}': 20, "adclick_open_transaction_messages": 11,
         "adclick_unread_partitions": 3, "adclick_silent_shards": 1, "adclick_overload_level": 2, "adclick_backend_up": None,
