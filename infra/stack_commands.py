@@ -39,9 +39,9 @@ def up(
     """
     from infra.embedded import jars, prometheus_server, supervisor
 
-    logs.configure(verbose=app.verbose, quiet=app.quiet)
     if observe:
         prometheus_server.find_program()
+    logs.configure(verbose=app.verbose, quiet=app.quiet)
     path = app.folder
     folder = Folder(path)
     folder.make()
