@@ -51,7 +51,10 @@ class Scene:
 
     def questions(self, product: Product) -> list[DemoQuestion]:
         """About all that was counted since the end of that day."""
-        return make_questions(product.oracle, self.day_ms + DAY_MS, self.start_ms + SPAN_MS)
+        since_ms = self.day_ms + DAY_MS
+        questions = make_questions(product.oracle, since_ms, self.start_ms + SPAN_MS)
+        # A day of another zone may begin in the reconciled one.
+        return [q for q in questions if q.start_ms >= since_ms]
 
     def reconciled_questions(self, product: Product) -> list[DemoQuestion]:
         """About the day that was reconciled."""
