@@ -172,7 +172,15 @@ def _print(app: App, sizing: Sizing, prices: Prices, by: str) -> None:
     for part in dict.fromkeys([*processes, *cores]):
         gb = sum(size for name, size in memory.items() if name.split(",")[0] == part)
         disk = 0.0 if part == "archive" else sizing.disk_gb(part)
-        rows.append((part, processes.get(part, "by night"), _number(cores.get(part)), _number(gb), _number(disk)))
+        rows.append(
+            (
+                part,
+                processes.get(part, "by night"),
+                _number(cores.get(part)),
+                _number(gb or None),
+                _number(disk or None),
+            )
+        )
     app.table(["part", "processes", "cores", "memory, GB", "disk, GB"], rows)
     click.echo()
     app.table(
@@ -203,6 +211,6 @@ def _cost_row(item: CostItem) -> tuple[str, ...]:
 
 
 def _number(value: float | None) -> str:
-    if not value:
+    if value is None:
         return ""
-    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
+    return f"{value:,.0f}" if value >= 100 or not value else f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
