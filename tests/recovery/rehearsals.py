@@ -68,7 +68,7 @@ class Scene:
     def restored(self, name: str) -> Iterator[Product]:
         """A copy of the backup, not started; it is stopped and removed at the end."""
         product = self.product(name)
-        shutil.copytree(self.backup, product.folder.path)
+        shutil.copytree(self.backup, product.folder.path, symlinks=True)
         # Another copy may still run.
         product.folder.write_state({k: v for k, v in product.folder.state().items() if k != "ports"})
         try:
@@ -211,7 +211,7 @@ def prepare(work: Path, count: int) -> Scene:
     finally:
         adclick("down", "--dir", str(product.folder.path))
     began = time.monotonic()
-    shutil.copytree(product.folder.path, scene.backup)
+    shutil.copytree(product.folder.path, scene.backup, symlinks=True)
     size = sum(file.stat().st_size for file in scene.backup.rglob("*") if file.is_file())
     print(f"backup: {size >> 20} MB copied in {time.monotonic() - began:.1f} s", flush=True)
     shutil.rmtree(product.folder.path)
