@@ -22,7 +22,6 @@ from infra.errors import AdclickError
 from ingest.synthetic.generator import Spec, SyntheticEvents, generate_events
 from query.client import Client
 from query.demo.questions import DemoQuestion, make_questions, make_reconciled_questions
-from query.status import read_status
 from tests.conftest import adclick
 from tests.product import COUNTS, SPAN_MS, Product, wait_until
 
@@ -175,7 +174,7 @@ def kafka(scene: Scene) -> float:
         try:
             product.up()
             must(product, "replay", str(former.folder.path / "archive"))
-            wait_until(lambda: read_status(product.settings)["topics"].get("ad-events") == 0, 120, "all is read")
+            wait_until(product.caught_up, 120, "all is read, and the day has ended by the watermark")
             reconcile(product, scene)
             check(product, scene.reconciled_questions(product))
             return time.monotonic() - lost_at
