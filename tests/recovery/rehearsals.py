@@ -85,7 +85,12 @@ def must(product: Product, *words: str, codes: tuple[int, ...] = (0,)) -> str:
 
 
 def reconcile(product: Product, scene: Scene) -> None:
-    """Recount the day. 3: with an alert, as some events were too late for the stream."""
+    """Recount the day, once it is no longer open. 3: with an alert, as some events were too late for the stream."""
+
+    def is_done() -> bool:
+        return "still open" not in must(product, "reconcile", "--date", scene.date, codes=(0, 1, 3))
+
+    wait_until(is_done, 60, "the day has ended")
     must(product, "reconcile", "--date", scene.date, codes=(0, 3))
 
 
