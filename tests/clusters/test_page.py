@@ -48,8 +48,8 @@ PRINTED = {
 WORKERS = ("ingest", "archive", "stream", "serve", "notify")
 IN_SENTENCES = {"adclick migrate --print-grants", "adclick replay s3://BUCKET/PREFIX"}
 """Commands that no block has."""
-ELSEWHERE = {"adclick up"}
-"""Commands of a stack, not of a cluster: all other tests run them."""
+ELSEWHERE = {"adclick up", "adclick plan"}
+"""Commands of a stack, or of no cluster: other tests run them."""
 UNTESTED = {
     "adclick reconcile --date 2026-11-29 --master yarn",
     "adclick reconcile --date 2026-11-29 --master k8s://https://kubernetes:6443",
