@@ -18,7 +18,7 @@ from infra.clickhouse import schema
 from infra.clickhouse.client import ClickHouse
 from infra.clickhouse.grants import grant_statement, grants
 from infra.clock import describe_skews
-from infra.errors import AdclickError, Refused, Unavailable, UserError
+from infra.errors import AdclickError, UserError, is_away
 from infra.file_store import FileStore
 from infra.kafka import topic_setup, topics
 from infra.kafka.admin import Admin
@@ -97,7 +97,7 @@ class Examination:
 
     def _with_address(self, backend: str, error: AdclickError) -> str:
         """What went wrong; where a backend does not answer, with the setting that says where it is."""
-        if isinstance(error, Unavailable) and not isinstance(error, Refused) and not error.hint:
+        if is_away(error) and not error.hint:
             return f"{error} (ADCLICK_{backend.upper()} is {mask(str(getattr(self._settings, backend)))})"
         return str(error)
 

@@ -103,6 +103,11 @@ class Refused(Unavailable):
         self.code = code
 
 
+def is_away(error: BaseException) -> bool:
+    """Whether an error says that a backend did not answer, rather than that it refuses."""
+    return isinstance(error, Unavailable) and not isinstance(error, Refused)
+
+
 class Denied(Refused):
     """Credentials or permissions are not enough."""
 

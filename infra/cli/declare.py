@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from infra.cli.app import App
-from infra.errors import Refused, Unavailable
+from infra.errors import Unavailable, is_away
 
 GLOBAL_OPTIONS = [
     click.Option(["--dir", "directory"], metavar="DIR", help="Folder of an embedded stack.  [default: .adclick]"),
@@ -35,7 +35,7 @@ class Command(click.Command):
         try:
             return super().invoke(ctx)
         except Unavailable as error:
-            if not isinstance(error, Refused):
+            if is_away(error):
                 error.hint = app.stack_hint() or error.hint
             raise
 

@@ -20,11 +20,10 @@ from typing import IO, Any
 import psutil
 
 from infra.errors import AdclickError, UserError
-from infra.settings import ENDPOINTS_FILE
+from infra.settings import ENDPOINTS_FILE, STORES
 
 LOG_LIMIT_BYTES = 20 << 20
 _LOG_END_BYTES = 64 << 10
-BACKENDS = ("kafka", "redis", "clickhouse")
 # Below PATH_MAX (4096) by what the servers add to it.
 _LONGEST_PATH = 3_500
 # The `starttime` of /proc/PID/stat, counted from the field behind the command's name.
@@ -73,7 +72,7 @@ class Folder:
         """Create the folders that are missing, for this user alone. Raises UserError when that is not possible."""
         check_name(self.path)
         # Events, user ids' digests and copies of keys are in what the servers store and log, and their files are made by the umask.
-        servers = (self.path / name for name in BACKENDS)
+        servers = (self.path / name for name in STORES)
         try:
             for folder in (self.path, self.run, self.logs, *servers):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)

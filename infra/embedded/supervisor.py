@@ -27,14 +27,14 @@ from typing import Any
 from infra import logs, migration
 from infra.embedded import exit_reasons, ports, prometheus_server, readiness, schedule, start_commands
 from infra.embedded.lifeline import die_with_parent
-from infra.embedded.stack_folder import BACKENDS, Folder
+from infra.embedded.stack_folder import Folder
 from infra.embedded.start_commands import ProcessCommand
 from infra.errors import AdclickError, UserError
 from infra.file_store import is_bucket
 from infra.kafka.connection import NO_OTHER_KAFKA
 from infra.priority import answer_soon, give_way
 from infra.redis.access import NO_OTHER_REDIS
-from infra.settings import Settings, file_variables
+from infra.settings import STORES, Settings, file_variables
 
 # Whatever lies in the working directory, our modules and our packages' are meant.
 ADCLICK = [sys.executable, "-P", "-m", "infra"]
@@ -245,7 +245,7 @@ class Supervisor:
             if ready():
                 return True
             child = self._children[name]
-            if name in BACKENDS and child.process is not None and (code := child.process.poll()) is not None:
+            if name in STORES and child.process is not None and (code := child.process.poll()) is not None:
                 child.code = code
                 raise self._failure(child, f"{name} did not start")
             failing = next((c for c in self._children.values() if c.fails_to_start), None)
@@ -385,8 +385,8 @@ class Supervisor:
         """Workers first, so that they can hand over; then the backends."""
         if self._nightly is not None:
             self._nightly[1].kill()  # nothing of an unfinished run is published
-        backends = [c for n, c in self._children.items() if n in BACKENDS]
-        workers = [c for n, c in self._children.items() if n not in BACKENDS]
+        backends = [c for n, c in self._children.items() if n in STORES]
+        workers = [c for n, c in self._children.items() if n not in STORES]
         for group, grace in ((workers, WORKER_GRACE_S), (backends, BACKEND_GRACE_S)):
             running = [c for c in group if c.process is not None and c.process.poll() is None]
             for child in running:

@@ -16,7 +16,7 @@ from infra import faults, logs
 from infra.clickhouse.alerts import Alert, insert_alerts
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso
-from infra.errors import Refused, Unavailable
+from infra.errors import is_away
 from ingest.partials import COUNTS, Partials
 from stream.insights.alerting import Alerting, AlertPolicy
 from stream.insights.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
@@ -102,7 +102,7 @@ class InsightSink:
             call()
         except Exception as error:
             # What answers and refuses, such as a table that may not be read, is nothing to wait for here.
-            if isinstance(error, Unavailable) and not isinstance(error, Refused):
+            if is_away(error):
                 raise
             logs.get("stream").error("the detector has stopped for now", why=str(error), exc_info=error)
             self._broken, self._retry_at = True, time.monotonic() + _RETRY_S

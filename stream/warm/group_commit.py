@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from infra.errors import Refused, Unavailable
+from infra.errors import is_away
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
@@ -77,8 +77,7 @@ class GroupCommit(Generic[Key, Item]):
 
     def _write_group(self, group: list[_Waiting[Key, Item]]) -> None:
         error = self._error_of(group)
-        is_away = isinstance(error, Unavailable) and not isinstance(error, Refused)
-        if error is None or is_away or len(group) == 1:
+        if error is None or is_away(error) or len(group) == 1:
             self._end(group, error)
             return
         # One of them may be at fault, or all together be too much. But a store that refuses two of them refuses all.
