@@ -71,4 +71,8 @@ def _spread(sizes: Mapping[int, int], count: int) -> dict[int, int]:
     for place, p in enumerate(sorted(sizes, key=lambda p: min(sizes[p], evenly))):
         shares[p] = min(sizes[p], -(-left // (len(sizes) - place)))
         left -= shares[p]
+    # Of those that have more than an even share, a later one may have less than it was left.
+    for p in sizes:
+        more = min(sizes[p] - shares[p], left)
+        shares[p], left = shares[p] + more, left - more
     return shares
