@@ -97,17 +97,20 @@ def _value(stack: Observed, expression: str) -> float:
     return float(stack.samples(expression)[0]["value"][1])
 
 
-def test_every_expression_of_rules_and_boards_is_evaluated_without_an_error(stack: Observed) -> None:
-    wait_until(lambda: stack.samples("job:adclick_http_requests:rate5m"), 60, "two scrapes were evaluated")
-    empty = [
-        (where, expression)
+def _empty_panels(stack: Observed) -> list[str]:
+    """The panels without a sample, but for those that such a stack has no metric for."""
+    return [
+        where
         for where, expression in expressions()
-        if not stack.samples(expression.replace("$job", "adclick"))
+        if ": " in where
+        and not {name for name, _ in names_in(expression).selected} & {*_MISSING, _LIMIT}
+        and not stack.samples(expression.replace("$job", "adclick"))
     ]
-    panels = [
-        (where, {name for name, _ in names_in(expression).selected}) for where, expression in empty if ": " in where
-    ]
-    assert [where for where, names in panels if not names & {*_MISSING, _LIMIT}] == []
+
+
+def test_every_expression_of_rules_and_boards_is_evaluated_without_an_error(stack: Observed) -> None:
+    # A rate needs two scrapes of its counter, and some counters begin with the first event.
+    wait_until(lambda: not _empty_panels(stack), 60, lambda: f"no samples in {_empty_panels(stack)}")
     groups = stack.get("rules")["groups"]
     evaluated = [rule for group in groups for rule in group["rules"]]
     wait_until(
