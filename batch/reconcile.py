@@ -24,6 +24,7 @@ from infra.cli import declare
 from infra.cli.app import App
 from infra.clickhouse.client import ClickHouse, connector
 from infra.clickhouse.ledger_causes import Cause
+from infra.clickhouse.retention import PUBLISHED_DAYS
 from infra.clock import DAY_MS, day_start_ms, iso, now_ms
 from infra.errors import AdclickError, UsageError, UserError
 from infra.file_store import FileStore
@@ -130,6 +131,11 @@ def _check_closed(day: dt.date, watermark_ms: int | None, force: bool) -> None:
     start_ms = day_start_ms(day)
     if start_ms > now_ms():
         raise UserError(f"{day} has not begun yet")
+    if start_ms < now_ms() - PUBLISHED_DAYS * DAY_MS:
+        raise UserError(
+            f"{day} can no longer be billed: published days are deleted after {PUBLISHED_DAYS} days",
+            hint=f"the first day that stays is {iso((now_ms() // DAY_MS - PUBLISHED_DAYS + 1) * DAY_MS)[:10]}",
+        )
     if not force and (watermark_ms is None or watermark_ms < start_ms + DAY_MS):
         shown = f"the watermark is {iso(watermark_ms)}" if watermark_ms is not None else "there is no watermark yet"
         raise UserError(f"{day} is still open: {shown}", hint="wait until it is past the day's end, or --force")

@@ -9,7 +9,7 @@ from infra.kafka import topics
 from infra.kafka.admin import Admin
 from infra.kafka.consumers import read_stretches
 from infra.settings import Settings
-from ingest import continuation
+from ingest.committed_positions import read_positions
 from ingest.dead_letters.letters import is_about
 
 _SECONDS = 20.0
@@ -40,14 +40,11 @@ class UnreadSearch:
 
 def find_unread(settings: Settings, event_id: str, seconds: float = _SECONDS) -> UnreadSearch:
     """Search what lies behind the committed positions of ingest. Raises Unavailable."""
-    topic, group, search = settings.topic(topics.EVENTS), settings.topic(topics.INGEST_GROUP), UnreadSearch()
-    admin = Admin(settings.kafka_connection)
-    count = min(settings.event_partitions, admin.partitions().get(topic, 0))
+    topic, search, admin = settings.topic(topics.EVENTS), UnreadSearch(), Admin(settings.kafka_connection)
+    positions = read_positions(settings, admin)
+    count = len(positions)
     if not count:
         return search
-    mains = admin.committed(group, topic, count)
-    copies = admin.committed(group, settings.topic(topics.ARCHIVE), count)
-    positions = [continuation.choose_position(main, copy) for main, copy in zip(mains, copies, strict=True)]
     bases = [0 if position is None else position.base for position in positions]
     starts, ends = admin.starts(topic, count), admin.ends(topic, count)
     stretches = {}

@@ -23,6 +23,8 @@ QUIET_MS = 2 * HOUR_MS
 KEPT_MS = HOUR_MS
 """For so long after that the merged files stay."""
 _MOST_BYTES = 256 << 20
+# Days that stay, however large the archive is.
+_NEWEST = 2
 
 
 def due_groups(store: FileStore, partitions: Iterable[int], now_ms: int) -> Iterator[list[File]]:
@@ -77,19 +79,28 @@ def remove_merged(store: FileStore, partitions: Iterable[int], now_ms: int) -> l
 
 
 def remove_expired_days(store: FileStore, now_ms: int, keep_days: int | None, most_bytes: float | None) -> list[str]:
-    """Remove the oldest days: those over for `keep_days`, and, beyond `most_bytes`, what lies before the newest two; returns
-    their folders."""
+    """Remove the oldest days: those over for `keep_days`, and, beyond `most_bytes`, what lies before the newest two.
+
+    A day to which late events were written is young again, so that they can be reconciled: by `keep_days` it goes as long after its
+    last file as after its end, and by `most_bytes` two days after its last file. Returns the folders.
+    """
     if keep_days is None and most_bytes is None:
         return []
-    days = archive_files.day_folders(store)
-    sizes = {day: sum(f.bytes for f in store.files(day)) for day in days}
-    total, removed = sum(sizes.values()), list[str]()
-    for day in days:
-        over_ms = now_ms - day_start_ms(archive_files.folder_date(day)) - DAY_MS
-        too_old = keep_days is not None and over_ms >= keep_days * DAY_MS
-        too_much = most_bytes is not None and total > most_bytes and day not in days[-2:]
+    files = {day: store.files(day) for day in archive_files.day_folders(store)}
+    days = list(files)
+    total, removed = sum(f.bytes for stored in files.values() for f in stored), list[str]()
+    for day, stored in files.items():
+        ended_ms = day_start_ms(archive_files.folder_date(day)) + DAY_MS
+        quiet_ms = now_ms - max((ended_ms, *(f.modified_ms for f in stored)))
+        too_old = keep_days is not None and quiet_ms >= keep_days * DAY_MS
+        too_much = (
+            most_bytes is not None
+            and total > most_bytes
+            and day not in days[-_NEWEST:]
+            and quiet_ms >= _NEWEST * DAY_MS
+        )
         if too_old or too_much:
-            total -= sizes[day]
+            total -= sum(f.bytes for f in stored)
             store.remove_folder(day)
             removed.append(day)
     return removed

@@ -23,6 +23,7 @@ from infra.kafka import topics
 from infra.kafka.admin import Admin
 from infra.kafka.event_producer import EventProducer
 from ingest.decoding import json_fields
+from ingest.replay.backfill import Backfill
 from ingest.replay.inputs import EventInput, open_input, spool
 from ingest.replay.replay_batch import ReplayBatch
 from ingest.replay.sender import Pace, Sender, parse_pace
@@ -65,8 +66,10 @@ def send_inputs(
     app: App, inputs: Sequence[EventInput], pace: Pace, shift: Shift | None, stop: threading.Event
 ) -> Sender:
     """Send inputs one after the other. Raises AdclickError unless everything in them was sent and acknowledged."""
-    Admin(app.settings.kafka_connection).partitions(10.0)  # a wrong address is named before anything is read
+    admin = Admin(app.settings.kafka_connection)
+    admin.partitions(10.0)  # a wrong address is named before anything is read
     migration.check_topics(app.settings)
+    backfill = Backfill.of(app.settings, admin, now_ms())
     sender = Sender(EventProducer(app.settings.kafka_connection), app.settings.topic(topics.EVENTS), pace, stop)
     again = _SAME_FILE_AGAIN if shift is None else _MOVED_AGAIN
     read, foreign, source, empty = 0, 0, inputs[0], list[EventInput]()
@@ -78,6 +81,7 @@ def send_inputs(
                 for lines in source.lines(stop):
                     batch = ReplayBatch.of(lines, shift)
                     _refuse_foreign(source, batch, read - before)
+                    backfill.add(batch.times_ms)
                     read += len(lines)
                     foreign += batch.foreign
                     sender.send(batch, lambda count: bar.advance(task, count))
@@ -108,6 +112,8 @@ def send_inputs(
     _check_complete(inputs, sender.sent)
     if foreign:
         app.say(f"{foreign:,} of {sender.sent:,} lines have no event_id that can be read: they become dead letters")
+    for line in backfill.lines():
+        app.say(line)
     for source in empty:
         app.say(f"{source.shown} holds no events")
     for source in inputs:

@@ -244,7 +244,8 @@ def test_an_audit_recomputes_the_day_from_its_archive_and_finds_changed_numbers(
     ("words", "reason"),
     [
         (["--date", "2199-01-01"], "has not begun"),
-        (["--date", "2020-01-01"], "nothing is archived"),
+        (["--date", iso(now_ms() - 300 * DAY_MS)[:10]], "nothing is archived"),
+        (["--date", "2020-01-01"], "can no longer be billed"),
         (["--date", iso(now_ms())[:10]], "still open"),
     ],
 )
@@ -253,6 +254,38 @@ def test_a_day_that_cannot_be_reconciled_is_refused(product: Product, words: lis
     assert result.returncode == 1
     assert reason in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_events_too_late_for_the_stream_are_named_with_what_bills_them_and_then_billed(
+    product: Product, tmp_path: Path
+) -> None:
+    file, where = tmp_path / "old.ndjson", ["--dir", str(product.folder.path)]
+
+    def write(time_ms: int) -> str:
+        event = {"event_type": "click", "event_time": time_ms, "campaign_id": 888_888, "ad_id": 1, "advertiser_id": 1}
+        lines = (json.dumps({"event_id": f"{time_ms}-{n}", **event, "publisher_id": 1}) for n in range(25))
+        file.write_text("\n".join(lines))
+        return str(file)
+
+    refused = adclick("replay", write(now_ms() - 800 * DAY_MS), *where)
+    assert refused.returncode == 1
+    assert "25 of 25 events are older than 735 days" in refused.stderr
+    day_ms = (now_ms() - 40 * DAY_MS) // DAY_MS * DAY_MS
+    day = iso(day_ms)[:10]
+    sent = adclick("replay", write(day_ms + HOUR_MS), *where)
+    assert sent.returncode == 0, sent.stderr
+    assert "25 events are too late for the stream's minutes, hours and days" in sent.stderr
+    assert f"adclick reconcile --date {day}" in sent.stderr
+    billed = adclick("reconcile", "--date", day, *where)
+    assert billed.returncode in (0, 3), billed.stderr
+    question = [
+        ("campaign_id", "888888"),
+        ("start", iso(day_ms)),
+        ("end", iso(day_ms + DAY_MS)),
+        ("granularity", "day"),
+    ]
+    (row,) = Client(product.settings).get("/v1/metrics", question)["data"]
+    assert (row["clicks"], row["finality"]) == (25, "reconciled")
 
 
 def http(product: Product, path: str, key: str | None = "right") -> httpx.Response:

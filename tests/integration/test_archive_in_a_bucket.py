@@ -71,7 +71,8 @@ def test_files_in_a_bucket_are_merged_and_old_days_removed(in_bucket: Settings) 
     assert compaction.remove_merged(store, [0], now_ms()) == []
     assert len(compaction.remove_merged(store, [0], now_ms() + compaction.KEPT_MS + HOUR_MS)) == 4
     assert offsets() == list(range(42))
-    assert compaction.remove_expired_days(store, now_ms(), 1, None) == ["event_date=2024-10-04"]
+    assert compaction.remove_expired_days(store, now_ms(), 1, None) == [], "its files are new"
+    assert compaction.remove_expired_days(store, now_ms() + DAY_MS, 1, None) == ["event_date=2024-10-04"]
     assert store.files() == []
 
 

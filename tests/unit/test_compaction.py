@@ -100,6 +100,7 @@ def test_later_files_are_merged_with_the_merged_one(root: Path) -> None:
 def test_the_oldest_days_are_removed(tmp_path: Path) -> None:
     for day in range(4):
         write(tmp_path, 0, day, day + 1, hour=24 * day)
+    at(tmp_path, DAY)
     size = sum(f.stat().st_size for f in tmp_path.rglob("*.parquet"))
     now = DAY + 4 * DAY_MS
     store = FileStore(str(tmp_path))
@@ -107,3 +108,15 @@ def test_the_oldest_days_are_removed(tmp_path: Path) -> None:
     assert len(compaction.remove_expired_days(store, now, 3, size)) == 1
     assert len(compaction.remove_expired_days(store, now, None, 1)) == 1, "the newest two stay"
     assert len(list(tmp_path.glob("event_date=*"))) == 2
+
+
+def test_an_old_day_that_late_events_were_written_to_is_kept_as_long_as_a_new_one(tmp_path: Path) -> None:
+    for day in range(4):
+        write(tmp_path, 0, day, day + 1, hour=24 * day)
+    arrived = DAY + 100 * DAY_MS
+    at(tmp_path, arrived)
+    store = FileStore(str(tmp_path))
+    assert compaction.remove_expired_days(store, arrived + 3 * DAY_MS - 1, 3, None) == []
+    assert compaction.remove_expired_days(store, arrived + 2 * DAY_MS - 1, None, 1) == []
+    assert len(compaction.remove_expired_days(store, arrived + 2 * DAY_MS, None, 1)) == 2
+    assert len(compaction.remove_expired_days(store, arrived + 3 * DAY_MS, 3, None)) == 2
