@@ -18,6 +18,7 @@ from batch.spark_job import RunInput
 from infra.clickhouse import borders
 from infra.clickhouse.client import ClickHouse
 from infra.clickhouse.ledger_causes import Cause
+from infra.clickhouse.retention import PUBLISHED_DAYS
 from infra.clock import DAY_MS, HOUR_MS, day_start_ms
 from infra.errors import LeaseLost
 from infra.file_store import FileStore
@@ -104,15 +105,15 @@ def recorded_digest(client: ClickHouse, run_id: str) -> str:
 
 
 def read_billed_offsets(client: ClickHouse, before: dt.date) -> dict[int, list[int]]:
-    """Start of an earlier day (epoch ms) → the offsets up to which its current run has read, by source partition."""
+    """Start of each earlier day that was reconciled (epoch ms) → the offsets up to which its current run has read, by source partition;
+    empty for runs of releases that did not record them."""
     rows = client.rows(
         f"SELECT toUInt64(toUnixTimestamp(toDateTime(c.date, 'UTC'))), r.summary FROM {client.database}.current_runs AS c"
         f" INNER JOIN {client.database}.runs AS r ON r.run_id = c.run_id WHERE c.date < {{before:Date}}"
-        " ORDER BY c.date DESC LIMIT 62",
+        f" ORDER BY c.date DESC LIMIT {PUBLISHED_DAYS}",
         {"before": before},
     )
-    ends = {int(seconds) * 1000: json.loads(summary).get("ends", []) for seconds, summary in rows}
-    return {day_ms: offsets for day_ms, offsets in ends.items() if offsets}
+    return {int(seconds) * 1000: json.loads(summary).get("ends", []) for seconds, summary in rows}
 
 
 def record_unbilled(client: ClickHouse, unbilled: Mapping[int, int]) -> None:

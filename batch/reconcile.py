@@ -11,7 +11,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from batch import alerts, coverage, explain, publish
+from batch.recount import UnbilledEvents
 from infra import faults, migration, run_progress
 from infra.cli import declare
 from infra.cli.app import App
@@ -257,15 +258,20 @@ def _write_reach(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof, run
         job.app.say(f"{day}: users were not counted anew, those of the stream stay: {error}")
 
 
-def _alert_unbilled(job: _Job, unbilled: Mapping[int, int]) -> bool:
-    """Print and alert which earlier days have events that their runs lack; returns whether there are any."""
+def _alert_unbilled(job: _Job, unbilled: UnbilledEvents) -> bool:
+    """Print which earlier days have events that no bill has, and alert those that their runs lack; returns whether there are any."""
     if not job.dry_run:
-        publish.record_unbilled(job.client, unbilled)
-    for day_ms, events in unbilled.items():
+        publish.record_unbilled(job.client, unbilled.late)
+    for day_ms, events in unbilled.never.items():
+        date = iso(day_ms)[:10]
+        job.app.say(
+            f"{date}: {events:,} events are archived, and it was never reconciled: adclick reconcile --date {date}"
+        )
+    for day_ms, events in unbilled.late.items():
         summary = f"{iso(day_ms)[:10]}: {events:,} events arrived after its reconciliation: reconcile it again"
         job.app.say(f"ALERT: {summary}")
         alerts.send(job.app, {"date": iso(day_ms)[:10], "alert": summary, "unbilled": events})
-    return bool(unbilled)
+    return bool(unbilled.late)
 
 
 @contextmanager

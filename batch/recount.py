@@ -14,7 +14,7 @@ the others are what must be added to the stream's numbers, so they add up to exa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
@@ -52,21 +52,36 @@ class CountedRows:
     totals: Totals
 
 
-def count_unbilled(rows: pl.DataFrame, billed: Mapping[int, Sequence[int]]) -> dict[int, int]:
-    """How many events there are of days whose run had begun when they were archived: start of a day → events.
+@dataclass(frozen=True)
+class UnbilledEvents:
+    """Start of an earlier day → archived events of it, without copies, that no bill has."""
 
-    `billed`: start of a day → for each source partition the offset up to which its run has read.
+    late: dict[int, int] = field(default_factory=dict)
+    """Of days whose run had begun when the events were archived."""
+    never: dict[int, int] = field(default_factory=dict)
+    """Of days that were never reconciled."""
+
+
+def count_unbilled(rows: pl.DataFrame, billed: Mapping[int, Sequence[int]], before_ms: int) -> UnbilledEvents:
+    """The events of days before `before_ms` that the runs of these days have not read.
+
+    `billed`: start of each day that was reconciled → for each source partition the offset up to which its run has read;
+    empty if that was not recorded, and the day is passed over.
     """
-    counts = dict[int, int]()
-    times = rows["time_ms"].to_numpy()
-    for day_ms, ends in billed.items():
-        at = np.flatnonzero((times >= day_ms) & (times < day_ms + DAY_MS))
-        if len(at):
-            up_to = np.asarray(ends, np.int64)[rows["partition"].gather(at).to_numpy()]
-            later = rows["offset"].gather(at).to_numpy() >= up_to
-            news = codes_of(rows["decision"].gather(at)) != Decision.COPY
-            counts[day_ms] = int((later & news).sum())
-    return {day_ms: events for day_ms, events in counts.items() if events}
+    late, never = dict[int, int](), dict[int, int]()
+    news = codes_of(rows["decision"]) != Decision.COPY
+    partitions, offsets = rows["partition"].to_numpy(), rows["offset"].to_numpy()
+    starts = rows["time_ms"].to_numpy() // DAY_MS * DAY_MS
+    for day_ms in map(int, np.unique(starts[starts < before_ms])):
+        at = (starts == day_ms) & news
+        if (ends := billed.get(day_ms)) is None:
+            never[day_ms] = int(at.sum())
+        elif ends:
+            # A partition that was added since was not read at all.
+            up_to = np.zeros(max(len(ends), int(partitions.max()) + 1), np.int64)
+            up_to[: len(ends)] = ends
+            late[day_ms] = int((offsets[at] >= up_to[partitions[at]]).sum())
+    return UnbilledEvents(*({day_ms: n for day_ms, n in counts.items() if n} for counts in (late, never)))
 
 
 def count_alone(rows: pl.DataFrame, day_ms: int) -> CountedRows:

@@ -38,6 +38,7 @@ from pyspark.sql import functions as F  # noqa: N812
 
 from batch import archived_rows, corrections, move_tables, recount
 from batch.archived_rows import RejectedIds
+from batch.recount import UnbilledEvents
 from batch.spark_master import defaults_file, foreign_variables, is_local
 from infra import temp_dirs, user_cache
 from infra.addresses import properties_of
@@ -64,6 +65,8 @@ _FULL = "No space left on device|File too large|Disk quota exceeded"
 # with the hashes of their ids, then of rows whose hash repeats, then these rows.
 _STEP_SCHEMA = "kind int, bucket int, payload binary"
 _FACTS, _MOVES, _PLACES = range(3)
+# Facts about another day: its start follows.
+_LATE, _NEVER = "late ", "never "
 _HASHES = struct.Struct("<II")
 HOUR = pl.from_epoch("hour_ms", "ms").dt.cast_time_unit("ms").dt.replace_time_zone("UTC")
 """The column `time` of ClickHouse's tables."""
@@ -86,8 +89,7 @@ class RunInput:
     rows: int
     copies: int
     digest: str
-    unbilled: dict[int, int]
-    """Start of an earlier day → events of it that its run has not read."""
+    unbilled: UnbilledEvents
     hours: int
     """Rows of exact hours, over all dimensions."""
     sums: dict[str, int]
@@ -267,11 +269,15 @@ def recount_day(
         facts.update(json.loads(row[0]))
     sums = {measure: facts[measure] for measure in BILLED}
     winners = sum(sums[measure] for measure in BILLED[: len(EVENT_TYPES)])
-    unbilled = {int(name): n for name, n in facts.items() if name.isdecimal()}
+    unbilled = UnbilledEvents(_by_day(facts, _LATE), _by_day(facts, _NEVER))
     run_input = RunInput(
         facts["rows"], facts["rows"] - winners, str(facts["digest"] % 2**64), unbilled, facts["hours"], sums
     )  # fmt: skip
     return counted.where(F.col("kind") == _MOVES), run_input
+
+
+def _by_day(facts: Mapping[str, int], name: str) -> dict[int, int]:
+    return {int(fact.removeprefix(name)): n for fact, n in facts.items() if fact.startswith(name)}
 
 
 def tasks_of(files: Sequence[File]) -> list[list[File]]:
@@ -318,7 +324,9 @@ def _read(
     for batch in batches:
         for task, names in zip(batch["task"].to_pylist(), batch["names"].to_pylist(), strict=True):
             archived = archived_rows.read_rows(store, names)
-            yield _fact(task, {str(day): events for day, events in recount.count_unbilled(archived, billed).items()})
+            unbilled = recount.count_unbilled(archived, billed, day_ms)
+            yield _fact(task, {f"{_LATE}{day}": events for day, events in unbilled.late.items()})
+            yield _fact(task, {f"{_NEVER}{day}": events for day, events in unbilled.never.items()})
             near = archived_rows.rows_near(archived, day_ms)
             rows = archived_rows.with_hashes(archived_rows.take_rows(archived, near), rejected.value)
             yield from _counted(recount.count_alone(rows, day_ms), buckets)

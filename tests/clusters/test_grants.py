@@ -11,6 +11,7 @@ import pytest
 
 from batch import coverage, publish
 from batch.archived_rows import NO_REJECTED_IDS
+from batch.recount import UnbilledEvents
 from batch.spark_job import RunInput
 from infra.clickhouse import borders, schema
 from infra.clickhouse.alerts import Alert, insert_alerts, read_newest
@@ -109,7 +110,7 @@ def publish_run(client: ClickHouse, run: str, fence: int) -> None:
     client.insert("exact_hours", pa.table(row | {"run_id": [run], "impressions": [5]}))
     comparison = publish.compare(client, DATE, run, 0.001, START + DAY_MS, START // 1000)
     assert comparison.causes
-    run_input = RunInput(5, 0, run, {}, 1, {"impressions": 5})
+    run_input = RunInput(5, 0, run, UnbilledEvents(), 1, {"impressions": 5})
     proof = coverage.Proof([], [], [], NO_REJECTED_IDS, [])
     publish.publish(client, DATE, run, fence, run_input, comparison, proof, 0.0, False, tables=tables)
 

@@ -19,6 +19,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from batch import archived_rows, coverage, publish, spark_job
+from batch.recount import UnbilledEvents
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
 from infra.errors import UserError
@@ -209,12 +210,23 @@ def test_events_that_arrive_after_a_day_was_billed_raise_an_alert(planted: Setti
         assert b"adclick_reconciliation_alert_days 1.0\n" in Metrics(planted).render()
         # Nothing was read from Kafka in that run, so all that is archived of the day came later, but for what was taken for a copy.
         today = [_ROW | {"event_id": "new", "offset": 200, "log_time_ms": now_ms(), "time_ms": DAY + DAY_MS}]
-        wire = pa.Table.from_pylist(today, schema=archive_schema.SCHEMA)
-        archive_worker.write_files(FileStore(planted.archive), 0, 200, 201, wire)
+        old = [
+            _ROW
+            | {
+                "event_id": "old",
+                "offset": 201,
+                "log_time_ms": now_ms(),
+                "time_ms": DAY - 70 * DAY_MS,
+                "decision": Decision.TOO_LATE,
+            }
+        ]
+        wire = pa.Table.from_pylist(today + old, schema=archive_schema.SCHEMA)
+        archive_worker.write_files(FileStore(planted.archive), 0, 200, 202, wire)
         later = adclick("reconcile", "--date", iso(DAY + DAY_MS)[:10], "--force", cwd=None, **env)
         assert later.returncode == 3, later.stderr
         assert "without a cause" not in later.stderr  # its hour has not closed yet
         assert f"is still open: from {iso(DAY + DAY_MS)} on, the stream answers" in later.stderr
+        assert f"{iso(DAY - 70 * DAY_MS)[:10]}: 1 events are archived, and it was never reconciled" in later.stderr
         assert {"date": DAY_SHOWN, "unbilled": PLANTED_ROWS - 1}.items() <= json.loads(hook.bodies[1]).items()
         shown = {run["date"]: run["unbilled"] for run in read_runs(ClickHouse.of(planted))}
         assert shown[DAY_SHOWN] == PLANTED_ROWS - 1
@@ -411,7 +423,7 @@ def test_a_run_of_an_open_day_covers_the_hours_that_had_closed(settings: Setting
 
     assert answer("hour") == [(1, "closed"), (2, "closed"), (3, "closed")]
     date = dt.datetime.fromtimestamp(DAY / 1000, dt.UTC).date()
-    run_input, comparison = spark_job.RunInput(3, 0, "digest", {}, 3, {}), publish.Comparison(3, 0, 0)
+    run_input, comparison = spark_job.RunInput(3, 0, "digest", UnbilledEvents(), 3, {}), publish.Comparison(3, 0, 0)
     proof = coverage.Proof([], [], [], archived_rows.NO_REJECTED_IDS, [])
 
     def publish_with(closed_ms: int, fence: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from batch import archived_rows, coverage, publish, spark_job
+from batch.recount import UnbilledEvents
 from infra.clickhouse.client import ClickHouse
 from infra.clickhouse.schema import apply_migrations
 from infra.clock import DAY_MS, HOUR_MS, iso
@@ -160,7 +161,7 @@ def test_a_day_whose_exact_rows_are_lost_is_reported_and_reconciled_again(two: T
     tables = publish.exact_tables(client)
     proof = coverage.Proof([], [], [], archived_rows.NO_REJECTED_IDS, [])
     publish.publish(
-        client, date, "run", 1, spark_job.RunInput(1, 0, "digest", {}, 1, {}), publish.Comparison(1, 0, 0), proof, 0.0, False, tables=tables
+        client, date, "run", 1, spark_job.RunInput(1, 0, "digest", UnbilledEvents(), 1, {}), publish.Comparison(1, 0, 0), proof, 0.0, False, tables=tables
     )  # fmt: skip
     assert impressions(ask(settings, START, START + HOUR_MS)) == [9]
     assert publish.is_stored(client, "run", tables)

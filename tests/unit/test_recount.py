@@ -164,3 +164,21 @@ def test_a_file_that_cannot_be_counted_is_named(tmp_path: Path, wrong: str) -> N
 def test_repeated_hashes_are_detected() -> None:
     hashes = np.array([5, 1, 5, 2, 1, 1, 9], np.uint64)
     assert archived_rows.repeated_hashes(hashes).tolist() == [True, True, True, False, True, True, False]
+
+
+@given(_EVENTS, st.dictionaries(st.sampled_from([DAY - DAY_MS, DAY]), st.lists(st.integers(0, 14), max_size=2)))
+def test_events_that_no_bill_has_are_those_behind_what_the_run_of_their_day_read(
+    rows_drawn: list[dict[str, Any]], billed: dict[int, list[int]]
+) -> None:
+    rows = [_row(n, **row) for n, row in enumerate(rows_drawn)]
+    unbilled = recount.count_unbilled(archived_rows.with_codes(_frame(rows)), billed, DAY + DAY_MS)
+    late, never = Counter[int](), Counter[int]()
+    for row in rows:
+        day_ms = row["time_ms"] // DAY_MS * DAY_MS
+        if row["decision"] == "copy" or day_ms > DAY:
+            continue
+        if day_ms not in billed:
+            never[day_ms] += 1
+        elif billed[day_ms] and row["offset"] >= dict(enumerate(billed[day_ms])).get(row["partition"], 0):
+            late[day_ms] += 1
+    assert (unbilled.late, unbilled.never) == (late, never)
