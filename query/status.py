@@ -102,9 +102,29 @@ def find_unready(settings: Settings, progress: ProgressWatch | None = None) -> l
     unready = [*status["problems"].values(), *status.get("stalled", ())]
     if "redis" not in status["problems"]:
         unready += [f"stream shard {s}" for s in status["silent_shards"]]
-        owned = {p for worker in status["ingest_workers"] for p in worker["partitions"]}
-        unready += [f"ingest partition {p}" for p in range(settings.event_partitions) if str(p) not in owned]
+        unready += [f"ingest partition {p}" for p in _unread_partitions(settings, status)]
     return unready
+
+
+def describe_unread(settings: Settings, status: dict[str, Any]) -> list[str]:
+    """What no worker of ingest or of the stream reads, in words. Empty where Redis, which they report to, is away."""
+    if "redis" in status["problems"]:
+        return []
+    topic, lines = settings.topic(topics.EVENTS), list[str]()
+    if partitions := _unread_partitions(settings, status):
+        lines.append(
+            f"no ingest worker reads {', '.join(f'{topic}/{p}' for p in partitions)}: one may be missing, or still joining, or "
+            f"another program consumes with the group {settings.topic(topics.INGEST_GROUP)}"
+        )
+    if shards := status["silent_shards"]:
+        lines.append(f"no stream worker has shown shards {', '.join(map(str, shards))} yet")
+    return lines
+
+
+def _unread_partitions(settings: Settings, status: dict[str, Any]) -> list[int]:
+    """The partitions of `ad-events` that no ingest worker reports to read."""
+    read = {p for worker in status["ingest_workers"] for p in worker["partitions"]}
+    return [p for p in range(settings.event_partitions) if str(p) not in read]
 
 
 def _read_topics(settings: Settings) -> Part:

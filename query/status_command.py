@@ -12,7 +12,7 @@ from infra.embedded.stack_folder import Folder
 from infra.errors import AdclickError
 from infra.settings import ENDPOINTS_FILE, STORES, read_endpoints
 from query.processes import usage
-from query.status import UNKNOWN_STATUS, read_status
+from query.status import UNKNOWN_STATUS, describe_unread, read_status
 
 
 @declare.command("status", "adclick status --json")
@@ -34,6 +34,7 @@ def status(app: App) -> None:
     unknown = stopped or never_ready
     report |= UNKNOWN_STATUS if unknown else read_status(app.settings)
     if not unknown:
+        report["warnings"] += describe_unread(app.settings, report)
         report["problems"] |= migration.shortcomings(app.settings, away=report["problems"])
     if app.json:
         app.data(report)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from batch import coverage
@@ -33,7 +33,7 @@ from ingest.archive.schema import Decision
 from ingest.dead_letters import letters as dead_letters
 from ingest.dedup import registry
 from ingest.worker import IngestWorker
-from query.status import find_unready, read_status
+from query.status import describe_unread, find_unready, read_status
 from tests.integration.test_ingest_worker import archived_decisions
 from tests.product import PATIENCE, assert_stays, wait_until
 
@@ -231,6 +231,43 @@ def test_a_recreated_topic_is_not_read_as_the_former_one(
         send(settings, 0, *fourth, *third)
         wait_until_counted_once(settings, first + second + third + fourth)
     assert raised == []
+
+
+def test_another_program_in_the_group_of_ingest_is_named_and_what_it_took_is_counted(settings: Settings) -> None:
+    before, taken = names(8), names(8)
+    partitions = range(settings.event_partitions)
+    with ingesting(settings):
+        for p in partitions:
+            send(settings, p, *before[p :: len(partitions)])
+        wait_until_counted_once(settings, before)
+        foreign = Consumer(
+            {
+                "bootstrap.servers": settings.kafka, "group.id": settings.topic(topics.INGEST_GROUP),
+                "partition.assignment.strategy": "range", "enable.auto.commit": False,
+            }
+        )  # fmt: skip
+        try:
+            foreign.subscribe([settings.topic(topics.EVENTS)])
+
+            def is_named() -> bool:
+                foreign.poll(0.2)
+                return bool(foreign.assignment()) and any("ingest" in line for line in unread(settings))
+
+            wait_until(is_named, 60, "it is named")
+            for p in partitions:
+                send(settings, p, *taken[p :: len(partitions)])
+            wait_until(lambda: foreign.poll(0.2) is not None, 60, "it has read some")
+            foreign.commit(asynchronous=False)
+        finally:
+            foreign.close()
+        wait_until_counted_once(settings, before + taken)
+        wait_until(
+            lambda: not any("ingest" in line for line in unread(settings)), 30, "the worker reports all partitions"
+        )
+
+
+def unread(settings: Settings) -> list[str]:
+    return describe_unread(settings, read_status(settings))
 
 
 def test_partitions_added_by_others_are_named_while_the_known_ones_are_read(
