@@ -144,9 +144,10 @@ class Examination:
         yield "answers", connect
         if self._process in ("", "ingest"):
             yield "our own reader is let in", connect_by_column
-        yield "topics", topics_are_right
+        if self._needs.describes_all:
+            yield "topics", topics_are_right
         yield "rights on topics and groups", lambda: self._kafka_rights(admins[0])
-        if self._process != MIGRATE:
+        if self._process != MIGRATE and self._needs.describes_all:
             yield "clock", clock
         if self._needs.is_transactional:
             yield "right to write in transactions", transact
@@ -172,8 +173,11 @@ class Examination:
         needs, known, rights = self._needs, admin.partitions(), dict[str, list[str]]()
         for name in topics.NAMES:
             if (topic := self._settings.topic(name)) in known:
-                rights[topic] = ["DESCRIBE", "DESCRIBE_CONFIGS"]
-                rights[topic] += ["READ"] * (name in needs.reads) + ["WRITE"] * (name in needs.writes)
+                granted = ["READ"] * (name in needs.reads) + ["WRITE"] * (name in needs.writes)
+                if needs.describes_all:
+                    rights[topic] = ["DESCRIBE", "DESCRIBE_CONFIGS", *granted]
+                elif granted:
+                    rights[topic] = ["DESCRIBE", *granted]
         if self._process == MIGRATE:
             for topic, operation in topic_setup.changes_due(admin, self._settings):
                 rights[topic].append(operation)
@@ -197,6 +201,8 @@ class Examination:
     # -- Redis --------------------------------------------------------------------------------------------------
 
     def _redis(self) -> Checks:
+        if not self._needs.uses_redis:
+            return
         settings = self._settings
         clients, lacking = list[Redis](), list[str]()
 

@@ -15,6 +15,7 @@ from infra.columnar.columns import Ints
 from infra.columnar.siphash import KEY_BYTES
 from infra.settings import Settings
 from ingest import log_time, shedding
+from ingest.canary.marker import may_be_canary, sent_ms_of
 from ingest.decoding.decode import Events, decode_events
 from ingest.dedup.copies import oldest_needed
 from ingest.dedup.registry import Registry
@@ -27,13 +28,20 @@ from ingest.source_partition import SourcePartition
 
 @dataclass(frozen=True)
 class ProcessedBatch:
-    """A batch with the verdict on each of its messages. `judged` and `misdated` are by partition, `rejected` by row."""
+    """A batch with the verdict on each of its messages. `judged`, `misdated` and `canaries` are by partition, `rejected` by row."""
 
     source: SourceBatch
     judged: dict[int, JudgedBatch]
     rejected: dict[int, Rejection]
     misdated: dict[int, int]
     """How many messages have a timestamp that cannot be true."""
+    canaries: dict[int, list[int]]
+    """The offsets of canaries, of partitions that have some."""
+
+    def has_only_canaries(self, p: int) -> bool:
+        """Whether nothing else has come of a partition."""
+        rows = self.source.rows[p]
+        return p in self.canaries and len(self.canaries[p]) == rows.stop - rows.start
 
 
 class BatchProcessor:
@@ -59,29 +67,43 @@ class BatchProcessor:
         latest = log_time.latest_event_times(references, batch.by_broker, clock_ms)
         decoded = decode_events(batch.values, references, self._user_key, latest_ms=latest)
         event_rows = decoded.events["row"]
+        canaries = _find_canaries(batch, decoded.rejected)
+        is_canary = np.zeros(len(batch.offsets), np.bool_)
+        is_canary[list(canaries)] = True
         judged: dict[int, JudgedBatch] = {}
         for p, rows in batch.rows.items():
             partition = owned[p]
-            log_times = _log_times(batch, p, partition.position, log_ends[p], clock_ms)
-            end = self._end_position(batch, p, partition.position, log_times)
+            # What a canary's timestamp says must not count: log time, and the generations of dedup, are as they would be without it.
+            timed = rows.start + np.flatnonzero(~is_canary[rows])
+            log_times = _log_times(batch, p, timed, partition.position, log_ends[p], clock_ms)
+            own = [canaries[row] for row in sorted(canaries) if rows.start <= row < rows.stop]
+            end = self._end_position(batch, p, timed, partition.position, log_times, own)
             first, last = np.searchsorted(event_rows, (rows.start, rows.stop))
             events = decoded.events.take(slice(int(first), int(last)))
             at = events["row"]
-            judged[p] = self._judge(partition, events, batch.offsets[at], log_times[at - rows.start], end)
-        misdated = ~log_time.credible(batch.timestamps_ms, clock_ms)
+            judged[p] = self._judge(partition, events, batch.offsets[at], log_times[np.searchsorted(timed, at)], end)
+        misdated = ~log_time.credible(batch.timestamps_ms, clock_ms) & ~is_canary
         counts = {p: int(misdated[rows].sum()) for p, rows in batch.rows.items()}
-        return ProcessedBatch(batch, judged, decoded.rejected, counts)
+        offsets = {p: batch.offsets[rows][is_canary[rows]].tolist() for p, rows in batch.rows.items()}
+        rejected = {row: rejection for row, rejection in decoded.rejected.items() if row not in canaries}
+        return ProcessedBatch(batch, judged, rejected, counts, {p: found for p, found in offsets.items() if found})
 
-    def _end_position(self, batch: SourceBatch, p: int, before: Position, log_times: Ints) -> Position:
-        """The position behind the batch, but for its watermark."""
+    def _end_position(
+        self, batch: SourceBatch, p: int, timed: Ints, before: Position, log_times: Ints, canaries_ms: list[int]
+    ) -> Position:
+        """The position behind the batch, but for its watermark. `timed`: the rows that have the log times; `canaries_ms`: when its
+        canaries were sent."""
         last = batch.parts[p][-1]
         generations = log_times // self._horizon_ms
         return msgspec.structs.replace(
             before,
             offset=last.next_offset,
             log_time_ms=int(log_times[-1]) if len(log_times) else before.log_time_ms,
-            turns=log_time.turns_after(before.turns, batch.offsets[batch.rows[p]], generations),
+            turns=log_time.turns_after(before.turns, batch.offsets[timed], generations),
             leader_epoch=last.leader_epoch,
+            # The last one, not the latest: where a clock was wrong, the next canary is right.
+            canary_ms=canaries_ms[-1] if canaries_ms else before.canary_ms,
+            canaries=before.canaries + len(canaries_ms),
         )
 
     def _judge(
@@ -99,7 +121,19 @@ class BatchProcessor:
         return judged
 
 
-def _log_times(batch: SourceBatch, p: int, position: Position, log_end: int, clock_ms: int) -> Ints:
-    """Log time of each message of a partition."""
+def _find_canaries(batch: SourceBatch, rejected: Mapping[int, Rejection]) -> dict[int, int]:
+    """Row → when it was sent, of each canary. They are looked for among what no event can be, so other messages cost nothing more."""
+    canaries = dict[int, int]()
+    for row in rejected:
+        value = batch.values[row]
+        if may_be_canary(value) and (sent_ms := sent_ms_of(value, batch.headers(row))) is not None:
+            # It cannot have been appended before it was sent: then its sender's clock is ahead.
+            appended_ms = int(batch.timestamps_ms[row])
+            canaries[row] = min(sent_ms, appended_ms) if appended_ms > 0 else sent_ms
+    return canaries
+
+
+def _log_times(batch: SourceBatch, p: int, timed: Ints, position: Position, log_end: int, clock_ms: int) -> Ints:
+    """Log time of each message in these rows of a partition."""
     live = batch.parts[p][-1].next_offset - position.base >= log_end
-    return log_time.log_times(batch.timestamps_ms[batch.rows[p]], position.log_time_ms, clock_ms, live=live)
+    return log_time.log_times(batch.timestamps_ms[timed], position.log_time_ms, clock_ms, live=live)

@@ -45,6 +45,7 @@ COMMANDS = {
     "archive": ("ingest.archive.worker:archive", "Run one archive worker."),
     "stream": ("stream.worker:stream", "Run one stream worker."),
     "serve": ("query.serve:serve", "Run one query router."),
+    "canary": ("ingest.canary.worker:canary", "Send canaries, whose age in each tier tells that all moves."),
     "notify": ("query.notify.worker:notify", "Run one notify worker: alerts and webhooks."),
     "debug": ("stream.debug_command:debug", "Look into topics; list fault points."),
 }

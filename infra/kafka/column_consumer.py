@@ -65,6 +65,10 @@ class ColumnConsumer:
         """The end of the log (high watermark) as last seen; negative before that."""
         return self._fetcher.end(partition)
 
+    def taken_end(self, partition: int) -> int:
+        """The end of the log as it was known when messages were last taken; negative before that."""
+        return self._fetcher.taken_end(partition)
+
     def stable_end(self, partition: int) -> int:
         """Where reading has to stop for an open transaction, or the end of the log; negative before it is known."""
         return self._fetcher.stable_end(partition)

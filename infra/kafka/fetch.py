@@ -77,6 +77,7 @@ class Fetcher:
         self._changed = threading.Condition()
         self._partitions: dict[int, _Partition] = {}
         self._turn = self._batch = 0
+        self._taken_ends: dict[int, int] = {}
         self.leaves_messages = False
         """Whether more messages were waiting than the last `take` has taken."""
         self._led: dict[int, Address] = {}
@@ -138,6 +139,10 @@ class Fetcher:
         state = self._partitions.get(partition)
         return -1 if state is None else state.end
 
+    def taken_end(self, partition: int) -> int:
+        """The same as of the last `take`."""
+        return self._taken_ends.get(partition, -1)
+
     def stable_end(self, partition: int) -> int:
         """Where reading has to stop for an open transaction, or the end of the log; negative before it is known."""
         state = self._partitions.get(partition)
@@ -157,6 +162,7 @@ class Fetcher:
         self._turn += 1
         self.leaves_messages = sum(share.values()) < sum(state.messages for _, state in waiting)
         taken = {p: _take_from(state, share.get(p, 0), self._turn) for p, state in waiting}
+        self._taken_ends = {p: state.end for p, state in self._partitions.items()}
         self._changed.notify_all()
         return {p: records for p, records in taken.items() if records}
 
