@@ -161,7 +161,7 @@ def _close_output() -> None:
 
 def _is_worker() -> bool:
     """Whether standard error is a log, in which a defect must show where it is."""
-    return not {"ingest", "archive", "stream", "serve", "notify"}.isdisjoint(sys.argv[1:])
+    return not {"ingest", "archive", "stream", "serve", "notify", "canary"}.isdisjoint(sys.argv[1:])
 
 
 if __name__ == "__main__":

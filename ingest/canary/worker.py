@@ -25,7 +25,7 @@ from infra.worker_process import stop_on_signals
 from ingest.canary.marker import encode_canary
 
 
-class Sender(Protocol):
+class CanarySender(Protocol):
     """What canaries are sent with: `ProbeProducer`."""
 
     def send(self, records: Iterable[Record], wait_s: float) -> tuple[int, str]:
@@ -35,7 +35,7 @@ class Sender(Protocol):
 class CanaryWorker:
     """Sends rounds of canaries. `run` blocks until `stop` is called from a signal handler or another thread."""
 
-    def __init__(self, settings: Settings, sender: Sender, now: Callable[[], int] = now_ms) -> None:
+    def __init__(self, settings: Settings, sender: CanarySender, now: Callable[[], int] = now_ms) -> None:
         self._topic, self._partitions = settings.topic(topics.EVENTS), settings.event_partitions
         self._every_s, self._sender, self._now = settings.canary_s, sender, now
         self._log = logs.get("canary")
