@@ -33,6 +33,7 @@ from ingest.canary.marker import encode_canary
 from ingest.canary.marks import CanaryMark, mark_records
 from ingest.canary.worker import CanaryWorker
 from ingest.counts import Counts
+from ingest.dead_letters.letters import is_about
 from ingest.dedup.registry import Registry
 from ingest.partials import KEYS, SUMS, Partials
 from ingest.position import Position
@@ -250,6 +251,11 @@ def test_a_canary_has_both_its_header_and_its_value(message: Sent, outcome: str)
     counts = msgspec.structs.asdict(ingest.counts)
     assert {name: counts[name] for name in ("counted", "rejected", "canary") if counts[name]} == expected
     assert len(ingest.letters) == expected["rejected"]
+
+
+def test_no_search_for_an_event_finds_a_canary() -> None:
+    for event_id in ("adclick-canary", str(NOW), _VALUE.decode()):
+        assert not is_about(event_id, None, _VALUE)
 
 
 def test_the_last_canary_counts_and_none_is_from_the_future() -> None:
