@@ -15,7 +15,7 @@ from infra.columnar.columns import Ints
 from infra.columnar.siphash import KEY_BYTES
 from infra.settings import Settings
 from ingest import log_time, shedding
-from ingest.canary.marker import may_be_canary, sent_ms_of
+from ingest.canary.marker import believable_ms, may_be_canary, sent_ms_of
 from ingest.decoding.decode import Events, decode_events
 from ingest.dedup.copies import oldest_needed
 from ingest.dedup.registry import Registry
@@ -127,9 +127,7 @@ def _find_canaries(batch: SourceBatch, rejected: Mapping[int, Rejection]) -> dic
     for row in rejected:
         value = batch.values[row]
         if may_be_canary(value) and (sent_ms := sent_ms_of(value, batch.headers(row))) is not None:
-            # It cannot have been appended before it was sent: then its sender's clock is ahead.
-            appended_ms = int(batch.timestamps_ms[row])
-            canaries[row] = min(sent_ms, appended_ms) if appended_ms > 0 else sent_ms
+            canaries[row] = believable_ms(sent_ms, int(batch.timestamps_ms[row]))
     return canaries
 
 

@@ -42,6 +42,7 @@ from infra.settings import Settings
 from infra.worker_process import Every, run_until_signal, start_worker
 from ingest import published_status, shedding
 from ingest.blocks import SourceRange
+from ingest.canary.marker import may_be_canary
 from ingest.continuation import Continuation, refuse_losses
 from ingest.counts import Counts
 from ingest.dedup.registry import RegistryLost
@@ -314,8 +315,10 @@ class IngestWorker:
     # -- silence, heartbeats and status -------------------------------------------------------------------------
 
     def _is_silent(self, owned: SourcePartition, after: Position | None = None) -> bool:
-        # By the end as of the last `take`: a canary that has come since, and waits to be read, would end the silence for a moment.
-        end = self._consumer.taken_end(owned.number)
+        end = self._consumer.end(owned.number)
+        # A canary that waits to be read would end the silence for a moment.
+        if self._consumer.waits_only_for(owned.number, may_be_canary):
+            end = owned.log_offset
         return owned.is_silent(end, time.monotonic(), self._settings.silent_after_ms, after)
 
     def _is_heartbeat_due(self) -> bool:

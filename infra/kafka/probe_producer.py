@@ -32,7 +32,8 @@ class ProbeProducer:
         """`timeout_s`: how long a message may wait for a broker."""
         self._outcomes = _Outcomes()
         own = {
-            "acks": "all", "linger.ms": 5, "message.timeout.ms": int(timeout_s * 1000),
+            # One at a time: a message that is sent again must not come after a newer one.
+            "acks": "all", "linger.ms": 5, "max.in.flight.requests.per.connection": 1, "message.timeout.ms": int(timeout_s * 1000),
             "on_delivery": self._outcomes.on_delivery,
         }  # fmt: skip
         self._producer = make_producer(kafka, own)

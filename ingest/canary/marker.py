@@ -15,6 +15,8 @@ _VERSION = b"1"
 # What a later version adds comes behind the time.
 _VALUE = re.compile(rb"adclick-canary ([0-9]{1,15})(?: .*)?", re.DOTALL | re.ASCII)
 _PREFIX = b"adclick-canary "
+LONGEST_WAIT_S = 60
+"""A sender gives a canary up that no broker has taken for so long."""
 
 
 def encode_canary(sent_ms: int) -> tuple[bytes, tuple[tuple[str, bytes], ...]]:
@@ -33,6 +35,17 @@ def sent_ms_of(value: bytes | None, headers: Mapping[bytes, bytes]) -> int | Non
         return None
     parts = _VALUE.fullmatch(value)
     return int(parts[1]) if parts else None
+
+
+def believable_ms(sent_ms: int, appended_ms: int) -> int:
+    """When a canary was sent, whatever its sender's clock says. `appended_ms`: its timestamp, of the broker (LogAppendTime); 0 or less
+    where it has none.
+
+    It was appended after it was sent, and soon: a clock that is off by hours makes it older by a minute at most.
+    """
+    if appended_ms <= 0:
+        return sent_ms
+    return min(max(sent_ms, appended_ms - LONGEST_WAIT_S * 1000), appended_ms)
 
 
 def is_canary(message: Any) -> bool:

@@ -22,7 +22,7 @@ from infra.kafka.records import Record
 from infra.priority import BACKGROUND, give_way
 from infra.settings import Settings
 from infra.worker_process import stop_on_signals
-from ingest.canary.marker import encode_canary
+from ingest.canary.marker import LONGEST_WAIT_S, encode_canary
 
 
 class CanarySender(Protocol):
@@ -77,6 +77,7 @@ def canary(app: App) -> None:
     logs.configure(verbose=app.verbose, quiet=app.quiet)
     give_way(BACKGROUND)
     # A canary that waits for longer is followed by a newer one.
-    worker = CanaryWorker(settings, ProbeProducer(settings.kafka_connection, 2.0 * settings.canary_s))
+    timeout_s = min(2.0 * settings.canary_s, LONGEST_WAIT_S)
+    worker = CanaryWorker(settings, ProbeProducer(settings.kafka_connection, timeout_s))
     stop_on_signals(worker)
     worker.run()

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -264,8 +264,10 @@ def test_the_last_canary_counts_and_none_is_from_the_future() -> None:
     assert ingest.owned[0].position.canary_ms == NOW - 2, "a clock that was wrong is right again"
     ingest.take({0: [canary(NOW + 30, NOW + HOUR_MS)]})
     assert ingest.owned[0].position.canary_ms == NOW + 30, "it was appended then, so it was not sent later"
-    ingest.take({0: [canary(-1, NOW + 40)]})
-    assert ingest.owned[0].position.canary_ms == NOW + 40
+    ingest.take({0: [canary(NOW + 40, NOW - HOUR_MS)]})
+    assert ingest.owned[0].position.canary_ms == NOW + 40 - MINUTE_MS, "it did not wait for longer"
+    ingest.take({0: [canary(-1, NOW + 50)]})
+    assert ingest.owned[0].position.canary_ms == NOW + 50
 
 
 def test_very_many_canaries_of_a_batch_have_marks_that_fit_messages() -> None:
@@ -287,7 +289,7 @@ class OneBatch:
 
     def __init__(self, taken: dict[int, list[Records]]) -> None:
         self._taken, self.ends = taken, {p: records[-1].next_offset for p, records in taken.items()}
-        self.written = list[BlockHeader]()
+        self.written, self.waits = list[BlockHeader](), list[bytes | None]()
 
     def take(self, _count: int, _timeout_s: float) -> dict[int, list[Records]]:
         return self._taken
@@ -295,16 +297,20 @@ class OneBatch:
     def end(self, partition: int) -> int:
         return self.ends[partition]
 
-    taken_end = end
+    def waits_only_for(self, partition: int, is_such: Callable[[bytes | None], bool]) -> bool:
+        return bool(self.waits) and all(map(is_such, self.waits))
 
     def write(self, records: Sequence[Record], **_: Any) -> None:
         block = next(record for record in records if record.topic == topics.BLOCKS)
         self.written.append(blocks.decode_block(block.value or b"", "here")[1])
 
 
-def _turn(last_active_s: float, *messages: Sent) -> tuple[SourceRange, SourcePartition]:
-    """What a worker writes of a partition to which these messages came, and the partition then."""
+def _turn(last_active_s: float, *messages: Sent, then: bytes | None = b"") -> tuple[SourceRange, SourcePartition]:
+    """What a worker writes of a partition to which these messages came, and the partition then. `then`: a value that came meanwhile."""
     kafka = OneBatch({0: [records_of(messages, 7)]})
+    if then:
+        kafka.waits.append(then)
+        kafka.ends[0] += 1
     registry = Registry(FakeRedis(), "x:", ttl_s=60, segment_ids=20_000)
     worker: Any = IngestWorker(SETTINGS, "ingest-0")
     worker._consumer = worker._producer = kafka
@@ -324,6 +330,10 @@ def test_a_canary_neither_ends_a_silence_nor_keeps_it_from_beginning() -> None:
     written, partition = _turn(60.0, canary(NOW + 1, NOW), event("a", NOW, NOW))
     assert not written.silent
     assert time.monotonic() - partition.active_at_s < 30
+    written, _ = _turn(60.0, canary(NOW + 1, NOW), then=_VALUE)
+    assert written.silent, "another canary waits to be read"
+    written, _ = _turn(60.0, canary(NOW + 1, NOW), then=event("a", NOW, NOW).value)
+    assert not written.silent, "an event waits to be read"
 
 
 # -- the stream --------------------------------------------------------------------------------------------------------
