@@ -19,7 +19,7 @@ from ingest.canary.marker import believable_ms, may_be_canary, sent_ms_of
 from ingest.decoding.decode import Events, decode_events
 from ingest.dedup.copies import oldest_needed
 from ingest.dedup.registry import Registry
-from ingest.events import Rejection
+from ingest.events import Reason, Rejection
 from ingest.judge import JudgedBatch, judge_batch
 from ingest.position import Position
 from ingest.source_batch import SourceBatch
@@ -68,28 +68,29 @@ class BatchProcessor:
         decoded = decode_events(batch.values, references, self._user_key, latest_ms=latest)
         event_rows = decoded.events["row"]
         canaries = _find_canaries(batch, decoded.rejected)
-        is_canary = np.zeros(len(batch.offsets), np.bool_)
-        is_canary[list(canaries)] = True
+        canary_rows = np.array(sorted(canaries), np.int64)
         judged: dict[int, JudgedBatch] = {}
+        offsets: dict[int, list[int]] = {}
         for p, rows in batch.rows.items():
             partition = owned[p]
-            # What a canary's timestamp says must not count: log time, and the generations of dedup, are as they would be without it.
-            timed = rows.start + np.flatnonzero(~is_canary[rows])
-            log_times = _log_times(batch, p, timed, partition.position, log_ends[p], clock_ms)
-            own = [canaries[row] for row in sorted(canaries) if rows.start <= row < rows.stop]
-            end = self._end_position(batch, p, timed, partition.position, log_times, own)
             first, last = np.searchsorted(event_rows, (rows.start, rows.stop))
             events = decoded.events.take(slice(int(first), int(last)))
-            at = events["row"]
-            judged[p] = self._judge(partition, events, batch.offsets[at], log_times[np.searchsorted(timed, at)], end)
-        misdated = ~log_time.credible(batch.timestamps_ms, clock_ms) & ~is_canary
+            at, timed = events["row"], _rows_but(canary_rows, rows)
+            log_times = _log_times(batch, p, timed, partition.position, log_ends[p], clock_ms)
+            places = at - rows.start if isinstance(timed, slice) else np.searchsorted(timed, at)
+            own = [row for row in canary_rows.tolist() if rows.start <= row < rows.stop]
+            end = self._end_position(batch, p, timed, partition.position, log_times, [canaries[row] for row in own])
+            judged[p] = self._judge(partition, events, batch.offsets[at], log_times[places], end)
+            if own:
+                offsets[p] = batch.offsets[own].tolist()
+        misdated = ~log_time.credible(batch.timestamps_ms, clock_ms)
+        misdated[canary_rows] = False
         counts = {p: int(misdated[rows].sum()) for p, rows in batch.rows.items()}
-        offsets = {p: batch.offsets[rows][is_canary[rows]].tolist() for p, rows in batch.rows.items()}
         rejected = {row: rejection for row, rejection in decoded.rejected.items() if row not in canaries}
-        return ProcessedBatch(batch, judged, rejected, counts, {p: found for p, found in offsets.items() if found})
+        return ProcessedBatch(batch, judged, rejected, counts, offsets)
 
     def _end_position(
-        self, batch: SourceBatch, p: int, timed: Ints, before: Position, log_times: Ints, canaries_ms: list[int]
+        self, batch: SourceBatch, p: int, timed: Ints | slice, before: Position, log_times: Ints, canaries_ms: list[int]
     ) -> Position:
         """The position behind the batch, but for its watermark. `timed`: the rows that have the log times; `canaries_ms`: when its
         canaries were sent."""
@@ -124,14 +125,25 @@ class BatchProcessor:
 def _find_canaries(batch: SourceBatch, rejected: Mapping[int, Rejection]) -> dict[int, int]:
     """Row → when it was sent, of each canary. They are looked for among what no event can be, so other messages cost nothing more."""
     canaries = dict[int, int]()
-    for row in rejected:
-        value = batch.values[row]
+    for row, rejection in rejected.items():
+        value = batch.values[row] if rejection.reason is Reason.MALFORMED else None
         if may_be_canary(value) and (sent_ms := sent_ms_of(value, batch.headers(row))) is not None:
             canaries[row] = believable_ms(sent_ms, int(batch.timestamps_ms[row]))
     return canaries
 
 
-def _log_times(batch: SourceBatch, p: int, timed: Ints, position: Position, log_end: int, clock_ms: int) -> Ints:
+def _rows_but(canary_rows: Ints, rows: slice) -> slice | Ints:
+    """The rows of a partition without those of canaries. What a canary's timestamp says must not count: log time, and the generations of
+    dedup, are as they would be without it."""
+    first, last = np.searchsorted(canary_rows, (rows.start, rows.stop))
+    if first == last:
+        return rows
+    return np.delete(np.arange(rows.start, rows.stop), canary_rows[first:last] - rows.start)
+
+
+def _log_times(
+    batch: SourceBatch, p: int, timed: Ints | slice, position: Position, log_end: int, clock_ms: int
+) -> Ints:
     """Log time of each message in these rows of a partition."""
     live = batch.parts[p][-1].next_offset - position.base >= log_end
     return log_time.log_times(batch.timestamps_ms[timed], position.log_time_ms, clock_ms, live=live)
