@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 
 from batch import coverage
 from infra.file_store import FileStore
+from infra.kafka import topics
+from infra.kafka.admin import Admin
+from infra.kafka.probe_producer import ProbeProducer
+from infra.kafka.records import Record
 from infra.settings import Settings
 from ingest.archive import files as archive_files
+from ingest.canary.marker import encode_canary
 from ingest.canary.marks import read_marks
 from query.status import read_status
 from tests.flow import STEP, Flow, flow
@@ -46,7 +53,9 @@ def test_canaries_get_to_every_tier_and_are_counted_nowhere(
             return max(ages[tier] for tier in ("ingest", "archive", "hot")) < 12 and max(ages.values()) < 60
 
         wait_until(are_fresh, 60, lambda: f"{_describe(running)}")
-        counts = read_status(running.settings)["counts"]
+        now = read_status(running.settings)
+        assert now["read_events"] == now["arrived_events"] == len(running.events.lines) < now["arrived"]
+        counts = now["counts"]
         assert counts["canary"] > 0
         outcomes = ("counted", "copies", "too_late", "rejected", "shed", "doubt", "canary")
         assert counts["messages"] == sum(counts[name] for name in outcomes)
@@ -54,6 +63,46 @@ def test_canaries_get_to_every_tier_and_are_counted_nowhere(
         _check_proof(running, monkeypatch)
         wait_until(lambda: min(_slowest_s(running.settings).values()) > 5, 20, lambda: f"{_describe(running)}")
     assert read_status(settings)["canaries"] == [], "they are off there"
+
+
+def test_a_partition_that_is_not_read_is_the_slowest_path(settings: Settings, tmp_path: Path) -> None:
+    events = settings.topic(topics.EVENTS)
+    with flow(settings.model_copy(update={"canary_s": 1}), tmp_path) as running:
+        running.start("ingest-0")
+        running.start("canary-0")
+
+        def ingest() -> dict[str, Any]:
+            found = [canary for canary in read_status(running.settings)["canaries"] if canary["tier"] == "ingest"]
+            return found[0] if found else {"age_s": math.inf, "slowest_s": math.inf, "slowest": None}
+
+        wait_until(lambda: ingest()["slowest_s"] < 4, 40, lambda: f"{_describe(running)}")
+        foreign = Producer({"bootstrap.servers": settings.kafka, "transactional.id": f"{settings.namespace}foreign"})
+        foreign.init_transactions(30)
+        foreign.begin_transaction()
+        foreign.produce(events, b"{}", partition=1)
+        foreign.flush(30)
+
+        def is_behind() -> bool:
+            canary = ingest()
+            return bool(canary["slowest"] == f"{events}/1" and canary["slowest_s"] > 5 > canary["age_s"])
+
+        wait_until(is_behind, 30, lambda: f"{_describe(running)}")
+        foreign.abort_transaction(30)
+        wait_until(lambda: ingest()["slowest_s"] < 4, 30, lambda: f"{_describe(running)}")
+
+
+def test_partitions_that_are_not_there_keep_no_canary_from_the_others(settings: Settings) -> None:
+    value, headers = encode_canary(1)
+    canaries = [Record(settings.topic(topics.EVENTS), value, partition=p, headers=headers) for p in range(3)]
+    producer = ProbeProducer(settings.kafka_connection, 5)
+    acknowledged, refusal = 0, ""
+    for _ in range(5):
+        count, reason = producer.send(canaries, 2.0)
+        acknowledged, refusal = acknowledged + count, refusal or reason
+    assert acknowledged == 10
+    assert "partition" in refusal
+    ends = Admin(settings.kafka_connection).ends(settings.topic(topics.EVENTS), 2)
+    assert ends == [5, 5]
 
 
 def _describe(running: Flow) -> Any:
