@@ -155,11 +155,15 @@ class Examination:
     def _kafka_rights(self, admin: Admin) -> list[str]:
         on_topics, on_groups = self._topic_rights(admin), self._group_rights()
         allowed = admin.allowed(on_topics, on_groups)
-        return self._uncreatable(admin) + [
-            f"this user lacks {', '.join(lacking)} on {'group' if name in on_groups else 'topic'} {name}"
-            for name, operations in (on_topics | on_groups).items()
-            if (lacking := [operation for operation in operations if operation not in allowed[name]])
-        ]
+        return (
+            self._uncreatable(admin)
+            + self._unseen(admin)
+            + [
+                f"this user lacks {', '.join(lacking)} on {'group' if name in on_groups else 'topic'} {name}"
+                for name, operations in (on_topics | on_groups).items()
+                if (lacking := [operation for operation in operations if operation not in allowed[name]])
+            ]
+        )
 
     def _uncreatable(self, admin: Admin) -> list[str]:
         if self._process != MIGRATE:
@@ -167,6 +171,17 @@ class Examination:
         known = admin.partitions()
         missing = [topic.name for topic in topics.wanted(self._settings) if topic.name not in known]
         return [f"this user lacks CREATE on topic {name}" for name in admin.uncreatable(missing)]
+
+    def _unseen(self, admin: Admin) -> list[str]:
+        """What is wrong with topics of a process for which they are not looked at otherwise."""
+        if self._needs.describes_all:
+            return []
+        known, needed = admin.partitions(), (*self._needs.reads, *self._needs.writes)
+        return [
+            f"topic {topic} does not exist, or this user lacks DESCRIBE on it"
+            for topic in map(self._settings.topic, needed)
+            if topic not in known
+        ]
 
     def _topic_rights(self, admin: Admin) -> dict[str, list[str]]:
         """The operations that this process needs on each topic that is there."""
