@@ -15,7 +15,11 @@ class _Outcomes:
 
     def __init__(self) -> None:
         self.acknowledged = 0
-        self.refusal = ""
+        self.refusal = self.connection = ""
+
+    def on_error(self, error: Any) -> None:
+        """Keep what is wrong with connections: of a message that was not taken in time the client says no more than that."""
+        self.connection = error.str()
 
     def on_delivery(self, error: Any, _message: Any) -> None:
         """Count what a broker took, and keep why it did not take another one."""
@@ -34,7 +38,7 @@ class ProbeProducer:
         own = {
             # One at a time: a message that is sent again must not come after a newer one.
             "acks": "all", "linger.ms": 5, "max.in.flight.requests.per.connection": 1, "message.timeout.ms": int(timeout_s * 1000),
-            "on_delivery": self._outcomes.on_delivery,
+            "on_delivery": self._outcomes.on_delivery, "error_cb": self._outcomes.on_error,
         }  # fmt: skip
         self._producer = make_producer(kafka, own)
 
@@ -50,5 +54,7 @@ class ProbeProducer:
                 self._outcomes.refusal = str(error)
         self._producer.flush(wait_s)
         outcomes, acknowledged, refusal = self._outcomes, self._outcomes.acknowledged, self._outcomes.refusal
-        outcomes.acknowledged, outcomes.refusal = 0, ""
+        if refusal and outcomes.connection:
+            refusal = f"{refusal} ({outcomes.connection})"
+        outcomes.acknowledged, outcomes.refusal, outcomes.connection = 0, "", ""
         return acknowledged, refusal

@@ -58,7 +58,7 @@ class CanaryWorker:
         value, headers = encode_canary(self._now())
         records = [Record(self._topic, value, partition=p, headers=headers) for p in range(self._partitions)]
         acknowledged, refusal = self._sender.send(records, self._every_s / 2)
-        if refusal and refusal != self._failing:
+        if refusal and not self._failing:
             self._log.warning("canaries are not delivered", acknowledged=acknowledged, why=refusal)
         if self._failing and acknowledged and not refusal:
             self._log.info("canaries are delivered again")
