@@ -181,9 +181,10 @@ def read_lags(admin: Admin, settings: Settings) -> TopicLags:
             status.canaries[topic] = [archived_canary_ms(c.metadata) for c in committed]
         else:
             arrived = sum(ends)
-            read = [Position.committed(c.offset, c.metadata) for c in committed if c.offset >= 0]
-            status.canaries[topic] = [position.canary_ms for position in read if position]
-            read_events = sum(position.offset - position.canaries for position in read if position)
+            # Of one that was never committed the metadata is empty.
+            read = [Position.committed(c.offset, c.metadata) for c in committed]
+            status.canaries[topic] = [0 if position is None else position.canary_ms for position in read]
+            read_events = sum(position.offset - position.canaries for position in read if position is not None)
             arrived_events = read_events + sum(max(0, lag - _CANARIES_IN_HAND) for lag in lags)
             for p, (stable, end) in enumerate(zip(stable_ends, ends, strict=True)):
                 if stable < end:

@@ -25,6 +25,10 @@ from infra.worker_process import stop_on_signals
 from ingest.canary.marker import LONGEST_WAIT_S, encode_canary
 
 
+# For so long a round waits for brokers; what they say later, the next one hears.
+_ANSWER_S = 2.0
+
+
 class CanarySender(Protocol):
     """What canaries are sent with: `ProbeProducer`."""
 
@@ -57,7 +61,7 @@ class CanaryWorker:
     def _send_round(self) -> None:
         value, headers = encode_canary(self._now())
         records = [Record(self._topic, value, partition=p, headers=headers) for p in range(self._partitions)]
-        acknowledged, refusal = self._sender.send(records, self._every_s / 2)
+        acknowledged, refusal = self._sender.send(records, min(_ANSWER_S, self._every_s / 2))
         if refusal and not self._failing:
             self._log.warning("canaries are not delivered", acknowledged=acknowledged, why=refusal)
         if self._failing and acknowledged and not refusal:
