@@ -24,7 +24,6 @@ from infra.settings import Settings
 from infra.worker_process import stop_on_signals
 from ingest.canary.marker import LONGEST_WAIT_S, encode_canary
 
-
 # For so long a round waits for brokers; what they say later, the next one hears.
 _ANSWER_S = 2.0
 
