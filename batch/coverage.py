@@ -1,7 +1,8 @@
 """Whether the archive holds all that it must before a day can be recomputed.
 
-Every message of ad-events is in the archive if it is valid, and in ad-events-dead if it is not. So the offsets of both, taken
-together, must leave no gap between where a partition's messages of that time begin and where they ended when the job began.
+Every message of ad-events is in the archive if it is valid, in ad-events-dead if it is not, and has a mark in ad-canaries if it is a
+canary. So the offsets of all three must leave no gap between where a partition's messages of that time begin and where they ended when
+the job began.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from ingest import continuation
 from ingest.archive import files as archive_files
 from ingest.archive.files import File
 from ingest.archive.progress import archived_to
+from ingest.canary.marker import is_canary
+from ingest.canary.marks import read_marks
 from ingest.dead_letters import letters as dead_letters
 from ingest.decoding.json_fields import valid_id
 from ingest.events import Reason
@@ -189,6 +192,8 @@ def prove(settings: Settings, files: Sequence[File], date: dt.date, ends: Sequen
     rejected = _rejections(settings, since_ms)
     for (partition,), part in rejected.drop_nulls("partition").group_by("partition"):
         mark(int(str(partition)), part["offset"].to_numpy())
+    for canaries in read_marks(settings, since_ms):
+        mark(canaries.partition, np.array(canaries.offsets, np.int64))
     gaps = [Stretch(p, firsts[p] + low, firsts[p] + high) for p, found in seen.items() for low, high in _runs(~found)]
     return Proof(
         files, stretches, [gap for gap in gaps if _holds_messages(settings, gap, bases)], _by_id(rejected), ends
@@ -258,12 +263,15 @@ def _runs(flags: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
 
 
 def _holds_messages(settings: Settings, gap: Stretch, bases: Sequence[int]) -> bool:
-    """Offsets are also taken by what is no message: the marks of a producer's transactions."""
+    """Offsets are also taken by what is no message: the marks of a producer's transactions; and by canaries whose marks are gone."""
     base = bases[gap.partition]
     for message in read_to_end(
         settings.kafka_connection, settings.topic(topics.EVENTS), gap.partition, gap.from_offset - base
     ):
-        return int(message.offset()) + base < gap.to_offset
+        if int(message.offset()) + base >= gap.to_offset:
+            return False
+        if not is_canary(message):
+            return True
     return False
 
 

@@ -144,9 +144,10 @@ class Examination:
         yield "answers", connect
         if self._process in ("", "ingest"):
             yield "our own reader is let in", connect_by_column
-        yield "topics", topics_are_right
+        if self._needs.describes_all:
+            yield "topics", topics_are_right
         yield "rights on topics and groups", lambda: self._kafka_rights(admins[0])
-        if self._process != MIGRATE:
+        if self._process != MIGRATE and self._needs.describes_all:
             yield "clock", clock
         if self._needs.is_transactional:
             yield "right to write in transactions", transact
@@ -154,11 +155,15 @@ class Examination:
     def _kafka_rights(self, admin: Admin) -> list[str]:
         on_topics, on_groups = self._topic_rights(admin), self._group_rights()
         allowed = admin.allowed(on_topics, on_groups)
-        return self._uncreatable(admin) + [
-            f"this user lacks {', '.join(lacking)} on {'group' if name in on_groups else 'topic'} {name}"
-            for name, operations in (on_topics | on_groups).items()
-            if (lacking := [operation for operation in operations if operation not in allowed[name]])
-        ]
+        return (
+            self._uncreatable(admin)
+            + self._unseen(admin)
+            + [
+                f"this user lacks {', '.join(lacking)} on {'group' if name in on_groups else 'topic'} {name}"
+                for name, operations in (on_topics | on_groups).items()
+                if (lacking := [operation for operation in operations if operation not in allowed[name]])
+            ]
+        )
 
     def _uncreatable(self, admin: Admin) -> list[str]:
         if self._process != MIGRATE:
@@ -167,13 +172,27 @@ class Examination:
         missing = [topic.name for topic in topics.wanted(self._settings) if topic.name not in known]
         return [f"this user lacks CREATE on topic {name}" for name in admin.uncreatable(missing)]
 
+    def _unseen(self, admin: Admin) -> list[str]:
+        """What is wrong with topics of a process for which they are not looked at otherwise."""
+        if self._needs.describes_all:
+            return []
+        known, needed = admin.partitions(), (*self._needs.reads, *self._needs.writes)
+        return [
+            f"topic {topic} does not exist, or this user lacks DESCRIBE on it"
+            for topic in map(self._settings.topic, needed)
+            if topic not in known
+        ]
+
     def _topic_rights(self, admin: Admin) -> dict[str, list[str]]:
         """The operations that this process needs on each topic that is there."""
         needs, known, rights = self._needs, admin.partitions(), dict[str, list[str]]()
         for name in topics.NAMES:
             if (topic := self._settings.topic(name)) in known:
-                rights[topic] = ["DESCRIBE", "DESCRIBE_CONFIGS"]
-                rights[topic] += ["READ"] * (name in needs.reads) + ["WRITE"] * (name in needs.writes)
+                granted = ["READ"] * (name in needs.reads) + ["WRITE"] * (name in needs.writes)
+                if needs.describes_all:
+                    rights[topic] = ["DESCRIBE", "DESCRIBE_CONFIGS", *granted]
+                elif granted:
+                    rights[topic] = ["DESCRIBE", *granted]
         if self._process == MIGRATE:
             for topic, operation in topic_setup.changes_due(admin, self._settings):
                 rights[topic].append(operation)
@@ -197,6 +216,8 @@ class Examination:
     # -- Redis --------------------------------------------------------------------------------------------------
 
     def _redis(self) -> Checks:
+        if not self._needs.uses_redis:
+            return
         settings = self._settings
         clients, lacking = list[Redis](), list[str]()
 

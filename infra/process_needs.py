@@ -19,7 +19,7 @@ _OF_STAGES = (
 @dataclass(frozen=True)
 class Needs:
     """Topics and groups are named without the namespace. `joins`: groups that it is a member of; `watches`: groups of which it reads how
-    far they are. `clickhouse`: one of `grants.ROLES`; `archive`: `read`, or `write`, which is reading and removing, too; both are empty
+    far they are. `uses_redis`, `describes_all`: whether it reports in Redis, and looks at topics that it neither reads nor writes. `clickhouse`: one of `grants.ROLES`; `archive`: `read`, or `write`, which is reading and removing, too; both are empty
     where it does not use that backend."""
 
     reads: tuple[str, ...] = ()
@@ -27,6 +27,8 @@ class Needs:
     joins: tuple[str, ...] = ()
     watches: tuple[str, ...] = ()
     is_transactional: bool = False
+    uses_redis: bool = True
+    describes_all: bool = True
     clickhouse: str = ""
     archive: str = ""
 
@@ -35,7 +37,7 @@ NEEDS = {
     MIGRATE: Needs(clickhouse="migrator"),
     "ingest": Needs(
         reads=(topics.EVENTS, topics.ARCHIVE),
-        writes=(topics.BLOCKS, topics.ARCHIVE, topics.DEAD_LETTERS),
+        writes=(topics.BLOCKS, topics.ARCHIVE, topics.DEAD_LETTERS, topics.CANARIES),
         joins=(topics.INGEST_GROUP,),
         is_transactional=True,
     ),
@@ -47,6 +49,7 @@ NEEDS = {
         is_transactional=True,
         clickhouse="writer",
     ),
+    "canary": Needs(writes=(topics.EVENTS,), uses_redis=False, describes_all=False),
     "others": Needs(
         reads=topics.NAMES,
         writes=(topics.EVENTS, topics.SENT_LETTERS, topics.CAMPAIGN_STATUS),

@@ -163,6 +163,9 @@ class Settings(BaseSettings):
     ingest_linger_ms: Count = Field(150, ge=1, description="how long an ingest batch waits to fill")
     flush_ms: Count = Field(500, ge=50, description="how often the stream flushes partial windows")
     heartbeat_ms: Count = Field(1000, ge=100, description="how often idle ingest workers send heartbeats")
+    canary_s: Count = Field(
+        0, ge=0, le=30, description="seconds between two canaries to each partition of ad-events; 0: none are sent"
+    )
     silent_after_ms: Count = Field(10_000, ge=500, description="a partition at its end this long is silent")
     archive_flush_ms: Count = Field(5_000, ge=100, description="how long archived rows may wait for their file")
     archive_keep_days: Count = Field(0, ge=0, description="days of the archive that are kept; 0: all")

@@ -15,6 +15,8 @@ from infra.clickhouse.deployment import Deployment
 from infra.embedded.stack_folder import Folder
 from infra.settings import clickhouse_kind_defaults, resolve
 
+_OBSERVED_CANARY_S = "5"
+
 
 @declare.command("up", "adclick up --detach --ingest-workers 2")
 @click.option("--detach", is_flag=True, help="Return once all is ready; `adclick down` stops it.")
@@ -22,7 +24,11 @@ from infra.settings import clickhouse_kind_defaults, resolve
 @click.option("--stream-workers", type=click.IntRange(0, 64), default=1, show_default=True)
 @click.option("--query-workers", type=click.IntRange(1, 64), default=1, show_default=True)
 @click.option("--notify-workers", type=click.IntRange(0, 64), default=1, show_default=True)
-@click.option("--observe", is_flag=True, help="Run Prometheus, if it is installed, with our rules beside the stack.")
+@click.option(
+    "--observe",
+    is_flag=True,
+    help="Run Prometheus, if it is installed, with our rules beside the stack, and send canaries (ADCLICK_CANARY_S).",
+)
 def up(
     app: App,
     detach: bool,
@@ -51,6 +57,9 @@ def up(
     workers = {"ingest": ingest_workers, "archive": 1, "stream": stream_workers, "query": query_workers}
     workers["notify"] = notify_workers
     overrides = _overrides(app)
+    if observe:
+        overrides.setdefault("canary_s", _OBSERVED_CANARY_S)
+    workers["canary"] = int(overrides.get("canary_s", "0") != "0")
     if detach:
         kinds = ("ingest", "stream", "query", "notify")
         counts = [word for kind in kinds for word in (f"--{kind}-workers", str(workers[kind]))]
@@ -82,7 +91,7 @@ def _overrides(app: App) -> dict[str, str]:
 def _announce(app: App, endpoints: dict[str, str], path: Path) -> None:
     from infra.embedded import prometheus_server
 
-    endpoints = {name: value for name, value in endpoints.items() if name != "user_secret"}
+    endpoints = {name: value for name, value in endpoints.items() if name not in ("user_secret", "canary_s")}
     if (prometheus := prometheus_server.address_of(Folder(path))) is not None:
         endpoints["prometheus"] = prometheus
     if app.json:

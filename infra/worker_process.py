@@ -52,11 +52,16 @@ def start_worker(app: App, kind: str, niceness: int) -> str:
 
 def run_until_signal(worker: Worker, settings: Settings, name: str) -> None:
     """Run a worker in this thread; SIGTERM and Ctrl-C stop it in order."""
-    for number in _STOP_SIGNALS:
-        signal.signal(number, lambda *_: worker.stop())
+    stop_on_signals(worker)
     freeze_heap()
     with reporting(settings, name):
         worker.run()
+
+
+def stop_on_signals(worker: Worker) -> None:
+    """Let SIGTERM and Ctrl-C stop a worker in order."""
+    for number in _STOP_SIGNALS:
+        signal.signal(number, lambda *_: worker.stop())
 
 
 def freeze_heap() -> None:

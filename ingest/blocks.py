@@ -36,6 +36,8 @@ class SourceRange(msgspec.Struct, frozen=True, array_like=True):
     watermark_ms: int | None
     """The verdict watermark; None while there was no valid event."""
     silent: bool
+    canary_ms: int = 0
+    """When the last canary before `to_offset` was sent; 0 where there was none, and in blocks of releases without canaries."""
 
 
 @decodable
@@ -49,6 +51,8 @@ class BlockHeader(msgspec.Struct, frozen=True):
     part: int = 0
     parts: int = 1
     is_behind: bool = False
+    log_time_ms: int = 0
+    """Of blocks of `ad-archive`: the partition's log time after them; 0 in those of earlier releases."""
 
 
 @decodable
@@ -94,11 +98,15 @@ def split_rows(rows: pa.RecordBatch) -> list[pa.RecordBatch]:
 
 
 def encode_block(
-    parts: Sequence[pa.RecordBatch], ranges: tuple[SourceRange, ...], sent_at_ms: int, is_behind: bool = False
+    parts: Sequence[pa.RecordBatch],
+    ranges: tuple[SourceRange, ...],
+    sent_at_ms: int,
+    is_behind: bool = False,
+    log_time_ms: int = 0,
 ) -> Iterator[bytes]:
     """A block as messages, one for each of its parts, in the order in which they must be written."""
     for number, part in enumerate(parts):
-        header = BlockHeader(SCHEMA_VERSION, ranges, sent_at_ms, number, len(parts), is_behind)
+        header = BlockHeader(SCHEMA_VERSION, ranges, sent_at_ms, number, len(parts), is_behind, log_time_ms)
         yield pack_rows(part, msgspec.json.encode(header))
 
 

@@ -109,11 +109,10 @@ class DedupRebuilder:
         rows, header = blocks.decode_block(last.value(), f"{topic}/{partition}/{last.offset()}")
         (written,) = header.ranges
         times = archive_schema.decode_archived(rows).column("log_time_ms").to_numpy()
-        position = Position(
-            written.to_offset,
-            NO_WATERMARK if written.watermark_ms is None else written.watermark_ms,
-            int(times[-1]) if len(times) else header.sent_at_ms,
-        )
+        # Of earlier releases a block without events does not say it.
+        log_time_ms = header.log_time_ms or (int(times[-1]) if len(times) else header.sent_at_ms)
+        watermark_ms = NO_WATERMARK if written.watermark_ms is None else written.watermark_ms
+        position = Position(written.to_offset, watermark_ms, log_time_ms, canary_ms=written.canary_ms)
         self._log.error(
             "the group's offsets are gone; taken from ad-archive", partition=partition, offset=position.offset
         )

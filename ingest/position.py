@@ -22,6 +22,8 @@ class _Metadata(msgspec.Struct, frozen=True):
     topic: str = ""
     base: int = 0
     epoch: int = -1
+    canary: int = 0
+    canaries: int = 0
 
 
 @decodable
@@ -38,6 +40,10 @@ class Position(msgspec.Struct, frozen=True):
     base: int = 0
     leader_epoch: int = -1
     """Of the last batch read; −1 when it is unknown."""
+    canary_ms: int = 0
+    """When the last canary before `offset` was sent; 0 where there was none."""
+    canaries: int = 0
+    """How many messages before `offset` were canaries, since canaries are counted."""
 
     @property
     def log_offset(self) -> int:
@@ -58,8 +64,9 @@ class Position(msgspec.Struct, frozen=True):
     def metadata(self) -> str:
         """The text that is committed beside the offset."""
         fields = _Metadata(
-            2, self.watermark_ms, self.log_time_ms, self.turns, self.topic_id, self.base, self.leader_epoch
-        )
+            2, self.watermark_ms, self.log_time_ms, self.turns, self.topic_id, self.base, self.leader_epoch, self.canary_ms,
+            self.canaries,
+        )  # fmt: skip
         return msgspec.json.encode(fields).decode()
 
     @classmethod
@@ -69,4 +76,4 @@ class Position(msgspec.Struct, frozen=True):
             m = msgspec.json.decode(metadata, type=_Metadata)
         except msgspec.MsgspecError:
             return None
-        return cls(log_offset + m.base, m.wm, m.lt, m.turns, m.topic, m.base, m.epoch)
+        return cls(log_offset + m.base, m.wm, m.lt, m.turns, m.topic, m.base, m.epoch, m.canary, m.canaries)

@@ -18,14 +18,17 @@ from infra.kafka import topics
 from infra.kafka.admin import Admin
 from infra.redis.client import Redis
 from infra.settings import Settings
-from ingest.archive.progress import archived_to
+from ingest.archive.progress import archived_canary_ms, archived_to
 from ingest.counts import Counts
+from ingest.position import Position
 from ingest.shedding import Level
 
 LEVELS = tuple(level.name.lower() for level in Level)
 """Overload levels as reports have them, the lowest first."""
 # For how long a worker's report is shown, and why it stopped; one that is started again and again reports that again.
 _REPORT_S, _STOPPED_S = 15, 60
+# What waits for ingest is no sign of events where it may be the canaries of a partition: one in hand, and the next one.
+_CANARIES_IN_HAND = 2
 # A report that Redis took later does not tell the time: its age is counted from then, so its worker's clock would seem to be behind.
 _PROMPT_S = 0.5
 
@@ -139,7 +142,9 @@ def _left_ms(redis: Redis, key: bytes) -> int | None:
 class TopicLags:
     """`lags`: topic → messages to read; `by_partition`: the same, partition by partition. `open_transactions`: TOPIC/PARTITION → offset
     and messages of a producer's transaction. `offsets`: topic → position and last stable offset of each partition. `arrived`: how many messages were ever appended to ad-events; `archived`: up to where, of
-    the same, the archive has files, added up over partitions."""
+    the same, the archive has files, added up over partitions. `read_events`: how many messages of ad-events ingest has read that are no canaries;
+    `arrived_events`: with those that wait, where they are more than canaries can be.
+    `canaries`: topic → when the last canary of each partition was sent that its readers have passed, 0 where there was none."""
 
     lags: dict[str, int]
     open_transactions: dict[str, dict[str, int]]
@@ -147,12 +152,15 @@ class TopicLags:
     offsets: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     arrived: int | None = None
     archived: int | None = None
+    read_events: int | None = None
+    arrived_events: int | None = None
+    canaries: dict[str, list[int]] = field(default_factory=dict)
 
 
 def read_lags(admin: Admin, settings: Settings) -> TopicLags:
     """How far the topics are read, up to the very end of each log, including what open transactions hold back. Raises Unavailable."""
     partition_counts, status = admin.partitions(), TopicLags({}, {})
-    arrived = archived = None
+    arrived = archived = read_events = arrived_events = None
     for name, group in ((topics.EVENTS, topics.INGEST_GROUP), (topics.ARCHIVE, topics.ARCHIVE_GROUP)):
         topic = settings.topic(name)
         count = partition_counts.get(topic, 0)
@@ -170,9 +178,15 @@ def read_lags(admin: Admin, settings: Settings) -> TopicLags:
         status.offsets[topic] = list(zip(positions, stable_ends, strict=True))
         if name == topics.ARCHIVE:
             archived = sum(archived_to(c.metadata) for c in committed)
+            status.canaries[topic] = [archived_canary_ms(c.metadata) for c in committed]
         else:
             arrived = sum(ends)
+            # Of one that was never committed the metadata is empty.
+            read = [Position.committed(c.offset, c.metadata) for c in committed]
+            status.canaries[topic] = [0 if position is None else position.canary_ms for position in read]
+            read_events = sum(position.offset - position.canaries for position in read if position is not None)
+            arrived_events = read_events + sum(max(0, lag - _CANARIES_IN_HAND) for lag in lags)
             for p, (stable, end) in enumerate(zip(stable_ends, ends, strict=True)):
                 if stable < end:
                     status.open_transactions[f"{topic}/{p}"] = {"offset": stable, "messages": end - stable}
-    return replace(status, arrived=arrived, archived=archived)
+    return replace(status, arrived=arrived, archived=archived, read_events=read_events, arrived_events=arrived_events)

@@ -28,9 +28,19 @@ class SourceBatch:
 
     def source(self, row: int) -> tuple[int, int, bytes | None]:
         """Partition, offset and key of a message."""
+        p, records, at = self._record(row)
+        return p, int(self.offsets[row]), records.keys[at]
+
+    def headers(self, row: int) -> dict[bytes, bytes]:
+        """The headers of a message."""
+        _, records, at = self._record(row)
+        return records.headers(at)
+
+    def _record(self, row: int) -> tuple[int, Records, int]:
+        """A message's partition, the part that it lies in, and its place there."""
         p = next(p for p, rows in self.rows.items() if rows.start <= row < rows.stop)
         offset = int(self.offsets[row])
         for records in self.parts[p]:
             if offset < records.next_offset:
-                return p, offset, records.keys[int(np.searchsorted(records.offsets, offset))]
+                return p, records, int(np.searchsorted(records.offsets, offset))
         raise AssertionError(f"row {row} of partition {p} lies in no part")

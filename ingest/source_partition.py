@@ -18,7 +18,7 @@ class SourcePartition:
     position: Position
     mirror: PartitionMirror
     active_at_s: float
-    """When messages of it were committed last, or it was assigned."""
+    """When messages of it, other than canaries, were committed last, or it was assigned."""
     reads_from: int
     """Where reading began, as Kafka counts: beyond the position where a loss was accepted."""
     misdated: int = 0
@@ -31,23 +31,27 @@ class SourcePartition:
         """The next offset to read, as Kafka counts."""
         return max(self.position.log_offset, self.reads_from)
 
-    def is_silent(self, log_end: int, now_s: float, silent_after_ms: int) -> bool:
-        """Whether it is at its end, and either without any valid event so far or without a message for a while.
+    def is_silent(self, log_end: int, now_s: float, silent_after_ms: int, after: Position | None = None) -> bool:
+        """Whether it is at its end, and either without any valid event so far or without a message for a while. Canaries are no messages
+        here. `after`: the position behind canaries that have just come, where these are all that has.
 
         What lies behind an open transaction is not the end: it may be of any minute that is still open. `log_end` is negative
         before it is known.
         """
-        if log_end < 0 or self.log_offset < log_end:
+        log_offset = self.log_offset if after is None else max(after.log_offset, self.reads_from)
+        if log_end < 0 or log_offset < log_end:
             return False
         return self.position.watermark is None or (now_s - self.active_at_s) * 1000 >= silent_after_ms
 
     def idle_range(self, silent: bool) -> SourceRange:
         """What a transaction without messages of this partition accounts for."""
-        return SourceRange(self.number, self.position.offset, self.position.offset, self.position.watermark, silent)
+        at = self.position
+        return SourceRange(self.number, at.offset, at.offset, at.watermark, silent, at.canary_ms)
 
-    def range_to(self, after: Position) -> SourceRange:
-        """What a transaction accounts for that takes the partition to a new position."""
-        return SourceRange(self.number, self.position.offset, after.offset, after.watermark, False)
+    def range_to(self, after: Position, silent: bool = False) -> SourceRange:
+        """What a transaction accounts for that takes the partition to a new position. `silent`: it was silent before, and only canaries
+        have come."""
+        return SourceRange(self.number, self.position.offset, after.offset, after.watermark, silent, after.canary_ms)
 
     def watch_transaction(self, stable_end: int, end: int, now_s: float) -> None:
         """Remember since when an open transaction ends reading before the end of the log."""

@@ -1,4 +1,4 @@
-"""What a transaction of ingest writes: blocks, archived events and dead letters of a batch, or heartbeats where there is none."""
+"""What a transaction of ingest writes: blocks, archived events, dead letters and marks of canaries of a batch, or heartbeats."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from infra.settings import Settings
 from ingest import blocks, judge, partials, salting
 from ingest.archive.schema import Decision
 from ingest.blocks import SourceRange
+from ingest.canary.marks import mark_records
 from ingest.events import Reason, Rejection
 from ingest.partials import Partials
 from ingest.position import Position
@@ -42,6 +43,7 @@ class TransactionLayout:
     def __init__(self, settings: Settings) -> None:
         self._events, self._blocks = settings.topic(topics.EVENTS), settings.topic(topics.BLOCKS)
         self._archive, self._dead_letters = settings.topic(topics.ARCHIVE), settings.topic(topics.DEAD_LETTERS)
+        self._canaries = settings.topic(topics.CANARIES)
         self._event_partitions, self._shards = settings.event_partitions, settings.block_partitions
 
     def of_heartbeat(self, ranges: Mapping[int, SourceRange]) -> Transaction:
@@ -54,9 +56,12 @@ class TransactionLayout:
         sent_ms, judged = now_ms(), batch.judged
         records = list(self._block_records(partials.fold_events(list(judged.values())), ranges, sent_ms, is_behind))
         for p, events in judged.items():
-            for value in blocks.encode_block(judge.archive_parts(events), (ranges[p],), sent_ms):
+            parts, log_time_ms = judge.archive_parts(events), events.after.log_time_ms
+            for value in blocks.encode_block(parts, (ranges[p],), sent_ms, log_time_ms=log_time_ms):
                 records.append(Record(self._archive, value, partition=p))
         records += self._dead_letter_records(batch)
+        for p, offsets in batch.canaries.items():
+            records += mark_records(self._canaries, p, offsets)
         return Transaction(sent_ms, records, ranges, {p: events.after for p, events in judged.items()}, batch)
 
     def _block_records(

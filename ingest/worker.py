@@ -42,6 +42,7 @@ from infra.settings import Settings
 from infra.worker_process import Every, run_until_signal, start_worker
 from ingest import published_status, shedding
 from ingest.blocks import SourceRange
+from ingest.canary.marker import may_be_canary
 from ingest.continuation import Continuation, refuse_losses
 from ingest.counts import Counts
 from ingest.dedup.registry import RegistryLost
@@ -247,6 +248,9 @@ class IngestWorker:
         if not batch.judged:
             return self._layout.of_heartbeat(self._ranges({}))
         ranges = self._ranges({p: judged.after for p, judged in batch.judged.items()})
+        for p in filter(batch.has_only_canaries, batch.judged):
+            after = batch.judged[p].after
+            ranges[p] = self._owned[p].range_to(after, self._is_silent(self._owned[p], after))
         return self._layout.of_batch(batch, ranges, is_behind)
 
     def _ranges(self, after: dict[int, Position]) -> dict[int, SourceRange]:
@@ -283,7 +287,9 @@ class IngestWorker:
             owned = self._owned.get(p)
             if owned is None:
                 continue
-            owned.position, owned.active_at_s = judged.after, time.monotonic()
+            owned.position = judged.after
+            if not batch.has_only_canaries(p):
+                owned.active_at_s = time.monotonic()
             rows = batch.source.rows[p]
             self._counts.add(judged, rows.stop - rows.start)
             if batch.misdated[p] and not owned.misdated:
@@ -308,8 +314,12 @@ class IngestWorker:
 
     # -- silence, heartbeats and status -------------------------------------------------------------------------
 
-    def _is_silent(self, owned: SourcePartition) -> bool:
-        return owned.is_silent(self._consumer.end(owned.number), time.monotonic(), self._settings.silent_after_ms)
+    def _is_silent(self, owned: SourcePartition, after: Position | None = None) -> bool:
+        end = self._consumer.end(owned.number)
+        # A canary that waits to be read would end the silence for a moment.
+        if self._consumer.waits_only_for(owned.number, may_be_canary):
+            end = owned.log_offset
+        return owned.is_silent(end, time.monotonic(), self._settings.silent_after_ms, after)
 
     def _is_heartbeat_due(self) -> bool:
         """Whether readers of blocks lack a watermark or a silence that this worker knows."""

@@ -29,7 +29,7 @@ Status = dict[str, Any]
 _FRESH_S = 0.9
 # What the rates are called, and which counters of ingest workers each adds up.
 _INGEST_RATES = {
-    "ingest": ("messages",),
+    "ingest": ("counted", "copies", "too_late", "rejected", "shed", "doubt"),
     "first": ("counted", "too_late", "shed"),
     "copies": ("copies",),
     "doubt": ("doubt",),

@@ -12,7 +12,7 @@ from typing import Any
 
 from infra.clickhouse import borders
 from infra.clickhouse.client import ClickHouse
-from infra.clock import describe_skews, iso
+from infra.clock import describe_skews, iso, now_ms
 from infra.errors import AdclickError, Refused
 from infra.kafka import topic_setup, topics
 from infra.kafka.admin import Admin
@@ -21,7 +21,9 @@ from infra.redis.eviction import NEVER_EVICT, EvictionWatch
 from infra.retries import SIDE_WORK
 from infra.settings import Settings
 from infra.wait_reports import read_waits
+from ingest.canary.arrivals import Canaries
 from ingest.published_status import read_lags, read_reports
+from query.canaries import describe_ages, of_partitions, of_shards
 from query.progress import ProgressWatch
 from query.runs import read_current_runs, read_last_run
 from stream.hot.published_status import ShardStatus, read_shards
@@ -33,20 +35,24 @@ Part = dict[str, Any]
 _NO_WORKERS: Part = {
     "watermark": None, "stream_lag_s": None, "silent_shards": [], "level": "unknown", "ingest_workers": [], "waits": {},
     "stopped_workers": {}, "stopped_detector": "", "misdated": {}, "shards": [], "counts": {}, "skewed_clocks": [],
-    "shown_ms": [], "sent_ms": 0,
+    "shown_ms": [], "sent_ms": 0, "hot_canaries": {},
 }  # fmt: skip
 _NO_TOPICS: Part = {
-    "topics": {}, "partitions": {}, "open_transactions": {}, "arrived": None, "archived": None, "warnings": [], "offsets": {},
+    "topics": {}, "partitions": {}, "open_transactions": {}, "arrived": None, "archived": None, "read_events": None, "arrived_events": None,
+    "warnings": [],
+    "offsets": {}, "log_canaries": {},
 }  # fmt: skip
-_NO_GAPS: Part = {"gaps": []}
+_NO_GAPS: Part = {"gaps": [], "stored_canaries": {}}
 _NO_MEMORY: Part = {"redis_memory": []}
 _NO_RUNS: Part = {
     "last_reconciliation": None, "newest_reconciled_day": None, "reconciliation_alerts": [], "unbilled_events": 0,
 }  # fmt: skip
 # What is read only to tell whether the pipeline moves.
 _POSITIONS = ("offsets", "shown_ms", "sent_ms")
-_ALL: Part = {**_NO_TOPICS, **_NO_WORKERS, **_NO_MEMORY, **_NO_RUNS, "problems": {}}
-UNKNOWN_STATUS: Part = {name: value for name, value in _ALL.items() if name not in _POSITIONS}
+# Canaries by the backend that has told of them.
+_CANARIES = ("log_canaries", "hot_canaries", "stored_canaries")
+_ALL: Part = {**_NO_TOPICS, **_NO_WORKERS, **_NO_MEMORY, **_NO_RUNS, "canaries": [], "problems": {}}
+UNKNOWN_STATUS: Part = {name: value for name, value in _ALL.items() if name not in (*_POSITIONS, *_CANARIES)}
 """The status of a stack that is not running."""
 
 
@@ -89,6 +95,9 @@ def read_status(settings: Settings, progress: ProgressWatch | None = None) -> di
     ]
     detector = [f"the detector has stopped, and raises no alerts: {why}"] if (why := status["stopped_detector"]) else []
     positions = [status.pop(name) for name in _POSITIONS]
+    arrivals: Part = {tier: canaries for name in _CANARIES for tier, canaries in status.pop(name).items()}
+    # What came before they were turned off says nothing.
+    status["canaries"] = describe_ages(arrivals, now_ms()) if settings.canary_s else []
     stalled = progress.look(*positions) if progress is not None else []
     warnings = [*status["warnings"], *misdated, *status["skewed_clocks"], *detector, *side_work, *status.pop("gaps")]
     return (
@@ -138,7 +147,14 @@ def _read_topics(settings: Settings) -> Part:
     ]
     return {
         "topics": topic_lags.lags, "partitions": topic_lags.by_partition, "open_transactions": topic_lags.open_transactions,
-        "arrived": topic_lags.arrived, "archived": topic_lags.archived, "warnings": warnings, "offsets": topic_lags.offsets,
+        "arrived": topic_lags.arrived, "archived": topic_lags.archived, "read_events": topic_lags.read_events,
+        "arrived_events": topic_lags.arrived_events,
+        "warnings": warnings, "offsets": topic_lags.offsets,
+        "log_canaries": {
+            tier: of_partitions(topic, topic_lags.canaries[topic])
+            for tier, name in (("ingest", topics.EVENTS), ("archive", topics.ARCHIVE))
+            if (topic := settings.topic(name)) in topic_lags.canaries
+        },
     }  # fmt: skip
 
 
@@ -168,6 +184,7 @@ def _read_workers(settings: Settings) -> Part:
         "skewed_clocks": describe_skews(reports.clocks),
         "shown_ms": [s.sent_ms for s in statuses],
         "sent_ms": reports.sent_ms,
+        "hot_canaries": {"hot": of_shards([s.canaries for s in statuses])},
     }
 
 
@@ -194,7 +211,13 @@ def _read_runs(settings: Settings) -> Part:
 
 def _read_gaps(settings: Settings) -> Part:
     with contextlib.closing(_clickhouse(settings)) as client:
-        return {"gaps": borders.gaps(borders.read_published(client, settings.block_partitions))}
+        published = borders.read_published(client, settings.block_partitions)
+    stored = {
+        tier: (Canaries(border.canary_ms, border.newest_canary_ms), "")
+        for tier, name in (("warm", "hours"), ("cold", "days"))
+        if (border := published.tiers.get(name)) is not None
+    }
+    return {"gaps": borders.gaps(published), "stored_canaries": stored}
 
 
 def _clickhouse(settings: Settings) -> ClickHouse:

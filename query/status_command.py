@@ -70,6 +70,11 @@ def _print_status(app: App, report: dict[str, Any], *, is_known: bool) -> None:
         app.table(["topic", "messages to read"], [(n, f"{lag:,}") for n, lag in report["topics"].items()])
     if report["redis_memory"]:
         app.table(["redis", "MB", "of"], [_memory(memory) for memory in report["redis_memory"]])
+    if report["canaries"]:
+        rows = [
+            (c["tier"], f"{c['age_s']:.1f}", f"{c['slowest_s']:.1f}", c["slowest"] or "") for c in report["canaries"]
+        ]
+        app.table(["canary in", "sent s ago", "slowest path", ""], rows)
     lag_s, run = report["stream_lag_s"], report["last_reconciliation"]
     app.table(
         ["", ""],

@@ -379,7 +379,8 @@ class Agents:
             if owned.begin_flush(now_ms()):
                 owned.settle(await loop.run_in_executor(pool, owned.flush))
             elif owned.refresh_due():
-                await loop.run_in_executor(pool, owned.refresh, owned.intake.shown_sent_ms)
+                intake = owned.intake
+                await loop.run_in_executor(pool, owned.refresh, intake.shown_sent_ms, intake.shown_canaries)
 
     def _flushed(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled() and task.exception() is not None:

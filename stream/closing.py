@@ -14,6 +14,7 @@ import msgspec
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from infra.structs import decodable
 from ingest.blocks import SourceRange
+from ingest.canary.arrivals import Canaries
 
 # A window's state is kept until no accepted event can find it gone.
 KEPT_AFTER_END_MS = HOUR_MS
@@ -24,11 +25,13 @@ GRAINS = {"minute": MINUTE_MS, "hour": HOUR_MS, "day": DAY_MS}
 
 @decodable
 class Source(msgspec.Struct, frozen=True, array_like=True):
-    """What is known of one source partition: the next offset, the verdict watermark, and whether it is silent."""
+    """What is known of one source partition: the next offset, the verdict watermark, whether it is silent, and its last canary."""
 
     next_offset: int
     watermark_ms: int | None
     silent: bool
+    canary_ms: int = 0
+    """When the last canary of it was sent; 0 where there was none."""
 
 
 @decodable
@@ -63,11 +66,15 @@ class Closing(msgspec.Struct, frozen=True):
             return cls()
         return cls(closed_ms=min(marks), aged_ms=min(s.dropped_ms for s in shards.values()))
 
+    def canaries(self) -> Canaries:
+        """The last canaries of the source partitions."""
+        return Canaries.of(source.canary_ms for source in self.sources.values())
+
     def see(self, ranges: Iterable[SourceRange], partitions: int) -> Closing:
         """After a block: newer news of some of the `partitions` there are, and the minimum over the active ones."""
         sources = dict(self.sources)
         for r in ranges:
-            sources[r.partition] = Source(r.to_offset, r.watermark_ms, r.silent)
+            sources[r.partition] = Source(r.to_offset, r.watermark_ms, r.silent, r.canary_ms)
         marks = [s.watermark_ms for s in sources.values() if not s.silent]
         known = [m for m in marks if m is not None]
         if not marks or len(sources) < partitions:

@@ -25,6 +25,8 @@ class Waiting:
     """How old the newest block was when it was read."""
     is_ingest_behind: bool = False
     """Whether more events were waiting for ingest when it wrote that block."""
+    has_canary: bool = False
+    """Whether a canary has come since the last flush."""
 
 
 class FlushPolicy(Protocol):
@@ -55,6 +57,8 @@ class Fresh:
     behind_flushes_per_s: int = 2
     behind_rows: int = 4_000_000
     """That may wait in all partitions that the worker owns; each has its share, and a sixteenth at most."""
+    canary_wait_s: float = 10.0
+    """Of a canary that comes alone. The tier is told of it without a flush, too; but the next stage is not."""
     looks_at_clock: bool = True
 
     def is_due(self, waiting: Waiting, now_s: float, since_s: float, partitions: int) -> bool:
@@ -66,7 +70,7 @@ class Fresh:
                 return False
         elif since_s < min(self.longest_wait_s, (partitions - 1) / self.flushes_per_s):
             return False
-        return _has_reason(waiting)
+        return _has_reason(waiting) or (waiting.has_canary and since_s >= self.canary_wait_s)
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Patient:
         has_round_begun = since_s > (now_s + self.shift * wait_s) % wait_s
         if not has_round_begun and waiting.rows < self.most_rows:
             return waiting.crosses_end
-        return _has_reason(waiting)
+        return _has_reason(waiting) or waiting.has_canary
 
 
 def _has_reason(waiting: Waiting) -> bool:

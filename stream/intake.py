@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from infra.errors import CorruptLog
 from ingest import blocks, partials
 from ingest.blocks import BlockHeader
+from ingest.canary.arrivals import Canaries
 from ingest.partials import WINDOW, Partials
 from stream.chunks import ChunkHeader
 from stream.closing import Closing, Upstream
@@ -58,7 +59,7 @@ class Intake:
         self._upstream = durable.upstream
         self._parts: dict[int, int] = {}
         """Shard → the part that comes next, of messages that lack parts."""
-        self._flushing = False
+        self._flushing = self._has_canary = False
         self._rows: list[Partials] = []
         self._row_count = 0
         self._oldest_ms: int | None = None
@@ -70,6 +71,7 @@ class Intake:
             for r in header.ranges:
                 known = self.closing.sources.get(r.partition)
                 blocks.check_tiles(known.next_offset if known else None, r, where)
+                self._has_canary |= r.canary_ms != (known.canary_ms if known else 0)
         self._add(rows)
         self.newest_sent_ms = max(self.newest_sent_ms, header.sent_at_ms)
         self._behind_ms, self._is_ingest_behind = now_ms - self.newest_sent_ms, header.is_behind
@@ -90,7 +92,9 @@ class Intake:
         if header.part == header.parts - 1:
             reached = Upstream(header.to_offset, header.closing.closed_ms, header.dropped_ms)
             self._upstream = {**self._upstream, header.shard: reached}
-            self.closing = header.closing if self._shards == 1 else Closing.over(self._upstream, self._shards)
+            closing = header.closing if self._shards == 1 else Closing.over(self._upstream, self._shards)
+            self._has_canary |= closing.canaries() != self.closing.canaries()
+            self.closing = closing
         self.next_message = offset + 1
 
     def _check_part(self, shard: int, header: BlockHeader | ChunkHeader, where: str) -> None:
@@ -133,6 +137,7 @@ class Intake:
             messages=self.next_message - self._durable.next_message,
             behind_ms=self._behind_ms,
             is_ingest_behind=self._is_ingest_behind,
+            has_canary=self._has_canary,
         )
 
     def _is_closed(self, start_ms: int | None, closed_ms: int | None) -> bool:
@@ -143,6 +148,7 @@ class Intake:
         assert self.may_flush
         applied = Applied(tuple(self._rows), self.closing, self.next_message, self._upstream, self.newest_sent_ms)
         self._rows, self._row_count, self._oldest_ms, self._flushing = [], 0, None, True
+        self._has_canary = False
         self._durable = replace(self._durable, returned_rows=0)
         return applied
 
@@ -154,3 +160,9 @@ class Intake:
     def shown_sent_ms(self) -> int:
         """When the newest block was sent that has no row left to be made durable; 0 before the first since a recovery."""
         return self._durable.sent_ms if self._flushing or self.waiting_rows else self.newest_sent_ms
+
+    @property
+    def shown_canaries(self) -> Canaries:
+        """The last canaries that have no row before them left to be made durable."""
+        shown = self._durable.closing if self._flushing or self.waiting_rows else self.closing
+        return shown.canaries()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ingest.canary.arrivals import NO_CANARIES, Canaries
 from ingest.events import EVENT_TYPES
 from ingest.partials import BILLED, WINDOW, Partials
 from stream.window import Window
@@ -38,6 +39,8 @@ class Publication:
     """Windows that are still open, with rows in `delta`."""
     newest_ms: int | None
     """Start of the newest window that the state holds."""
+    canaries: Canaries = NO_CANARIES
+    """The last canaries of the source partitions before the end of this."""
 
     @property
     def events(self) -> int:

@@ -26,6 +26,7 @@ from infra.kafka.records import Record
 from infra.kafka.transactions import TransactionalProducer
 from infra.retries import WAITS, patiently
 from infra.settings import Settings
+from ingest.canary.arrivals import NO_CANARIES, Canaries
 from ingest.partials import by_campaign
 from stream import chunks
 from stream.chunks import ChunkHeader
@@ -54,9 +55,9 @@ class Sink(Protocol):
     def write(self, published: Publication) -> bool:
         """Show a flush; False where the tier has lost some of what it was given before: it needs a snapshot."""
 
-    def refresh(self, sent_ms: int) -> bool:
+    def refresh(self, sent_ms: int, canaries: Canaries = NO_CANARIES) -> bool:
         """When nothing was written for a while: whether the tier still has what it was given. `sent_ms`: when the newest block
-        was sent of which all is shown, or 0."""
+        was sent of which all is shown, or 0; `canaries`: the last ones of which the same is true."""
 
     @property
     def packs(self) -> bool:
@@ -323,11 +324,11 @@ class StagePartition:
         """Whether nothing was written for so long that the tier should be looked at."""
         return time.monotonic() - max(self._flushed_at, self._looked_at) > _REFRESH_S
 
-    def refresh(self, sent_ms: int) -> None:
-        """Look whether the tier still has what it was given, and give it again. `sent_ms` is the intake's. Blocks, briefly."""
+    def refresh(self, sent_ms: int, canaries: Canaries) -> None:
+        """Look whether the tier still has what it was given, and give it again. Both are the intake's. Blocks, briefly."""
         self._looked_at = time.monotonic()
         with contextlib.suppress(Unavailable):
-            if not self._sink.refresh(sent_ms):
+            if not self._sink.refresh(sent_ms, canaries):
                 self._sink.attach(self._state.snapshot())
 
     @property

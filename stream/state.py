@@ -82,7 +82,7 @@ class StageState:
         self._returned: Partials | None = None
         """The delta of a flush that did not happen: part of the next one."""
         self._log: dict[bytes, int] = {}
-        """Keys alive in the state log → the end of the newest window in them."""
+        """Keys alive in the state log → the end of the newest window in them, 0 where they have no rows."""
         self._base_rows = self._loose_rows = 0
         self._closed_rows = ClosedRows(grain_ms) if sends_closed else None
 
@@ -120,7 +120,8 @@ class StageState:
         )
         compacts = self._is_large(len(delta))
         tombstones = [key for key, end in self._log.items() if compacts or end <= droppable]
-        closed_rows, sent = self._to_send(delta, header, bool(tombstones))
+        # A chunk without rows, as a canary brings about, marks none as late.
+        closed_rows, sent = self._to_send(delta, header, any(self._log[key] for key in tombstones))
         header = msgspec.structs.replace(header, sent=sent)
         return Flush(
             header,
@@ -213,6 +214,7 @@ class StageState:
             corrected=tuple(corrected),
             open=tuple(open_),
             newest_ms=max(self.windows, default=None),
+            canaries=self._closing.canaries(),
         )
 
     def _gather(self, starts: list[int]) -> list[Window]:

@@ -45,6 +45,7 @@ COMMANDS = {
     "archive": ("ingest.archive.worker:archive", "Run one archive worker."),
     "stream": ("stream.worker:stream", "Run one stream worker."),
     "serve": ("query.serve:serve", "Run one query router."),
+    "canary": ("ingest.canary.worker:canary", "Send canaries, whose age in each tier tells that all moves."),
     "notify": ("query.notify.worker:notify", "Run one notify worker: alerts and webhooks."),
     "debug": ("stream.debug_command:debug", "Look into topics; list fault points."),
 }
@@ -160,7 +161,7 @@ def _close_output() -> None:
 
 def _is_worker() -> bool:
     """Whether standard error is a log, in which a defect must show where it is."""
-    return not {"ingest", "archive", "stream", "serve", "notify"}.isdisjoint(sys.argv[1:])
+    return not {"ingest", "archive", "stream", "serve", "notify", "canary"}.isdisjoint(sys.argv[1:])
 
 
 if __name__ == "__main__":

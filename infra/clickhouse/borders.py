@@ -20,12 +20,15 @@ TABLES = {"hours": "stream_hours", "days": "stream_days"}
 @dataclass(frozen=True)
 class Border:
     """What all shards have of a tier: windows in [from_ms, border_ms), which no event can change any more, and those that end at or
-    before watermark_ms, which late events may still change. Epoch ms. `table_id`: the table's UUID."""
+    before watermark_ms, which late events may still change. Epoch ms. `table_id`: the table's UUID. `canary_ms`, `newest_canary_ms`: when
+    the oldest and the newest of the last canaries of all source partitions were sent; 0 for none."""
 
     border_ms: int
     watermark_ms: int
     from_ms: int
     table_id: str
+    canary_ms: int = 0
+    newest_canary_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,25 +58,26 @@ def read_published(client: ClickHouse, shards: int) -> Published:
         f"""WITH (
                 {ids_query(client, ("stream_hours", "stream_days", "exact_hours", "exact_days"))}
             ) AS ids
-            SELECT 'tier', tier, toUInt64(count()), toUInt64(countIf(valid)), min(border), min(watermark), max(since), toString(any(id))
+            SELECT 'tier', tier, toUInt64(count()), toUInt64(countIf(valid)), min(border), min(watermark), max(since), toString(any(id)),
+                minIf(canary, canary > 0), max(newest_canary)
             FROM (
                 SELECT toString(tier) AS tier, shard, ids[concat('stream_', tier)] AS id, countIf(table_id = id) > 0 AS valid,
                     maxIf(border_ms, table_id = id) AS border, maxIf(watermark_ms, table_id = id) AS watermark,
-                    maxIf(from_ms, table_id = id) AS since
+                    maxIf(from_ms, table_id = id) AS since, max(canary_ms) AS canary, max(newest_canary_ms) AS newest_canary
                 FROM {db}.tier_borders WHERE shard < {{shards:UInt16}} GROUP BY tier, shard) GROUP BY tier
             UNION ALL
             SELECT 'run', run_id, toUInt64(1), toUInt64(hours_id = ids['exact_hours'] AND days_id = ids['exact_days']),
-                toUInt64(toUnixTimestamp(toDateTime(date, 'UTC'))), open_from_ms, toUInt64(0), '' FROM {db}.current_runs""",
+                toUInt64(toUnixTimestamp(toDateTime(date, 'UTC'))), open_from_ms, toUInt64(0), '', toUInt64(0), toUInt64(0) FROM {db}.current_runs""",
         {"shards": shards},
     )
     borders, void, runs, void_runs = dict[str, Border](), list[str](), list[Run](), list[Run]()
-    for kind, name, count, valid, first, second, since, table_id in rows:
+    for kind, name, count, valid, first, second, since, table_id, canary, newest_canary in rows:
         if kind == "run":
             (runs if valid else void_runs).append(Run(name, int(first) * 1000, int(second)))
         elif valid < count:
             void.append(name)
         elif count == shards:
-            borders[name] = Border(int(first), int(second), int(since), table_id)
+            borders[name] = Border(int(first), int(second), int(since), table_id, int(canary), int(newest_canary))
     return Published(borders, tuple(sorted(void)), tuple(runs), tuple(void_runs))
 
 
@@ -112,11 +116,12 @@ def publish_borders(client: ClickHouse, tier: str, of_shards: Iterable[tuple[int
     """Publish how far shards have written a tier, in one statement. Of two of one shard the one with the later watermark stays, of
     equal ones the last. Raises Unavailable."""
     rows = ", ".join(
-        f"({{tier:String}}, {shard}, {b.border_ms}, {b.watermark_ms}, {b.from_ms}, '{UUID(b.table_id)}')"
+        f"({{tier:String}}, {shard}, {b.border_ms}, {b.watermark_ms}, {b.from_ms}, '{UUID(b.table_id)}', {b.canary_ms}, {b.newest_canary_ms})"
         for shard, b in of_shards
     )
     client.command(
-        f"INSERT INTO {client.database}.tier_borders (tier, shard, border_ms, watermark_ms, from_ms, table_id) VALUES {rows}",
+        f"INSERT INTO {client.database}.tier_borders"
+        f" (tier, shard, border_ms, watermark_ms, from_ms, table_id, canary_ms, newest_canary_ms) VALUES {rows}",
         {"tier": tier},
     )
 

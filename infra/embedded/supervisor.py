@@ -164,6 +164,9 @@ class Supervisor:
             "user_secret": self._overrides.get("user_secret") or state["user_secret"],
             "archive": _absolute(self._overrides.get("archive")) or str((path / "archive").resolve()),
         }
+        if self._counts.get("canary"):
+            # Whoever looks at this stack knows then that canaries ought to come.
+            endpoints["canary_s"] = self._overrides["canary_s"]
         raise_open_files_limit()
         self._launch(start_commands.redis(path / "redis", port_of["redis"]))
         self._launch(

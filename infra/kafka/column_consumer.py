@@ -65,6 +65,10 @@ class ColumnConsumer:
         """The end of the log (high watermark) as last seen; negative before that."""
         return self._fetcher.end(partition)
 
+    def waits_only_for(self, partition: int, is_such: Callable[[bytes | None], bool]) -> bool:
+        """Whether all that a partition has up to its end waits to be taken, and all of it has such values. False for more than a few."""
+        return self._fetcher.waits_only_for(partition, is_such)
+
     def stable_end(self, partition: int) -> int:
         """Where reading has to stop for an open transaction, or the end of the log; negative before it is known."""
         return self._fetcher.stable_end(partition)

@@ -36,6 +36,8 @@ _MISSING_S = 30.0
 # What waits to be taken: so many batches of messages, unless they are large. From a backlog each batch takes few partitions, which
 # should have enough for it; the others are fetched meanwhile.
 _AHEAD_BATCHES, _AHEAD_BYTES = 4, 256 << 20
+# That are looked at one by one.
+_FEW = 16
 # Bytes that are damaged on the way are right the next time; those on the broker's disk stay as they are.
 _FETCHES_OF_A_CORRUPT_BATCH = 3
 
@@ -137,6 +139,14 @@ class Fetcher:
         """The end of the log (high watermark) as last seen; negative before that."""
         state = self._partitions.get(partition)
         return -1 if state is None else state.end
+
+    def waits_only_for(self, partition: int, is_such: Callable[[bytes | None], bool]) -> bool:
+        """Whether all that a partition has up to its end waits to be taken, and all of it has such values. False for more than a few."""
+        with self._changed:
+            state = self._partitions.get(partition)
+            if state is None or not 0 < state.messages <= _FEW or state.next_offset < state.end:
+                return False
+            return all(is_such(records.values[row]) for records in state.waiting for row in range(len(records.values)))
 
     def stable_end(self, partition: int) -> int:
         """Where reading has to stop for an open transaction, or the end of the log; negative before it is known."""

@@ -26,6 +26,7 @@ _COLUMNS = 11
 _HEADER_AFTER_CRC = _HEADER - 21
 _WRONG, _NOWHERE = -1, -1
 _FORMAT = 2
+_LONGEST_HEADERS = 1024
 # A size, attributes, the differences of time and offset, the sizes of key and value, the number of headers: a byte each.
 _SHORTEST_RECORD = 7
 _RESTORE = "compare the broker's replicas; restore the segment from an intact one"
@@ -57,6 +58,15 @@ class Records:
         """The same messages at higher offsets."""
         return replace(self, offsets=self.offsets + by, next_offset=self.next_offset + by) if by else self
 
+    def headers(self, row: int) -> dict[bytes, bytes]:
+        """The headers of a message, by name; none where they are longer than those of our own messages.
+
+        They are read only here, right behind the value: batches are decoded without them. Of a name that occurs twice the last
+        value counts. Only for records that `read_batches` has made.
+        """
+        start = max(int(self.values.starts[row]), int(self.values.ends[row]))
+        return _headers_in(self.values.data[start : start + _LONGEST_HEADERS].tobytes())
+
 
 class CorruptBatch(CorruptLog):
     """A record batch is not what was written, or cannot be read; `offset` is its first one."""
@@ -64,6 +74,33 @@ class CorruptBatch(CorruptLog):
     def __init__(self, offset: int, message: str, *, hint: str = _RESTORE) -> None:
         super().__init__(message, hint=hint)
         self.offset = offset
+
+
+def _headers_in(data: bytes) -> dict[bytes, bytes]:
+    """The headers at the beginning of `data`; none where it ends before them."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        number = shift = 0
+        while True:
+            byte, at = data[at], at + 1
+            number, shift = number | (byte & 0x7F) << shift, shift + 7
+            if byte < 0x80:
+                return number >> 1 ^ -(number & 1)
+
+    def text() -> bytes:
+        nonlocal at
+        size = varint()
+        if size > len(data) - at:
+            raise IndexError(size)
+        start, at = at, at + max(size, 0)
+        return data[start:at]
+
+    try:
+        return {text(): text() for _ in range(varint())}
+    except IndexError:
+        return {}
 
 
 def read_batches(data: Bytes, start: int, end: int, from_offset: int, aborted: list[tuple[int, int]]) -> Records:

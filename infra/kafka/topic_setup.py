@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from infra.errors import Unavailable, UserError
 from infra.kafka.admin import Admin
-from infra.kafka.topics import ARCHIVE, DEAD_LETTERS, EVENTS, INGEST_GROUP, Topic, wanted
+from infra.kafka.topics import ARCHIVE, CANARIES, DEAD_LETTERS, EVENTS, INGEST_GROUP, Topic, wanted
 from infra.settings import Settings
 
 _REPLICAS, _KNOWN_S = 3, 15.0
@@ -122,7 +122,7 @@ def _durability(settings: Settings, replicas: int) -> dict[str, str]:
 
 def _growing(settings: Settings) -> set[str]:
     """The topics with a partition for each of ad-events."""
-    return {settings.topic(name) for name in (EVENTS, DEAD_LETTERS, ARCHIVE)}
+    return {settings.topic(name) for name in (EVENTS, DEAD_LETTERS, CANARIES, ARCHIVE)}
 
 
 def _refuse_shrinking(admin: Admin, settings: Settings, topic: Topic, count: int) -> None:

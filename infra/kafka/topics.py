@@ -15,6 +15,7 @@ from infra.settings import Settings
 EVENTS = "ad-events"
 DEAD_LETTERS = "ad-events-dead"
 SENT_LETTERS = "ad-events-dead-sent"
+CANARIES = "ad-canaries"
 CAMPAIGN_STATUS = "ad-campaign-status"
 BLOCKS = "ad-blocks"
 ARCHIVE = "ad-archive"
@@ -26,8 +27,8 @@ HOUR_STATE = "ad-hour-state"
 DAY_STATE = "ad-day-state"
 CAMPAIGN_STATE = "ad-campaign-state"
 NAMES = (
-    EVENTS, DEAD_LETTERS, SENT_LETTERS, CAMPAIGN_STATUS, BLOCKS, ARCHIVE, MINUTES, HOURS, CAMPAIGN_TOTALS, MINUTE_STATE, HOUR_STATE,
-    DAY_STATE, CAMPAIGN_STATE,
+    EVENTS, DEAD_LETTERS, SENT_LETTERS, CANARIES, CAMPAIGN_STATUS, BLOCKS, ARCHIVE, MINUTES, HOURS, CAMPAIGN_TOTALS, MINUTE_STATE,
+    HOUR_STATE, DAY_STATE, CAMPAIGN_STATE,
 )  # fmt: skip
 """Of all topics, without the namespace."""
 
@@ -68,6 +69,7 @@ def wanted(settings: Settings) -> list[Topic]:
         Topic(settings.topic(EVENTS), p, {**events, **logged, "max.message.bytes": str(9 * MIB)}),
         Topic(settings.topic(DEAD_LETTERS), p, {"retention.ms": "-1", **deleted, "max.message.bytes": str(16 * MIB)}),
         Topic(settings.topic(SENT_LETTERS), 1, {"cleanup.policy": "compact"}),
+        Topic(settings.topic(CANARIES), p, events),
         Topic(settings.topic(CAMPAIGN_STATUS), 1, {"cleanup.policy": "compact"}),
         Topic(settings.topic(ARCHIVE), p, internal),
         Topic(settings.topic(BLOCKS), b, internal),

@@ -96,6 +96,7 @@ _PIPELINE: Rows = {
         Chart("Age of what is shown", Seconds, (
             Curve(f"job:adclick_watermark_age_seconds:min{{{_OURS}}}", "watermark age"),
             Curve(_gauge("adclick_stream_lag_seconds"), "stream lag"),
+            Curve(f'max by (job, tier) (adclick_canary_age_seconds{{{_OURS}, path="slowest"}})', "canary: {{tier}}"),
         )),
     ),
     "What holds it up": (

@@ -33,7 +33,7 @@ from ingest import blocks
 from ingest.archive import compaction
 from ingest.archive import files as archive_files
 from ingest.archive import schema as archive_schema
-from ingest.archive.progress import archived_to, metadata_of
+from ingest.archive.progress import archived_canary_ms, archived_to, metadata_of
 from ingest.archive.schema import Decision
 
 _ROWS_PER_FILE = 400_000
@@ -52,6 +52,8 @@ class ArchivePartition:
     since: float | None = None
     whole: bool = True
     """False between two parts of one block: a file must not end there."""
+    canary_ms: int = 0
+    """When the last canary before `to_offset` was sent."""
 
 
 class ArchiveWorker:
@@ -120,7 +122,8 @@ class ArchiveWorker:
         for committed in self._consumer.committed(partitions):
             first = committed.offset < 0
             to_offset = None if first else archived_to(committed.metadata)
-            self._owned[committed.partition] = ArchivePartition(to_offset, to_offset, 0 if first else committed.offset)
+            next_message, canary_ms = (0, 0) if first else (committed.offset, archived_canary_ms(committed.metadata))
+            self._owned[committed.partition] = ArchivePartition(to_offset, to_offset, next_message, canary_ms=canary_ms)
         return {p: s.next_message for p, s in self._owned.items()}
 
     def _revoked(self, partitions: list[int]) -> None:
@@ -144,6 +147,7 @@ class ArchiveWorker:
         partition.whole = header.part == header.parts - 1
         if partition.whole:
             partition.to_offset, partition.next_message = source.to_offset, message.offset() + 1
+            partition.canary_ms = source.canary_ms
 
     def _flush_due(self, *, everything: bool = False) -> None:
         now = self._clock()
@@ -159,7 +163,8 @@ class ArchiveWorker:
                 rows = pa.concat_tables(archive_schema.decode_archived(part) for part in partition.rows)
                 write_files(self._store, p, partition.from_offset, partition.to_offset, rows)
             faults.point("archive.renamed")
-            self._consumer.commit([Committed(p, partition.next_message, metadata_of(partition.to_offset))])
+            metadata = metadata_of(partition.to_offset, partition.canary_ms)
+            self._consumer.commit([Committed(p, partition.next_message, metadata)])
             partition.rows, partition.count, partition.since = [], 0, None
             partition.from_offset = partition.to_offset
             self._sessions.works()

@@ -97,7 +97,7 @@ PIPELINE = {
         "level": {"type": "string", "description": "overload level"},
         "rates": {
             "type": "object",
-            "description": "events in a second, by the last 10 s; null before the router has looked twice",
+            "description": "events in a second, by the last 10 s; null before the router has looked twice; events and archive with canaries",
             "properties": dict.fromkeys(
                 ("events", "ingest", "first", "copies", "doubt", "too_late", "rejected", "stream", "archive"), _RATE
             ),
@@ -113,6 +113,19 @@ PIPELINE = {
             "properties": dict.fromkeys(("first", "copies", "doubt", "bloom_positives", "bloom_false"), _COUNT),
         },
         "processes": {"type": "array", "items": {"type": "object"}},
+        "canaries": {
+            "type": "array",
+            "description": "for each tier: how long ago the newest canary was sent that has got there, over all partitions and of the slowest; empty while canaries are off",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "tier": {"type": "string", "enum": ["ingest", "archive", "hot", "warm", "cold"]},
+                    "age_s": {"type": "number"},
+                    "slowest_s": {"type": "number"},
+                    "slowest": {"type": ["string", "null"], "description": "a partition of a topic, or a shard"},
+                },
+            },
+        },
     },
 }
 

@@ -41,8 +41,12 @@ _PIPELINE = (
     ("adclick_backend_up", "gauge", "backend", "1 if the backend answers and accepts requests, else 0."),
     ("adclick_warnings", "gauge", "", "Warnings that adclick status shows."),
     ("adclick_lag_messages", "gauge", "topic partition", "Messages that ingest, or the archive worker, has yet to read."),
-    ("adclick_arrived_messages_total", "counter", "", "Messages that were ever appended to ad-events: the sum of its end offsets."),
-    ("adclick_archived_messages_total", "counter", "", "Of these, how many the archive has files for."),
+    (
+        "adclick_arrived_messages_total", "counter", "",
+        "Messages that were ever appended to ad-events, canaries included: the sum of its end offsets.",
+    ),
+    ("adclick_read_events_total", "counter", "", "Of these, how many ingest has read that are no canaries."),
+    ("adclick_archived_messages_total", "counter", "", "Messages of ad-events that the archive has passed: the valid events are in files."),
     ("adclick_unread_partitions", "gauge", "", "Partitions of ad-events that no ingest worker reports to read."),
     ("adclick_open_transactions", "gauge", "", "Partitions of ad-events in which a producer's transaction is open."),
     ("adclick_open_transaction_messages", "gauge", "", "Messages that cannot be read before these transactions end."),
@@ -57,6 +61,10 @@ _PIPELINE = (
     (
         "adclick_dedup_bloom_false_positives_total", "counter", "worker",
         "Of these, how many were not there, since the start of the worker.",
+    ),
+    (
+        "adclick_canary_age_seconds", "gauge", "tier path",
+        "Time since the newest canary was sent that has got to a tier, by any path and by the slowest one; missing while canaries are off.",
     ),
     (
         "adclick_overload_level", "gauge", "",
@@ -104,11 +112,18 @@ METRICS = {row.name: row for row in (*PROCESS, *PIPELINE)}
 LABELS = {
     "route": ("a path of `/docs`, or `none` for one that does not exist", "the routes, some 60"),
     "status": ("the HTTP status", "some 20"),
-    "tier": ("`hot`, `warm`, `cold`, `exact-hours`, `exact-days`", "5"),
+    "tier": (
+        "of a read: `hot`, `warm`, `cold`, `exact-hours`, `exact-days`; of a canary: `ingest`, `archive`, `hot`, `warm`, `cold`",
+        "5",
+    ),
+    "path": (
+        "of the partitions of `ad-events`, that of which the last canary is the newest, `fastest`, or the oldest, `slowest`",
+        "2",
+    ),
     "outcome": (
         "of a read: `answered`; `cached`; `stale` (from the cache, because the tier is away); `failed`. Of a message: `counted`; `copies`; "
-        "`rejected` and `too_late`, which are dead letters; `shed`; `doubt`",
-        "4; 6",
+        "`rejected` and `too_late`, which are dead letters; `shed`; `doubt`; `canary`, which counts nowhere",
+        "4; 7",
     ),
     "backend": (
         "`kafka`, `redis`, `clickhouse`, `archive`; of a worker that waits also `reach`, `watch` (side work: counting goes on) and "

@@ -10,7 +10,7 @@ from ingest.published_status import LEVELS
 from query.status import BACKENDS
 
 # Counts of ingest workers, by outcome of a message.
-_OUTCOMES = ("counted", "copies", "rejected", "too_late", "shed", "doubt")
+_OUTCOMES = ("counted", "copies", "rejected", "too_late", "shed", "doubt", "canary")
 
 
 class MetricSample(NamedTuple):
@@ -32,6 +32,9 @@ def samples_of(status: Mapping[str, Any], event_partitions: int) -> Iterator[Met
     if status["shards"]:  # Redis was read
         yield from _worker_samples(status, event_partitions)
         yield from _shard_samples(status)
+    for canary in status["canaries"]:
+        yield MetricSample("adclick_canary_age_seconds", (canary["tier"], "fastest"), canary["age_s"])
+        yield MetricSample("adclick_canary_age_seconds", (canary["tier"], "slowest"), canary["slowest_s"])
     for memory in status["redis_memory"]:
         yield MetricSample("adclick_redis_memory_used_bytes", (memory["server"],), memory["used_bytes"])
         yield MetricSample("adclick_redis_memory_limit_bytes", (memory["server"],), memory["limit_bytes"])
@@ -45,6 +48,8 @@ def _topic_samples(status: Mapping[str, Any]) -> Iterator[MetricSample]:
             yield MetricSample("adclick_lag_messages", (topic, str(partition)), lag)
     if status["arrived"] is not None:
         yield MetricSample("adclick_arrived_messages_total", (), status["arrived"])
+        if status["read_events"] is not None:
+            yield MetricSample("adclick_read_events_total", (), status["read_events"])
         transactions = status["open_transactions"].values()
         yield MetricSample("adclick_open_transactions", (), len(transactions))
         yield MetricSample("adclick_open_transaction_messages", (), sum(open_["messages"] for open_ in transactions))

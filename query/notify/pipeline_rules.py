@@ -22,7 +22,7 @@ _FEWEST_MISSED = 30
 
 @dataclass(frozen=True)
 class PipelineFacts:
-    """What is known of the pipeline now; None for what is not. `arrived`: how many messages were ever appended to ad-events.
+    """What is known of the pipeline now; None for what is not. `arrived`: how many messages other than canaries have come.
     `messages`, `rejected`: of the last minutes. The `…_since_ms` say from when on a value has been seen unchanged."""
 
     level: str | None = None
@@ -60,7 +60,7 @@ class PipelineWatch:
         level = None if status["level"] == "unknown" else str(status["level"])
         if level is not None and (level == "normal") != self._is_normal:
             self._is_normal, self._level_since_ms = level == "normal", now_ms
-        arrived = status["arrived"]
+        arrived = status["arrived_events"]
         if arrived is not None and arrived != self._arrived:
             self._arrived, self._arrived_since_ms = arrived, now_ms
         is_redis_away = "redis" in status["problems"] and not status["ingest_workers"]
@@ -74,7 +74,9 @@ class PipelineWatch:
     def _count(self, workers: Sequence[Mapping[str, Any]], now_ms: int) -> tuple[int | None, int | None]:
         """Messages and rejected ones over the window; None while less than a minute of it is known."""
         counts = {
-            str(w["worker"]): _WorkerCounts(w.get("started_ms", 0), w["counts"]["messages"], w["counts"]["rejected"])
+            str(w["worker"]): _WorkerCounts(
+                w.get("started_ms", 0), w["counts"]["messages"] - w["counts"].get("canary", 0), w["counts"]["rejected"]
+            )
             for w in workers
             if "counts" in w
         }
@@ -125,7 +127,7 @@ def judge_dead_letters(
 
 
 def is_silent(facts: PipelineFacts, for_ms: int, now_ms: int) -> bool:
-    """Whether no message has come for so long."""
+    """Whether no message, other than canaries, has come for so long."""
     return facts.arrived is not None and now_ms - facts.arrived_since_ms >= for_ms
 
 

@@ -2,15 +2,15 @@
 --
 -- KEYS     span of the shard, then all other keys that the operations touch, in any order
 -- ARGV     expected sequence (-1: any), known moves, new sequence, number of the call from 1 on, '1' in the last call, closed_ms,
---          packed_ms, from_ms, newest_ms, sent_ms (of the last three '' leaves the span as it is), events that the flush shows, then
---          operations: one of OP and its arguments, over and over
+--          packed_ms, from_ms, newest_ms, sent_ms (of the last three '' leaves the span as it is), events that the flush shows,
+--          canary_ms and newest_canary_ms ('' leaves them as they are), then operations: one of OP and its arguments, over and over
 -- Returns  1 applied; 0 known already; -1 the shard is behind the expected sequence, has fewer moves than are known, or lacks the call
 --          before this one: Redis has lost some of it
 local span = KEYS[1]
 local expected, known_moves, sequence = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local number, is_last = tonumber(ARGV[4]), ARGV[5] == '1'
-local closed_ms, packed_ms, from_ms, newest_ms, sent_ms, events = unpack(ARGV, 6, 11)
-local FIRST_OPERATION = 12
+local closed_ms, packed_ms, from_ms, newest_ms, sent_ms, events, canary_ms, newest_canary_ms = unpack(ARGV, 6, 13)
+local FIRST_OPERATION = 14
 
 -- How many arguments an operation has, and what it does.
 local operations = {
@@ -48,6 +48,7 @@ else
   end
   if newest_ms ~= '' then redis.call('HSET', span, SPAN.NEWEST, newest_ms) end
   if sent_ms ~= '' then redis.call('HSET', span, SPAN.SENT, sent_ms) end
+  if canary_ms ~= '' then redis.call('HSET', span, SPAN.CANARY, canary_ms, SPAN.NEWEST_CANARY, newest_canary_ms) end
   if events ~= '0' then redis.call('HINCRBY', span, SPAN.EVENTS, events) end
 end
 return 1

@@ -46,6 +46,10 @@ class SpanField:
     """The newest minute that has rows."""
     SENT = b"sent_ms"
     """When ingest sent what is shown by now."""
+    CANARY = b"canary_ms"
+    """When the last canary was sent that is shown, of the source partition of which it was sent first."""
+    NEWEST_CANARY = b"newest_canary_ms"
+    """The same of the source partition of which it was sent last."""
     MOVES = b"moves"
     """How many calls have moved rows between two flushes: packed cells, or kept rows that no worker holds. A Redis that has fewer than
     it had went back to an earlier point, also where its sequence is the same."""

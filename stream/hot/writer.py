@@ -22,6 +22,7 @@ from infra.clock import HOUR_MS, MINUTE_MS
 from infra.columnar.grouping import interleave, sum_by_key
 from infra.errors import BadStatement, Denied, Unavailable
 from infra.redis.client import Memory, Redis
+from ingest.canary.arrivals import NO_CANARIES, Canaries
 from ingest.partials import WINDOW, Partials
 from stream.hot import cell_format, scripts
 from stream.hot.gathering import Gathering
@@ -228,6 +229,7 @@ class HotSink:
         for number, operations in enumerate(calls, start=1):
             is_last = number == len(calls)
             marks = [closed_ms, packed_ms, from_ms, newest_ms, published.sent_ms or "", published.events]
+            marks += [published.canaries.oldest_ms or "", published.canaries.newest_ms or ""]
             arguments = [
                 expected, self.packer.moves, published.sequence, number, int(is_last), *marks, *itertools.chain(*operations)
             ]  # fmt: skip
@@ -333,15 +335,18 @@ class HotSink:
 
     # -- upkeep ---------------------------------------------------------------------------------------------
 
-    def refresh(self, sent_ms: int) -> bool:
+    def refresh(self, sent_ms: int, canaries: Canaries = NO_CANARIES) -> bool:
         """Whether Redis is still where it was left; it is not when it came back empty, or from an older file. `sent_ms`: when the
-        newest block was sent of which all is shown; 0 if that is not known."""
+        newest block was sent of which all is shown; 0 if that is not known. `canaries`: the last ones before that."""
         sequence, _, _, went_back = self._read_span()
         if sequence is None or sequence < self._shown or went_back:
             return False
         if sequence == self._shown and sent_ms:
             # Blocks without rows need no flush, but are shown, too.
-            self._redis.call("HSET", self.keys.span, SpanField.SENT, sent_ms)
+            marks: list[bytes | int] = [SpanField.SENT, sent_ms]
+            if canaries.newest_ms:
+                marks += [SpanField.CANARY, canaries.oldest_ms, SpanField.NEWEST_CANARY, canaries.newest_ms]
+            self._redis.call("HSET", self.keys.span, *marks)
         return True
 
     def mark_whole(self, memories: Iterable[Memory]) -> None:

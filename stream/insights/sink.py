@@ -17,6 +17,7 @@ from infra.clickhouse.alerts import Alert, insert_alerts
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS, iso
 from infra.errors import is_away
+from ingest.canary.arrivals import NO_CANARIES, Canaries
 from ingest.partials import COUNTS, Partials
 from stream.insights.alerting import Alerting, AlertPolicy
 from stream.insights.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
@@ -127,7 +128,7 @@ class InsightSink:
         self._write_alerts()
         self._maybe_checkpoint(published.settled_ms)
 
-    def refresh(self, sent_ms: int) -> bool:
+    def refresh(self, sent_ms: int, canaries: Canaries = NO_CANARIES) -> bool:
         """Whether the detector need not be tried again: there is nothing else that could be lost."""
         return self._attached and not (self._broken and time.monotonic() >= self._retry_at)
 

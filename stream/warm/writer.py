@@ -14,7 +14,9 @@ holds; its border then says from when on.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -28,6 +30,7 @@ from infra.clickhouse.client import ClickHouse
 from infra.clock import iso, now_ms
 from infra.columnar.grouping import sort_order
 from ingest import events, partials
+from ingest.canary.arrivals import NO_CANARIES, Canaries
 from ingest.partials import WINDOW, Partials
 from stream.chunks import CHANGED
 from stream.published import Publication
@@ -38,6 +41,8 @@ from stream.warm.tables import ROWS_PER_INSERT, WarmTables
 _ORDER = ("campaign_id", "advertiser_id", "ad_id", "publisher_id", "country", "device")
 _NAMES = {"country": list(events.COUNTRIES), "device": list(events.DEVICES)}
 _RANKS = {name: np.argsort(np.argsort(names)).astype(np.uint8) for name, names in _NAMES.items()}
+# An insert costs some 20 ms, and these are for nobody but the operator.
+_CANARY_EVERY_S = 20.0
 # What borders of releases that did not name the table have for its UUID.
 _NO_TABLE = "00000000-0000-0000-0000-000000000000"
 
@@ -56,6 +61,9 @@ class WarmSink:
         self._table_id, self._from_ms = "", 0
         """The table that this is attached to, empty for none; and since when it has all rows."""
         self._cells_id = ""
+        self._border: Border | None = None
+        self._canaries, self._canary_at = NO_CANARIES, float("-inf")
+        """The border and the canaries that were published last, and when (`time.monotonic`)."""
 
     def attach(self, snapshot: Publication) -> None:
         """Send all closed windows that are held: after a recovery the last flush may not have arrived."""
@@ -73,7 +81,7 @@ class WarmSink:
         self._table_id, self._from_ms, self._borders, self._cells_id = table_id, from_ms, None, cells_id
         self._publish_borders(snapshot)
 
-    def refresh(self, sent_ms: int) -> bool:
+    def refresh(self, sent_ms: int, canaries: Canaries = NO_CANARIES) -> bool:
         """ClickHouse syncs what it acknowledges. But its table may have been dropped and made again, or not have been sent all yet:
         False then."""
         if self._table_id and self._tables.recent_ids(self._tier) != (self._table_id, self._cells_id):
@@ -132,9 +140,20 @@ class WarmSink:
             settled = published.settled_ms // self._grain_ms * self._grain_ms
             published_borders = (settled, published.closed_ms // self._grain_ms)
             if self._borders is None or published_borders > self._borders:
-                border = Border(settled, published.closed_ms, self._from_ms, self._table_id)
-                self._tables.publish(self._tier, self._shard, border)
+                self._publish(Border(settled, published.closed_ms, self._from_ms, self._table_id), published.canaries)
                 self._borders = published_borders
+            elif self._border is not None and self._is_canary_due(published.canaries):
+                # The same border once more: what readers go by does not move between the ends of windows.
+                self._publish(self._border, published.canaries)
+
+    def _publish(self, border: Border, canaries: Canaries) -> None:
+        border = replace(border, canary_ms=canaries.oldest_ms, newest_canary_ms=canaries.newest_ms)
+        self._tables.publish(self._tier, self._shard, border)
+        self._border, self._canaries, self._canary_at = border, canaries, time.monotonic()
+
+    def _is_canary_due(self, canaries: Canaries) -> bool:
+        """Whether a border is published for canaries alone."""
+        return canaries != self._canaries and time.monotonic() - self._canary_at >= _CANARY_EVERY_S
 
     def _insert(self, rows: Partials, version: int) -> None:
         """Rows of one window."""

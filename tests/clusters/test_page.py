@@ -45,7 +45,7 @@ PRINTED = {
     "adclick audit --date 2026-11-29 --master spark://spark-master:7077": DATE,
 }
 """Commands that end with 0, and what a line of their output has."""
-WORKERS = ("ingest", "archive", "stream", "serve", "notify")
+WORKERS = ("ingest", "archive", "stream", "serve", "notify", "canary")
 IN_SENTENCES = {"adclick migrate --print-grants", "adclick replay s3://BUCKET/PREFIX"}
 """Commands that no block has."""
 ELSEWHERE = {"adclick up", "adclick plan"}
@@ -84,6 +84,7 @@ class Session:
             "ADCLICK_CLICKHOUSE_CLUSTER=blue": NAME,
             "ADCLICK_ARCHIVE=s3://billing/clicks": f"s3://{BUCKET}/page",
             "ADCLICK_HTTP=http://0.0.0.0:8080": f"http://127.0.0.1:{self._port}",
+            "ADCLICK_CANARY_S=5": "5",
             "ADCLICK_API_KEY=…": secret,
             "ADCLICK_USER_SECRET=…": secret,
             "ADCLICK_KAFKA=kafka-1:9093,kafka-2:9093": secured,

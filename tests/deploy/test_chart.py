@@ -112,7 +112,7 @@ def test_the_product_takes_the_settings_of_each_pod(
     pods = render(
         *files, settings={"events_retention_s": 2_000_000, "hot_hours": 48, "drift_share": 0.002, "shed": "on"}
     ).pods()
-    assert len(pods) == 8
+    assert len(pods) == 9
     for name, pod in pods.items():
         if name == "adclick-test":
             continue
@@ -163,10 +163,10 @@ def test_a_secret_reaches_only_the_pods_that_use_it() -> None:
             "redis",
         )
     }
-    every = {"migrate", "ingest", "archive", "stream", "notify", "router", "reconcile"}
+    every = {"migrate", "ingest", "archive", "stream", "notify", "canary", "router", "reconcile"}
     assert holders == {
         "api_key": {"router"}, "token_secret": {"router"}, "user_secret": {"ingest", "router"}, "alert_webhook": {"reconcile"},
-        "clickhouse": every - {"ingest", "archive"}, "kafka_password": every, "redis": every,
+        "clickhouse": every - {"ingest", "archive", "canary"}, "kafka_password": every, "redis": every - {"canary"},
     }  # fmt: skip
 
 

@@ -21,10 +21,13 @@ from pydantic import SecretStr
 from infra.doctor import Examination
 from infra.kafka import topic_setup
 from infra.kafka.admin import Admin
+from infra.kafka.probe_producer import ProbeProducer
+from infra.kafka.records import Record
 from infra.kafka.topics import ARCHIVE, BLOCKS, DEAD_LETTERS, EVENTS, wanted
 from infra.redis.client import Redis
 from infra.redis.rights import RIGHTS
 from infra.settings import Settings
+from ingest.canary.marker import encode_canary
 from query.status import read_status
 from tests.clusters.kafka_cluster import KafkaCluster
 from tests.clusters.kafka_config import PASSWORDS, SUPER_USER, BrokerOptions
@@ -207,6 +210,26 @@ def _forbid_transactions(guarded: KafkaCluster) -> None:
 def _describe(namespace: str) -> list[AclBinding]:
     operations = (AclOperation.DESCRIBE, AclOperation.DESCRIBE_CONFIGS)
     return [rule(ResourceType.TOPIC, f"{namespace}ad-", operation) for operation in operations]
+
+
+def test_the_sender_of_canaries_needs_to_write_events_and_nothing_else(guarded: KafkaCluster, alice: Settings) -> None:
+    events = alice.topic(EVENTS)
+    _wait_for([f"topic {events} does not exist, or this user lacks DESCRIBE on it"], alice, "canary")
+    allow, literal = AclPermissionType.ALLOW, ResourcePatternType.LITERAL
+    _allow(guarded, AclBinding(ResourceType.TOPIC, events, literal, "User:alice", "*", AclOperation.WRITE, allow))
+    _wait_for([], alice, "canary")
+    assert set(problems(alice.model_copy(update={"redis": "redis://127.0.0.1:1/0"}), "canary")) == set()
+    value, headers = encode_canary(1)
+    records = [Record(events, value, partition=p, headers=headers) for p in range(2)]
+    producer = ProbeProducer(alice.kafka_connection, 10)
+    acknowledged = 0
+
+    def are_acknowledged() -> bool:
+        nonlocal acknowledged
+        acknowledged += producer.send(records, 2.0)[0]
+        return acknowledged >= 2
+
+    wait_until(are_acknowledged, 20, "a broker takes canaries")
 
 
 def test_the_archive_worker_needs_its_topic_and_group_and_no_transactions(

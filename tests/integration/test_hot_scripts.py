@@ -45,8 +45,10 @@ class Shard:
         last: bool = True,
         marks: Any = (5, 4, "", "", ""),
         events: int = 0,
+        canaries: tuple[Any, Any] = ("", ""),
     ) -> int:
-        arguments = [expected, self.moves, new, number, "1" if last else "0", *marks, events, *operations]
+        head = [expected, self.moves, new, number, "1" if last else "0"]
+        arguments = [*head, *marks, events, *canaries, *operations]
         return int(scripts.apply_flush(self.redis)([self.keys.span], arguments))
 
     def pack(self, sequence: int, known_moves: int, *cells: tuple[Cell, bytes]) -> int:
@@ -93,8 +95,10 @@ def test_only_the_last_call_of_a_flush_moves_the_span(shard: Shard) -> None:
     marks = (300, 200, 100, 250, 999)
     assert shard.apply(-1, 1, last=False, marks=marks) == 1
     assert shard.hash(shard.keys.span) == {SpanField.CALLS: b"1:1"}
-    assert shard.apply(-1, 1, number=2, marks=marks, events=3) == 1
-    fields = {"SEQUENCE": 1, "CLOSED": 300, "PACKED": 200, "FROM": 100, "NEWEST": 250, "SENT": 999, "EVENTS": 3}
+    assert shard.apply(-1, 1, number=2, marks=marks, events=3, canaries=(7, 8)) == 1
+    fields = {
+        "SEQUENCE": 1, "CLOSED": 300, "PACKED": 200, "FROM": 100, "NEWEST": 250, "SENT": 999, "EVENTS": 3, "CANARY": 7, "NEWEST_CANARY": 8,
+    }  # fmt: skip
     assert shard.hash(shard.keys.span) == {getattr(SpanField, name): b"%d" % n for name, n in fields.items()}
 
 
@@ -116,11 +120,12 @@ def test_a_call_of_a_flush_is_applied_only_behind_the_one_before_it(shard: Shard
 
 
 def test_an_empty_mark_leaves_the_span_unchanged_and_the_retained_range_never_grows_backwards(shard: Shard) -> None:
-    shard.apply(-1, 1, marks=(5, 4, 1_795_132_800_000, 250, 999))
+    shard.apply(-1, 1, marks=(5, 4, 1_795_132_800_000, 250, 999), canaries=(7, 8))
     shard.apply(1, 2, marks=(6, 5, "", "", ""))
     shard.apply(2, 3, marks=(7, 6, 100, "", ""))
     span = shard.hash(shard.keys.span)
     assert (span[SpanField.FROM], span[SpanField.NEWEST], span[SpanField.SENT]) == (b"1795132800000", b"250", b"999")
+    assert (span[SpanField.CANARY], span[SpanField.NEWEST_CANARY]) == (b"7", b"8")
 
 
 def test_a_small_cell_is_one_field_and_a_large_one_has_parts(shard: Shard) -> None:

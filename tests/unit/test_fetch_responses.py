@@ -19,9 +19,11 @@ def uvarint(number: int) -> bytes:
     return bytes([number]) if number < 0x80 else bytes([number & 0x7F | 0x80]) + uvarint(number >> 7)
 
 
-def partition(number: int, records: bytes, *, aborted: Any = (), diverging: bytes = b"\0", error: int = 0) -> bytes:
+def partition(
+    number: int, records: bytes, *, aborted: Any = (), diverging: bytes = b"\0", error: int = 0, end: int = 900
+) -> bytes:
     transactions = b"".join(struct.pack(">qq", *transaction) + b"\0" for transaction in aborted)
-    head = struct.pack(">ihqqq", number, error, 900, 800, 10)
+    head = struct.pack(">ihqqq", number, error, end, 800, 10)
     tail = struct.pack(">i", -1) + uvarint(len(records) + 1) + records + diverging
     return head + uvarint(len(aborted) + 1) + transactions + tail
 

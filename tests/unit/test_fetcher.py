@@ -59,9 +59,9 @@ def reading(answer: Answer) -> Iterator[Fetcher]:
         fetcher.close()
 
 
-def answer_of(records: bytes) -> Answer:
-    """A response of these record batches."""
-    raw = response(partition(0, records)).tobytes()
+def answer_of(records: bytes, end: int = 900) -> Answer:
+    """A response of these record batches, of a log that ends there."""
+    raw = response(partition(0, records, end=end)).tobytes()
     return lambda: raw[: len(raw) - PADDING]
 
 
@@ -72,6 +72,27 @@ def taken(fetcher: Fetcher) -> bool:
 def test_messages_of_a_broker_are_taken() -> None:
     with reading(answer_of(batch(record(0), codec=0, count=1))) as fetcher:
         wait_until(lambda: taken(fetcher), 20, "a message is taken")
+
+
+@pytest.mark.parametrize(
+    ("values", "end", "expected"),
+    [
+        ([b"x"], 8, True),
+        ([b"x", b"x"], 9, True),
+        ([b"x", b"y"], 9, False),
+        ([b"x"], 9, False),
+        ([b"x"] * 17, 24, False),
+    ],
+)
+def test_whether_only_such_messages_wait_is_known_where_they_are_few_and_all(
+    values: list[bytes], end: int, expected: bool
+) -> None:
+    records = b"".join(record(delta, value) for delta, value in enumerate(values))
+    with reading(answer_of(batch(records, codec=0, count=len(values)), end)) as fetcher:
+        wait_until(lambda: fetcher.end(0) >= 0, 20, "the broker has answered")
+        assert fetcher.waits_only_for(0, lambda value: value == b"x") is expected
+        assert not fetcher.waits_only_for(1, lambda value: True), "nothing waits of what is not read"
+        fetcher.take(100, 0.1)
 
 
 @pytest.mark.parametrize(("epochs", "first"), [((3, 3), 3), ((3, 4), -1)])

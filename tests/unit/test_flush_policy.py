@@ -18,6 +18,7 @@ from tests.unit.test_partials_and_cells import frame, partial
 NOTHING = Waiting(rows=0, corrects=False, crosses_end=False, messages=1, behind_ms=0)
 ROWS = replace(NOTHING, rows=10)
 BEHIND = replace(ROWS, behind_ms=5_000)
+CANARY = replace(NOTHING, has_canary=True)
 CORRECTS = replace(ROWS, corrects=True)
 
 
@@ -34,7 +35,12 @@ CORRECTS = replace(ROWS, corrects=True)
         (Fresh(), replace(ROWS, is_ingest_behind=True), 1.9, False),
         (Fresh(), replace(BEHIND, rows=250_000), 0.0, True),
         (Fresh(), replace(BEHIND, crosses_end=True), 1.9, False),
+        (Fresh(), CANARY, 9.9, False),
+        (Fresh(), CANARY, 10.0, True),
+        (Fresh(), replace(CANARY, behind_ms=5_000), 9.9, False),
         (Patient(), NOTHING, 60.0, False),
+        (Patient(), CANARY, 9.9, False),
+        (Patient(), CANARY, 10.0, True),
         (Patient(), ROWS, 9.9, False),
         (Patient(), ROWS, 10.0, True),
         (Patient(), CORRECTS, 1.4, False),

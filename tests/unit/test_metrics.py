@@ -19,10 +19,11 @@ from tests.clusters.certificates import Authority
 
 ROOT = Path(__file__).parents[2]
 _COUNTS = {
-    "messages": 21, "rejected": 1, "counted": 2, "copies": 3, "too_late": 4, "shed": 5, "doubt": 6, "bloom_positives": 9, "bloom_false": 7,
+    "messages": 21, "rejected": 1, "counted": 2, "copies": 3, "too_late": 4, "shed": 5, "doubt": 6, "canary": 8, "bloom_positives": 9, "bloom_false": 7,
 }  # fmt: skip
 _STATUS: dict[str, Any] = {
-    "partitions": {"ad-events": [10, 20]}, "arrived": 100, "archived": 90, "warnings": ["a"],
+    "partitions": {"ad-events": [10, 20]}, "arrived": 100, "archived": 90, "read_events": 70,
+    "canaries": [{"tier": "hot", "age_s": 1.5, "slowest_s": 40.0, "slowest": "shard 1"}], "warnings": ["a"],
     "open_transactions": {"ad-events/0": {"offset": 3, "messages": 5}, "ad-events/1": {"offset": 3, "messages": 6}},
     "ingest_workers": [{"worker": "ingest-0", "partitions": {"1": {}}, "counts": _COUNTS}, {"worker": "former", "partitions": {}}],
     "waits": {"stream-0": {"kafka": "Kafka: away"}}, "stopped_workers": {"ingest-1": "a hole"}, "stopped_detector": "a bug",
@@ -75,6 +76,7 @@ def test_a_router_that_knows_everything_exposes_the_table(monkeypatch: pytest.Mo
         'adclick_lag_messages{partition="1",topic="ad-events"}': 20, "adclick_open_transaction_messages": 11,
         "adclick_unread_partitions": 3, "adclick_silent_shards": 1, "adclick_overload_level": 2, "adclick_backend_up": None,
         'adclick_ingest_messages_total{outcome="doubt",worker="ingest-0"}': 6, 'adclick_shown_events_total{shard="0"}': 7,
+        'adclick_canary_age_seconds{path="slowest",tier="hot"}': 40, 'adclick_canary_age_seconds{path="fastest",tier="hot"}': 1.5,
         "adclick_watermark_timestamp_seconds": dt.datetime(2026, 11, 29, tzinfo=dt.UTC).timestamp(),
         "adclick_newest_reconciled_day_timestamp_seconds": dt.datetime(2026, 11, 28, tzinfo=dt.UTC).timestamp(),
         'adclick_backend_up{backend="redis"}': 0, 'adclick_backend_up{backend="kafka"}': 1,

@@ -28,8 +28,9 @@ def documented() -> dict[str, Needs]:
             on_groups * is_member,
             on_groups * (not is_member),
             transacts == "yes",
-            clickhouse.strip(),
-            archive.strip(),
+            clickhouse=clickhouse.strip(),
+            archive=archive.strip(),
+            **dict.fromkeys(("uses_redis", "describes_all"), process != "canary"),
         )
     return rows
 

@@ -29,6 +29,15 @@ def decoded(name: str, value: bytes) -> tuple[dict[str, list[Any]], Any]:
     return {column: values.tolist() for column, values in partials.columns.items()}, block_header
 
 
+def as_former(value: Any, former: Any) -> Any:
+    """A value without the places that lists have got since at their ends, where these are as if they had not been written."""
+    if not isinstance(value, list) or not isinstance(former, list):
+        return value
+    added = value[len(former) :]
+    assert not any(added), added
+    return [as_former(*pair) for pair in zip(value, former, strict=False)]
+
+
 @pytest.mark.parametrize("name", ["block", "chunk", "base", "archive", "heartbeat"])
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_a_message_of_a_former_release_is_read_as_it_was_meant(folder: Path, name: str) -> None:
@@ -37,7 +46,7 @@ def test_a_message_of_a_former_release_is_read_as_it_was_meant(folder: Path, nam
     assert {column: columns[column] for column in meant["rows"]} == meant["rows"]
     assert {len(values) for values in columns.values()} == ({60} if meant["rows"] else {0})
     fields = json.loads(msgspec.json.encode(header))
-    assert {field: fields[field] for field in meant["header"]} == meant["header"]
+    assert {field: as_former(fields[field], value) for field, value in meant["header"].items()} == meant["header"]
 
 
 def test_there_are_messages_of_a_former_release() -> None:

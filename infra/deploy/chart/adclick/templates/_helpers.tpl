@@ -38,6 +38,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 Which kinds get a secret: those that use it (docs/operating.md has the table). A secret that is not named here is for all.
 */}}
 {{- define "adclick.users" -}}
+redis: [migrate, ingest, archive, stream, router, notify, reconcile]
 clickhouse: [migrate, stream, router, notify, reconcile]
 archive: [archive, router, notify, reconcile]
 user_secret: [ingest, router]
