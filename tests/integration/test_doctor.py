@@ -23,7 +23,7 @@ from infra.kafka import topic_setup
 from infra.kafka.admin import Admin
 from infra.kafka.probe_producer import ProbeProducer
 from infra.kafka.records import Record
-from infra.kafka.topics import ARCHIVE, BLOCKS, DEAD_LETTERS, EVENTS, wanted
+from infra.kafka.topics import ARCHIVE, BLOCKS, CANARIES, DEAD_LETTERS, EVENTS, wanted
 from infra.redis.client import Redis
 from infra.redis.rights import RIGHTS
 from infra.settings import Settings
@@ -256,7 +256,9 @@ def test_migrate_needs_the_rights_to_change_what_differs_and_no_more(guarded: Ka
     def lacking() -> set[str]:
         return {line for line in problems(more, "migrate")["kafka"] if "lacks" in line}
 
-    assert lacking() == {f"this user lacks ALTER on topic {n}{name}" for name in (EVENTS, DEAD_LETTERS, ARCHIVE)}
+    assert lacking() == {
+        f"this user lacks ALTER on topic {n}{name}" for name in (EVENTS, DEAD_LETTERS, CANARIES, ARCHIVE)
+    }
     Admin(_as_user(guarded, alice, SUPER_USER).kafka_connection).configure({f"{n}{BLOCKS}": {"retention.ms": "60000"}})
     expected = [f"this user lacks ALTER_CONFIGS on topic {n}{BLOCKS}"]
     wait_until(
