@@ -103,13 +103,13 @@ def recorded_digest(client: ClickHouse, run_id: str) -> str:
     return str(json.loads(rows[0][0]).get("sha256", "")) if rows else ""
 
 
-def read_billed_offsets(client: ClickHouse, before: dt.date) -> dict[int, list[int]]:
-    """Start of an earlier day (epoch ms) → the offsets up to which its current run has read, by source partition."""
+def read_billed_offsets(client: ClickHouse, before: dt.date, days: int = 62) -> dict[int, list[int]]:
+    """Start of an earlier day (epoch ms) → the offsets up to which its current run has read, by source partition. Of the newest `days`."""
     rows = client.rows(
         f"SELECT toUInt64(toUnixTimestamp(toDateTime(c.date, 'UTC'))), r.summary FROM {client.database}.current_runs AS c"
         f" INNER JOIN {client.database}.runs AS r ON r.run_id = c.run_id WHERE c.date < {{before:Date}}"
-        " ORDER BY c.date DESC LIMIT 62",
-        {"before": before},
+        " ORDER BY c.date DESC LIMIT {days:UInt32}",
+        {"before": before, "days": days},
     )
     ends = {int(seconds) * 1000: json.loads(summary).get("ends", []) for seconds, summary in rows}
     return {day_ms: offsets for day_ms, offsets in ends.items() if offsets}
