@@ -22,10 +22,9 @@ from infra.cli.app import App
 from infra.clickhouse import schema
 from infra.clickhouse.client import ClickHouse
 from infra.errors import AdclickError, UsageError, UserError
-from infra.kafka.admin import Admin
 from infra.priority import BACKGROUND, give_way
 from infra.redis.client import Redis
-from ingest.published_status import read_lags, read_reports
+from ingest.published_status import read_reports
 
 _POLL_S = 0.5
 # Workers that look by themselves, as after a restart of Redis, are left to it.
@@ -300,28 +299,10 @@ def rebuild_stream(app: App, former: str, master: str, wait: float, dry_run: boo
                 "going on where it was interrupted: a day that was sent in part is sent again, and its copies are dropped"
             )
         sent = archive.send(app, left, lambda day: app.say(f"{day} is sent"))
-    _wait_until_read(app, wait)
-    days = DayRebuild(app, client, min(archive.files), None)
+    # Which days there are is read from the archive.
+    coverage.wait_for_archive(settings, wait, app.say)
+    days = DayRebuild(app, client, None, None)
     return _rebuild_days(app, days, master, wait, began, {"archive": archive.shown, "sent": sent})
-
-
-def _wait_until_read(app: App, wait_s: float) -> None:
-    """Wait until all events are ingested and archived. Raises AdclickError."""
-    deadline, admin = time.monotonic() + wait_s, Admin(app.settings.kafka_connection)
-
-    def left() -> int:
-        return sum(read_lags(admin, app.settings).lags.values())
-
-    total = left()
-    with app.progress("waiting until all is ingested and archived", total) as bar:
-        while (now_left := left()) > 0:
-            if time.monotonic() > deadline:
-                raise AdclickError(
-                    f"after {wait_s:.0f} s {now_left:,} messages are still to be read",
-                    hint="do ingest and archive workers run? adclick status; run this again, or --wait gives them longer",
-                )
-            bar.update(bar.tasks[0].id, completed=max(0, total - now_left))
-            time.sleep(_POLL_S)
 
 
 def _print_stream_plan(

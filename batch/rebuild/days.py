@@ -11,6 +11,7 @@ import datetime as dt
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +40,13 @@ REFUSED, OPEN, STORED, ATTACHED = "refused", "open", "stored", "attached"
 _POLL_S = 0.5
 # Exact days are kept for two years.
 _MOST_DAYS = 1000
+# Files that are looked into at a time: a bucket takes some milliseconds for each.
+_AT_ONCE = 16
 _RESTORE = "restore the files from a copy, and run this again"
+
+
+def _today() -> dt.date:
+    return dt.datetime.fromtimestamp(now_ms() / 1000, dt.UTC).date()
 
 
 @dataclass(frozen=True)
@@ -87,16 +94,16 @@ class DayRebuild:
 
     def wait_until_closed(self, wait_s: float) -> int | None:
         """Wait until the watermark of hours has passed the newest day of the range that is over; returns the watermark as it is then."""
-        days = [day for day in self._days() if day_start_ms(day) + DAY_MS <= now_ms()]
+        yesterday = _today() - dt.timedelta(1)
+        last = min(self._last or yesterday, yesterday)
         deadline, told = time.monotonic() + wait_s, False
         while True:
             watermark_ms = self.read_watermark()
-            if not days or (watermark_ms is not None and watermark_ms >= day_start_ms(days[-1]) + DAY_MS):
-                return watermark_ms
-            if time.monotonic() > deadline:
+            is_closed = watermark_ms is not None and watermark_ms >= day_start_ms(last) + DAY_MS
+            if is_closed or time.monotonic() > deadline or not self._folders:
                 return watermark_ms
             if not told:
-                self._app.say(f"waiting until {days[-1]} has ended by the watermark")
+                self._app.say(f"waiting until {last} has ended by the watermark")
                 told = True
             time.sleep(_POLL_S)
 
@@ -112,17 +119,18 @@ class DayRebuild:
 
     def plan(self, watermark_ms: int | None) -> RebuildPlan:
         """What is to be done, day by day, and what cannot. Changes nothing."""
-        days = self._days()
+        files = self._files()
+        gaps = self._archive_gaps(files)
+        held = self._days_held(files)
+        days = self._days(held, gaps)
         if not days:
             return RebuildPlan([], [], 0.0, watermark_ms)
         tables = publish.exact_tables(self._client) if self._has_tables else Tables("", "")
         void = restored_runs.find_void(self._client, tables, days[0], days[-1]) if tables.hours_id else []
         if self._app.settings.clickhouse_cluster:
             void = []
-        files = self._files()
-        gaps = self._archive_gaps(files)
         runs = {day: publish.current_run(self._client, day) if self._has_tables else None for day in days}
-        reports = [self._plan_day(day, runs[day], watermark_ms, tables, gaps, files) for day in days]
+        reports = [self._plan_day(day, runs[day], watermark_ms, tables, gaps, files, held) for day in days]
         # Each run reads all that came since the day before its own.
         sizes = [
             estimates.rows_of(
@@ -158,17 +166,24 @@ class DayRebuild:
 
     # -- a plan ---------------------------------------------------------------------------------------------
 
-    def _days(self) -> list[dt.date]:
-        """The days of the range, or from the first to the last one that is archived or was published; never one that has not begun."""
-        known = list(self._folders)
+    def _days(self, held: set[dt.date], gaps: Sequence[ArchiveGap]) -> list[dt.date]:
+        """The days of the range that are archived, were published, or may lack files; never one that has not begun."""
+        days = held | {gap.first + dt.timedelta(n) for gap in gaps for n in range((gap.last - gap.first).days + 1)}
         if self._has_tables:
-            known += [date for (date,) in self._client.rows(f"SELECT date FROM {self._client.database}.current_runs")]
-        today = dt.datetime.fromtimestamp(now_ms() / 1000, dt.UTC).date()
-        if not known and self._first is None:
-            return []
-        first = self._first or min(known)
-        last = self._last or min(max(known), today)
-        return [first + dt.timedelta(n) for n in range((last - first).days + 1)]
+            days |= {date for (date,) in self._client.rows(f"SELECT date FROM {self._client.database}.current_runs")}
+        if self._first and self._last:
+            days |= {self._first + dt.timedelta(n) for n in range((self._last - self._first).days + 1)}
+        first, last = self._first or dt.date.min, min(self._last or dt.date.max, _today())
+        return sorted(day for day in days if first <= day <= last)
+
+    def _days_held(self, files: Sequence[File]) -> set[dt.date]:
+        """The days that events of the archive are of: an event that came too late lies where it arrived."""
+        days = set[dt.date]()
+        with self._app.progress("looking into the archive", len(files)) as bar, ThreadPoolExecutor(_AT_ONCE) as pool:
+            for of_file in pool.map(lambda file: archive_files.days_of(self._store, file), files):
+                days |= of_file
+                bar.advance(bar.tasks[0].id, 1)
+        return days
 
     def _files(self) -> list[File]:
         return [
@@ -188,7 +203,7 @@ class DayRebuild:
 
     def _plan_day(
         self, day: dt.date, current: tuple[str, str, int] | None, watermark_ms: int | None, tables: Tables,
-        gaps: Sequence[ArchiveGap], files: Sequence[File],
+        gaps: Sequence[ArchiveGap], files: Sequence[File], held: set[dt.date],
     ) -> DayReport:  # fmt: skip
         if current and current[2] == 0 and publish.is_stored(self._client, current[0], tables):
             if unbilled := self._unbilled(current[0]):
@@ -209,11 +224,10 @@ class DayRebuild:
             return DayReport(
                 day, REFUSED, why=f"the archive lacks {lost[0]}{more}, which run {current[0]} read", hint=_RESTORE
             )
-        if not any(archive_files.folder_date(file.folder) >= day for file in files):
+        if day not in held:
             if current:
-                return DayReport(
-                    day, REFUSED, why=f"nothing is archived since, and run {current[0]} is lost", hint=_RESTORE
-                )
+                why = f"nothing is archived of it any more, and the rows of run {current[0]} are lost"
+                return DayReport(day, REFUSED, why=why, hint=_RESTORE)
             return DayReport(day, "empty")
         return DayReport(
             day, "recount", rows=estimates.rows_of([f for f in files if archive_files.folder_date(f.folder) == day])
