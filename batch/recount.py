@@ -62,7 +62,11 @@ def count_unbilled(rows: pl.DataFrame, billed: Mapping[int, Sequence[int]]) -> d
     for day_ms, ends in billed.items():
         at = np.flatnonzero((times >= day_ms) & (times < day_ms + DAY_MS))
         if len(at):
-            up_to = np.asarray(ends, np.int64)[rows["partition"].gather(at).to_numpy()]
+            partitions = rows["partition"].gather(at).to_numpy()
+            # Of partitions that were added since, the run has read nothing.
+            up_to = np.zeros(max(len(ends), int(partitions.max()) + 1), np.int64)
+            up_to[: len(ends)] = ends
+            up_to = up_to[partitions]
             later = rows["offset"].gather(at).to_numpy() >= up_to
             news = codes_of(rows["decision"].gather(at)) != Decision.COPY
             counts[day_ms] = int((later & news).sum())

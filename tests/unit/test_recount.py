@@ -164,3 +164,16 @@ def test_a_file_that_cannot_be_counted_is_named(tmp_path: Path, wrong: str) -> N
 def test_repeated_hashes_are_detected() -> None:
     hashes = np.array([5, 1, 5, 2, 1, 1, 9], np.uint64)
     assert archived_rows.repeated_hashes(hashes).tolist() == [True, True, True, False, True, True, False]
+
+
+def test_all_that_partitions_have_which_were_added_since_a_run_is_not_billed_by_it() -> None:
+    rows = [
+        _row(3),
+        _row(5),
+        _row(0, partition=2),
+        _row(1, partition=2, decision="copy"),
+        _row(9, time_ms=DAY + DAY_MS),
+    ]
+    rows = [row | {"event_id": f"e{n}"} for n, row in enumerate(rows)]
+    frame = archived_rows.with_codes(_frame(rows))
+    assert recount.count_unbilled(frame, {DAY: [5, 7], DAY - DAY_MS: [0]}) == {DAY: 2}
