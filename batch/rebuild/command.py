@@ -28,7 +28,7 @@ from ingest.published_status import read_reports
 
 _POLL_S = 0.5
 # Workers that look by themselves, as after a restart of Redis, are left to it.
-_BY_ITSELF_S = 5.0
+_BY_ITSELF_S, _AFTER_REGROUP_S = 5.0, 60.0
 _WAIT = click.option(
     "--wait",
     type=click.FloatRange(0, 7 * 86_400),
@@ -174,9 +174,11 @@ def rebuild_redis(app: App, wait: float, dry_run: bool) -> None:
         partitions, silent = watch.read_partitions(), watch.silent_shards()
         _refuse_doubt(partitions)
         lost = [ids for ids in partitions if not ids.is_whole]
-        estimate_s = estimates.ids_seconds(sum(ids.messages for ids in lost)) if lost or not silent else 10.0
+        estimate_s = max(
+            estimates.ids_seconds(sum(ids.messages for ids in lost)), estimates.SHARDS_S if silent else 0.0
+        )
         if dry_run or not (lost or silent):
-            _report_redis(app, partitions, silent, estimate_s if lost or silent else 0.0, dry_run=dry_run)
+            _report_redis(app, partitions, silent, estimate_s, dry_run=dry_run)
             return
         app.say(
             f"Redis lacks ids of {_counted(len(lost), 'partition')} and the hot tier of {_counted(len(silent), 'shard')};"
@@ -227,11 +229,11 @@ def _report_redis(
 def _wait_for_redis(app: App, watch: IdsWatch, lost: Sequence[PartitionIds], wait_s: float) -> None:
     """Wait until workers have rebuilt everything, and have them begin, unless they do so by themselves. Raises AdclickError."""
     began, total = time.monotonic(), watch.count_left(lost)
-    left, silent, regrouped = total, watch.silent_shards(), False
+    left, silent, moved_at, patience_s = total, watch.silent_shards(), began, _BY_ITSELF_S
     with app.progress("rebuilding ids", max(1, total)) as bar:
         while left or silent or not all(ids.is_whole for ids in watch.read_partitions()):
-            waited_s = time.monotonic() - began
-            if waited_s > wait_s:
+            now = time.monotonic()
+            if now - began > wait_s:
                 what = (
                     f"{left:,} messages to read again"
                     if left
@@ -241,12 +243,14 @@ def _wait_for_redis(app: App, watch: IdsWatch, lost: Sequence[PartitionIds], wai
                     f"after {wait_s:.0f} s Redis still lacks {what}",
                     hint="do ingest and stream workers run? adclick status; --wait gives them longer",
                 )
-            if not regrouped and waited_s > _BY_ITSELF_S and left == total:
+            if now - moved_at > patience_s:
                 app.say("having the ingest workers take their partitions anew")
                 regroup(app.settings)
-                regrouped = True
+                moved_at, patience_s = time.monotonic(), _AFTER_REGROUP_S
             time.sleep(_POLL_S)
-            left, silent = watch.count_left(lost), watch.silent_shards()
+            before, left, silent = (left, silent), watch.count_left(lost), watch.silent_shards()
+            if (left, silent) != before:
+                moved_at = time.monotonic()
             bar.update(bar.tasks[0].id, completed=total - min(total, left))
 
 

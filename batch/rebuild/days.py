@@ -131,13 +131,13 @@ class DayRebuild:
             void = []
         runs = {day: publish.current_run(self._client, day) if self._has_tables else None for day in days}
         reports = [self._plan_day(day, runs[day], watermark_ms, tables, gaps, files, held) for day in days]
+        rows_by_folder = estimates.rows_by_day(files)
+        reports = [replace(day, rows=rows_by_folder[day.date]) if day.outcome == "recount" else day for day in reports]
         # Each run reads all that came since the day before its own.
         sizes = [
-            estimates.rows_of(
-                [f for f in files if archive_files.folder_date(f.folder) >= report.date - dt.timedelta(1)]
-            )
-            for report in reports
-            if report.outcome == "recount"
+            sum(rows for folder, rows in rows_by_folder.items() if folder >= day.date - dt.timedelta(1))
+            for day in reports
+            if day.outcome == "recount"
         ]
         return RebuildPlan(
             reports, void, estimates.recount_seconds(sizes) + estimates.attach_seconds(len(void)), watermark_ms
@@ -229,9 +229,7 @@ class DayRebuild:
                 why = f"nothing is archived of it any more, and the rows of run {current[0]} are lost"
                 return DayReport(day, REFUSED, why=why, hint=_RESTORE)
             return DayReport(day, "empty")
-        return DayReport(
-            day, "recount", rows=estimates.rows_of([f for f in files if archive_files.folder_date(f.folder) == day])
-        )
+        return DayReport(day, "recount")
 
     def _open_day(self, day: dt.date, watermark_ms: int | None) -> DayReport:
         begins_now = day_start_ms(day) + DAY_MS > now_ms()
@@ -283,6 +281,8 @@ class DayRebuild:
                 bar.advance(bar.tasks[0].id, 1)
         if not whole:
             return set()
+        # Before they count again: a run that was restated since must not be taken for the day's bill.
+        self._record_unbilled({run.date for run in void if run.run_id in whole})
         try:
             restored_runs.attach(self._client, whole, publish.exact_tables(self._client))
         except Denied as error:
@@ -290,7 +290,6 @@ class DayRebuild:
             return set()
         faults.point("rebuild.attached")
         self._app.say(f"{len(whole)} of {len(void)} runs are whole, as they were published")
-        self._record_unbilled({run.date for run in void if run.run_id in whole})
         return set(whole)
 
     def _record_unbilled(self, days: set[dt.date]) -> None:
@@ -301,7 +300,10 @@ class DayRebuild:
             file
             for file in self._files()
             if archive_files.folder_date(file.folder) >= min(days) - dt.timedelta(1)
-            and any(file.to_offset > ends[file.partition] for ends in billed.values())
+            and any(
+                file.to_offset > ends[file.partition] if file.partition < len(ends) else True
+                for ends in billed.values()
+            )
         ]
         counts = Counter[int]()
         with self._app.progress("looking for events since the backup", len(files)) as bar:

@@ -5,8 +5,11 @@ A quarter of an hour or a week is what an operator asks; a cluster with more cor
 
 from __future__ import annotations
 
+import datetime as dt
+from collections import Counter
 from collections.abc import Sequence
 
+from ingest.archive import files as archive_files
 from ingest.archive.files import File
 
 # On two cores. `make bench-batch`, and one day of a rehearsal.
@@ -15,10 +18,20 @@ _SPARK_START_S, _DAY_S, _RECOUNTED_ROWS_S = 8.0, 5.0, 385_000
 _ATTACHED_RUN_S = 0.5
 # Ids of a partition are read from ad-events and recorded again; a group that takes partitions anew needs some seconds for it.
 _REGROUP_S, _REBUILT_IDS_S = 8.0, 120_000
+SHARDS_S = 8.0
+"""For the workers of the stream to write what is in their state."""
 # Sent from the archive, ingested, and archived once more.
 _REPLAYED_S, _NEW_WATERMARK_S = 25_000, 15.0
 # Of a row in a small file; in large ones 28 and less.
 _ROW_BYTES = 45
+
+
+def rows_by_day(files: Sequence[File]) -> Counter[dt.date]:
+    """About how many events the folder of each day has."""
+    size = Counter[dt.date]()
+    for file in files:
+        size[archive_files.folder_date(file.folder)] += file.stored.bytes
+    return Counter({day: bytes_ // _ROW_BYTES for day, bytes_ in size.items()})
 
 
 def rows_of(files: Sequence[File]) -> int:

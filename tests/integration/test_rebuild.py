@@ -39,13 +39,15 @@ from tests import borders
 from tests.conftest import adclick
 from tests.flow import environment, flow
 from tests.integration.test_ingest_worker import archived_decisions, counted
-from tests.integration.test_reconcile import _ROW
+from tests.integration.test_reconcile import _ROW as ROW
 from tests.product import wait_until
 from tests.redis_loss import lose_keys
 
 TODAY = now_ms() // DAY_MS * DAY_MS
 DAYS = [TODAY - n * DAY_MS for n in (5, 4, 3, 2, 1)]
 DATES = [iso(day_ms)[:10] for day_ms in DAYS]
+LATE = iso(TODAY - 9 * DAY_MS)[:10]
+"""A day of which there is but one event, that came today."""
 
 
 class SettledApp(App):
@@ -66,7 +68,7 @@ def archive_days(settings: Settings) -> dict[str, int]:
     for number, day_ms in enumerate(DAYS):
         names = [f"{number}-{n}" for n in range(3 + number)]
         rows = [
-            _ROW
+            ROW
             | {"event_id": name, "offset": offset + n, "log_time_ms": day_ms + HOUR_MS, "time_ms": day_ms + n * HOUR_MS}
             for n, name in enumerate([*names, names[0]])
         ]
@@ -74,7 +76,10 @@ def archive_days(settings: Settings) -> dict[str, int]:
         archive_worker.write_files(FileStore(settings.archive), 0, offset, offset + len(rows), wire)
         offset += len(rows)
         truth[DATES[number]] = len(names)
-    return truth
+    late = {"event_id": "late", "offset": offset, "time_ms": TODAY - 9 * DAY_MS, "log_time_ms": now_ms()}
+    wire = pa.Table.from_pylist([ROW | late | {"decision": Decision.TOO_LATE}], schema=archive_schema.SCHEMA)
+    archive_worker.write_files(FileStore(settings.archive), 0, offset, offset + 1, wire)
+    return truth | {LATE: 1}
 
 
 def close_hours(settings: Settings) -> ClickHouse:
@@ -122,22 +127,23 @@ def test_a_rebuild_that_is_killed_goes_on_with_the_next_day_and_names_the_days_t
     assert json.loads(planned.stdout)["make"] == ["exact_days", "ledger", "exact_users"], planned.stderr
     killed = adclick("rebuild", "clickhouse", cwd=None, **env, ADCLICK_FAULT="kill@rebuild.day")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert exact_clicks(client) == {DATES[0]: truth[DATES[0]]}
+    assert exact_clicks(client) == {LATE: 1}
     Redis(settings.redis).call("DEL", f"{settings.key_prefix}reconcile")  # its lease would last half a minute
     again = adclick("rebuild", "clickhouse", "--json", cwd=None, **env)
     outcomes = {day["date"]: day["outcome"] for day in json.loads(again.stdout)["days"]}
-    assert outcomes == dict(zip(DATES, ("stored", "published", "published", "refused", "refused"), strict=True))
+    expected = ("stored", "published", "published", "published", "refused", "refused")
+    assert outcomes == dict(zip((LATE, *DATES), expected, strict=True))
     assert again.returncode == 1
-    assert "2 of 5 days were not rebuilt" in again.stderr and "neither archived nor dead letters" in again.stderr
-    assert exact_clicks(client) == {date: truth[date] for date in DATES[:3]}
+    assert "2 of 6 days were not rebuilt" in again.stderr and "neither archived nor dead letters" in again.stderr
+    assert exact_clicks(client) == {date: truth[date] for date in (LATE, *DATES[:3])}
     runs = client.rows(f"SELECT count() FROM {settings.database}.runs")
     # Of days that are there nothing is done, and Spark is not started.
     third = adclick("rebuild", "clickhouse", "--to", DATES[2], cwd=None, **env)
     assert (third.returncode, client.rows(f"SELECT count() FROM {settings.database}.runs")) == (0, runs), third.stderr
 
 
-def published(client: ClickHouse, day_ms: int, ends: list[int], clicks: int) -> str:
-    """A run of a day, with one row."""
+def published(client: ClickHouse, day_ms: int, ends: list[int], clicks: int, open_from_ms: int = 0) -> str:
+    """A run of a day, with one row; of its hours before `open_from_ms` where the day was open."""
     run_id, date = f"run-{day_ms}", dt.date.fromisoformat(iso(day_ms)[:10])
     place = "1, 3, 2, 4, 'DE', 'mobile'"
     for table, at_ms in (("exact_hours", day_ms + HOUR_MS), ("exact_days", day_ms)):
@@ -148,7 +154,7 @@ def published(client: ClickHouse, day_ms: int, ends: list[int], clicks: int) -> 
     proof = coverage.Proof([], [], [], archived_rows.NO_REJECTED_IDS, ends)
     publish.publish(
         client, date, run_id, 1, spark_job.RunInput(clicks, 0, "digest", {}, 1, {}), publish.Comparison(1, 0, 0), proof, 0.0, False,
-        tables=publish.exact_tables(client),
+        open_from_ms, tables=publish.exact_tables(client),
     )  # fmt: skip
     return run_id
 
@@ -157,9 +163,10 @@ def test_runs_that_come_back_with_a_backup_stay_what_they_were_and_what_changed_
     settings: Settings,
 ) -> None:
     truth, client, db = archive_days(settings), close_hours(settings), settings.database
-    # Of five days: as published; restated since the backup; with rows that are not what was published; not reconciled then.
+    # As published; restated since the backup; with rows that are not what was published; of a part of its day; and a day without a run.
     kept, restated = published(client, DAYS[0], [1000, 0], truth[DATES[0]]), published(client, DAYS[1], [0, 0], 1)
     damaged = published(client, DAYS[2], [1000, 0], 9)
+    part = published(client, DAYS[3], [1000, 0], 2, open_from_ms=DAYS[3] + 3 * HOUR_MS)
     client.command(f"INSERT INTO {db}.exact_hours SELECT time, 77, 3, 2, 4, country, device, run_id, 0, 1, 0, 7, 0, 0 FROM {db}.exact_hours WHERE run_id = '{damaged}'")  # fmt: skip
     before = client.rows(f"SELECT run_id, published_at FROM {db}.runs ORDER BY date")
     client.command(f"BACKUP DATABASE {db} TO File('{db}')")
@@ -171,12 +178,12 @@ def test_runs_that_come_back_with_a_backup_stay_what_they_were_and_what_changed_
     app = SettledApp(settings)
     rebuild = DayRebuild(app, client, None, None)
     plan = rebuild.plan(rebuild.read_watermark())
-    assert len(plan.void) == 3
+    assert len(plan.void) == 4
     # The recount itself is the nightly run's, which has tests of its own: here only which days come to it.
-    assert rebuild.attach(plan.void) == {kept, restated}
+    assert rebuild.attach(plan.void) == {kept, restated, part}
     after = DayRebuild(app, client, None, None).plan(rebuild.read_watermark())
     outcomes = {day.date.isoformat(): day.outcome for day in after.days}
-    assert outcomes == dict(zip(DATES, ("stored", "recount", "recount", "recount", "recount"), strict=True))
+    assert outcomes == {LATE: "recount", DATES[0]: "stored"} | dict.fromkeys(DATES[1:], "recount")
     (why,) = [day.why for day in after.days if day.date.isoformat() == DATES[1]]
     assert why == f"{truth[DATES[1]] + 1} events came after run {restated}"
     assert client.rows(f"SELECT run_id, published_at FROM {db}.runs ORDER BY date") == before
@@ -247,7 +254,7 @@ def test_the_former_installation_and_one_that_has_the_events_are_refused(
     assert "holds no files" in refusal(other, f"{other.archive}/nothing")
     FormerArchive(other, redis, former.archive).refuse_former_installation(client)
     # The events, sent again: they lie where they arrived, as other messages.
-    row = _ROW | {"event_id": "2-1", "offset": 7, "log_time_ms": now_ms(), "decision": Decision.TOO_LATE}
+    row = ROW | {"event_id": "2-1", "offset": 7, "log_time_ms": now_ms(), "decision": Decision.TOO_LATE}
     wire = pa.Table.from_pylist([row], schema=archive_schema.SCHEMA)
     archive_worker.write_files(FileStore(other.archive), 1, 7, 8, wire)
     assert "has events of" in refusal(other, former.archive) and "such as 2-1" in refusal(other, former.archive)
