@@ -100,13 +100,14 @@ def exact_clicks(client: ClickHouse) -> dict[str, int]:
     return {date: int(clicks) for date, clicks in rows}
 
 
-def lose_files_of_a_message(settings: Settings, day_ms: int) -> None:
-    """A message of a day is in ad-events, the archive worker has passed it, and no file has it."""
+def write_log(settings: Settings, archived: int, day_ms: int) -> None:
+    """ad-events has the messages that are archived, and one of a day that no file has, though the archive worker has passed it."""
     producer = TransactionalProducer(settings.kafka_connection, f"{settings.namespace}events")
     producer.open()
     value = json.dumps({"event_id": "lost", "event_time": day_ms + HOUR_MS, "event_type": "click"}).encode()
-    producer.write([Record(settings.topic(topics.EVENTS), value, None, 1)])
-    ends = Admin(settings.kafka_connection).ends(settings.topic(topics.EVENTS), settings.event_partitions)
+    topic = settings.topic(topics.EVENTS)
+    producer.write([*[Record(topic, b"{}", None, 0)] * archived, Record(topic, value, None, 1)])
+    ends = Admin(settings.kafka_connection).ends(topic, settings.event_partitions)
     consumer = Consumer({"bootstrap.servers": settings.kafka, "group.id": settings.topic(topics.ARCHIVE_GROUP)})
     topic = settings.topic(topics.ARCHIVE)
     positions = [TopicPartition(topic, p, 0, metadata_of(end)) for p, end in enumerate(ends)]
@@ -118,7 +119,7 @@ def test_a_rebuild_that_is_killed_goes_on_with_the_next_day_and_names_the_days_t
     settings: Settings,
 ) -> None:
     truth, env = archive_days(settings), environment(settings)
-    lose_files_of_a_message(settings, DAYS[4])
+    write_log(settings, sum(truth.values()) + len(DAYS), DAYS[4])
     client = close_hours(settings)
     # Its tables are lost but for one, of which no one has the rows.
     for table in ("exact_days", "exact_users", "ledger"):
@@ -149,7 +150,7 @@ def published(client: ClickHouse, day_ms: int, ends: list[int], clicks: int, ope
     for table, at_ms in (("exact_hours", day_ms + HOUR_MS), ("exact_days", day_ms)):
         client.command(
             f"INSERT INTO {client.database}.{table} SELECT toDateTime({at_ms // 1000}, 'UTC'), {place}, '{run_id}', 0, {clicks},"
-            f" 0, {7 * clicks}, 0, 0"
+            f" 0, {7 * clicks}, 0, 0, 0"
         )
     proof = coverage.Proof([], [], [], archived_rows.NO_REJECTED_IDS, ends)
     publish.publish(
@@ -167,7 +168,7 @@ def test_runs_that_come_back_with_a_backup_stay_what_they_were_and_what_changed_
     kept, restated = published(client, DAYS[0], [1000, 0], truth[DATES[0]]), published(client, DAYS[1], [0, 0], 1)
     damaged = published(client, DAYS[2], [1000, 0], 9)
     part = published(client, DAYS[3], [1000, 0], 2, open_from_ms=DAYS[3] + 3 * HOUR_MS)
-    client.command(f"INSERT INTO {db}.exact_hours SELECT time, 77, 3, 2, 4, country, device, run_id, 0, 1, 0, 7, 0, 0 FROM {db}.exact_hours WHERE run_id = '{damaged}'")  # fmt: skip
+    client.command(f"INSERT INTO {db}.exact_hours SELECT time, 77, 3, 2, 4, country, device, run_id, 0, 1, 0, 7, 0, 0, 0 FROM {db}.exact_hours WHERE run_id = '{damaged}'")  # fmt: skip
     before = client.rows(f"SELECT run_id, published_at FROM {db}.runs ORDER BY date")
     client.command(f"BACKUP DATABASE {db} TO File('{db}')")
     client.command(f"DROP DATABASE {db} SYNC")
