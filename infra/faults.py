@@ -52,7 +52,7 @@ POINTS = {
     "reconcile.published": "the run is the day's current one; the command has not said so",
     "rebuild.attached": "runs of restored tables are attached; no day is recounted yet",
     "rebuild.day": "a day is recounted and published; the next ones are not",
-    "rebuild.sent": "a day of the former archive is sent and acknowledged; it is not marked yet",
+    "rebuild.sent": "a part of the former archive is sent and acknowledged; it is not marked yet",
     "notify.paused": "a campaign is paused since its budget is spent; the alert is not written",
     "notify.written": "new versions of alerts are written; the worker does not know it yet",
     "webhooks.sent": "a message is sent to a webhook; the attempt is not recorded",

@@ -288,21 +288,22 @@ def rebuild_stream(app: App, former: str, master: str, wait: float, dry_run: boo
             archive.refuse_former_installation(client)
         left = archive.left()
         rows = {day: estimates.rows_of(archive.files[day]) for day in archive.files}
-        unsent = sum(rows[day] for day in left)
+        parts = len(archive.windows())
+        unsent = sum(rows.values()) * len(left) // parts
         estimate_s = estimates.replay_seconds(unsent) + estimates.recount_seconds([sum(rows.values())] * len(rows))
         if dry_run:
-            _print_stream_plan(app, archive, left, rows, estimate_s)
+            _print_stream_plan(app, archive, f"{len(left)} of {parts}", rows, estimate_s)
             return 0
         if not read_reports(redis, settings.key_prefix).workers:
             raise UserError("no ingest worker runs", hint="start the workers of the new installation first")
         app.say(
-            f"{_counted(len(left), 'day')} of {len(rows)} to send, about {unsent:,} events; about {estimates.shown(estimate_s)}"
+            f"{len(left)} of {_counted(parts, 'part')} to send, about {unsent:,} events; about {estimates.shown(estimate_s)}"
         )
         if begun and left:
             app.say(
-                "going on where it was interrupted: a day that was sent in part is sent again, and its copies are dropped"
+                "going on where it was interrupted: what was sent of a part is sent again, and its copies are dropped"
             )
-        sent = archive.send(app, left, lambda day: app.say(f"{day} is sent"))
+        sent = archive.send(app, left, lambda n: app.say(f"part {n + 1} of {parts} is sent"))
     # Which days there are is read from the archive.
     coverage.wait_for_archive(settings, wait, app.say)
     days = DayRebuild(app, client, None, None)
@@ -310,17 +311,14 @@ def rebuild_stream(app: App, former: str, master: str, wait: float, dry_run: boo
 
 
 def _print_stream_plan(
-    app: App, archive: FormerArchive, left: Sequence[dt.date], rows: dict[dt.date, int], estimate_s: float
+    app: App, archive: FormerArchive, left: str, rows: dict[dt.date, int], estimate_s: float
 ) -> None:
-    days = [
-        {"date": day.isoformat(), "to_do": "send and recount" if day in left else "recount", "rows": rows[day]}
-        for day in sorted(rows)
-    ]
+    days = [{"date": day.isoformat(), "to_do": "recount", "rows": rows[day]} for day in sorted(rows)]
     if app.json:
-        app.data({"archive": archive.shown, "days": days, "estimate_s": round(estimate_s)})
+        app.data({"archive": archive.shown, "parts_to_send": left, "days": days, "estimate_s": round(estimate_s)})
         return
     app.table(["day", "to do", "rows, about"], [(d["date"], d["to_do"], f"{d['rows']:,}") for d in days])
-    app.say(f"about {estimates.shown(estimate_s)}")
+    app.say(f"{left} parts to send; about {estimates.shown(estimate_s)}")
 
 
 for _command in (rebuild_clickhouse, rebuild_redis, rebuild_stream):

@@ -1,11 +1,11 @@
-"""The archive of an installation whose Kafka is lost, sent into a new one: day by day, each marked in Redis once it is acknowledged.
+"""The archive of an installation whose Kafka is lost, sent into a new one: in parts, each marked in Redis once it is acknowledged.
 
-Sent twice, a day is counted once: copies within the dedup horizon are dropped, and the nightly run drops those beyond it.
+Sent twice, a part is counted once: copies within the dedup horizon are dropped, and the nightly run drops those beyond it.
 """
 
 from __future__ import annotations
 
-import datetime as dt
+import hashlib
 from collections.abc import Callable, Sequence
 
 import polars as pl
@@ -20,7 +20,8 @@ from infra.redis.client import Redis
 from infra.settings import Settings
 from ingest.archive import files as archive_files
 from ingest.archive.files import File
-from ingest.replay.command import replay_files
+from ingest.replay.command import send_all
+from ingest.replay.inputs import ArchiveWindow
 from ingest.replay.sender import Pace
 
 _NEW = (
@@ -33,12 +34,13 @@ _SENT = "sent"
 class FormerArchive:
     """One former archive, and what of it was sent to this installation."""
 
-    def __init__(self, settings: Settings, redis: Redis, where: str) -> None:
+    def __init__(self, settings: Settings, redis: Redis, where: str, window_messages: int = 1_000_000) -> None:
         """Raises UserError where it is this installation's own archive, or holds no files."""
         self._settings, self._redis, self._store = settings, redis, FileStore(where)
         own = FileStore(settings.archive)
         if self._store.where == own.where:
             raise UserError(f"{own.shown} is this installation's own archive", hint=_NEW)
+        self._window_messages = window_messages
         self._key = f"{settings.key_prefix}rebuild:{self._store.shown}"
         self.files = {
             archive_files.folder_date(folder): files
@@ -60,10 +62,37 @@ class FormerArchive:
         """Whether this installation has begun to take it before. Raises Unavailable."""
         return bool(self._redis.call("EXISTS", self._key))
 
-    def left(self) -> list[dt.date]:
-        """The days that are not marked as sent, the oldest first. Raises Unavailable."""
+    def windows(self) -> list[ArchiveWindow]:
+        """The whole archive, in parts of so many messages that a part fits into memory. Of each source partition they follow each other
+        in the order of offsets, which is what verdicts on lateness depend on."""
+        files = [file for day in sorted(self.files) for file in self.files[day]]
+        partitions = sorted({file.partition for file in files})
+        first = {p: min(f.from_offset for f in files if f.partition == p) for p in partitions}
+        size = {p: max(f.to_offset for f in files if f.partition == p) - first[p] for p in partitions}
+        count = max(1, -(-sum(size.values()) // self._window_messages))
+        windows = list[ArchiveWindow]()
+        for n in range(count):
+            offsets = {p: (first[p] + size[p] * n // count, first[p] + size[p] * (n + 1) // count) for p in partitions}
+            of_window = [
+                f for f in files if f.from_offset < offsets[f.partition][1] and offsets[f.partition][0] < f.to_offset
+            ]
+            shown = f"{self.shown}, part {n + 1} of {count}"
+            windows.append(
+                ArchiveWindow(
+                    self._store.where, shown, rereadable=True, store=self._store, files=of_window, offsets=offsets
+                )
+            )
+        return windows
+
+    def left(self) -> list[int]:
+        """Which windows are not marked as sent. Raises Unavailable."""
         sent = {name.decode() for name in self._redis.call("HKEYS", self._key)}
-        return [day for day in sorted(self.files) if day.isoformat() not in sent]
+        return [n for n in range(len(self.windows())) if self._mark(n) not in sent]
+
+    def _mark(self, window: int) -> str:
+        """Of the archive as it is: where files were added since, windows are others."""
+        names = "\n".join(file.name for day in sorted(self.files) for file in self.files[day])
+        return f"{hashlib.sha256(names.encode()).hexdigest()[:16]}:{window}"
 
     def refuse_former_installation(self, client: ClickHouse) -> None:
         """Raise UserError where this installation has these events, or has published their days: it is the former one. Raises
@@ -95,16 +124,16 @@ class FormerArchive:
                 return str(known[0])
         return ""
 
-    def send(self, app: App, days: Sequence[dt.date], on_day: Callable[[dt.date], None]) -> int:
-        """Send days, and mark each; returns how many events were sent. Raises AdclickError where some were not acknowledged."""
-        sent = 0
+    def send(self, app: App, left: Sequence[int], on_window: Callable[[int], None]) -> int:
+        """Send windows, and mark each; returns how many events were sent. Raises AdclickError where some were not acknowledged."""
+        sent, windows = 0, self.windows()
         self._redis.call("HSET", self._key, "begun", "1")
-        for day in days:
-            folder = archive_files.folder_of_day(day)
-            sent += replay_files(app, [f"{self._store.where}/{folder}"], Pace()).sent
+        for n in left:
+            if windows[n].files:
+                sent += send_all(app, [windows[n]], Pace()).sent
             faults.point("rebuild.sent")
-            self._redis.call("HSET", self._key, day.isoformat(), _SENT)
-            on_day(day)
+            self._redis.call("HSET", self._key, self._mark(n), _SENT)
+            on_window(n)
         return sent
 
 

@@ -70,11 +70,6 @@ def folder_name(date: str, hour: int) -> str:
     return f"{_DAY}{date}/hour={hour:02d}"
 
 
-def folder_of_day(day: dt.date) -> str:
-    """The folder that has the hours of a day."""
-    return f"{_DAY}{day.isoformat()}"
-
-
 def folder_start_ms(folder: str) -> int:
     """When the hour of a folder begins."""
     return day_start_ms(folder_date(folder)) + int(folder.rsplit("=", 1)[1]) * HOUR_MS

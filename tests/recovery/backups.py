@@ -20,7 +20,7 @@ _MOVES = ("stream_", "tier_borders", "closed_", "reach", "detector_", "key_use",
 
 def backup(scene: Scene) -> float:
     """ClickHouse's data, with a backup of the night before; a day was restated since."""
-    with scene.restored("backup") as product:
+    with scene.restored("clickhouse-backup") as product:
         product.up()
         client = ClickHouse.of(product.settings)
         key = json.loads(_output(product, "keys", "create", "--name", "before", "--all-advertisers", "--json"))

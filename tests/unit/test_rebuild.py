@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
+from pathlib import Path
+from threading import Event
+from typing import Any, cast
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batch.rebuild.former_archive import FormerArchive
 from batch.rebuild.holes import ArchiveGap, find_archive_gaps, without_rejected
-from infra.file_store import Stored
+from infra.clock import DAY_MS
+from infra.file_store import FileStore, Stored
+from infra.redis.client import Redis
+from infra.settings import Settings
 from ingest.archive import files as archive_files
+from ingest.archive import schema as archive_schema
+from ingest.archive import worker as archive_worker
 from ingest.archive.files import File
+from tests.unit.fakes import FakeRedis
 
 FIRST = dt.date(2026, 11, 1)
 
@@ -79,3 +91,30 @@ def test_a_gap_of_dead_letters_alone_lacks_nothing() -> None:
     letters = [(1, 10), (1, 11), (1, 12), (0, 12)]
     assert without_rejected(gaps, letters) == []
     assert without_rejected(gaps, letters[:2] + letters[3:]) == gaps
+
+
+def test_an_archive_is_sent_in_parts_that_keep_the_order_of_each_partition(tmp_path: Path) -> None:
+    store, log = FileStore(str(tmp_path / "former")), {0: range(23), 1: range(100, 131)}
+    for partition, offsets in log.items():
+        # The second file of a partition repeats the end of the first one, as after a crash; times are all over two days.
+        for start, stop in ((0, 12), (8, len(offsets))):
+            rows = [_row(partition, offset) for offset in offsets[start:stop]]
+            wire = pa.Table.from_pylist(rows, schema=archive_schema.SCHEMA)
+            archive_worker.write_files(store, partition, offsets[start], offsets[stop - 1] + 1, wire)
+    settings, redis = Settings.model_validate({"archive": str(tmp_path / "own")}), cast(Redis, FakeRedis())
+    archive = FormerArchive(settings, redis, store.where, window_messages=10)
+    windows = archive.windows()
+    assert len(windows) == 6
+    sent = [json.loads(line)["event_id"] for window in windows for part in window.lines(Event()) for line in part]
+    for partition, offsets in log.items():
+        assert [name for name in sent if name.startswith(f"{partition}-")] == [f"{partition}-{n}" for n in offsets]
+    assert len(sent) == sum(map(len, log.values()))
+
+
+def _row(partition: int, offset: int) -> dict[str, Any]:
+    log_time_ms = 1_796_000_000_000 + 1_000 * offset
+    return {
+        "event_id": f"{partition}-{offset}", "offset": offset, "log_time_ms": log_time_ms, "event_type": 1,
+        "time_ms": log_time_ms - offset * 7_919_000 % DAY_MS, "campaign_id": 1, "ad_id": 2, "advertiser_id": 3, "publisher_id": 4,
+        "country": 0, "device": 0, "user": None, "cost_micros": 7, "weight": 1, "lateness": 0, "copy_of": None, "decision": 0,
+    }  # fmt: skip
