@@ -226,7 +226,8 @@ def test_workers_without_events_rebuild_what_redis_lost_and_count_no_copy(settin
         # Without the messages there is nothing to rebuild from, and nothing is begun.
         ends = Admin(settings.kafka_connection).ends(settings.topic(topics.EVENTS), settings.event_partitions)
         gone = [TopicPartition(settings.topic(topics.EVENTS), p, end) for p, end in enumerate(ends)]
-        for future in AdminClient({"bootstrap.servers": settings.kafka}).delete_records(gone).values():
+        kafka = AdminClient({"bootstrap.servers": settings.kafka})
+        for future in kafka.delete_records(gone).values():
             future.result()
         lose_keys(redis, registry.all_keys(settings.key_prefix))
         refused = adclick("rebuild", "redis", cwd=None, **env)
