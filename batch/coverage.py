@@ -65,7 +65,7 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class _SourceLog:
+class SourceLog:
     """ad-events as it is now, in the offsets of events: per partition, `bases` is by how much those exceed Kafka's."""
 
     bases: list[int]
@@ -82,7 +82,7 @@ class _SourceLog:
         ]
 
 
-def _read_source(settings: Settings) -> _SourceLog:
+def read_source(settings: Settings) -> SourceLog:
     """Raises AdclickError when the topic is not the one that was read."""
     topic, group, count = settings.topic(topics.EVENTS), settings.topic(topics.INGEST_GROUP), settings.event_partitions
     admin = Admin(settings.kafka_connection)
@@ -97,7 +97,7 @@ def _read_source(settings: Settings) -> _SourceLog:
     def counted(offsets: list[int]) -> list[int]:
         return [offset + base for offset, base in zip(offsets, bases, strict=True)]
 
-    return _SourceLog(
+    return SourceLog(
         bases,
         counted(admin.starts(topic, count)),
         counted(admin.ends(topic, count)),
@@ -116,14 +116,14 @@ def wait_for_archive(
     unread = _unread_partitions(settings)
     if unread and not force:
         raise AdclickError(unread, hint="raise ADCLICK_EVENT_PARTITIONS, or --force leaves them out")
-    now = _read_source(settings)
+    now = read_source(settings)
     ends, deadline, announced = now.ends, time.monotonic() + wait_s, False
     while True:
         missing = _not_archived(settings, ends, now.starts)
         if not missing:
             return ends
         if time.monotonic() > deadline:
-            held_back = _read_source(settings).held_back()
+            held_back = read_source(settings).held_back()
             if held_back and force and ends is not now.stable_ends:
                 say(f"left out: {'; '.join(held_back)}")
                 ends, deadline = now.stable_ends, time.monotonic() + wait_s
@@ -172,7 +172,7 @@ def prove(settings: Settings, files: Sequence[File], date: dt.date, ends: Sequen
     Raises UnreadableFile.
     """
     since_ms = _since_ms(date)
-    bases = _read_source(settings).bases
+    bases = read_source(settings).bases
     store = FileStore(settings.archive)
     stretches = _stretches(settings, since_ms, ends, bases)
     elsewhere = _files_elsewhere(store, files, stretches)

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from infra.cli import declare
 from infra.cli.app import App
 from infra.clickhouse.client import ClickHouse, connector
 from infra.clickhouse.ledger_causes import Cause
-from infra.clickhouse.retention import PUBLISHED_DAYS
+from infra.clickhouse.retention import PUBLISHED_DAYS, first_published_day
 from infra.clock import DAY_MS, day_start_ms, iso, now_ms
 from infra.errors import AdclickError, UsageError, UserError
 from infra.file_store import FileStore
@@ -53,6 +53,20 @@ class _Job:
     began_s: int
     fence: int = 0
     ends: Sequence[int] = ()
+    reports: bool = True
+    """Whether each day's result is printed."""
+
+
+@dataclass(frozen=True)
+class DayResult:
+    """What a run did with a day: `outcome` is published, counted (by a dry run), unchanged or empty."""
+
+    date: dt.date
+    outcome: str
+    run_id: str = ""
+    rows: int = 0
+    alert: bool = False
+    seconds: float = 0.0
 
 
 class _Seconds(click.FloatRange):
@@ -103,7 +117,7 @@ def reconcile(
         _check_closed(day, watermark_ms, force)
     job = _Job(app, client, master, force, skip_empty, dry_run, watermark_ms or 0, now_ms() // 1000)
     give_way(BACKGROUND)  # and Spark, which inherits it
-    with _lease(app) as fence, _publishing(app):
+    with exclusive_run(app) as fence:
         app.say(f"reconciling {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else ""))
         ends = coverage.wait_for_archive(settings, wait, app.say, force=force)
         raised = _run(replace(job, fence=fence, ends=ends), days)
@@ -132,10 +146,10 @@ def _check_closed(day: dt.date, watermark_ms: int | None, force: bool) -> None:
     start_ms = day_start_ms(day)
     if start_ms > now_ms():
         raise UserError(f"{day} has not begun yet")
-    if start_ms < now_ms() - PUBLISHED_DAYS * DAY_MS:
+    if day < (first := first_published_day(now_ms())):
         raise UserError(
             f"{day} can no longer be billed: published days are deleted after {PUBLISHED_DAYS} days",
-            hint=f"the first day that stays is {iso((now_ms() // DAY_MS - PUBLISHED_DAYS + 1) * DAY_MS)[:10]}",
+            hint=f"the first day that stays is {first}",
         )
     if not force and (watermark_ms is None or watermark_ms < start_ms + DAY_MS):
         shown = f"the watermark is {iso(watermark_ms)}" if watermark_ms is not None else "there is no watermark yet"
@@ -143,20 +157,45 @@ def _check_closed(day: dt.date, watermark_ms: int | None, force: bool) -> None:
 
 
 @contextmanager
-def _publishing(app: App) -> Iterator[None]:
-    """Publish that a run is at work, until it ends."""
+def exclusive_run(app: App) -> Iterator[int]:
+    """Hold the lease of runs, and publish that one is at work; yields the lease's number. Raises UserError while another run has it."""
     redis, prefix = Redis(app.settings.redis_access), app.settings.key_prefix
-    run_progress.publish_progress(redis, prefix, step="waiting for the archive", at_ms=now_ms())
-    try:
-        yield
-    finally:
-        run_progress.end_progress(redis, prefix)
+    with redis.lease(run_progress.lease_key(prefix), _LEASE_S, "another reconciliation is running") as fence:
+        run_progress.publish_progress(redis, prefix, step="waiting for the archive", at_ms=now_ms())
+        try:
+            yield fence
+        finally:
+            run_progress.end_progress(redis, prefix)
 
 
-def _lease(app: App) -> AbstractContextManager[int]:
-    return Redis(app.settings.redis_access).lease(
-        run_progress.lease_key(app.settings.key_prefix), _LEASE_S, "another reconciliation is running"
-    )
+class Recounter:
+    """Recounts days one by one, under a lease that its caller holds. A context manager: Spark is started for the first day, and ends with it."""
+
+    def __init__(
+        self, app: App, client: ClickHouse, master: str, fence: int, ends: Sequence[int], closed_ms: int
+    ) -> None:
+        """`ends`: what `coverage.wait_for_archive` returned; `closed_ms`: the watermark of hours."""
+        self._job = _Job(
+            app, client, master, force=False, skip_empty=True, dry_run=False, closed_ms=closed_ms, began_s=now_ms() // 1000,
+            fence=fence, ends=ends, reports=False,
+        )  # fmt: skip
+        self._session = ExitStack()
+        self._spark: Any = None
+
+    def __enter__(self) -> Recounter:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._session.close()
+
+    def recount(self, day: dt.date, proof: coverage.Proof) -> DayResult:
+        """Recount a day, and publish it unless it is unchanged. Raises UserError for a file that cannot be read, and what stops a run."""
+        from batch import spark_job
+
+        if self._spark is None:
+            self._spark = self._session.enter_context(spark_job.open_session(self._job.app.settings, self._job.master))
+        with spark_job.explained():
+            return _one(self._job, self._spark, day, proof)
 
 
 def _run(job: _Job, days: list[dt.date]) -> int:
@@ -172,7 +211,7 @@ def _run(job: _Job, days: list[dt.date]) -> int:
         return 0
     proofs = {day: _prove(job, day_files, day) for day, day_files in files.items()}
     with spark_job.open_session(job.app.settings, job.master) as spark:
-        return sum(_one(job, spark, day, proof) for day, proof in proofs.items())
+        return sum(_one(job, spark, day, proof).alert for day, proof in proofs.items())
 
 
 def _pass_over(job: _Job, day: object, hint: str) -> None:
@@ -193,8 +232,8 @@ def _prove(job: _Job, files: Sequence[File], day: dt.date) -> coverage.Proof:
     return proof
 
 
-def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
-    """Reconcile a day; returns whether it raised an alert."""
+def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> DayResult:
+    """Reconcile a day."""
     from batch import spark_job
 
     app, client, settings, began = job.app, job.client, job.app.settings, time.monotonic()
@@ -209,13 +248,13 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
     late = _alert_unbilled(job, run_input.unbilled)
     if not run_input.rows:
         _pass_over(job, day, f"looked into {len(proof.files)} files")
-        return False
+        return DayResult(day, "empty")
     current, tables = publish.current_run(client, day), publish.exact_tables(client)
     open_from_ms = publish.open_from(day, job.closed_ms)
     unchanged = current is not None and current[1:] == (run_input.digest, open_from_ms)
     if current is not None and unchanged and publish.is_stored(client, current[0], tables):
         app.say(f"{day}: unchanged since run {current[0]}; nothing to do")
-        return late
+        return DayResult(day, "unchanged", current[0], run_input.rows, late, time.monotonic() - began)
     connect = connector(settings)
     with _progress(app, spark, f"{day}: writing"):
         spark_job.write_moves(moves, connect, run_id)
@@ -237,12 +276,15 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
             client, day, run_id, job.fence, run_input, comparison, proof, seconds, alert, open_from_ms, tables=tables
         )
         faults.point("reconcile.published")
-    _report(app, day, run_id, run_input, comparison, seconds, published=not job.dry_run)
+    if job.reports:
+        _report(app, day, run_id, run_input, comparison, seconds, published=not job.dry_run)
     if open_from_ms:
         app.say(
             f"{day} is still open: from {iso(open_from_ms)} on, the stream answers until the day is reconciled again"
         )
-    return alert or late
+    return DayResult(
+        day, "counted" if job.dry_run else "published", run_id, run_input.rows, alert or late, time.monotonic() - began
+    )
 
 
 def _write_reach(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof, run_id: str) -> None:

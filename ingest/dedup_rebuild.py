@@ -123,7 +123,7 @@ class DedupRebuilder:
 
         Generations that the topic no longer holds whole are in doubt from now on.
         """
-        start, doubtful = self._rebuild_range(partition, position)
+        start, doubtful = self.rebuild_range(partition, position)
         mirror = self.registry.begin(partition, start, doubtful)
         mirror.doubtful = {}  # what is read again is what there is
         for messages in self._read_batches(partition, start - position.base, position.log_offset):
@@ -139,8 +139,8 @@ class DedupRebuilder:
             self._inherit_filters(mirror, position)
         return mirror
 
-    def _rebuild_range(self, partition: int, position: Position) -> tuple[int, set[int]]:
-        """The offset to read from, and the generations of which the topic no longer holds the beginning."""
+    def rebuild_range(self, partition: int, position: Position) -> tuple[int, set[int]]:
+        """The offset to read from, and the generations of which the topic no longer holds the beginning. Changes nothing."""
         generation = position.log_time_ms // self._horizon_ms
         log_start = Admin(self._settings.kafka_connection).starts(self._settings.topic(topics.EVENTS), partition + 1)[
             partition

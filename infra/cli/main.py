@@ -35,6 +35,7 @@ COMMANDS = {
     "alerts": ("query.alerts.command:alerts", "Alerts: list, show, acknowledge, mute."),
     "share": ("query.share_command:share", "Print a link to a read-only dashboard."),
     "reconcile": ("batch.reconcile:reconcile", "Recompute days exactly from the archive."),
+    "rebuild": ("batch.rebuild.command:rebuild", "Make what a store has lost again: clickhouse, redis, stream."),
     "audit": ("batch.audit:audit", "Prove a day from its archive: what was shown, and what was published."),
     "trace": ("query.trace.command:trace", "Follow one event: when it came, and where it is counted and billed."),
     "dead-letters": (

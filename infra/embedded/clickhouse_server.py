@@ -28,6 +28,9 @@ KEEPER = (
     " SETTINGS max_block_size=1, max_threads=1, max_execution_time=0 FORMAT Null"
 )
 
+BACKUPS = "backups"
+"""The folder, beside the server's own, that `BACKUP … TO File('NAME')` writes to: it stays when the server's is lost."""
+
 CONFIG = """<clickhouse>
   <logger><level>warning</level><log>{logs}/clickhouse.server.log</log><errorlog>{logs}/clickhouse.error.log</errorlog>
     <size>20M</size><count>2</count></logger>
@@ -47,6 +50,7 @@ CONFIG = """<clickhouse>
       <fast><disk>default</disk></fast><slow><disk>slow</disk></slow>
     </volumes></tiered></policies>
   </storage_configuration>
+  <backups><allowed_path>{backups}/</allowed_path></backups>
   <users_config>{users}</users_config>
 </clickhouse>
 """
@@ -67,6 +71,8 @@ USERS = """<clickhouse>
       <grants>
         <query>GRANT SHOW, SELECT, INSERT, ALTER, CREATE DATABASE, CREATE TABLE, CREATE VIEW, DROP, TRUNCATE, OPTIMIZE ON *.*</query>
         <query>GRANT KILL QUERY ON *.*</query>
+        <query>GRANT BACKUP ON *.*</query>
+        <query>GRANT READ, WRITE ON FILE</query>
         <query>GRANT TABLE ENGINE ON MergeTree</query>
         <query>GRANT TABLE ENGINE ON ReplacingMergeTree</query>
         <query>GRANT TABLE ENGINE ON AggregatingMergeTree</query>
@@ -79,9 +85,11 @@ USERS = """<clickhouse>
 
 
 def write_config(folder: Path, logs: Path, port: int, password: str) -> None:
-    """Lay out the server's folder: its configuration, its data and the slow volume."""
+    """Lay out the server's folder: its configuration, its data and the slow volume; and that of backups, which is beside it."""
     for name in ("data", "slow"):
         (folder / name).mkdir(parents=True, exist_ok=True)
+    backups = folder.parent / BACKUPS
+    backups.mkdir(mode=0o700, exist_ok=True)
     (folder / "config.xml").write_text(
         CONFIG.format(
             logs=escape(str(logs.resolve())),
@@ -89,6 +97,7 @@ def write_config(folder: Path, logs: Path, port: int, password: str) -> None:
             merges=PIPELINE,
             path=escape(str((folder / "data").resolve())),
             slow=escape(str((folder / "slow").resolve())),
+            backups=escape(str(backups.resolve())),
             users=escape(str((folder / "users.xml").resolve())),
         )
     )

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 from pyarrow import parquet
 
-from infra.clock import HOUR_MS, day_start_ms
+from infra.clock import DAY_MS, HOUR_MS, day_start_ms
 from infra.errors import UserError
 from infra.file_store import FileStore, Stored, decision_on, folder_of, is_from_a_bucket
 
@@ -119,6 +119,24 @@ def files_around(store: FileStore, date: dt.date) -> list[File]:
         if folder_date(day) >= first
         for file in current_files(parse_names(store.files(day)))
     ]
+
+
+def days_of(store: FileStore, file: File) -> set[dt.date]:
+    """The days of the events in a file: mostly that of its folder, by the statistics of its times. Raises UnreadableFile, Unavailable."""
+    with reading(store, file.name), store.open(file.name) as source:
+        metadata = parquet.ParquetFile(source).metadata
+        groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+    column = next(n for n in range(metadata.num_columns) if metadata.schema.column(n).name == "time_ms")
+    ends = [group.column(column).statistics for group in groups]
+    numbers = {t // DAY_MS for end in ends if end is not None and end.has_min_max for t in (end.min, end.max)}
+    if len(numbers) == 1 and all(end is not None and end.has_min_max for end in ends):
+        return set(map(_date_of, numbers))
+    times = read_columns(store, file.name, ("time_ms",))["time_ms"]
+    return {_date_of(number) for number in (times // DAY_MS).unique().to_list()}
+
+
+def _date_of(day_number: int) -> dt.date:
+    return dt.date(1970, 1, 1) + dt.timedelta(day_number)
 
 
 def write_file(store: FileStore, folder: str, name: str, rows: pa.Table) -> str:

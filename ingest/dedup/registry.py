@@ -111,6 +111,11 @@ class Registry:
                 continue  # the partition's former worker has just written
             return mirror if mirror.generations.keys() == head.generations.keys() else None
 
+    def recorded_up_to(self, partition: int) -> int | None:
+        """The offset before which every id of a partition is recorded, by its head alone; None where there is none."""
+        head = _parsed(self._store.call("GET", self._head_key(partition)))
+        return None if head is None else head.up_to
+
     def _load(self, partition: int, generation: int, counts: SegmentCounts) -> Generation:
         loaded = Generation(self._limit, _first_capacity(partition))
         keys = [self._key(partition, generation, number) for number in range(counts.closed)]

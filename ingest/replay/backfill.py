@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from infra.clickhouse.retention import PUBLISHED_DAYS
-from infra.clock import DAY_MS, MINUTE_MS
+from infra.clickhouse.retention import PUBLISHED_DAYS, first_published_day
+from infra.clock import DAY_MS, MINUTE_MS, day_start_ms
 from infra.errors import AdclickError, UserError
 from infra.kafka.admin import Admin
 from infra.settings import Settings
@@ -36,7 +36,7 @@ class Backfill:
     @classmethod
     def of(cls, settings: Settings, admin: Admin, now_ms: int) -> Backfill:
         """For the installation as it is now. Raises nothing: where positions cannot be read, no event is called late."""
-        kept_from_ms = (now_ms // DAY_MS - PUBLISHED_DAYS + 1) * DAY_MS
+        kept_from_ms = day_start_ms(first_published_day(now_ms))
         try:
             watermark_ms = _lowest_watermark(settings, admin)
         except AdclickError:  # whoever may write events need not be allowed to read the positions of workers

@@ -57,9 +57,14 @@ def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
 
 def replay_files(app: App, paths: Sequence[Path | str], pace: Pace) -> Sender:
     """Send files; raises AdclickError when events were not acknowledged."""
+    return send_all(app, [open_input(str(path)) for path in paths], pace)
+
+
+def send_all(app: App, inputs: Sequence[EventInput], pace: Pace) -> Sender:
+    """Send inputs until a signal comes; raises AdclickError when events were not acknowledged."""
     stop = threading.Event()
     with stopped_by_signals(stop):
-        return send_inputs(app, [open_input(str(path)) for path in paths], pace, None, stop)
+        return send_inputs(app, inputs, pace, None, stop)
 
 
 def send_inputs(

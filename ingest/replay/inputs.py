@@ -12,7 +12,7 @@ import select
 import shlex
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from infra.errors import UserError
 from infra.file_store import FileStore, is_bucket
 from ingest import events
 from ingest.archive import files as archive_files
+from ingest.archive.files import File
 
 STANDARD_INPUT = "-"
 # What the topic takes is a little more; a longer line cannot be sent at all.
@@ -141,6 +142,33 @@ class EventInput:
             self.unfinished = True
         elif last:
             yield last
+
+
+@dataclass
+class ArchiveWindow(EventInput):
+    """A part of an archive: the messages of some offsets of each source partition, in the order in which they came."""
+
+    store: FileStore = field(default_factory=lambda: FileStore("."))
+    files: Sequence[File] = ()
+    """Those that have messages of it."""
+    offsets: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    """Source partition → [first, end)."""
+
+    def lines(self, stop: threading.Event) -> Iterator[list[bytes]]:
+        """The events, some thousands at a time. Ends early once `stop` is set. Raises UnreadableFile, Unavailable."""
+        parts = list[pl.DataFrame]()
+        for file in self.files:
+            if stop.is_set():
+                return
+            first, end = self.offsets[file.partition]
+            rows = archive_files.read_columns(self.store, file.name, _ARCHIVED)
+            parts.append(rows.filter(pl.col("offset").is_between(first, end, closed="left")).with_columns(_NAMES))
+        if parts:
+            yield from _as_events(pl.concat(parts))
+
+    def count(self, stop: threading.Event) -> int | None:
+        """At most so many: an offset may be of a message that was rejected."""
+        return None
 
 
 def open_input(word: str, block_bytes: int = _BLOCK_BYTES) -> EventInput:
@@ -338,7 +366,12 @@ def _archived_lines(where: str) -> Iterator[list[bytes]]:
     names = [name] if name else [stored.name for stored in store.files() if stored.name.endswith(".parquet")]
     if not names:
         raise UserError(f"{store.shown} holds no Parquet files", hint="name files of NDJSON one by one")
-    frame = pl.concat(archive_files.read_columns(store, name, _ARCHIVED).with_columns(_NAMES) for name in names)
+    yield from _as_events(
+        pl.concat(archive_files.read_columns(store, name, _ARCHIVED).with_columns(_NAMES) for name in names)
+    )
+
+
+def _as_events(frame: pl.DataFrame) -> Iterator[list[bytes]]:
     frame = frame.unique(["partition", "offset"]).sort("log_time_ms", "partition", "offset")
     fields = frame.select(
         "event_id", "event_type", pl.col("time_ms").alias("event_time"), *events.ID_FIELDS, "country", "device",
