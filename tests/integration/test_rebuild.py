@@ -16,6 +16,7 @@ from confluent_kafka.admin import AdminClient
 from batch import archived_rows, coverage, publish, spark_job
 from batch.rebuild.days import DayRebuild
 from batch.rebuild.former_archive import FormerArchive
+from batch.recount import UnbilledEvents
 from infra.cli.app import App
 from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, iso, now_ms
@@ -153,7 +154,7 @@ def published(client: ClickHouse, day_ms: int, ends: list[int], clicks: int, ope
         )
     proof = coverage.Proof([], [], [], archived_rows.NO_REJECTED_IDS, ends)
     publish.publish(
-        client, date, run_id, 1, spark_job.RunInput(clicks, 0, "digest", {}, 1, {}), publish.Comparison(1, 0, 0), proof, 0.0, False,
+        client, date, run_id, 1, spark_job.RunInput(clicks, 0, "digest", UnbilledEvents(), 1, {}), publish.Comparison(1, 0, 0), proof, 0.0, False,
         open_from_ms, tables=publish.exact_tables(client),
     )  # fmt: skip
     return run_id
