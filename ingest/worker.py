@@ -285,7 +285,8 @@ class IngestWorker:
                 continue
             owned.position, owned.active_at_s = judged.after, time.monotonic()
             rows = batch.source.rows[p]
-            self._counts.add(judged, rows.stop - rows.start)
+            reasons = [rejection.reason for row, rejection in batch.rejected.items() if rows.start <= row < rows.stop]
+            self._counts.add(judged, rows.stop - rows.start, reasons)
             if batch.misdated[p] and not owned.misdated:
                 self._log.warning("timestamps of messages cannot be true: log time passes over them", partition=p)
             owned.misdated += batch.misdated[p]

@@ -93,6 +93,9 @@ _PIPELINE: Rows = {
             Curve(f"topk(8, {_gauge('adclick_lag_messages', 'topic', 'partition')})", "{{topic}}/{{partition}}"),
         )),
         Chart("Dead letters, share", PercentUnit, (Curve(f"job:adclick_dead_letters:ratio_rate5m{{{_OURS}}}", "share"),), alarm=0.01),
+        Chart("Dead letters, by reason", CountsPerSecond, (
+            Curve(f"max by (job, reason) (sum by (job, instance, reason) (rate(adclick_dead_letters_total{{{_OURS}}}[5m])))", "{{reason}}"),
+        ), "adclick dead-letters list --reason REASON shows them."),
         Chart("Age of what is shown", Seconds, (
             Curve(f"job:adclick_watermark_age_seconds:min{{{_OURS}}}", "watermark age"),
             Curve(_gauge("adclick_stream_lag_seconds"), "stream lag"),

@@ -51,6 +51,10 @@ _PIPELINE = (
         "Messages by what became of them, in committed batches since the start of the worker.",
     ),
     (
+        "adclick_dead_letters_total", "counter", "worker reason",
+        "Messages that became dead letters, by reason, in committed batches since the start of the worker.",
+    ),
+    (
         "adclick_dedup_bloom_positives_total", "counter", "worker",
         "Ids that a Bloom filter took for known, and that were looked for in Redis, since the start of the worker.",
     ),
@@ -110,6 +114,7 @@ LABELS = {
         "`rejected` and `too_late`, which are dead letters; `shed`; `doubt`",
         "4; 6",
     ),
+    "reason": ("`too-large`, `malformed`, `missing-field`, `bad-value`, `from-the-future`, `too-late`", "6"),
     "backend": (
         "`kafka`, `redis`, `clickhouse`, `archive`; of a worker that waits also `reach`, `watch` (side work: counting goes on) and "
         "`pipeline` (any other)",

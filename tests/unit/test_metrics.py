@@ -20,6 +20,7 @@ from tests.clusters.certificates import Authority
 ROOT = Path(__file__).parents[2]
 _COUNTS = {
     "messages": 21, "rejected": 1, "counted": 2, "copies": 3, "too_late": 4, "shed": 5, "doubt": 6, "bloom_positives": 9, "bloom_false": 7,
+    "too_large": 0, "malformed": 1, "missing_field": 0, "bad_value": 0, "from_the_future": 0,
 }  # fmt: skip
 _STATUS: dict[str, Any] = {
     "partitions": {"ad-events": [10, 20]}, "arrived": 100, "archived": 90, "warnings": ["a"],
@@ -74,6 +75,7 @@ def test_a_router_that_knows_everything_exposes_the_table(monkeypatch: pytest.Mo
     expected = {
         'adclick_lag_messages{partition="1",topic="ad-events"}': 20, "adclick_open_transaction_messages": 11,
         "adclick_unread_partitions": 3, "adclick_silent_shards": 1, "adclick_overload_level": 2, "adclick_backend_up": None,
+        'adclick_dead_letters_total{reason="malformed",worker="ingest-0"}': 1, 'adclick_dead_letters_total{reason="too-late",worker="ingest-0"}': 4,
         'adclick_ingest_messages_total{outcome="doubt",worker="ingest-0"}': 6, 'adclick_shown_events_total{shard="0"}': 7,
         "adclick_watermark_timestamp_seconds": dt.datetime(2026, 11, 29, tzinfo=dt.UTC).timestamp(),
         "adclick_newest_reconciled_day_timestamp_seconds": dt.datetime(2026, 11, 28, tzinfo=dt.UTC).timestamp(),
