@@ -28,6 +28,14 @@ _PROCESS = (
     ("adclick_tier_reads_total", "counter", "tier outcome", "Pieces of questions that were read from a tier or its cache."),
     ("adclick_tier_read_duration_seconds", "histogram", "tier", "Time to read a piece, 0 if it was cached."),
     (
+        "adclick_key_requests_total", "counter", "key outcome",
+        "Requests by key and how they ended, of the 20 keys that are used most; only where the scrape sends an admin key.",
+    ),
+    (
+        "adclick_key_rows_read_total", "counter", "key",
+        "Rows that were read to answer them, which the rate limit charges for; only where the scrape sends an admin key.",
+    ),
+    (
         "adclick_certificate_not_after_timestamp_seconds", "gauge", "setting",
         "When the certificate in the file of a setting expires, as Unix time. tls_certificate: the one read at the start.",
     ),
@@ -79,6 +87,10 @@ _PIPELINE = (
     ("adclick_watermark_timestamp_seconds", "gauge", "", "Closing watermark of the slowest shard, as Unix time."),
     ("adclick_redis_memory_used_bytes", "gauge", "server", "Memory that a primary of Redis has in use."),
     ("adclick_redis_memory_limit_bytes", "gauge", "server", "Memory that a primary of Redis may use; 0: any."),
+    (
+        "adclick_stored_bytes", "gauge", "store name",
+        "Bytes on disk, read every ten minutes: of a topic with its replicas, of a table on the server that answers, of the archive's files.",
+    ),
     ("adclick_reconciliation_alert_days", "gauge", "", "Days whose latest reconciliation raised an alert."),
     ("adclick_unbilled_events", "gauge", "", "Events that were archived after their day was reconciled."),
     (
@@ -111,8 +123,9 @@ LABELS = {
     "tier": ("`hot`, `warm`, `cold`, `exact-hours`, `exact-days`", "5"),
     "outcome": (
         "of a read: `answered`; `cached`; `stale` (from the cache, because the tier is away); `failed`. Of a message: `counted`; `copies`; "
-        "`rejected` and `too_late`, which are dead letters; `shed`; `doubt`",
-        "4; 6",
+        "`rejected` and `too_late`, which are dead letters; `shed`; `doubt`. Of a key's request: `answered`; `limited` by its rate; "
+        "`refused` for another reason (4xx); `failed` (5xx)",
+        "4; 6; 4",
     ),
     "reason": ("`too-large`, `malformed`, `missing-field`, `bad-value`, `from-the-future`, `too-late`", "6"),
     "backend": (
@@ -126,6 +139,9 @@ LABELS = {
     "worker": ("`ADCLICK_WORKER` of a process that reports", "the workers that run"),
     "server": ("address of a primary of Redis; of one that Sentinels watch, their name for it", "the primaries"),
     "setting": ("`tls_certificate`, `kafka_certificate`, `redis_certificate`, `clickhouse_certificate`", "4"),
+    "key": ("id of a key, as `adclick keys list` shows it; `other` for all but 20", "21"),
+    "store": ("`kafka`, `clickhouse`, `archive`", "3"),
+    "name": ("a topic, a table, or `files` of the archive", "some 45"),
     "kind": ("kind of an alert of campaigns", "the kinds of `/v1/alerts`"),
     "version": ("release of adclick", "1"),
     "python": ("release of Python", "1"),
