@@ -75,10 +75,10 @@ monitoring-tools: setup ## prometheus and promtool in .venv, where they are not 
 monitoring-test: monitoring-tools ## Alert rules by promtool, and all expressions on the Prometheus of a stack
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest tests/monitoring
 
-rehearse-alerts: monitoring-tools ## Cause each alert, follow its runbook, see it end: rules with durations divided by 20 (ONLY=first-day, pipeline, stores, bills)
+rehearse-alerts: monitoring-tools ## Cause each alert, follow its runbook, see it end: rules with durations divided by 20 (ONLY=first-day,bills,doubt)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.monitoring.rehearsal
 
-board-pictures: monitoring-tools ## Pictures of the boards for the docs, of a stack under a load with faults in it (MINUTES=10)
+board-pictures: monitoring-tools ## Pictures of the boards for the docs, of a stack under a load with faults in it (MINUTES=7)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.monitoring.pictures
 
 outages: setup ## Each backend away for two minutes under load (OUTAGE=120)

@@ -93,6 +93,9 @@ _PIPELINE: Rows = {
         Chart("Messages by outcome", CountsPerSecond, (
             Curve(f"job_outcome:adclick_ingest_messages:rate5m{{{_OURS}}}", "{{outcome}}"),
         )),
+        Chart("Messages judged, by worker", CountsPerSecond, (
+            Curve(f"max by (job, worker) (sum by (job, instance, worker) (rate(adclick_ingest_messages_total{{{_OURS}}}[5m])))", "{{worker}}"),
+        ), "Workers of very different rates have partitions of very different rates."),
         Chart("Messages to read", Short, (Curve(f"job_topic:adclick_lag_messages:sum{{{_OURS}}}", "{{topic}}"),)),
         Chart("Messages to read, the longest partitions", Short, (
             Curve(f"topk(8, {_gauge('adclick_lag_messages', 'topic', 'partition')})", "{{topic}}/{{partition}}"),
@@ -112,8 +115,9 @@ _PIPELINE: Rows = {
             Curve(_gauge("adclick_worker_waiting", "worker", "backend"), "{{worker}} waits for {{backend}}"),
             Curve(_gauge("adclick_worker_stopped", "worker"), "{{worker}} stopped"),
         )),
-        Chart("Silent shards, unread partitions, stopped detector", Short, (
+        Chart("Silent or stalled shards, unread partitions, stopped detector", Short, (
             Curve(_gauge("adclick_silent_shards"), "silent shards"),
+            Curve(_gauge("adclick_stalled_positions"), "stalled shards and partitions"),
             Curve(_gauge("adclick_unread_partitions"), "unread partitions"),
             Curve(_gauge("adclick_detector_stopped"), "detector stopped"),
         ), alarm=1),
@@ -265,7 +269,7 @@ _COST: Rows = {
     ),
     "What is paid for": (
         Chart("On disk, by store", BytesSI, (Curve(_stored("store"), "{{store}}"),),
-              "Topics with all replicas; ClickHouse: the server that answers. Read every ten minutes."),
+              "Topics with all replicas; ClickHouse: the server that answers. The archive is read every ten minutes."),
         Chart(f"Stores, {_PRICES.currency} a month", Short, (
             Curve(_DISK_COST, "{{store}}"), Curve(_ARCHIVE_COST, "archive"), Curve(_MEMORY_COST, "memory of Redis"),
         ), _BY_PRICES),

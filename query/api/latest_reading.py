@@ -13,7 +13,7 @@ from infra.errors import AdclickError
 
 T = TypeVar("T")
 # What changes once a day is not read for each scrape; nor is a store that could not answer asked at each.
-_FRESH_S, _RETRY_S = 600.0, 60.0
+FRESH_S, _RETRY_S = 600.0, 60.0
 # Prometheus gives a scrape ten seconds.
 _WAIT_S = 2.0
 
@@ -22,17 +22,18 @@ class LatestReading(Generic[T]):
     """The result of a function that reads a store. Thread-safe."""
 
     def __init__(
-        self, read: Callable[[], T], clock: Callable[[], float] = time.monotonic, wait_s: float = _WAIT_S
-    ) -> None:
-        """`wait_s`: for how long a scrape waits for what is being read."""
-        self._read, self._clock, self._wait_s = read, clock, wait_s
+        self, read: Callable[[], T], clock: Callable[[], float] = time.monotonic, wait_s: float = _WAIT_S,
+        fresh_s: float = FRESH_S,
+    ) -> None:  # fmt: skip
+        """`wait_s`: for how long a scrape waits for what is being read; `fresh_s`: for how long it is kept."""
+        self._read, self._clock, self._wait_s, self._fresh_s = read, clock, wait_s, fresh_s
         self._pool, self._lock = ThreadPoolExecutor(1, "reading"), threading.Lock()
         self._reading: Future[None] | None = None
         self._latest: T | None = None
         self._expires_s = -math.inf
 
     def get(self) -> T | None:
-        """At most ten minutes older than the read that made it; None where the last read failed, or the first one still lasts. The
+        """What was read lately, at most ten minutes ago unless told otherwise; None where the last read failed, or the first one still lasts. The
         other metrics are worth more than an error."""
         with self._lock:
             if self._reading is None or (self._reading.done() and self._clock() >= self._expires_s):
@@ -46,7 +47,7 @@ class LatestReading(Generic[T]):
 
     def _refresh(self) -> None:
         try:
-            self._latest, fresh_s = self._read(), _FRESH_S
+            self._latest, fresh_s = self._read(), self._fresh_s
         except AdclickError:
             self._latest, fresh_s = None, _RETRY_S
         self._expires_s = self._clock() + fresh_s

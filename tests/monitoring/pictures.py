@@ -1,6 +1,6 @@
 """`make board-pictures`: the boards as pictures, of a stack with Prometheus under a load with faults in it.
 
-Each panel is at its place on the board; its curves are what Prometheus answers for its expressions over the time of the load. MINUTES (10)
+Each panel is at its place on the board; its curves are what Prometheus answers for its expressions over the time of the load. MINUTES (7)
 changes how long that is; KEEP=1 keeps the answers in `.bench/board-pictures.json`, and REUSE=1 draws these again.
 """
 
@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -153,7 +154,7 @@ def draw(name: str, board: Json, answers: Json) -> Path:
             figure.text(0.01, top - 0.18 / inches, panel["title"], fontsize=11, weight="bold", va="center")
             continue
         is_figure = panel["type"] == "stat"
-        left, right, above, below = 0.045, 0.01, 0.34, 0.32 if is_figure else 0.72
+        left, right, above, below = 0.045, 0.014, 0.3, 0.3 if is_figure else 0.6
         axes = figure.add_axes((
             place["x"] / 24 + left, top - (place["h"] * 0.36 - below) / inches,
             place["w"] / 24 - left - right, (place["h"] * 0.36 - above - below) / inches,
@@ -181,7 +182,7 @@ def _draw_panel(axes: Axes, panel: Json, answers: Json, board: str) -> None:
         title += f": {formatted(curves[0][2][-1], 0)}"
     axes.set_title(title, fontsize=9, loc="left", pad=3)
     for number, (begin, end, _) in enumerate(answers["bands"]):
-        axes.axvspan((begin - start_s) / 60, (end - start_s) / 60, color=_BAND, lw=0)
+        axes.axvspan((begin - start_s) / 60, (end - start_s) / 60, color=_BAND, lw=0, zorder=0)
         axes.text(
             (begin - start_s) / 60,
             1,
@@ -211,6 +212,7 @@ def _draw_panel(axes: Axes, panel: Json, answers: Json, board: str) -> None:
         axes.set_ylim(min(0.0, low), max(high, alarm * 1.1))
     axes.yaxis.set_major_locator(MaxNLocator(3 if panel["type"] == "stat" else 5))
     axes.yaxis.set_major_formatter(FuncFormatter(formatted))
+    axes.xaxis.set_major_locator(MaxNLocator(4 if panel["type"] == "stat" else 10, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda minute, _: f"{minute:.0f} min"))
     axes.grid(color=_GRID, lw=0.6)
     axes.tick_params(labelsize=7, length=2)
@@ -264,11 +266,13 @@ UNITS: dict[str, Callable[[float, Any], str]] = {
 
 def main() -> None:
     """Read the environment and run."""
+    # What was started is stopped, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     mpl.use("agg")
     if os.environ.get("REUSE"):
         answers = json.loads(ANSWERS.read_text())
     else:
-        answers = record(float(os.environ.get("MINUTES") or 10))
+        answers = record(float(os.environ.get("MINUTES") or 7))
         if os.environ.get("KEEP"):
             ANSWERS.parent.mkdir(exist_ok=True)
             ANSWERS.write_text(json.dumps(answers))

@@ -9,7 +9,7 @@ import promql_parser
 import pytest
 import yaml
 
-from tests.monitoring.rehearsal.__main__ import GROUPS, NOT_CAUSED
+from tests.monitoring.rehearsal.__main__ import GROUPS, NOT_CAUSED, choose
 from tests.monitoring.rehearsal.short_rules import DURATION, THRESHOLDS, shorten_duration, shorten_rules
 from tests.unit.test_monitoring import RULES, alerts
 
@@ -46,3 +46,14 @@ def test_short_rules_differ_in_durations_and_in_the_thresholds_that_are_listed(f
 def test_a_lowered_threshold_is_in_one_rule() -> None:
     text = "".join(file.read_text() for file in RULES)
     assert [text.count(real) for real in THRESHOLDS] == [1] * len(THRESHOLDS)
+
+
+def test_groups_and_scenes_are_chosen_by_name() -> None:
+    chosen = choose("bills, doubt")
+    assert {group: [scene.name for scene in scenes] for group, scenes in chosen.items()} == {
+        "pipeline": ["doubt"],
+        "bills": [scene.name for scene in GROUPS["bills"]],
+    }
+    assert choose("") == GROUPS
+    with pytest.raises(KeyError, match="dout"):
+        choose("dout")

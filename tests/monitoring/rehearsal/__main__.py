@@ -1,6 +1,6 @@
 """Causes each alert of `infra/monitoring/rules`, and prints when it fired and when it ended.
 
-ONLY=GROUP (first-day, pipeline, stores, bills) rehearses a part. Exit 1 where an alert did not fire, the place that its runbook names did
+ONLY=NAMES, by comma, rehearses some groups (first-day, pipeline, stores, bills) or scenes (doubt). Exit 1 where an alert did not fire, the place that its runbook names did
 not show what it should, or the alert did not end after the runbook's steps. Needs Prometheus (`make monitoring-tools`), and a mount
 namespace: as root, or where users may have their own.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -82,15 +83,31 @@ def play(stack: RehearsedStack, monitor: AlertMonitor, scene: Scene) -> list[Out
     return outcomes
 
 
-def rehearse(group: str) -> list[Outcome]:
-    """All scenes of a group, and then their alerts until all have ended."""
+def choose(only: str) -> dict[str, tuple[Scene, ...]]:
+    """Groups with their scenes, of names by comma; all for none. Raises KeyError for a name that is neither."""
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    if unknown := set(names) - set(_names()):
+        raise KeyError(min(unknown))
+    return {
+        group: chosen
+        for group, scenes in GROUPS.items()
+        if (chosen := tuple(s for s in scenes if not names or group in names or s.name in names))
+    }
+
+
+def _names() -> list[str]:
+    return [*GROUPS, *(scene.name for scenes in GROUPS.values() for scene in scenes)]
+
+
+def rehearse(group: str, scenes: tuple[Scene, ...]) -> list[Outcome]:
+    """Scenes of a group on one stack, and then their alerts until all have ended."""
     with tempfile.TemporaryDirectory(prefix="adclick-alerts-") as work:
         stack = RehearsedStack(Path(work))
         monitor = AlertMonitor(stack.prometheus)
         try:
             if group != "first-day":
                 stack.start_pipeline()
-            outcomes = [outcome for scene in GROUPS[group] for outcome in play(stack, monitor, scene)]
+            outcomes = [outcome for scene in scenes for outcome in play(stack, monitor, scene)]
             deadline = time.monotonic() + _ENDS_WITHIN_S
             while any(o.ended_s is None for o in outcomes) and time.monotonic() < deadline:
                 for outcome in outcomes:
@@ -107,9 +124,12 @@ def rehearse(group: str) -> list[Outcome]:
 
 def main() -> None:
     """Read the environment and run."""
-    only = os.environ.get("ONLY", "")
-    if only and only not in GROUPS:
-        sys.exit(f"ONLY={only} is no group; use one of {', '.join(GROUPS)}")
+    # What was started is stopped, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        chosen = choose(os.environ.get("ONLY", ""))
+    except KeyError as error:
+        sys.exit(f"ONLY={error.args[0]} is no group and no scene; use some of {', '.join(_names())}")
     try:
         find_program()
     except UserError as error:
@@ -118,7 +138,7 @@ def main() -> None:
         own = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
         os.execvp(own[0], [*own, sys.executable, "-m", "tests.monitoring.rehearsal", _INSIDE])
     print(f"durations of the rules are divided by {DIVISOR}, and are {MOST_S} s at most", flush=True)
-    outcomes = [outcome for group in ([only] if only else GROUPS) for outcome in rehearse(group)]
+    outcomes = [outcome for group, scenes in chosen.items() for outcome in rehearse(group, scenes)]
     print("| alert | severity | caused by | fired after s | the runbook's step | ended after s |")
     print("|---|---|---|---:|---|---:|")
     print(*(outcome.row() for outcome in outcomes), sep="\n")

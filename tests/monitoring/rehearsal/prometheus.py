@@ -110,9 +110,10 @@ class AlertMonitor:
                 firing = self._prometheus.firing()
             except httpx.HTTPError:
                 continue
-            self._note(firing, time.monotonic())
+            self.note(firing, time.monotonic())
 
-    def _note(self, firing: set[AlertKey], now_s: float) -> None:
+    def note(self, firing: set[AlertKey], now_s: float) -> None:
+        """What fires now."""
         with self._lock:
             for alert in firing | self._fired.keys():
                 spans = self._fired[alert]
