@@ -11,10 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
+from infra.cli.app import App
 from infra.embedded.stack_folder import Folder
 from query.api.metric_table import METRICS
 from tests.conftest import adclick
-from tests.monitoring.rehearsal.load import SteadyQuestions
+from tests.monitoring.rehearsal.load import LiveLoad, SteadyQuestions
 from tests.product import wait_until
 from tests.unit.test_monitoring import expressions, names_in, rules
 
@@ -76,11 +77,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
             done = adclick(*words, "-q", "--dir", str(folder))
             assert done.returncode == 0, done.stderr
         endpoints = json.loads(started.stdout)
+        # A share of nothing has no sample: some events and questions go on.
+        load = LiveLoad(App(str(folder), False, False, True).settings, 20)
         questions = SteadyQuestions(endpoints["http"], endpoints["api_key"], 1, 1.0)
         try:
             yield Observed(folder, endpoints["prometheus"])
         finally:
             questions.close()
+            load.close()
     finally:
         adclick("down", "--dir", str(folder))
     assert not Folder(folder).processes()

@@ -204,10 +204,6 @@ class RehearsedStack:
             pattern = pattern.replace(f"{{{name}}}", text)
         return pattern
 
-    def wait_for_archive(self, day: dt.date, count: int) -> None:
-        """Wait until a day has so many files."""
-        wait_until(lambda: len(self.files_of(day)) >= count, 60, f"{count} files of {day} are archived")
-
     def files_of(self, day: dt.date) -> list[Path]:
         """The archive's files of a day."""
         return sorted((self.archive / f"event_date={day.isoformat()}").rglob("*.parquet"))
