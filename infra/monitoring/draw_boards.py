@@ -269,7 +269,7 @@ _COST: Rows = {
     ),
     "What is paid for": (
         Chart("On disk, by store", BytesSI, (Curve(_stored("store"), "{{store}}"),),
-              "Topics with all replicas; ClickHouse: the server that answers. The archive is read every ten minutes."),
+              "Topics with all replicas; ClickHouse: the server that answers."),
         Chart(f"Stores, {_PRICES.currency} a month", Short, (
             Curve(_DISK_COST, "{{store}}"), Curve(_ARCHIVE_COST, "archive"), Curve(_MEMORY_COST, "memory of Redis"),
         ), _BY_PRICES),

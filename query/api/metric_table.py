@@ -89,7 +89,7 @@ _PIPELINE = (
     ("adclick_redis_memory_limit_bytes", "gauge", "server", "Memory that a primary of Redis may use; 0: any."),
     (
         "adclick_stored_bytes", "gauge", "store name",
-        "Bytes on disk: of a topic with its replicas, of a table on the server that answers; every ten minutes those of the archive's files.",
+        "Bytes on disk, read about once a minute: of a topic with its replicas, of a table on the server that answers, of the archive's files.",
     ),
     ("adclick_reconciliation_alert_days", "gauge", "", "Days whose latest reconciliation raised an alert."),
     ("adclick_unbilled_events", "gauge", "", "Events that were archived after their day was reconciled."),

@@ -9,17 +9,16 @@ from infra.file_store import FileStore
 from infra.kafka.log_sizes import read_log_sizes
 from infra.kafka.topics import NAMES
 from infra.settings import Settings
-from query.api.latest_reading import FRESH_S, LatestReading
+from query.api.latest_reading import LatestReading
 from query.api.pipeline_samples import MetricSample
 
 _TIMEOUT_S = 5
-# A request for each broker, a query; and all names in a store, of which there may be very many.
-_FRESH_S = {"kafka": 60.0, "clickhouse": 60.0, "archive": FRESH_S}
+_FRESH_S = 60.0
 Sizes = dict[str, int]
 
 
 class StoredBytes:
-    """Reads each store now and then, and a minute after it could not be read. Thread-safe."""
+    """Reads each store once a minute, and less often where that takes long: an archive may have very many files. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
         reads: dict[str, Callable[[], Sizes]] = {
@@ -29,7 +28,7 @@ class StoredBytes:
             "clickhouse": lambda: _read_tables(ClickHouse.of(settings, timeout_s=_TIMEOUT_S)),
             "archive": lambda: _read_archive(FileStore(settings.archive)),
         }
-        self._readings = {store: LatestReading(read, fresh_s=_FRESH_S[store]) for store, read in reads.items()}
+        self._readings = {store: LatestReading(read, fresh_s=_FRESH_S) for store, read in reads.items()}
 
     def samples(self, away: Iterable[str]) -> Iterator[MetricSample]:
         """What is known. `away`: stores that are not asked; one that could not be read has no sample, either."""

@@ -202,16 +202,20 @@ def _draw_panel(axes: Axes, panel: Json, answers: Json, board: str) -> None:
             marker="." if len(times) < 3 else None,
         )
     axes.set_xlim(0, (answers["end"] - start_s) / 60)
-    low, high = axes.get_ylim()
+    largest = max((max(values) for *_, values in curves), default=0.0)
+    smallest = min((min(values) for *_, values in curves), default=0.0)
     if not curves:
         axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", va="center", color="#888888", fontsize=9)
+        axes.set_yticks([])
     alarm = _alarm(panel)
-    axes.set_ylim(min(0.0, low), high)
-    if alarm is not None and curves and max(max(values) for *_, values in curves) > alarm / 5:
+    if alarm is not None and largest > alarm / 5:
         axes.axhline(alarm, color="#e02f44", lw=0.9, ls="--")
-        axes.set_ylim(min(0.0, low), max(high, alarm * 1.1))
-    axes.yaxis.set_major_locator(MaxNLocator(3 if panel["type"] == "stat" else 5))
-    axes.yaxis.set_major_formatter(FuncFormatter(formatted))
+        largest = max(largest, alarm)
+    top = 1.08 * largest or 1.0
+    axes.set_ylim(min(-0.02 * top, smallest), top)
+    if curves:
+        axes.yaxis.set_major_locator(MaxNLocator(3 if panel["type"] == "stat" else 5))
+        axes.yaxis.set_major_formatter(FuncFormatter(formatted))
     axes.xaxis.set_major_locator(MaxNLocator(4 if panel["type"] == "stat" else 10, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda minute, _: f"{minute:.0f} min"))
     axes.grid(color=_GRID, lw=0.6)
