@@ -129,7 +129,7 @@ _PIPELINE: Rows = {
         Chart("Memory of Redis, share of its limit", PercentUnit, (
             Curve(f"{_gauge('adclick_redis_memory_used_bytes', 'server')} / ({_gauge('adclick_redis_memory_limit_bytes', 'server')} > 0)",
                   "{{server}}"),
-        ), alarm=0.8),
+        ), "Empty where Redis has no limit.", 0.8),
         Chart("Memory of Redis", BytesIEC, (Curve(_gauge("adclick_redis_memory_used_bytes", "server"), "{{server}}"),)),
         Chart("Ids that a Bloom filter took for known", CountsPerSecond, (
             Curve(f"max by (job) (sum by (job, instance) (rate(adclick_dedup_bloom_positives_total{{{_OURS}}}[5m])))", "looked up in Redis"),

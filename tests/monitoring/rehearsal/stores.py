@@ -36,7 +36,7 @@ _OUTAGE = _Outage()
 CLICKHOUSE = Scene(
     "clickhouse", (
         Expected("AdclickBackendDown", "critical", _AWAY, _STARTED, "adclick status", "(?i)clickhouse"),
-        Expected("AdclickWorkerWaits", "warning", _AWAY, _STARTED, "adclick status", "stream-0 waits"),
+        Expected("AdclickWorkerWaits", "warning", _AWAY, _STARTED, "adclick status --json", r'"waits":\s*\{\s*"stream-0"'),
         Expected("AdclickTierFails", "warning", _AWAY, _STARTED, "adclick status", "(?i)clickhouse"),
         Expected("AdclickErrorBudget", "critical", _AWAY, _STARTED, "log of query-0", '"status": ?503'),
         Expected("AdclickErrorBudget", "warning", _AWAY, _STARTED, "log of query-0", '"status": ?503'),
@@ -114,7 +114,7 @@ def _send_to_reconciled_day(stack: RehearsedStack) -> None:
 LATE_RUN = Scene(
     "late run", (
         Expected("AdclickReconciliationLate", "critical", "the newest reconciled day is that of three days ago",
-                 "adclick reconcile --date D, of yesterday", "/v1/reconciliations", r'^\W*"data":\W*"date":\s*"{old_day}"'),
+                 "adclick reconcile --date D, of yesterday", "/v1/reconciliations", r'"date":\s*"{old_day}"'),
     ), _send_to_reconciled_day, lambda stack: stack.expect_exit(stack.reconcile(stack.yesterday), 3),
 )  # fmt: skip
 UNBILLED = Scene(
