@@ -8,7 +8,7 @@ ENGINE ?= $(firstword $(foreach engine,podman docker buildah,$(if $(shell comman
 # Which would have other packages found than those in .venv.
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONOPTIMIZE PYTHONPLATLIBDIR
 
-.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-page cluster-test monitoring monitoring-tools monitoring-test outages soak rehearse hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps bench-plan plan-constants profile story screenshots image deploy-test up down lock wheel wheel-test sbom audit-dependencies clean
+.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-page cluster-test monitoring monitoring-tools monitoring-test rehearse-alerts board-pictures outages soak rehearse hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps bench-plan plan-constants profile story screenshots image deploy-test up down lock wheel wheel-test sbom audit-dependencies clean
 .DEFAULT_GOAL := help
 
 PAGE = tests/clusters/test_page.py::test_the_commands_of_the_page_work_in_its_order
@@ -74,6 +74,12 @@ monitoring-tools: setup ## prometheus and promtool in .venv, where they are not 
 
 monitoring-test: monitoring-tools ## Alert rules by promtool, and all expressions on the Prometheus of a stack
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest tests/monitoring
+
+rehearse-alerts: monitoring-tools ## Cause each alert, follow its runbook, see it end: rules with durations divided by 20 (ONLY=first-day,bills,doubt)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.monitoring.rehearsal
+
+board-pictures: monitoring-tools ## Pictures of the boards for the docs, of a stack under a load with faults in it (MINUTES=7)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.monitoring.pictures
 
 outages: setup ## Each backend away for two minutes under load (OUTAGE=120)
 	@$(BIN)/python -m tests.chaos.outages

@@ -291,7 +291,8 @@ class IngestWorker:
             if not batch.has_only_canaries(p):
                 owned.active_at_s = time.monotonic()
             rows = batch.source.rows[p]
-            self._counts.add(judged, rows.stop - rows.start)
+            reasons = [rejection.reason for row, rejection in batch.rejected.items() if rows.start <= row < rows.stop]
+            self._counts.add(judged, rows.stop - rows.start, reasons)
             if batch.misdated[p] and not owned.misdated:
                 self._log.warning("timestamps of messages cannot be true: log time passes over them", partition=p)
             owned.misdated += batch.misdated[p]

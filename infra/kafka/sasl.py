@@ -55,6 +55,12 @@ class Connector:
                 raise failure from error
             raise
 
+    def ask(self, address: tuple[str, int], timeout_s: float, kind: int, body: bytes) -> bytes:
+        """The body of the answer to one request, of version 1, over a connection of its own. Raises as `open` does."""
+        connection, _ = self.open(address, timeout_s)
+        with connection:
+            return _ask(connection, kind, body)
+
     def check(self, address: tuple[str, int], timeout_s: float) -> None:
         """Connect and wait for an answer. Raises as `open` does: since TLS 1.3 a broker that refuses our certificate says so in place of
         its first answer."""

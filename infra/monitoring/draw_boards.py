@@ -23,12 +23,17 @@ from grafana_foundation_sdk.models.common import GraphTresholdsStyleMode, Legend
 from grafana_foundation_sdk.models.dashboard import DataSourceRef, Threshold, ThresholdsMode, VariableRefresh
 from grafana_foundation_sdk.models.units import (
     BytesIEC,
+    BytesSI,
     CountsPerSecond,
     PercentUnit,
     RequestsPerSecond,
     Seconds,
     Short,
 )
+
+from infra.planning.costs import MONTH_HOURS
+from infra.planning.model import GB
+from infra.planning.prices import load_prices
 
 FOLDER = Path(__file__).parent / "boards"
 _DATASOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
@@ -88,11 +93,17 @@ _PIPELINE: Rows = {
         Chart("Messages by outcome", CountsPerSecond, (
             Curve(f"job_outcome:adclick_ingest_messages:rate5m{{{_OURS}}}", "{{outcome}}"),
         )),
+        Chart("Messages judged, by worker", CountsPerSecond, (
+            Curve(f"max by (job, worker) (sum by (job, instance, worker) (rate(adclick_ingest_messages_total{{{_OURS}}}[5m])))", "{{worker}}"),
+        ), "Workers of very different rates have partitions of very different rates."),
         Chart("Messages to read", Short, (Curve(f"job_topic:adclick_lag_messages:sum{{{_OURS}}}", "{{topic}}"),)),
         Chart("Messages to read, the longest partitions", Short, (
             Curve(f"topk(8, {_gauge('adclick_lag_messages', 'topic', 'partition')})", "{{topic}}/{{partition}}"),
         )),
         Chart("Dead letters, share", PercentUnit, (Curve(f"job:adclick_dead_letters:ratio_rate5m{{{_OURS}}}", "share"),), alarm=0.01),
+        Chart("Dead letters, by reason", CountsPerSecond, (
+            Curve(f"max by (job, reason) (sum by (job, instance, reason) (rate(adclick_dead_letters_total{{{_OURS}}}[5m])))", "{{reason}}"),
+        ), "adclick dead-letters list --reason REASON shows them."),
         Chart("Age of what is shown", Seconds, (
             Curve(f"job:adclick_watermark_age_seconds:min{{{_OURS}}}", "watermark age"),
             Curve(_gauge("adclick_stream_lag_seconds"), "stream lag"),
@@ -105,8 +116,9 @@ _PIPELINE: Rows = {
             Curve(_gauge("adclick_worker_waiting", "worker", "backend"), "{{worker}} waits for {{backend}}"),
             Curve(_gauge("adclick_worker_stopped", "worker"), "{{worker}} stopped"),
         )),
-        Chart("Silent shards, unread partitions, stopped detector", Short, (
+        Chart("Silent or stalled shards, unread partitions, stopped detector", Short, (
             Curve(_gauge("adclick_silent_shards"), "silent shards"),
+            Curve(_gauge("adclick_stalled_positions"), "stalled shards and partitions"),
             Curve(_gauge("adclick_unread_partitions"), "unread partitions"),
             Curve(_gauge("adclick_detector_stopped"), "detector stopped"),
         ), alarm=1),
@@ -118,7 +130,7 @@ _PIPELINE: Rows = {
         Chart("Memory of Redis, share of its limit", PercentUnit, (
             Curve(f"{_gauge('adclick_redis_memory_used_bytes', 'server')} / ({_gauge('adclick_redis_memory_limit_bytes', 'server')} > 0)",
                   "{{server}}"),
-        ), alarm=0.8),
+        ), "Empty where Redis has no limit.", 0.8),
         Chart("Memory of Redis", BytesIEC, (Curve(_gauge("adclick_redis_memory_used_bytes", "server"), "{{server}}"),)),
         Chart("Ids that a Bloom filter took for known", CountsPerSecond, (
             Curve(f"max by (job) (sum by (job, instance) (rate(adclick_dedup_bloom_positives_total{{{_OURS}}}[5m])))", "looked up in Redis"),
@@ -153,7 +165,7 @@ _QUERIES: Rows = {
         Chart("Mean, by route", Seconds, (
             Curve(
                 f"sum by (route) (rate(adclick_http_request_duration_seconds_sum{{{_ROUTES}}}[5m]))"
-                f" / sum by (route) (rate(adclick_http_request_duration_seconds_count{{{_ROUTES}}}[5m]))", "{{route}}",
+                f" / (sum by (route) (rate(adclick_http_request_duration_seconds_count{{{_ROUTES}}}[5m])) > 0)", "{{route}}",
             ),
         )),
     ),
@@ -165,7 +177,7 @@ _QUERIES: Rows = {
             Curve(
                 f'(sum by (tier) (rate(adclick_tier_reads_total{{{_OURS}, outcome="cached"}}[5m]))'
                 f" or 0 * sum by (tier) (rate(adclick_tier_reads_total{{{_OURS}}}[5m])))"
-                f" / sum by (tier) (rate(adclick_tier_reads_total{{{_OURS}}}[5m]))", "{{tier}}",
+                f" / (sum by (tier) (rate(adclick_tier_reads_total{{{_OURS}}}[5m])) > 0)", "{{tier}}",
             ),
         )),
         Chart("99th percentile of a read, by tier", Seconds, (
@@ -199,10 +211,86 @@ _RECONCILIATION: Rows = {
         )),
     ),
 }  # fmt: skip
+
+
+def _of_keys(by: str, outcome: str = "") -> str:
+    """Requests a second of keys, added up over routers; 0 where there were none of that outcome."""
+    every = f"sum by ({by}) (rate(adclick_key_requests_total{{{_OURS}}}[5m]))"
+    if not outcome:
+        return every
+    return f'(sum by ({by}) (rate(adclick_key_requests_total{{{_OURS}, outcome="{outcome}"}}[5m])) or 0 * {every})'
+
+
+_ROWS_READ = f"sum by (key) (rate(adclick_key_rows_read_total{{{_OURS}}}[5m]))"
+_TENANTS: Rows = {
+    "Limits": (
+        _figure("Requests a second with a key", RequestsPerSecond, _of_keys("job")),
+        _figure("Limited", PercentUnit, f"{_of_keys('job', 'limited')} / ({_of_keys('job')} > 0)", "The share that a key's rate refused.", 0.05),
+        _figure("Keys that are limited", Short, f"count({_of_keys('key', 'limited')} > 0) or vector(0)", alarm=1),
+        _figure("Share of the busiest key", PercentUnit, f"max({_of_keys('key')}) / (sum({_of_keys('key')}) > 0)"),
+    ),
+    "Keys": (
+        Chart("Requests a second, by key", RequestsPerSecond, (Curve(f"topk(10, {_of_keys('key')})", "{{key}}"),),
+              "adclick keys list has the name of each id; other: all but the 20 that are used most. root: the installation's own key."),
+        Chart("Limited requests a second, by key", RequestsPerSecond, (Curve(f"topk(10, {_of_keys('key', 'limited')})", "{{key}}"),),
+              "Answered with 429. A higher rate is a new key: adclick keys create --rate."),
+        Chart("Rows read a second, by key", CountsPerSecond, (Curve(f"topk(10, {_ROWS_READ})", "{{key}}"),),
+              "What answers cost: the rate limit counts a thousand rows as one request."),
+        Chart("Requests that failed or were refused, by key", RequestsPerSecond, (
+            Curve(f"topk(5, {_of_keys('key', 'failed')})", "{{key}} failed"), Curve(f"topk(5, {_of_keys('key', 'refused')})", "{{key}} refused"),
+        ), "Refused: a mistake of the client (4xx), but for limits. Failed: 5xx."),
+    ),
+}  # fmt: skip
+
+
+def _stored(by: str, more: str = "") -> str:
+    """Bytes on disk, the same from every router."""
+    return f"max by (job, {by}) (sum by (job, instance, {by}) (adclick_stored_bytes{{{_OURS}{more}}}))"
+
+
+_KAFKA, _CLICKHOUSE, _ARCHIVE = (f', store="{store}"' for store in ("kafka", "clickhouse", "archive"))
+_ON_DISKS = ', store=~"kafka|clickhouse"'
+_PRICES = load_prices()
+_MONTH_S = MONTH_HOURS * 3600
+_DISK_COST = f"{_stored('store', _ON_DISKS)} / {GB:.0f} * {_PRICES.ssd_gb_month}"
+_ARCHIVE_COST = f"{_stored('store', _ARCHIVE)} / {GB:.0f} * {_PRICES.object_gb_month}"
+_MEMORY_COST = (
+    f"sum by (job) ({_gauge('adclick_redis_memory_used_bytes', 'server')}) / {GB:.0f} * {_PRICES.memory_gb_month}"
+)
+_STORES_COST = f"sum by (job) ({_DISK_COST} or {_ARCHIVE_COST}) + {_MEMORY_COST}"
+_EVENTS_A_MONTH = f"job:adclick_arrived_messages:rate5m{{{_OURS}}} * {_MONTH_S}"
+_BY_PRICES = "By the example prices of infra/planning/prices.toml. adclick plan costs cores and traffic, too."
+_COST: Rows = {
+    "Now": (
+        _figure(f"Stores, {_PRICES.currency} a month", Short, _STORES_COST, _BY_PRICES),
+        _figure("On disk", BytesSI, f"sum({_stored('store')})"),
+        _figure("Events a month, at the present rate", Short, _EVENTS_A_MONTH),
+        _figure("Archive, bytes a message", BytesSI,
+                f"sum by (job) ({_stored('store', _ARCHIVE)}) / ({_gauge('adclick_archived_messages_total')} > 0)"),
+    ),
+    "What is paid for": (
+        Chart("On disk, by store", BytesSI, (Curve(_stored("store"), "{{store}}"),),
+              "Topics with all replicas; ClickHouse: the server that answers."),
+        Chart(f"Stores, {_PRICES.currency} a month", Short, (
+            Curve(_DISK_COST, "{{store}}"), Curve(_ARCHIVE_COST, "archive"), Curve(_MEMORY_COST, "memory of Redis"),
+        ), _BY_PRICES),
+        Chart("Topics, the largest", BytesSI, (Curve(f"topk(8, {_stored('name', _KAFKA)})", "{{name}}"),)),
+        Chart("Tables, the largest", BytesSI, (Curve(f"topk(8, {_stored('name', _CLICKHOUSE)})", "{{name}}"),)),
+        Chart("Growth in a day, at the pace of six hours", BytesSI, (
+            Curve(f"max by (job, store) (sum by (job, instance, store) (deriv(adclick_stored_bytes{{{_OURS}}}[6h]))) * 86400", "{{store}}"),
+        )),
+        Chart("Events a day, at the present rate", Short, (
+            Curve(f"job:adclick_arrived_messages:rate5m{{{_OURS}}} * 86400", "arrived"),
+            Curve(f"job:adclick_shown_events:rate5m{{{_OURS}}} * 86400", "shown"),
+        ), "Arrived are messages with copies and dead letters, which cost, too."),
+    ),
+}  # fmt: skip
 BOARDS: dict[str, Rows] = {
     "pipeline": _PIPELINE,
     "queries": _QUERIES,
     "reconciliation": _RECONCILIATION,
+    "tenants": _TENANTS,
+    "cost": _COST,
 }
 """Boards by name: rows with their charts."""
 

@@ -40,6 +40,8 @@ class Gate:
 
     def __init__(self, keyring: Keyring, limits: RateLimits, uses: KeyUse) -> None:
         self._keyring, self._limits, self._uses = keyring, limits, uses
+        self.charged: Callable[[str, int], None] = lambda _key, _rows: None
+        """Called with each key and the rows that were read for it."""
 
     def serve(self, request: Request, handler: Handler, *, admin: bool = False, whole: bool = False) -> Response:
         """The handler's reply as a response. Raises Problem where the request may not be made, Unavailable, and what the handler
@@ -117,3 +119,4 @@ class Gate:
     def charge(self, access: Access, rows_read: int) -> None:
         """Take what an answer costs beyond its first token."""
         self._limits.charge(access, rows_read)
+        self.charged(access.key, rows_read)

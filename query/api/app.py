@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 
 from infra.clock import now_ms
+from infra.errors import Unavailable
 from infra.settings import Settings
 from query.api import document, document_bills, document_credentials
 from query.api.alert_routes import add_alert_routes
@@ -25,13 +26,14 @@ from query.api.handlers import Api
 from query.api.live import LiveRows
 from query.api.metrics import Metrics
 from query.api.pages import add_pages
-from query.api.problems import EXPECTED, problem_of
+from query.api.problems import EXPECTED, Problem, problem_of
 from query.api.routes import Routes
 from query.api.tracing import Tracing
 from query.api.webhook_routes import add_webhook_routes
 from query.bad_question import BadQuestion
 from query.progress import ProgressWatch
 from query.router import Answer
+from query.row_scope import ALL_ROWS
 from query.status import find_unready
 
 # Threads that answer. Few: they share one interpreter, and each switch costs.
@@ -53,6 +55,7 @@ def create_app(
         tracing.tier_read(tier, outcome, seconds)
 
     api = Api(settings, observe, now, monotonic, folder, progress)
+    api.gate.charged = metrics.key_charged
 
     @asynccontextmanager
     async def serving(_: FastAPI) -> AsyncIterator[None]:
@@ -90,6 +93,7 @@ def create_app(
     return Edge(
         app, routes.direct, answered=metrics.answered, traced=tracing, log=settings.access_log == "on",
         tls=settings.http.startswith("https"), origins=settings.origins, own_key=settings.api_key.get_secret_value(),
+        key_used=metrics.key_used,
     )  # fmt: skip
 
 
@@ -251,6 +255,15 @@ def _add_data_routes(app: FastAPI, api: Api, routes: Routes) -> None:
     )  # fmt: skip
 
 
+def _may_see_keys(api: Api, request: Request) -> bool:
+    """Whether the request has an admin key for all advertisers. While keys cannot be read it has none: the other metrics say why."""
+    try:
+        access = api.gate.authenticate(request)
+    except (Problem, Unavailable):
+        return False
+    return access.admin and access.rows == ALL_ROWS
+
+
 def _add_operational_routes(
     app: FastAPI, api: Api, settings: Settings, metrics: Metrics, progress: ProgressWatch
 ) -> None:
@@ -278,6 +291,7 @@ def _add_operational_routes(
     def prometheus(request: Request) -> Response:
         if request.client is None or request.client.host not in ("127.0.0.1", "::1"):
             api.gate.enter(request, admin=True)
-        return Response(metrics.render(), media_type=metrics.content_type)
+        by_key = "authorization" in request.headers and _may_see_keys(api, request)
+        return Response(metrics.render(by_key=by_key), media_type=metrics.content_type)
 
     add_pages(app)

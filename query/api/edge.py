@@ -41,6 +41,7 @@ _NUMBERS = b"default-src 'none'; frame-ancestors 'none'"
 _TLS = (b"strict-transport-security", b"max-age=31536000")
 _UNKEPT = (b"cache-control", b"no-store")
 CountResponse = Callable[[str, int, float], None]
+CountKey = Callable[[str, int], None]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -53,11 +54,13 @@ class Edge:
 
     def __init__(
         self, app: Starlette, direct: Mapping[str, Endpoint], *, answered: CountResponse, traced: Tracing, log: bool, tls: bool,
-        origins: Sequence[str] = (), own_key: str = "",
+        origins: Sequence[str] = (), own_key: str = "", key_used: CountKey = lambda _key, _status: None,
     ) -> None:  # fmt: skip
         """`direct`: by path, what answers a GET without `app`. `answered(route, status, seconds)` counts; `log`: a line for
-        each request; `tls`: browsers must insist on it; `origins`: whose pages may read answers; `own_key`: the installation's."""
+        each request; `tls`: browsers must insist on it; `origins`: whose pages may read answers; `own_key`: the installation's; `key_used(key, status)`
+        counts answers to known keys."""
         self._app, self._direct, self._answered, self._tracing, self._tls = app, direct, answered, traced, tls
+        self._key_used = key_used
         self._own_key, self._log = own_key, logs.get("http") if log else None
         self._serve: ASGIApp = Origins(self._by_method, origins)
 
@@ -98,6 +101,8 @@ class Edge:
                 seconds = time.perf_counter() - started
                 route = path if path in self._direct else getattr(scope.get("route"), "path", "none")
                 self._answered(route, status, seconds)
+                if (key := scope["state"].get("key")) and path not in _UNLOGGED:
+                    self._key_used(key, status)
                 tracing.finish(span, scope["method"], route, status)
                 if self._log is not None and path not in _UNLOGGED:
                     trace_id, client = tracing.trace_id(span), scope.get("client")

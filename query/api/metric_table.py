@@ -28,6 +28,14 @@ _PROCESS = (
     ("adclick_tier_reads_total", "counter", "tier outcome", "Pieces of questions that were read from a tier or its cache."),
     ("adclick_tier_read_duration_seconds", "histogram", "tier", "Time to read a piece, 0 if it was cached."),
     (
+        "adclick_key_requests_total", "counter", "key outcome",
+        "Requests by key and how they ended, of the 20 keys that are used most; only where the scrape sends an admin key.",
+    ),
+    (
+        "adclick_key_rows_read_total", "counter", "key",
+        "Rows that were read to answer them, which the rate limit charges for; only where the scrape sends an admin key.",
+    ),
+    (
         "adclick_certificate_not_after_timestamp_seconds", "gauge", "setting",
         "When the certificate in the file of a setting expires, as Unix time. tls_certificate: the one read at the start.",
     ),
@@ -53,6 +61,10 @@ _PIPELINE = (
     (
         "adclick_ingest_messages_total", "counter", "worker outcome",
         "Messages by what became of them, in committed batches since the start of the worker.",
+    ),
+    (
+        "adclick_dead_letters_total", "counter", "worker reason",
+        "Messages that became dead letters, by reason, in committed batches since the start of the worker.",
     ),
     (
         "adclick_dedup_bloom_positives_total", "counter", "worker",
@@ -83,6 +95,10 @@ _PIPELINE = (
     ("adclick_watermark_timestamp_seconds", "gauge", "", "Closing watermark of the slowest shard, as Unix time."),
     ("adclick_redis_memory_used_bytes", "gauge", "server", "Memory that a primary of Redis has in use."),
     ("adclick_redis_memory_limit_bytes", "gauge", "server", "Memory that a primary of Redis may use; 0: any."),
+    (
+        "adclick_stored_bytes", "gauge", "store name",
+        "Bytes on disk, read about once a minute: of a topic with its replicas, of a table on the server that answers, of the archive's files.",
+    ),
     ("adclick_reconciliation_alert_days", "gauge", "", "Days whose latest reconciliation raised an alert."),
     ("adclick_unbilled_events", "gauge", "", "Events that were archived after their day was reconciled."),
     (
@@ -122,9 +138,11 @@ LABELS = {
     ),
     "outcome": (
         "of a read: `answered`; `cached`; `stale` (from the cache, because the tier is away); `failed`. Of a message: `counted`; `copies`; "
-        "`rejected` and `too_late`, which are dead letters; `shed`; `doubt`; `canary`, which counts nowhere",
-        "4; 7",
+        "`rejected` and `too_late`, which are dead letters; `shed`; `doubt`; `canary`, which counts nowhere. Of a key's request: "
+        "`answered`; `limited` by its rate; `refused` for another reason (4xx); `failed` (5xx)",
+        "4; 7; 4",
     ),
+    "reason": ("`too-large`, `malformed`, `missing-field`, `bad-value`, `from-the-future`, `too-late`", "6"),
     "backend": (
         "`kafka`, `redis`, `clickhouse`, `archive`; of a worker that waits also `reach`, `watch` (side work: counting goes on) and "
         "`pipeline` (any other)",
@@ -136,6 +154,9 @@ LABELS = {
     "worker": ("`ADCLICK_WORKER` of a process that reports", "the workers that run"),
     "server": ("address of a primary of Redis; of one that Sentinels watch, their name for it", "the primaries"),
     "setting": ("`tls_certificate`, `kafka_certificate`, `redis_certificate`, `clickhouse_certificate`", "4"),
+    "key": ("id of a key, as `adclick keys list` shows it; `other` for all but 20", "21"),
+    "store": ("`kafka`, `clickhouse`, `archive`", "3"),
+    "name": ("a topic, a table, or `files` of the archive", "some 45"),
     "kind": ("kind of an alert of campaigns", "the kinds of `/v1/alerts`"),
     "version": ("release of adclick", "1"),
     "python": ("release of Python", "1"),

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import platform
 import shutil
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 
 from prometheus_client import (
@@ -25,25 +21,22 @@ from prometheus_client.registry import Collector
 
 from infra.clickhouse.client import ClickHouse
 from infra.clock import now_ms
-from infra.errors import AdclickError
 from infra.file_store import is_bucket
 from infra.settings import Settings
 from infra.tls import expiry_of
 from query.alerts.scope import WHOLE_INSTALLATION
-from query.alerts.summary import AlertSummary, read_summary
+from query.alerts.summary import read_summary
+from query.api.busiest_keys import BusiestKeys
+from query.api.latest_reading import LatestReading
 from query.api.metric_table import METRICS
 from query.api.pipeline_samples import MetricSample, samples_of
+from query.api.stored_bytes import StoredBytes
 from query.progress import ProgressWatch
 from query.status import read_status
 
 # 0.25 s is a service level (infra/monitoring/rules/recording.yml).
 _BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _CERTIFICATES = ("kafka_certificate", "redis_certificate", "clickhouse_certificate")
-
-# What changes once a day is not read for each scrape; nor is a ClickHouse that could not answer asked at each.
-_SUMMARY_FRESH_S, _SUMMARY_RETRY_S = 600.0, 60.0
-# Prometheus gives a scrape ten seconds.
-_SUMMARY_WAIT_S = 2.0
 
 
 class Metrics:
@@ -55,7 +48,9 @@ class Metrics:
         """`progress`: has seen earlier states of the pipeline."""
         # A second series for each counter, which no rule or board needs.
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._registry = CollectorRegistry()
+        self._registry, self._by_key = CollectorRegistry(), CollectorRegistry()
+        self._keys = BusiestKeys()
+        self._by_key.register(_OfKeys(self._keys))
         self._requests, self._reads = (
             Counter(row.name, row.text, row.labels, registry=self._registry)
             for row in (METRICS["adclick_http_requests_total"], METRICS["adclick_tier_reads_total"])
@@ -80,43 +75,18 @@ class Metrics:
         self._reads.labels(tier, outcome).inc()
         self._read_seconds.labels(tier).observe(seconds)
 
-    def render(self) -> bytes:
-        """All metrics, in `content_type`. Blocks while the backends are read."""
-        return bytes(generate_latest(self._registry))
+    def key_used(self, key: str, status: int) -> None:
+        """Count an answer to a key."""
+        self._keys.count(key, status)
 
+    def key_charged(self, key: str, rows_read: int) -> None:
+        """Count rows that were read for a key."""
+        self._keys.charge(key, rows_read)
 
-class LatestSummary:
-    """The summary of alerts for scrapes, read in a thread of its own, so that a slow ClickHouse holds no scrape up. Thread-safe."""
-
-    def __init__(
-        self, read: Callable[[], AlertSummary], clock: Callable[[], float] = time.monotonic, wait_s: float = _SUMMARY_WAIT_S
-    ) -> None:  # fmt: skip
-        """`wait_s`: for how long a scrape waits for a summary that is being read."""
-        self._read, self._clock, self._wait_s = read, clock, wait_s
-        self._pool, self._lock = ThreadPoolExecutor(1, "alert-summary"), threading.Lock()
-        self._reading: Future[None] | None = None
-        self._latest: AlertSummary | None = None
-        self._expires_s = -math.inf
-
-    def get(self) -> AlertSummary | None:
-        """At most ten minutes older than the read that made it; None where the last read failed, or the first one still lasts. The
-        other metrics are worth more than an error."""
-        with self._lock:
-            if self._reading is None or (self._reading.done() and self._clock() >= self._expires_s):
-                self._reading = self._pool.submit(self._refresh)
-            reading = self._reading
-        try:
-            reading.result(self._wait_s)
-        except TimeoutError:
-            pass  # a later scrape has it
-        return self._latest
-
-    def _refresh(self) -> None:
-        try:
-            self._latest, fresh_s = self._read(), _SUMMARY_FRESH_S
-        except AdclickError:
-            self._latest, fresh_s = None, _SUMMARY_RETRY_S
-        self._expires_s = self._clock() + fresh_s
+    def render(self, *, by_key: bool = False) -> bytes:
+        """All metrics, in `content_type`; those that name keys where `by_key`. Blocks while the backends are read."""
+        registries = [self._registry, *([self._by_key] if by_key else [])]
+        return b"".join(generate_latest(registry) for registry in registries)
 
 
 class _OwnProcess(Collector):
@@ -148,13 +118,25 @@ class _OwnProcess(Collector):
         return _families_of(samples)
 
 
+class _OfKeys(Collector):
+    """The metrics by key, for scrapes that may see them."""
+
+    def __init__(self, keys: BusiestKeys) -> None:
+        self._keys = keys
+
+    def collect(self) -> Iterator[Metric]:
+        """Translate the counts."""
+        return _families_of(self._keys.samples())
+
+
 class _Pipeline(Collector):
     """The metrics of the pipeline's state. Those of a backend that is away are left out, and its `adclick_backend_up` is 0."""
 
     def __init__(self, settings: Settings, progress: ProgressWatch | None) -> None:
         self._settings, self._progress = settings, progress
         self._client = ClickHouse.of(settings, timeout_s=settings.query_timeout_s)
-        self._summary = LatestSummary(lambda: read_summary(self._client, WHOLE_INSTALLATION, None, now_ms()))
+        self._stored = StoredBytes(settings)
+        self._summary = LatestReading(lambda: read_summary(self._client, WHOLE_INSTALLATION, None, now_ms()))
 
     def describe(self) -> list[Metric]:
         """No metrics: registering must not read the backends."""
@@ -163,7 +145,7 @@ class _Pipeline(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read the state, and translate it."""
         status = read_status(self._settings, self._progress)
-        samples = [*samples_of(status, self._settings.event_partitions)]
+        samples = [*samples_of(status, self._settings.event_partitions), *self._stored.samples(status["problems"])]
         if "clickhouse" not in status["problems"]:
             samples += self._alert_samples()
         return _families_of(samples)

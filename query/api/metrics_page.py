@@ -27,8 +27,8 @@ maximum over `instance`, not the sum. A metric of a backend that is away is miss
 
 ## Labels
 
-No label has a campaign, an advertiser, a key or a path with an id in it. How many values each has is bounded by the
-installation, not by its traffic.
+No label has a campaign, an advertiser or a path with an id in it. Ids of keys are shown only to a scrape with an admin key
+for all advertisers. How many values each label has is bounded by the installation, not by its traffic.
 
 {labels}
 """

@@ -6,11 +6,14 @@ import datetime as dt
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from ingest.counts import REJECTIONS
+from ingest.events import Reason
 from ingest.published_status import LEVELS
 from query.status import BACKENDS
 
 # Counts of ingest workers, by outcome of a message.
 _OUTCOMES = ("counted", "copies", "rejected", "too_late", "shed", "doubt", "canary")
+_REASONS: dict[Reason, str] = {**REJECTIONS, Reason.TOO_LATE: "too_late"}
 
 
 class MetricSample(NamedTuple):
@@ -64,6 +67,10 @@ def _worker_samples(status: Mapping[str, Any], event_partitions: int) -> Iterato
         for outcome in _OUTCOMES:
             if outcome in counts:
                 yield MetricSample("adclick_ingest_messages_total", (name, outcome), counts[outcome])
+        for reason, field in _REASONS.items():
+            # Reports of the release before have the number of all rejected alone.
+            if field in counts and "malformed" in counts:
+                yield MetricSample("adclick_dead_letters_total", (name, str(reason)), counts[field])
         if "bloom_positives" in counts:
             yield MetricSample("adclick_dedup_bloom_positives_total", (name,), counts["bloom_positives"])
             yield MetricSample("adclick_dedup_bloom_false_positives_total", (name,), counts["bloom_false"])

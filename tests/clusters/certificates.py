@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_DAY = dt.timedelta(days=1)
+DAY = dt.timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Authority:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._key = folder, ec.generate_private_key(ec.SECP256R1())
         self._name = _name_of(f"adclick test {name}")
-        start = dt.datetime.now(dt.UTC) - (4 if expired else 1) * _DAY
+        start = dt.datetime.now(dt.UTC) - (4 if expired else 1) * DAY
         constraints = x509.BasicConstraints(ca=True, path_length=0)
         usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
         certificate = (
-            _builder(self._name, self._name, self._key, start, start + 3 * _DAY)
+            _builder(self._name, self._name, self._key, start, start + 3 * DAY)
             .add_extension(constraints, critical=True)
             .add_extension(usage, critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
@@ -52,12 +52,13 @@ class Authority:
         self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(
-        self, name: str, hosts: Sequence[str] = LOOPBACK, *, expired: bool = False, password: str = ""
-    ) -> Identity:
+        self, name: str, hosts: Sequence[str] = LOOPBACK, *, expired: bool = False, password: str = "",
+        lasts: dt.timedelta = DAY,
+    ) -> Identity:  # fmt: skip
         """A certificate whose common name is `name`. `hosts`: the names and addresses of a server, none for a client's;
-        `password`: of its key."""
+        `password`: of its key; `lasts`: from now on."""
         key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
-        start, end = (now - 3 * _DAY, now - _DAY) if expired else (now - _DAY, now + _DAY)
+        start, end = (now - 3 * DAY, now - DAY) if expired else (now - DAY, now + lasts)
         builder = _builder(_name_of(name), self._name, key, start, end)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         # Without it Python 3.13 refuses a certificate.

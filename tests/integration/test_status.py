@@ -107,6 +107,8 @@ def _check_dedup(reader: PipelineReader, running: Flow) -> None:
     wait_until(lambda: read()["all"], 20, "all messages are reported")
     status = reader.read()
     assert status["counts"]["rejected"] == rejected
+    by_reason = dict(truth.dead.filter(pl.col("reason") != "too-late")["reason"].value_counts().rows())
+    assert {name: n for name in by_reason if (n := status["counts"][name.replace("-", "_")])} == by_reason
     assert (status["dedup"]["first"], status["dedup"]["copies"]) == (first, sent - rejected - first)
     assert status["dedup"]["doubt"] == 0
     assert [lag["messages"] for lag in status["lag"]["ingest"]] == [0] * running.settings.event_partitions

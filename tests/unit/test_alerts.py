@@ -20,7 +20,7 @@ from query.alerts.scope import WHOLE_INSTALLATION, AlertScope
 from query.alerts.store import AlertStore
 from query.alerts.summary import DAYS, AlertCounts, AlertSummary
 from query.api.alerts import AlertsApi
-from query.api.metrics import LatestSummary
+from query.api.latest_reading import LatestReading
 from query.bad_question import BadQuestion
 from query.circuit import Guard
 from query.keys import Access
@@ -63,7 +63,7 @@ class SlowStore:
 
 def test_a_scrape_waits_for_no_summary_and_asks_for_none_at_each_time_after_a_failure() -> None:
     store, clock = SlowStore(), Clock()
-    latest = LatestSummary(store.summary, clock, wait_s=0.05)
+    latest = LatestReading(store.summary, clock, wait_s=0.05)
 
     def kinds() -> list[int] | None:
         summary = latest.get()

@@ -11,7 +11,7 @@ import pytest
 
 from infra.settings import Settings
 from query.alerts.summary import AlertCounts, AlertSummary
-from query.api import metrics
+from query.api import metrics, stored_bytes
 from query.api.metric_table import LABELS, METRICS
 from query.api.metrics_page import render_page
 from query.status import UNKNOWN_STATUS
@@ -20,6 +20,7 @@ from tests.clusters.certificates import Authority
 ROOT = Path(__file__).parents[2]
 _COUNTS = {
     "messages": 21, "rejected": 1, "counted": 2, "copies": 3, "too_late": 4, "shed": 5, "doubt": 6, "canary": 8, "bloom_positives": 9, "bloom_false": 7,
+    "too_large": 0, "malformed": 1, "missing_field": 0, "bad_value": 0, "from_the_future": 0,
 }  # fmt: skip
 _STATUS: dict[str, Any] = {
     "partitions": {"ad-events": [10, 20]}, "arrived": 100, "archived": 90, "read_events": 70,
@@ -39,10 +40,15 @@ def _scrape(monkeypatch: pytest.MonkeyPatch, status: dict[str, Any], **settings:
     monkeypatch.setattr(metrics, "read_status", lambda *_: UNKNOWN_STATUS | {"warnings": []} | status)
     summary = AlertSummary(0, 1, 28, (AlertCounts("ctr-drop", 1, 1, 0),))
     monkeypatch.setattr(metrics, "read_summary", lambda *_: summary)
+    monkeypatch.setattr(stored_bytes, "read_log_sizes", lambda *_, **__: {"ad-events": 3})
+    monkeypatch.setattr(stored_bytes, "_read_tables", lambda _: {"stream_days": 4})
     process = metrics.Metrics(Settings.model_validate(settings))
     process.answered("/v1/metrics", 200, 0.1)
     process.tier_read("hot", "answered", 0.1)
-    return process.render().decode().splitlines()
+    process.key_used("k1", 429)
+    process.key_charged("k1", 5)
+    assert b"k1" not in process.render()
+    return process.render(by_key=True).decode().splitlines()
 
 
 def _exposed(lines: list[str]) -> dict[str, tuple[str, set[str], str]]:
@@ -75,6 +81,10 @@ def test_a_router_that_knows_everything_exposes_the_table(monkeypatch: pytest.Mo
     expected = {
         'adclick_lag_messages{partition="1",topic="ad-events"}': 20, "adclick_open_transaction_messages": 11,
         "adclick_unread_partitions": 3, "adclick_silent_shards": 1, "adclick_overload_level": 2, "adclick_backend_up": None,
+        'adclick_dead_letters_total{reason="malformed",worker="ingest-0"}': 1, 'adclick_dead_letters_total{reason="too-late",worker="ingest-0"}': 4,
+        'adclick_stored_bytes{name="ad-events",store="kafka"}': 3, 'adclick_stored_bytes{name="stream_days",store="clickhouse"}': 4,
+        'adclick_stored_bytes{name="files",store="archive"}': sum(file.stat().st_size for file in tmp_path.iterdir()),
+        'adclick_key_requests_total{key="k1",outcome="limited"}': 1, 'adclick_key_rows_read_total{key="k1"}': 5,
         'adclick_ingest_messages_total{outcome="doubt",worker="ingest-0"}': 6, 'adclick_shown_events_total{shard="0"}': 7,
         'adclick_canary_age_seconds{path="slowest",tier="hot"}': 40, 'adclick_canary_age_seconds{path="fastest",tier="hot"}': 1.5,
         "adclick_watermark_timestamp_seconds": dt.datetime(2026, 11, 29, tzinfo=dt.UTC).timestamp(),
@@ -89,6 +99,7 @@ def test_what_is_not_known_is_missing_and_not_zero(monkeypatch: pytest.MonkeyPat
     exposed = _exposed(_scrape(monkeypatch, {"problems": away}, archive=str(tmp_path / "elsewhere")))
     process = ["adclick_build_info", "adclick_http_request_duration_seconds", "adclick_http_requests_total"]
     process += ["adclick_tier_read_duration_seconds", "adclick_tier_reads_total"]
+    process += ["adclick_key_requests_total", "adclick_key_rows_read_total"]
     assert sorted(exposed) == sorted(["adclick_backend_up", "adclick_warnings", *process])
 
 

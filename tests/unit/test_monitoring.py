@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 RULES = sorted((ROOT / "infra" / "monitoring" / "rules").glob("*.yml"))
 CASES = sorted((ROOT / "tests" / "monitoring").glob("*_rules.yml"))
 BOARDS = sorted(draw_boards.FOLDER.glob("*.json"))
+_NEVER_ZERO = {"adclick_archive_disk_size_bytes"}
 # What Prometheus itself adds.
 _SCRAPE_LABELS = {"job", "instance"}
 
@@ -100,6 +101,17 @@ def test_a_metric_or_a_label_that_does_not_exist_is_found_anywhere_in_an_express
         'sum by (a) (rate(b{c="d"}[5m])) / on (a) e > 1 unless histogram_quantile(0.9, -f offset 1d) or topk(2, g)'
     )
     assert names == Names([("b", {"c"}), ("e", set()), ("f", set()), ("g", set())], {"a"})
+
+
+@pytest.mark.parametrize(("where", "expression"), expressions())
+def test_nothing_is_divided_by_what_may_be_zero(where: str, expression: str) -> None:
+    # 0 / 0 is NaN: a hole in a curve, and a figure that says NaN, on a quiet installation.
+    for node in _nodes(promql_parser.parse(expression)):
+        if isinstance(node, promql_parser.BinaryExpr) and "/" in str(node.op):
+            divisor = node.rhs
+            is_guarded = any(isinstance(n, promql_parser.BinaryExpr) and ">" in str(n.op) for n in _nodes(divisor))
+            names = {name for name, _ in names_in(str(divisor)).selected}
+            assert isinstance(divisor, promql_parser.NumberLiteral) or is_guarded or names <= _NEVER_ZERO, str(divisor)
 
 
 def test_every_metric_of_the_table_is_in_a_rule_or_on_a_board() -> None:
