@@ -155,6 +155,27 @@ SILENCE = Scene(
 )  # fmt: skip
 
 
+def _halt_canaries(stack: RehearsedStack) -> None:
+    stack.send_signal("canary-0", signal.SIGSTOP)
+
+
+def _continue_canaries(stack: RehearsedStack) -> None:
+    stack.send_signal("canary-0", signal.SIGCONT)
+
+
+_NO_CANARY = (
+    "the sender of canaries hangs (SIGSTOP)",
+    "it goes on",
+    "adclick status",
+    r"\n(ingest|archive) +(9\d|\d{3,})\.",
+)
+CANARIES = Scene(
+    "canaries", (
+        Expected("AdclickCanaryLate", "critical", *_NO_CANARY), Expected("AdclickCanaryLate", "warning", *_NO_CANARY),
+    ), _halt_canaries, _continue_canaries,
+)  # fmt: skip
+
+
 # -- workers ------------------------------------------------------------------------------------------------------------
 
 

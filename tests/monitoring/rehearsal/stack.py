@@ -34,8 +34,8 @@ from tests.product import wait_until
 ARCHIVE_BYTES = 256 << 20
 RATE = 400
 TLS_ROUTER = "query-tls"
-_ENV = {"ADCLICK_QUERY_CACHE": "off"}
-"""Of the stack: what is asked again is read again, so that each question shows the state of its store."""
+_ENV = {"ADCLICK_QUERY_CACHE": "off", "ADCLICK_CANARY_S": "2"}
+"""Of the stack: what is asked again is read again, so that each question shows the state of its store; and canaries are sent."""
 
 
 class RehearsedStack:
