@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tests.deploy.image import engine
 
@@ -95,6 +94,14 @@ class Deployment:
         assert result.returncode in codes, f"compose {' '.join(words)} ended with {result.returncode}: {output[-3000:]}"
         return output
 
+    def run_once(self, *words: str, codes: tuple[int, ...] = (0,)) -> str:
+        """Run a service to its end, as `run --rm` does, whose exit code is always 0 over podman's socket."""
+        name = f"{self.project}-once"
+        try:
+            return self.run("run", "-T", "--name", name, *words, codes=codes)
+        finally:
+            subprocess.run([engine(), "rm", "--force", name], capture_output=True)
+
     def make_secrets(self, *words: str) -> str:
         """Run make-secrets.sh; returns what it says."""
         script = self.folder / "compose" / "make-secrets.sh"
@@ -104,19 +111,14 @@ class Deployment:
         """The content of a secret's file."""
         return (self.folder / "compose" / "secrets" / name).read_text().strip()
 
-    def status(self) -> dict[str, Any]:
-        """What `adclick status` says within the router's container; empty while it says nothing."""
-        output = self.run("exec", "-T", "router", "adclick", "status", "--json", codes=(0, 1))
-        try:
-            document: dict[str, Any] = json.loads(output[output.index("{") : output.rindex("}") + 1])
-        except ValueError:
-            return {}
-        return document
-
     def states(self) -> dict[str, str]:
         """Container → its state and health, of all that exist."""
         lines = self.run("ps", "--all", "--format", "{{.Name}} {{.Image}} {{.Status}}").splitlines()
         return {line.split(" ")[0]: line.partition(" ")[2] for line in lines if line.startswith(self.project)}
+
+    def containers(self, *services: str) -> set[str]:
+        """Ids of the containers of services."""
+        return set(self.run("ps", "--quiet", *services).split())
 
     @contextmanager
     def checked(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ may ever decrease. Exit 1 where an answer differs.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,6 +45,7 @@ _FIRST, _LATER = 40_000, 60_000
 _LATER_MS = 2 * HOUR_MS
 _COPIES = 2_000
 _SLICE_S = 0.2
+_VOLUMES = ("kafka", "redis", "clickhouse", "archive")
 # Readers before writers (docs/operating.md).
 _ORDER = ("archive", "stream", "ingest", "router", "notify")
 
@@ -301,9 +303,8 @@ def fresh(story: Story) -> None:
         story.wait_until_all_is_shown()
         seen.append(f"{len(story.first.lines):,} lines replayed, all shown")
     with story.step("nightly run") as seen:
-        words = ("run", "--rm", "-T", "reconcile", "--date", iso(story.day_ms)[:10])
         # 3: with an alert, since some events were too late for the stream.
-        story.deployment.run(*words, codes=(0, 3))
+        story.deployment.run_once("reconcile", "--date", iso(story.day_ms)[:10], codes=(0, 3))
         story.is_reconciled = True
         seen.append(f"{story.compare(story.questions())} answers exact")
 
@@ -342,25 +343,23 @@ def workers(story: Story) -> None:
 def upgrade(story: Story) -> None:
     """Another tag of the image and back, one service after the other, under load."""
     other = f"{story.image}-next"
-    subprocess.run([engine(), "tag", story.image, other], check=True, capture_output=True)
+    folder = story.work / "next"
+    folder.mkdir()
+    (folder / "Containerfile").write_text(f"FROM {story.image}\nLABEL org.opencontainers.image.version=next\n")
+    command = [engine(), "build", "--tag", other, "--file", str(folder / "Containerfile"), str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
     for name, image in (("upgrade, under load", other), ("and back, under load", story.image)):
         with story.step(name) as seen, story.loaded():
             story.deployment.variables["IMAGE"] = image
-            story.deployment.run("run", "--rm", "-T", "--no-deps", "migrate")
-            away: list[str] = []
+            story.deployment.run_once("--no-deps", "migrate")
+            former, ready = story.deployment.containers(*_ORDER), list[str]()
             for service in _ORDER:
                 began = time.monotonic()
                 story.deployment.run("up", "--detach", "--no-deps", service)
                 wait_until(story.is_ready, 30, f"ready after {service}")
-                away.append(f"{service} {time.monotonic() - began:.0f} s")
-            states = story.deployment.states().values()
-            running = [
-                state
-                for state in states
-                if state.startswith(image.split("/")[-1]) or f"/{image.split('/')[-1]} " in state
-            ]
-            seen.append(f"ready after {', '.join(away)}; {len(running)} containers of the tag")
-            assert len(running) >= len(_ORDER), story.deployment.states()
+                ready.append(f"{service} {time.monotonic() - began:.0f} s")
+            assert not former & story.deployment.containers(*_ORDER), "a service was not replaced"
+            seen.append(f"ready after {', '.join(ready)}")
     assert len(story.watcher.decreases) == 0, story.watcher.decreases[:3]
 
 
@@ -370,12 +369,17 @@ def restore(story: Story) -> None:
     backup.mkdir(exist_ok=True)
     story.deployment.variables["BACKUP"] = str(backup)
     with story.step("saving the volumes") as seen:
+        refusal = story.deployment.run_once("backup", "save", codes=(1,))
+        assert "not shut down in order" in refusal, refusal
         story.deployment.run("down")
-        story.deployment.run("run", "--rm", "-T", "backup", "save")
+        story.deployment.run_once("backup", "save")
+        assert {file.name for file in backup.iterdir()} == {f"{name}.tar" for name in _VOLUMES}
         seen.append(f"{sum(file.stat().st_size for file in backup.iterdir()) >> 20} MB")
     with story.step("restoring them") as seen:
+        refusal = story.deployment.run_once("backup", "restore", codes=(1,))
+        assert "is not empty" in refusal, refusal
         story.deployment.run("down", "--volumes")
-        story.deployment.run("run", "--rm", "-T", "backup", "restore")
+        story.deployment.run_once("backup", "restore")
         story.deployment.run("up", "--detach")
         wait_until(story.is_ready, 60, "ready")
         story.wait_until_all_is_shown()
@@ -426,7 +430,7 @@ STEPS: tuple[Callable[[Story], None], ...] = (fresh, partitions, workers, upgrad
 
 
 def main() -> None:
-    """Rehearse all steps, or some."""
+    """Rehearse all steps, or some of them: `fresh` is always the first."""
     wanted = [name for name in os.environ.get("STEPS", "").split(",") if name]
     if unknown := set(wanted) - {step.__name__ for step in STEPS}:
         sys.exit(f"STEPS: {', '.join(unknown)} is none of {', '.join(step.__name__ for step in STEPS)}")
@@ -434,6 +438,8 @@ def main() -> None:
     image = os.environ.get("IMAGE")
     if not image:
         sys.exit("rehearse-compose: failed: IMAGE must name the image; make image builds it")
+    # So that what was started is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     start_ms = now_ms() // MINUTE_MS * MINUTE_MS - SPAN_MS
     first, events = make_events(start_ms)
     with tempfile.TemporaryDirectory(prefix="adclick-compose-") as folder, engine_socket(Path(folder)) as environment:
@@ -452,7 +458,8 @@ def main() -> None:
                 failed = bool(story.watcher.decreases)
         except AssertionError as error:
             print(f"FAILED: {error}\n{deployment.run('ps', '--all')}", flush=True)
-            print(deployment.run("logs", "--tail", "15", "--no-color")[-12000:], flush=True)
+            workers = ("migrate", "ingest", "archive", "stream", "notify", "kafka", "clickhouse", "redis")
+            print(deployment.run("logs", "--tail", "10", "--no-color", *workers), flush=True)
         finally:
             story.watcher.stop()
             if not os.environ.get("KEEP"):
