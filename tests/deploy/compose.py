@@ -86,8 +86,10 @@ class Deployment:
         """Run compose to its end; returns both outputs. Raises AssertionError for another exit code."""
         lines = [f"{name}={value}\n" for name, value in self.variables.items()]
         (self.folder / ".env").write_text("".join(lines))
+        # Variables are stronger than `.env`, and `make` has set IMAGE.
+        others = {name: value for name, value in os.environ.items() if name not in self.variables}
         result = subprocess.run(
-            [*self._command, *words], capture_output=True, text=True, env=os.environ | self.environment, timeout=timeout,
+            [*self._command, *words], capture_output=True, text=True, env=others | self.environment, timeout=timeout,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
         output = result.stdout + result.stderr

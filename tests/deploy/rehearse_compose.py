@@ -359,6 +359,8 @@ def upgrade(story: Story) -> None:
                 wait_until(story.is_ready, 30, f"ready after {service}")
                 ready.append(f"{service} {time.monotonic() - began:.0f} s")
             assert not former & story.deployment.containers(*_ORDER), "a service was not replaced"
+            states = story.deployment.states().items()
+            assert {state.split(" ")[0] for name, state in states if name.split("-")[1] in _ORDER} == {image}, states
             seen.append(f"ready after {', '.join(ready)}")
     assert len(story.watcher.decreases) == 0, story.watcher.decreases[:3]
 
