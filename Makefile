@@ -8,7 +8,7 @@ ENGINE ?= $(firstword $(foreach engine,podman docker buildah,$(if $(shell comman
 # Which would have other packages found than those in .venv.
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONOPTIMIZE PYTHONPLATLIBDIR
 
-.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-page cluster-test monitoring monitoring-tools monitoring-test rehearse-alerts board-pictures outages soak rehearse hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps bench-plan plan-constants profile story screenshots image deploy-test up down lock wheel wheel-test sbom audit-dependencies clean
+.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-page cluster-test monitoring monitoring-tools monitoring-test rehearse-alerts board-pictures outages soak rehearse hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps bench-plan plan-constants profile story screenshots image stand-ins deploy-test rehearse-compose up down lock wheel wheel-test sbom audit-dependencies clean
 .DEFAULT_GOAL := help
 
 PAGE = tests/clusters/test_page.py::test_the_commands_of_the_page_work_in_its_order
@@ -150,6 +150,12 @@ image: ## Build the image of all workers with podman, docker or buildah (BASE=IM
 deploy-test: setup ## The chart, the compose file and the Containerfile by their own tools; IMAGE=NAME:TAG: that image, too
 	@$(BIN)/python -m tests.deploy.tools
 	@$(if $(filter command environment,$(origin IMAGE)),IMAGE="$(IMAGE)") $(BIN)/pytest tests/deploy
+
+stand-ins: setup ## Images of Kafka, Redis and ClickHouse under the names of compose.yaml, where public ones cannot be pulled (BASE=IMAGE)
+	@$(if $(BASE),BASE="$(BASE)") $(if $(filter command environment,$(origin IMAGE)),ADCLICK="$(IMAGE)") $(BIN)/python -m tests.deploy.stand_ins
+
+rehearse-compose: setup ## Compose from nothing: growing, upgrades, a backup, new secrets, all exact (IMAGE=NAME:TAG STEPS=upgrade RATE=200)
+	@IMAGE="$(IMAGE)" $(BIN)/python -m tests.deploy.rehearse_compose
 
 up: setup ## Start a stack in .adclick; Ctrl-C stops it
 	@$(BIN)/adclick up

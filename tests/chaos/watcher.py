@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,10 @@ import polars as pl
 
 from infra.clock import iso
 from infra.errors import AdclickError
+from infra.settings import Settings
 from ingest.synthetic.generator import SyntheticEvents
 from query.client import Client
+from query.demo.oracle import Oracle
 from tests.product import COUNTS, SPAN_MS, Product, wait_until
 
 _EVERY_S = 0.5
@@ -39,11 +41,31 @@ def countable(events: SyntheticEvents) -> npt.NDArray[np.bool_]:
     return counts
 
 
+class Watched(Protocol):
+    """An installation, the events that are sent to it, and their truth."""
+
+    @property
+    def settings(self) -> Settings:
+        """Settings of its clients."""
+
+    @property
+    def oracle(self) -> Oracle:
+        """Checks answers against the truth."""
+
+    @property
+    def events(self) -> SyntheticEvents:
+        """All events that are ever sent to it."""
+
+    @property
+    def start_ms(self) -> int:
+        """Where they begin; they last SPAN_MS."""
+
+
 @dataclass
 class Watcher:
     """Asks for every hour of every campaign, twice a second."""
 
-    product: Product
+    product: Watched
     sent: list[tuple[float, int]]
     """(moment, lines acknowledged so far), growing."""
     freshness: list[tuple[float, bool]] = field(default_factory=list)

@@ -13,6 +13,7 @@ import yaml
 
 from infra.settings import Settings
 from tests.deploy import tools
+from tests.deploy.compose import compose_command
 
 DEPLOY = Path(__file__).parents[2] / "infra" / "deploy"
 COMPOSE = DEPLOY / "compose.yaml"
@@ -32,21 +33,13 @@ def test_compose_lint_finds_nothing_of_high_severity() -> None:
 
 def test_compose_takes_its_file(secrets: Path) -> None:
     """By compose itself, where there is one; no engine is needed."""
-    candidates = (["docker", "compose"], ["docker-compose"])
-    compose = next((words for words in candidates if _is_compose_2(words)), None)
+    compose = compose_command()
     if compose is None:
         pytest.skip("neither `docker compose` nor docker-compose 2 is here")
     file = secrets.parent.parent / "compose.yaml"
     result = subprocess.run([*compose, "-f", str(file), "config", "-q"], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert "warn" not in result.stderr.lower()
-
-
-def _is_compose_2(words: list[str]) -> bool:
-    if shutil.which(words[0]) is None:
-        return False
-    result = subprocess.run([*words, "version", "--short"], capture_output=True, text=True, timeout=60)
-    return result.returncode == 0 and result.stdout.lstrip("v")[:1] not in ("", "1")
 
 
 @pytest.fixture
@@ -60,17 +53,58 @@ def secrets(tmp_path: Path) -> Path:
 
 def test_secrets_are_made_once_and_servers_and_workers_have_the_same(secrets: Path) -> None:
     contents = {file.name: file.read_text() for file in secrets.iterdir()}
-    values = {name: contents[name].strip() for name in ("redis", "clickhouse", "api_key", "user_secret")}
+    names = {"kafka": "kafka_password"} | {name: name for name in ("redis", "clickhouse", "api_key", "user_secret")}
+    values = {setting: contents[name].strip() for name, setting in names.items()}
     settings = Settings.model_validate(values)
+    kafka_password = settings.kafka_password.get_secret_value()
+    assert contents["kafka-jaas.conf"].count(f'"{kafka_password}"') == 2
     redis_password = settings.redis.split(":")[2].split("@")[0]
     assert f"requirepass {redis_password}\n" in contents["redis.conf"]
     clickhouse_password = settings.clickhouse.split(":")[2].split("@")[0]
     assert hashlib.sha256(clickhouse_password.encode()).hexdigest() in contents["clickhouse-users.xml"]
-    assert len({redis_password, clickhouse_password, values["api_key"], values["user_secret"]}) == 4
-    assert min(len(settings.api_key.get_secret_value()), len(redis_password), len(clickhouse_password)) >= 32
+    secret = [kafka_password, redis_password, clickhouse_password, values["api_key"], values["user_secret"]]
+    assert len(set(secret)) == len(secret)
+    assert min(map(len, secret)) >= 32
     assert secrets.stat().st_mode & 0o077 == 0
     subprocess.run([secrets.parent / "make-secrets.sh"], check=True, capture_output=True, timeout=60)
     assert {file.name: file.read_text() for file in secrets.iterdir()} == contents
+
+
+def _run_script(script: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([script, *words], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("redis", {"redis", "redis.conf"}),
+        ("clickhouse", {"clickhouse", "clickhouse-users.xml"}),
+        ("api_key", {"api_key"}),
+    ],
+)
+def test_a_renewed_secret_names_the_services_that_have_it(secrets: Path, name: str, changed: set[str]) -> None:
+    before = {file.name: file.read_text() for file in secrets.iterdir()}
+    result = _run_script(secrets.parent / "make-secrets.sh", "renew", name)
+    assert result.returncode == 0, result.stderr
+    after = {file.name: file.read_text() for file in secrets.iterdir()}
+    assert {file for file in after if after[file] != before[file]} == changed
+    document = yaml.safe_load(COMPOSE.read_text())
+    files = {secret: Path(entry["file"]).name for secret, entry in document["secrets"].items()}
+    users = {
+        service
+        for service, entry in document["services"].items()
+        for secret in entry.get("secrets", [])
+        if files[secret if isinstance(secret, str) else secret["source"]] in changed
+    }
+    # Those that are started for each run read the new one.
+    assert set(result.stderr.rpartition("--force-recreate ")[2].split()) == users - {"migrate", "reconcile"}
+
+
+def test_the_secret_of_user_ids_is_not_renewed(secrets: Path) -> None:
+    before = (secrets / "user_secret").read_text()
+    result = _run_script(secrets.parent / "make-secrets.sh", "renew", "user_secret")
+    assert (result.returncode, (secrets / "user_secret").read_text()) == (1, before)
+    assert "cannot be compared" in result.stderr
 
 
 def test_every_secret_of_compose_is_made_and_used(secrets: Path) -> None:
