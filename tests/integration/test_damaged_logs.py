@@ -43,9 +43,9 @@ def test_a_hole_stops_the_stream_and_is_not_skipped(settings: Settings, tmp_path
         assert running.workers["stream-0"].wait(40 * PATIENCE) == 1
 
 
-@pytest.mark.parametrize("how", ["checksum", "codec"])
-def test_a_block_that_cannot_be_read_stops_the_stream_and_is_named(
-    settings: Settings, backends: Path, tmp_path: Path, how: str
+@pytest.mark.parametrize(("how", "why"), [("checksum", "CRC"), ("codec", "Unknown compression codec")])
+def test_a_block_that_cannot_be_read_stops_the_stream(
+    settings: Settings, backends: Path, tmp_path: Path, how: str, why: str
 ) -> None:
     with flow(settings, tmp_path) as running:
         running.start("ingest-0")
@@ -55,4 +55,5 @@ def test_a_block_that_cannot_be_read_stops_the_stream_and_is_named(
         damage_batch(backends / "kafka" / "data" / f"{topic}-0", 0, how)
         running.start("stream-0")
         assert running.workers["stream-0"].wait(60 * PATIENCE) == 1
-        assert f"{topic}/0" in (tmp_path / "log").read_text()
+        log = (tmp_path / "log").read_text()
+        assert why in log and "the app stopped by itself (see the lines above)" in log

@@ -1,7 +1,8 @@
-"""`make rehearse`: the ways back of docs/recovery.md, each on a copy of a stack that has counted and reconciled a day.
+"""`make rehearse`: the ways back of docs/recovery.md, each on a copy of a stack that has counted and reconciled a day; and the procedures of
+docs/runbooks.md, each on a stack of its own.
 
-Each loses something, takes the steps of the page, and compares every answer with the truth. EVENTS changes how many there are (60,000),
-ONLY=name takes one rehearsal alone. Exit 1 where an answer differs.
+Each loses something or changes something, takes the steps of its page, and compares every answer with the truth. EVENTS changes how many
+there are, ONLY=name takes one rehearsal alone. Exit 1 where an answer differs.
 """
 
 from __future__ import annotations
@@ -11,13 +12,23 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from infra.clock import MINUTE_MS, now_ms
+from infra.errors import AdclickError
 from ingest.synthetic.generator import Spec, generate_events
 from tests.conftest import adclick
 from tests.product import COUNTS, SPAN_MS, wait_until
+from tests.recovery.deployment import deployment
+from tests.recovery.disk import archive_disk, disk
+from tests.recovery.growth import growth
+from tests.recovery.poison import poison
+from tests.recovery.rotation import rotation
 from tests.recovery.scene import Scene, check, check_what_is_missing, must, reconcile, send_again
+from tests.recovery.upgrade import upgrade
 
 
 def whole_stack(scene: Scene) -> float:
@@ -93,6 +104,8 @@ def archive(scene: Scene) -> float:
 
 # Each returns the seconds from the loss until all answers were the truth.
 REHEARSALS = (whole_stack, redis, clickhouse, kafka, archive)
+# Those of docs/runbooks.md, in a folder of their own, without the scene.
+PROCEDURES = (deployment, growth, upgrade, poison, archive_disk, disk, rotation)
 
 
 def prepare(work: Path, count: int) -> Scene:
@@ -123,21 +136,36 @@ def prepare(work: Path, count: int) -> Scene:
 def main() -> None:
     """Rehearse all, or one."""
     only = os.environ.get("ONLY", "")
+    names = [rehearsal.__name__ for rehearsal in (*REHEARSALS, *PROCEDURES)]
+    if only and only not in names:
+        sys.exit(f"ONLY must be one of {', '.join(names)}")
     chosen = [rehearsal for rehearsal in REHEARSALS if only in ("", rehearsal.__name__)]
-    if not chosen:
-        sys.exit(f"ONLY must be one of {', '.join(rehearsal.__name__ for rehearsal in REHEARSALS)}")
-    failed = False
+    procedures = [rehearsal for rehearsal in PROCEDURES if only in ("", rehearsal.__name__)]
+    results = list[bool]()
     with tempfile.TemporaryDirectory(prefix="adclick-rehearsal-") as folder:
-        scene = prepare(Path(folder), int(os.environ.get("EVENTS") or 60_000))
-        for rehearsal in chosen:
-            try:
-                took_s = rehearsal(scene)
-            except AssertionError as error:
-                failed = True
-                print(f"{rehearsal.__name__:12} FAILED: {error}", flush=True)
-            else:
-                print(f"{rehearsal.__name__:12} exact {took_s:.0f} s after the loss", flush=True)
-    sys.exit(failed)
+        for procedure in procedures:
+            work = Path(folder) / procedure.__name__
+            work.mkdir()
+            results.append(_is_exact(procedure.__name__, partial(procedure, work), "from its beginning on"))
+        if chosen:
+            scene = prepare(Path(folder), int(os.environ.get("EVENTS") or 60_000))
+            results += [
+                _is_exact(rehearsal.__name__, partial(rehearsal, scene), "after the loss") for rehearsal in chosen
+            ]
+    sys.exit(not all(results))
+
+
+def _is_exact(name: str, rehearse: Callable[[], float], since: str) -> bool:
+    """Rehearse, and print what came of it."""
+    print(name, flush=True)
+    try:
+        took_s = rehearse()
+    except (AssertionError, AdclickError) as error:
+        traceback.print_exc()
+        print(f"{name:12} FAILED: {error}", flush=True)
+        return False
+    print(f"{name:12} exact {took_s:.0f} s {since}", flush=True)
+    return True
 
 
 if __name__ == "__main__":
