@@ -43,8 +43,10 @@ def test_a_hole_stops_the_stream_and_is_not_skipped(settings: Settings, tmp_path
         assert running.workers["stream-0"].wait(40 * PATIENCE) == 1
 
 
-@pytest.mark.parametrize(("how", "why"), [("checksum", "CRC"), ("codec", "Unknown compression codec")])
-def test_a_block_that_cannot_be_read_stops_the_stream(
+@pytest.mark.parametrize(
+    ("how", "why"), [("checksum", "does not have the CRC-32C"), ("codec", "cannot be decompressed: codec 7")]
+)
+def test_a_block_that_cannot_be_read_stops_the_stream_and_is_named(
     settings: Settings, backends: Path, tmp_path: Path, how: str, why: str
 ) -> None:
     with flow(settings, tmp_path) as running:
@@ -56,4 +58,18 @@ def test_a_block_that_cannot_be_read_stops_the_stream(
         running.start("stream-0")
         assert running.workers["stream-0"].wait(60 * PATIENCE) == 1
         log = (tmp_path / "log").read_text()
-        assert why in log and "the app stopped by itself (see the lines above)" in log
+        assert f"adclick: stream: {topic}/0: the record batch at offset 0 {why}" in log
+
+
+def test_a_message_that_cannot_be_read_stops_the_archive_worker_and_is_named(
+    settings: Settings, backends: Path, tmp_path: Path
+) -> None:
+    with flow(settings, tmp_path) as running:
+        running.start("ingest-0")
+        running.send(STEP // 2)
+        topic, admin = settings.topic(topics.ARCHIVE), Admin(settings.kafka_connection)
+        wait_until(lambda: admin.ends(topic, 2)[0] > 2, 40, "events are to be archived")
+        damage_batch(backends / "kafka" / "data" / f"{topic}-0", 0, "codec")
+        running.start("archive-0")
+        assert running.workers["archive-0"].wait(60 * PATIENCE) == 1
+        assert f"adclick: {topic}/0: the record batch at offset 0 cannot be read" in (tmp_path / "log").read_text()

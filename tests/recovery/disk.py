@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -22,6 +23,7 @@ from tests.recovery.load import backends, counting, installation, under_load
 from tests.recovery.scene import check
 
 _ARCHIVE_BYTES, _STACK_BYTES = 256 << 10, 3 << 30
+_REST_BYTES = 8 << 20
 _FULL_S = 20.0
 """For how long the disk stays full."""
 
@@ -101,9 +103,13 @@ def disk(work: Path) -> float:
 
 def _fill(folder: Path) -> None:
     """Leave no byte free."""
-    with (folder / "ballast").open("wb") as ballast:
+    with (folder / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+        # What others write meanwhile is taken from the rest.
         free = os.statvfs(folder)
-        os.posix_fallocate(ballast.fileno(), 0, free.f_bavail * free.f_frsize)
+        os.posix_fallocate(ballast.fileno(), 0, free.f_bavail * free.f_frsize - _REST_BYTES)
+        ballast.seek(0, os.SEEK_END)
+        while True:
+            ballast.write(bytes(1 << 12))
 
 
 def _status(settings: Any) -> dict[str, Any]:
