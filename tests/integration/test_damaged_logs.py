@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from infra.clock import now_ms
 from infra.kafka import topics
 from infra.kafka.admin import Admin
@@ -43,22 +41,19 @@ def test_a_hole_stops_the_stream_and_is_not_skipped(settings: Settings, tmp_path
         assert running.workers["stream-0"].wait(40 * PATIENCE) == 1
 
 
-@pytest.mark.parametrize(
-    ("how", "why"), [("checksum", "does not have the CRC-32C"), ("codec", "cannot be decompressed: codec 7")]
-)
 def test_a_block_that_cannot_be_read_stops_the_stream_and_is_named(
-    settings: Settings, backends: Path, tmp_path: Path, how: str, why: str
+    settings: Settings, backends: Path, tmp_path: Path
 ) -> None:
     with flow(settings, tmp_path) as running:
         running.start("ingest-0")
         running.send(STEP // 2)
         topic, admin = settings.topic(topics.BLOCKS), Admin(settings.kafka_connection)
         wait_until(lambda: admin.ends(topic, 2)[0] > 2, 40, "there are blocks")
-        damage_batch(backends / "kafka" / "data" / f"{topic}-0", 0, how)
+        damage_batch(backends / "kafka" / "data" / f"{topic}-0", 0, "codec")
         running.start("stream-0")
         assert running.workers["stream-0"].wait(60 * PATIENCE) == 1
         log = (tmp_path / "log").read_text()
-        assert f"adclick: stream: {topic}/0: the record batch at offset 0 {why}" in log
+        assert f"adclick: stream: {topic}/0: the record batch at offset 0 cannot be decompressed: codec 7" in log
 
 
 def test_a_message_that_cannot_be_read_stops_the_archive_worker_and_is_named(
