@@ -54,17 +54,3 @@ def test_a_block_that_cannot_be_read_stops_the_stream_and_is_named(
         assert running.workers["stream-0"].wait(60 * PATIENCE) == 1
         log = (tmp_path / "log").read_text()
         assert f"adclick: stream: {topic}/0: the record batch at offset 0 cannot be decompressed: codec 7" in log
-
-
-def test_a_message_that_cannot_be_read_stops_the_archive_worker_and_is_named(
-    settings: Settings, backends: Path, tmp_path: Path
-) -> None:
-    with flow(settings, tmp_path) as running:
-        running.start("ingest-0")
-        running.send(STEP // 2)
-        topic, admin = settings.topic(topics.ARCHIVE), Admin(settings.kafka_connection)
-        wait_until(lambda: admin.ends(topic, 2)[0] > 2, 40, "events are to be archived")
-        damage_batch(backends / "kafka" / "data" / f"{topic}-0", 0, "codec")
-        running.start("archive-0")
-        assert running.workers["archive-0"].wait(60 * PATIENCE) == 1
-        assert f"adclick: {topic}/0: the record batch at offset 0 cannot be read" in (tmp_path / "log").read_text()
