@@ -87,7 +87,7 @@ outages: setup ## Each backend away for two minutes under load (OUTAGE=120)
 soak: setup ## Twenty minutes at half load: memory, files and disk (MINUTES=20 RATE=20000)
 	@$(BIN)/python -m tests.chaos.soak
 
-rehearse: setup ## Lose each store in turn, take the way back of docs/recovery.md, and compare all numbers (ONLY=redis)
+rehearse: setup ## Take the steps of docs/recovery.md and docs/runbooks.md on stacks that lose or change something, and compare all numbers (ONLY=redis)
 	@$(BIN)/python -m tests.recovery.rehearsals
 
 hostile: setup ## A million hostile messages, each accounted for (MESSAGES=1000000 SEED=1)

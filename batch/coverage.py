@@ -23,13 +23,15 @@ from infra.errors import AdclickError
 from infra.file_store import FileStore
 from infra.kafka import topics
 from infra.kafka.admin import Admin
-from infra.kafka.consumers import offset_at, read_to_end
+from infra.kafka.consumers import offset_at
+from infra.kafka.range_reader import read_range
+from infra.kafka.record_batches import CorruptBatch, Records
 from infra.settings import Settings
 from ingest import continuation
 from ingest.archive import files as archive_files
 from ingest.archive.files import File
 from ingest.archive.progress import archived_to
-from ingest.canary.marker import is_canary
+from ingest.canary.marker import may_be_canary, sent_ms_of
 from ingest.canary.marks import read_marks
 from ingest.dead_letters import letters as dead_letters
 from ingest.decoding.json_fields import valid_id
@@ -62,6 +64,8 @@ class Proof:
     rejected: RejectedIds
     ends: Sequence[int]
     """Offsets of ad-events up to which the archive was complete when the run began."""
+    set_aside: Sequence[Stretch] = ()
+    """What an operator has set aside unread: dead letters whose events may be of the day, and are in no bill."""
 
 
 @dataclass(frozen=True)
@@ -194,10 +198,18 @@ def prove(settings: Settings, files: Sequence[File], date: dt.date, ends: Sequen
         mark(int(str(partition)), part["offset"].to_numpy())
     for canaries in read_marks(settings, since_ms):
         mark(canaries.partition, np.array(canaries.offsets, np.int64))
+    set_aside = [
+        Stretch(p, offset, offset + messages)
+        for p, offset, messages, is_unreadable in rejected.drop_nulls("partition")
+        .select("partition", "offset", "messages", "is_unreadable")
+        .iter_rows()
+        if is_unreadable
+    ]
+    for stretch in set_aside:
+        mark(stretch.partition, np.arange(stretch.from_offset, stretch.to_offset))
     gaps = [Stretch(p, firsts[p] + low, firsts[p] + high) for p, found in seen.items() for low, high in _runs(~found)]
-    return Proof(
-        files, stretches, [gap for gap in gaps if _holds_messages(settings, gap, bases)], _by_id(rejected), ends
-    )
+    missing = [gap for gap in gaps if _holds_messages(settings, gap, bases)]
+    return Proof(files, stretches, missing, _by_id(rejected), ends, set_aside)
 
 
 def read_rejected_ids(settings: Settings, date: dt.date) -> RejectedIds:
@@ -207,9 +219,20 @@ def read_rejected_ids(settings: Settings, date: dt.date) -> RejectedIds:
 
 def describe_missing(missing: Sequence[Stretch]) -> str:
     """A sentence on missing messages: how many, and where the first ones are."""
-    count = sum(s.to_offset - s.from_offset for s in missing)
-    shown = ", ".join(map(str, missing[:_SHOWN])) + (", …" if len(missing) > _SHOWN else "")
-    return f"{count:,} messages of ad-events are neither archived nor dead letters: {shown}"
+    return f"{_describe_stretches(missing)} are neither archived nor dead letters: {_shown(missing)}"
+
+
+def describe_set_aside(stretches: Sequence[Stretch]) -> str:
+    """A sentence on what was set aside unread."""
+    return f"{_describe_stretches(stretches)} were set aside unread, and are in no bill unless they were sent again: {_shown(stretches)}"
+
+
+def _describe_stretches(stretches: Sequence[Stretch]) -> str:
+    return f"{sum(s.to_offset - s.from_offset for s in stretches):,} messages of ad-events"
+
+
+def _shown(stretches: Sequence[Stretch]) -> str:
+    return ", ".join(map(str, stretches[:_SHOWN])) + (", …" if len(stretches) > _SHOWN else "")
 
 
 def _since_ms(date: dt.date) -> int:
@@ -264,15 +287,21 @@ def _runs(flags: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
 
 def _holds_messages(settings: Settings, gap: Stretch, bases: Sequence[int]) -> bool:
     """Offsets are also taken by what is no message: the marks of a producer's transactions; and by canaries whose marks are gone."""
-    base = bases[gap.partition]
-    for message in read_to_end(
-        settings.kafka_connection, settings.topic(topics.EVENTS), gap.partition, gap.from_offset - base
-    ):
-        if int(message.offset()) + base >= gap.to_offset:
-            return False
-        if not is_canary(message):
-            return True
-    return False
+    base, topic = bases[gap.partition], settings.topic(topics.EVENTS)
+    first, end = gap.from_offset - base, gap.to_offset - base
+    try:
+        return any(
+            not _is_canary(records, row)
+            for records in read_range(settings.kafka_connection, topic, gap.partition, first, end)
+            for row in range(len(records.offsets))
+        )
+    except CorruptBatch:
+        return True
+
+
+def _is_canary(records: Records, row: int) -> bool:
+    value = records.values[row]
+    return may_be_canary(value) and sent_ms_of(value, records.headers(row)) is not None
 
 
 def _rejections(settings: Settings, since_ms: int) -> pl.DataFrame:
@@ -281,14 +310,20 @@ def _rejections(settings: Settings, since_ms: int) -> pl.DataFrame:
     Other producers may have written to the topic, any bytes. What came too late is archived, and left out here.
     """
     topic = settings.topic(topics.EVENTS)
-    rows: list[tuple[int | None, int | None, int, str | None]] = []
+    rows: list[tuple[int | None, int | None, int, str | None, int, bool]] = []
     for letter in dead_letters.read_letters(settings, since_ms):
         if letter.headers.get("reason") == Reason.TOO_LATE:
             continue
         place = letter.source
         partition, offset = (place.partition, place.offset) if place and place.topic == topic else (None, None)
-        rows.append((partition, offset, letter.time_ms, valid_id(letter.value)))
-    schema = {"partition": pl.Int64(), "offset": pl.Int64(), "time_ms": pl.Int64(), "event_id": pl.String()}
+        is_unreadable = letter.headers.get("reason") == Reason.UNREADABLE
+        rows.append(
+            (partition, offset, letter.time_ms, valid_id(letter.value), letter.batch_messages or 1, is_unreadable)
+        )
+    schema = {
+        "partition": pl.Int64(), "offset": pl.Int64(), "time_ms": pl.Int64(), "event_id": pl.String(), "messages": pl.Int64(),
+        "is_unreadable": pl.Boolean(),
+    }  # fmt: skip
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 

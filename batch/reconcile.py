@@ -266,7 +266,7 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> DayResul
     comparison = publish.compare(client, day, run_id, settings.drift_share, job.closed_ms, job.began_s)
     faults.point("reconcile.compared")
     seconds = time.monotonic() - began
-    alert = comparison.alert(settings.alert_share) or bool(proof.missing)
+    alert = comparison.alert(settings.alert_share) or bool(proof.missing or proof.set_aside)
     if alert:  # before it shows: an alert may come twice, but not be lost
         summary = _summary_of_run(comparison, proof)
         app.say(f"ALERT: {day}: {summary}")
@@ -348,7 +348,9 @@ def _summary_of_run(comparison: publish.Comparison, proof: coverage.Proof) -> st
     summary = f"{comparison.corrected:,} of {comparison.dimensions:,} dimensions needed correction"
     if Cause.UNEXPLAINED in comparison.causes:
         summary += f", {comparison.causes[Cause.UNEXPLAINED]['rows']:,} of them without a cause"
-    return f"{summary}; {coverage.describe_missing(proof.missing)}" if proof.missing else summary
+    if proof.missing:
+        summary += f"; {coverage.describe_missing(proof.missing)}"
+    return f"{summary}; {coverage.describe_set_aside(proof.set_aside)}" if proof.set_aside else summary
 
 
 def _report(

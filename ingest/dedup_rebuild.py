@@ -5,28 +5,28 @@ Also the last position of a group whose offsets are gone, from ad-archive.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice, takewhile
-from typing import Any
-
 import msgspec
 import numpy as np
 
 from infra import faults, logs
 from infra.clock import now_ms
+from infra.errors import AdclickError
 from infra.kafka import topics
 from infra.kafka.admin import Admin
-from infra.kafka.consumers import columns_of, offset_at, read_to_end
+from infra.kafka.consumers import offset_at, read_to_end
+from infra.kafka.range_reader import read_range
+from infra.kafka.record_batches import Records
 from infra.redis.client import Redis
 from infra.settings import Settings
 from ingest import blocks, log_time
 from ingest.archive import schema as archive_schema
-from ingest.decoding.decode import decode_events
+from ingest.decoding.decode import Events, decode_events
 from ingest.dedup import copies as dedup
 from ingest.dedup.mirror import PartitionMirror
 from ingest.dedup.registry import Registry
 from ingest.events import MAX_AHEAD_MS
 from ingest.lateness import NO_WATERMARK
+from ingest.poison import split_at_poison
 from ingest.position import Position
 
 _REBUILD_BATCH = 20_000
@@ -126,8 +126,10 @@ class DedupRebuilder:
         start, doubtful = self.rebuild_range(partition, position)
         mirror = self.registry.begin(partition, start, doubtful)
         mirror.doubtful = {}  # what is read again is what there is
-        for messages in self._read_batches(partition, start - position.base, position.log_offset):
-            self._record_again(mirror, position, messages)
+        topic, kafka = self._settings.topic(topics.EVENTS), self._settings.kafka_connection
+        log_start, log_end = start - position.base, position.log_offset
+        for records in read_range(kafka, topic, partition, log_start, log_end, _REBUILD_BATCH, pass_over=True):
+            self._record_again(mirror, position, records.shifted(position.base))
             faults.point("ingest.rebuilding")
         oldest = dedup.oldest_needed(position.log_time_ms // self._horizon_ms)
         self.registry.record(mirror, {}, up_to=position.offset, oldest_generation=oldest)
@@ -152,22 +154,31 @@ class DedupRebuilder:
         cut_before = min(oldest_kept, position.offset)
         return start, {g for g, first in position.turns if g >= generation - 1 and first < cut_before}
 
-    def _read_batches(self, partition: int, first: int, end: int) -> Iterator[list[Any]]:
-        """Messages [first, end) of ad-events, as Kafka counts, some thousands at a time."""
-        if first >= end:
-            return
-        messages = read_to_end(self._settings.kafka_connection, self._settings.topic(topics.EVENTS), partition, first)
-        wanted = takewhile(lambda message: message.offset() < end, messages)
-        while batch := list(islice(wanted, _REBUILD_BATCH)):
-            yield batch
+    def _record_again(self, mirror: PartitionMirror, position: Position, records: Records) -> None:
+        """Record the first occurrences among the valid events of some messages, as they were recorded when first read. A message that this
+        release fails on was set aside, or it could not lie before the position."""
+        try:
+            self._record(mirror, position, records)
+        except (AdclickError, MemoryError):
+            raise
+        except Exception:
+            before, found = split_at_poison({0: [records]}, lambda messages: self._decode(position, messages[0][0]))
+            if not found:
+                raise
+            self._record(mirror, position, before[0][0])
+            behind = int(np.searchsorted(records.offsets, found[0].last, side="right"))
+            if behind < len(records.offsets):
+                self._record_again(mirror, position, records.split(behind)[1])
 
-    def _record_again(self, mirror: PartitionMirror, position: Position, messages: list[Any]) -> None:
-        """Record the first occurrences among the valid events of some messages, as they were recorded when first read."""
-        columns = columns_of(messages)
-        offsets = columns.offsets + position.base
-        references = log_time.reference_times(columns.timestamps_ms, position.log_time_ms)
+    def _decode(self, position: Position, records: Records) -> Events:
+        references = log_time.reference_times(records.timestamps_ms, position.log_time_ms)
         latest_ms = np.minimum(references + MAX_AHEAD_MS, position.log_time_ms + 2 * log_time.AHEAD_MS)
-        events = decode_events(columns.values, references, latest_ms=latest_ms).events
+        return decode_events(records.values, references, latest_ms=latest_ms).events
+
+    def _record(self, mirror: PartitionMirror, position: Position, records: Records) -> None:
+        if not len(records.offsets):
+            return
+        events, offsets = self._decode(position, records), records.offsets
         rows = events["row"]
         generations = log_time.generations_at(position.turns, offsets[rows])
         copies = dedup.find_copies(mirror, self.registry, events.digests, offsets[rows], generations)

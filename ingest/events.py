@@ -50,7 +50,7 @@ DEFAULT_DEVICE = DEVICE_CODE["other"]
 
 
 class Reason(StrEnum):
-    """Why a message is dead-lettered, in the order of judgement."""
+    """Why a message is dead-lettered, in the order of judgement; `unreadable` is what an operator has set aside (`ingest.poison`)."""
 
     TOO_LARGE = "too-large"
     MALFORMED = "malformed"
@@ -58,6 +58,7 @@ class Reason(StrEnum):
     BAD_VALUE = "bad-value"
     FROM_THE_FUTURE = "from-the-future"
     TOO_LATE = "too-late"
+    UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True)

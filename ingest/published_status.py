@@ -93,6 +93,21 @@ class IngestReports:
             total.update(worker.get("counts", {}))
         return dict(total)
 
+    def poison_names(self) -> set[str]:
+        """What partitions stop before, by the names that operators give."""
+        partitions = (partition for worker in self.workers for partition in worker["partitions"].values())
+        return {str(partition["poison"]["name"]) for partition in partitions if partition.get("poison")}
+
+    def poisoned(self, topic: str) -> dict[str, str]:
+        """TOPIC/PARTITION → what the partition stops before, and what an operator can do."""
+        return {
+            f"{topic}/{p}": f"{topic}/{p} stops before {poison['name']}: {poison['why']}; repair it, "
+            f"or adclick dead-letters set-aside {poison['name']}"
+            for worker in self.workers
+            for p, partition in worker["partitions"].items()
+            if (poison := partition.get("poison"))
+        }
+
     def misdated(self, topic: str) -> dict[str, int]:
         """TOPIC/PARTITION → how many messages have timestamps that cannot be true."""
         return {

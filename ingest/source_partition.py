@@ -7,6 +7,7 @@ from typing import Any
 
 from ingest.blocks import SourceRange
 from ingest.dedup.mirror import PartitionMirror
+from ingest.poison import Poison
 from ingest.position import Position
 
 
@@ -25,6 +26,8 @@ class SourcePartition:
     """Messages since the assignment whose timestamp cannot be true."""
     open_transaction: tuple[int, float] | None = None
     """The last stable offset where an open transaction ends reading, and since when."""
+    poison: Poison | None = None
+    """What it stops before."""
 
     @property
     def log_offset(self) -> int:
@@ -70,4 +73,6 @@ class SourcePartition:
             fields["open_transaction"] = {
                 "offset": offset, "messages": end - offset, "for_s": round(now_s - since_s, 1),
             }  # fmt: skip
+        if self.poison is not None:
+            fields["poison"] = self.poison.report()
         return fields

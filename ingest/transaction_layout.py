@@ -18,6 +18,7 @@ from ingest.blocks import SourceRange
 from ingest.canary.marks import mark_records
 from ingest.events import Reason, Rejection
 from ingest.partials import Partials
+from ingest.poison import Poison
 from ingest.position import Position
 from ingest.processor import ProcessedBatch
 
@@ -63,6 +64,15 @@ class TransactionLayout:
         for p, offsets in batch.canaries.items():
             records += mark_records(self._canaries, p, offsets)
         return Transaction(sent_ms, records, ranges, {p: events.after for p, events in judged.items()}, batch)
+
+    def of_poison(
+        self, batch: ProcessedBatch, ranges: Mapping[int, SourceRange], poison: Poison, base: int
+    ) -> Transaction:
+        """What sets poison aside: `batch` has no message, and moves its partition behind it."""
+        letter = poison.letter(self._dead_letters, self._events, base, poison.partition % self._event_partitions, STAGE)
+        transaction = self.of_batch(batch, ranges, is_behind=False)
+        transaction.records.append(letter)
+        return transaction
 
     def _block_records(
         self, folded: Partials, ranges: Mapping[int, SourceRange], sent_ms: int, is_behind: bool = False

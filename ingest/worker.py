@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,6 @@ from infra.errors import (
 from infra.kafka import topics
 from infra.kafka.admin import Admin, RenewedAdmin
 from infra.kafka.column_consumer import ColumnConsumer, Starts
-from infra.kafka.record_batches import Records
 from infra.kafka.records import Committed
 from infra.kafka.stalls import StallWatch, has_message
 from infra.kafka.transactions import TransactionalProducer
@@ -40,7 +39,7 @@ from infra.redis.eviction import NEVER_EVICT, eviction_risk
 from infra.retries import WAITS, Sessions, patiently, pause_s
 from infra.settings import Settings
 from infra.worker_process import Every, run_until_signal, start_worker
-from ingest import published_status, shedding
+from ingest import poison, published_status, shedding
 from ingest.blocks import SourceRange
 from ingest.canary.marker import may_be_canary
 from ingest.continuation import Continuation, refuse_losses
@@ -48,6 +47,7 @@ from ingest.counts import Counts
 from ingest.dedup.registry import RegistryLost
 from ingest.dedup_rebuild import DedupRebuilder
 from ingest.eviction_check import EvictionCheck
+from ingest.poison import Poison
 from ingest.position import Position
 from ingest.processor import BatchProcessor, ProcessedBatch
 from ingest.source_batch import SourceBatch
@@ -88,6 +88,7 @@ class IngestWorker:
         self._sent_at_s = self._reported_at_s = 0.0
         self._stall_watch = RenewedAdmin(settings.kafka_connection, self._log)
         self._stall_look = Every(_LOOK_FOR_STALL_EVERY_S)
+        self._poison_look = Every(_REPORT_EVERY_S)
         self._stalls: StallWatch
         self._consumer: ColumnConsumer
         self._producer: TransactionalProducer
@@ -154,15 +155,16 @@ class IngestWorker:
             if messages:
                 # As they are now: fetching goes on meanwhile, and would move them beyond the batch.
                 log_ends, is_behind = {p: self._consumer.end(p) for p in messages}, self._consumer.leaves_messages
-                # Until Redis is back nothing more is consumed. Ids recorded twice are recorded once.
-                batch = self._patiently(partial(self._process, messages, log_ends))
-                self._commit(self._lay_out(batch, is_behind))
+                self._commit(self._transaction(messages, log_ends, is_behind))
             elif self._is_heartbeat_due():
                 self._commit(self._layout.of_heartbeat(self._ranges({})))
             elif self._consumer.member.is_assigned:
                 self._sessions.maybe_probe(self._probe)
             if not messages and self._stall_look.is_due():
                 self._refuse_stall()
+            self._watch_unreadable()
+            if self._poison_look.is_due():
+                self._maybe_set_aside()
         except Aborted as error:
             self._roll_back(error)
 
@@ -180,7 +182,7 @@ class IngestWorker:
 
         def find_stalled(admin: Admin) -> list[int]:
             ends = admin.ends(topic, self._settings.event_partitions)
-            positions = {p: owned.log_offset for p, owned in self._owned.items()}
+            positions = {p: owned.log_offset for p, owned in self._owned.items() if owned.poison is None}
             return self._stalls.stalled(positions, dict(enumerate(ends)))
 
         try:
@@ -238,7 +240,28 @@ class IngestWorker:
 
     # -- a batch and its transaction --------------------------------------------------------------------------
 
-    def _process(self, messages: dict[int, list[Records]], log_ends: dict[int, int]) -> ProcessedBatch:
+    def _transaction(self, messages: poison.Messages, log_ends: Mapping[int, int], is_behind: bool) -> Transaction:
+        """What the messages bring about, up to those that it fails on: their partitions are held there."""
+
+        def process(some: poison.Messages) -> Transaction:
+            return self._lay_out(self._process(some, log_ends), is_behind)
+
+        try:
+            # Until Redis is back nothing more is consumed. Ids recorded twice are recorded once.
+            transaction: Transaction = self._patiently(partial(process, messages))
+        except (AdclickError, MemoryError):
+            raise
+        except Exception:
+            owned = {p: parts for p, parts in messages.items() if p in self._owned}
+            before, found = self._patiently(partial(poison.split_at_poison, owned, process))
+            if not found:
+                raise
+            for each in found:
+                self._hold(each)
+            transaction = self._patiently(partial(process, before))
+        return transaction
+
+    def _process(self, messages: poison.Messages, log_ends: Mapping[int, int]) -> ProcessedBatch:
         """Judge the messages of owned partitions, and record their ids in Redis. Raises Unavailable."""
         owned = {p: parts for p, parts in messages.items() if p in self._owned}
         batch = SourceBatch(owned, {p: self._owned[p].position.base for p in owned})
@@ -303,8 +326,8 @@ class IngestWorker:
         WAITS.begin(self, error)
         if self._aborts == 1:
             self._log.warning("transaction aborted, rolled back", why=str(error))
-        for p, owned in self._owned.items():
-            self._consumer.seek(p, owned.log_offset, owned.position.leader_epoch)
+        for owned in self._owned.values():
+            self._seek(owned)
         self._stopping.wait(pause_s(self._aborts, _FIRST_ABORT_S, _LONGEST_ABORT_S))
 
     def _end_aborts(self) -> None:
@@ -312,6 +335,48 @@ class IngestWorker:
         if self._aborts:
             self._aborts = 0
             WAITS.end(self)
+
+    # -- poison ---------------------------------------------------------------------------------------------------
+
+    def _hold(self, found: Poison) -> None:
+        """Stop a partition before poison."""
+        owned = self._owned[found.partition]
+        owned.poison = found
+        self._log.error(
+            "a partition stops before what cannot be processed; the others go on",
+            partition=found.partition, offset=found.first, why=found.why, name=found.name,
+        )  # fmt: skip
+        if not found.is_batch:
+            self._consumer.seek(found.partition, found.first, hold=True)
+
+    def _seek(self, owned: SourcePartition) -> None:
+        """Have the partition read on from its position, or held there."""
+        hold = owned.poison is not None and not owned.poison.is_batch
+        self._consumer.seek(owned.number, owned.log_offset, owned.position.leader_epoch, hold=hold)
+
+    def _watch_unreadable(self) -> None:
+        """Hold the partitions whose next record batch cannot be read, as long as that is so."""
+        unreadable = self._consumer.unreadable()
+        for p, owned in self._owned.items():
+            if p in unreadable and owned.poison is None:
+                self._hold(poison.poison_of_batch(p, owned.log_offset, unreadable[p]))
+            elif p not in unreadable and owned.poison is not None and owned.poison.is_batch:
+                owned.poison = None
+                self._log.info("a partition can be read again", partition=p, offset=owned.log_offset)
+
+    def _maybe_set_aside(self) -> None:
+        """Set aside the poison that an operator has named: its bytes become a dead letter, and its partition goes on behind it."""
+        for p, owned in list(self._owned.items()):
+            found = owned.poison
+            key = found and poison.approval_key(self._settings.key_prefix, found.name)
+            if found is None or self._patiently(partial(self._redis.call, "GET", key)) is None:
+                continue
+            batch = self._patiently(partial(self._process, {p: [found.records()]}, {p: self._consumer.end(p)}))
+            ranges = self._ranges({p: batch.judged[p].after})
+            self._commit(self._layout.of_poison(batch, ranges, found, owned.position.base))
+            owned.poison = None
+            self._seek(owned)
+            self._log.warning("set aside as a dead letter", partition=p, name=found.name, why=found.why)
 
     # -- silence, heartbeats and status -------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ _TIMEOUT_S = 3.0
 Part = dict[str, Any]
 _NO_WORKERS: Part = {
     "watermark": None, "stream_lag_s": None, "silent_shards": [], "level": "unknown", "ingest_workers": [], "waits": {},
-    "stopped_workers": {}, "stopped_detector": "", "misdated": {}, "shards": [], "counts": {}, "skewed_clocks": [],
+    "stopped_workers": {}, "stopped_detector": "", "poisoned": {}, "misdated": {}, "shards": [], "counts": {}, "skewed_clocks": [],
     "shown_ms": [], "sent_ms": 0, "hot_canaries": {},
 }  # fmt: skip
 _NO_TOPICS: Part = {
@@ -60,7 +60,7 @@ def read_status(settings: Settings, progress: ProgressWatch | None = None) -> di
     """Read the backends, all at once. `progress`: has seen earlier statuses, and tells what has stood still since.
 
     `problems`: by backend, why it is not available or refuses (its part of the status is then empty); by worker, the error that it
-    stopped with. `warnings`: what is not as it should be while the pipeline goes on, such as side work that waits. Redis is also
+    stopped with; by partition, what it stops before. `warnings`: what is not as it should be while the pipeline goes on, such as side work that waits. Redis is also
     written to: one that is full or read-only still answers reads. What workers wait for, they report themselves.
     """
     problems: dict[str, str] = {}
@@ -88,7 +88,7 @@ def read_status(settings: Settings, progress: ProgressWatch | None = None) -> di
                 side_work.append(f"{reason}; {worker} counts without it")
             else:
                 problems.setdefault(name, f"{reason}; {worker} waits")
-    problems |= status["stopped_workers"]
+    problems |= status["stopped_workers"] | status["poisoned"]
     misdated = [
         f"{where}: {count:,} messages have timestamps that cannot be true"
         for where, count in status["misdated"].items()
@@ -178,6 +178,7 @@ def _read_workers(settings: Settings) -> Part:
         "waits": waits,
         "stopped_workers": reports.stopped,
         "stopped_detector": stopped_detector,
+        "poisoned": reports.poisoned(settings.topic(topics.EVENTS)),
         "misdated": reports.misdated(settings.topic(topics.EVENTS)),
         "shards": [_describe_shard(status, reports.sent_ms) for status in statuses],
         "counts": reports.counts if reports.workers else {},

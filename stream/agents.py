@@ -28,6 +28,8 @@ from infra.kafka import topics
 from infra.kafka.admin import Admin, RenewedAdmin
 from infra.kafka.client import METADATA_REFRESH_MS
 from infra.kafka.connection import OAUTHBEARER, Connection
+from infra.kafka.range_reader import read_range
+from infra.kafka.record_batches import CorruptBatch
 from infra.kafka.stalls import PATIENCE_S, StallWatch, has_message
 from infra.kafka.tokens import TokenSource, token_of
 from infra.kafka.topic_state import TopicState
@@ -392,6 +394,18 @@ class Agents:
             self.failure = error
 
     # -- life -----------------------------------------------------------------------------------------------
+
+    def find_unreadable(self) -> str:
+        """The record batch that ended the client, where there is one: it does not say of which partition it is. Blocks for some seconds."""
+        kafka, admin = self._settings.kafka_connection, Admin(self._settings.kafka_connection)
+        for tp, first in self._fences().items():
+            end = admin.ends(tp.topic, tp.partition + 1)[tp.partition]
+            try:
+                for _ in read_range(kafka, tp.topic, tp.partition, first, end):
+                    pass
+            except CorruptBatch as error:
+                return f"{tp.topic}/{tp.partition}: the record batch at offset {error.offset} {error}"
+        return ""
 
     @property
     def has_stopped(self) -> bool:

@@ -36,6 +36,7 @@ from stream.warm.writer import WarmSink, lowest_border
 _TIERS = {"hour": "hours", "day": "days"}
 _LOOK_EVERY_S, _CHECK_EVICTION_EVERY_S, _EXPIRE_EVERY_S = 0.2, 2.0, 60.0
 _STOP_S = 4.0
+_FIND_S = 20.0
 
 
 async def run(settings: Settings) -> None:
@@ -48,8 +49,9 @@ async def run(settings: Settings) -> None:
     await agents.start()
     freeze_heap()
     await _do_upkeep(agents, sinks, guard, stop)
+    unreadable = "" if stop.came or agents.failure else await _find_unreadable(agents)
     await _leave_group(agents)
-    _raise_failure(agents, stop)
+    _raise_failure(agents, stop, unreadable)
 
 
 async def _wait_for_backends(settings: Settings, guard: _EvictionGuard, stop: StopSignal) -> bool:
@@ -85,11 +87,19 @@ async def _leave_group(agents: Agents) -> None:
         os._exit(0 if agents.failure is None else 1)
 
 
-def _raise_failure(agents: Agents, stop: StopSignal) -> None:
+async def _find_unreadable(agents: Agents) -> str:
+    """Why the app stopped by itself, as far as that is a message that cannot be read."""
+    try:
+        return str(await asyncio.wait_for(_in_thread(agents.find_unreadable), _FIND_S))
+    except (AdclickError, TimeoutError):
+        return ""
+
+
+def _raise_failure(agents: Agents, stop: StopSignal, unreadable: str) -> None:
     if agents.failure is not None:
         raise AdclickError(f"stream: {agents.failure}", hint="the supervisor starts it again") from agents.failure
     if agents.has_stopped and not stop.came:
-        raise AdclickError("stream: the app stopped by itself", hint="see the lines above")
+        raise AdclickError(f"stream: {unreadable or 'the app stopped by itself'}", hint="see the lines above")
 
 
 async def _in_thread(call: Any, *arguments: Any) -> Any:

@@ -95,16 +95,6 @@ class Stretches:
         raise IndexError(row)
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Messages of a topic; `timestamps_ms` are Kafka's."""
-
-    partitions: Ints
-    offsets: Ints
-    timestamps_ms: Ints
-    values: Values
-
-
 @compiled
 def _copy(data: Number, starts: Any, sizes: Any, into: Number) -> None:
     """Copy texts together, by whole words: what lies beyond one is overwritten by the next."""

@@ -9,7 +9,7 @@ from infra.kafka.admin import Admin
 from infra.kafka.connection import Connection
 from infra.kafka.consumers import GroupConsumer
 from infra.kafka.fetch import Fetcher
-from infra.kafka.record_batches import Records
+from infra.kafka.record_batches import CorruptBatch, Records
 from infra.kafka.sasl import Connector
 
 
@@ -56,6 +56,10 @@ class ColumnConsumer:
         self.member.consume(1, 0.0)
         return self._fetcher.take(count, timeout_s)
 
+    def unreadable(self) -> dict[int, CorruptBatch]:
+        """Partition → the record batch that it stops before, since it cannot be read, where all messages before it were taken."""
+        return self._fetcher.unreadable()
+
     @property
     def leaves_messages(self) -> bool:
         """Whether more messages were waiting than the last `take` has taken."""
@@ -73,9 +77,9 @@ class ColumnConsumer:
         """Where reading has to stop for an open transaction, or the end of the log; negative before it is known."""
         return self._fetcher.stable_end(partition)
 
-    def seek(self, partition: int, offset: int, leader_epoch: int = -1) -> None:
-        """Go back (or forward) to an offset."""
-        self._fetcher.seek(partition, offset, leader_epoch)
+    def seek(self, partition: int, offset: int, leader_epoch: int = -1, *, hold: bool = False) -> None:
+        """Go back (or forward) to an offset. `hold`: take nothing of the partition until the next call."""
+        self._fetcher.seek(partition, offset, leader_epoch, hold=hold)
 
     def close(self) -> None:
         """Stop reading and leave the group."""

@@ -5,13 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import itemgetter
 from typing import Any
 
-import numpy as np
-
-from infra.columnar.columns import Columns, Values
-from infra.errors import ClientBroken, OffsetOutOfRange, TimedOut
+from infra.errors import ClientBroken, CorruptLog, OffsetOutOfRange, TimedOut
 from infra.kafka.client import (
     BEGINNING,
     METADATA_REFRESH_MS,
@@ -32,28 +28,22 @@ from infra.kafka.records import Committed
 from infra.retries import bounded
 
 _GIVE_UP_S = 20.0
+# A record batch that librdkafka fetches for ever: damaged, or of a codec that it does not know.
+_UNREADABLE = (KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError._NOT_IMPLEMENTED)
 # A member is out of its group for some seconds at a rebalance.
 _CUT_OFF_S = 30.0
 
 
-def columns_of(messages: Sequence[Any]) -> Columns:
-    """Consumed messages by column, without a line of Python for each."""
-    count = len(messages)
-    return Columns(
-        np.fromiter(map(Message.partition, messages), np.int64, count),
-        np.fromiter(map(Message.offset, messages), np.int64, count),
-        np.fromiter(map(itemgetter(1), map(Message.timestamp, messages)), np.int64, count),
-        Values.of(list(map(Message.value, messages))),
-    )
-
-
 def refuse_lost(error: KafkaError | None, message: Message) -> None:
-    """Raise OffsetOutOfRange or SessionLost where the client will not go on by itself."""
+    """Raise OffsetOutOfRange, CorruptLog or SessionLost where the client will not go on by itself."""
     if error is None:
         return
     if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
         where = f"{message.topic()}/{message.partition()}: offset {message.offset()}"
         raise OffsetOutOfRange(f"{where} is no longer there: {error.str()}", hint="messages were deleted unread")
+    if error.code() in _UNREADABLE:
+        where = f"{message.topic()}/{message.partition()}: the record batch at offset {message.offset()}"
+        raise CorruptLog(f"{where} cannot be read: {error.str()}", hint="restore the segment from an intact replica")
     if error.fatal():
         raise lost(error)
 

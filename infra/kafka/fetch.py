@@ -6,7 +6,8 @@ bytes. Membership, offsets and metadata stay with librdkafka: `describe` asks it
 A thread for each broker that leads or is near fetches ahead until enough is waiting; `take` hands it over. Requests name
 the topic by its id, so a topic that was made again is never read on as if it were the one before; and they carry the leader epoch of the last
 batch, by which the broker detects a log that was cut off. An error of a broker is waited out, with the leaders looked up
-again, but for a topic or an offset that is gone. A record batch whose checksum is wrong is fetched again a few times.
+again, but for a topic or an offset that is gone. A record batch that cannot be read is fetched again a few times; then the partition
+stops before it (`unreadable`), while others go on, and it is tried again every half minute.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from infra import logs
-from infra.errors import AdclickError, CorruptLog, Denied, LogTruncated, OffsetOutOfRange, TopicChanged
+from infra.errors import AdclickError, Denied, LogTruncated, OffsetOutOfRange, TopicChanged
 from infra.kafka import errors, fetch_protocol, record_batches
 from infra.kafka.client import KafkaError
 from infra.kafka.fetch_protocol import PartitionAnswer
@@ -40,6 +41,8 @@ _AHEAD_BATCHES, _AHEAD_BYTES = 4, 256 << 20
 _FEW = 16
 # Bytes that are damaged on the way are right the next time; those on the broker's disk stay as they are.
 _FETCHES_OF_A_CORRUPT_BATCH = 3
+# An operator may restore the segment meanwhile.
+_RETRY_CORRUPT_S = 30.0
 
 
 @dataclass
@@ -57,7 +60,12 @@ class _Partition:
     end: int = -1
     stable_end: int = -1
     corrupt_fetches: int = 0
-    """How often in a row the batch at `next_offset` was not what its checksum says."""
+    """How often in a row the batch at `next_offset` could not be read."""
+    unreadable: CorruptBatch | None = None
+    """That batch, once it was fetched often enough; it is fetched again at `retry_at`, by `time.monotonic`."""
+    retry_at: float = 0.0
+    is_held: bool = False
+    """Whether nothing is to be fetched until the next `seek`."""
 
 
 class Fetcher:
@@ -109,20 +117,21 @@ class Fetcher:
             self._failure = None
             self._changed.notify_all()
 
-    def seek(self, partition: int, offset: int, leader_epoch: int = -1) -> None:
-        """Read a partition from another offset; what was fetched of it is dropped."""
+    def seek(self, partition: int, offset: int, leader_epoch: int = -1, *, hold: bool = False) -> None:
+        """Read a partition from another offset; what was fetched of it is dropped. `hold`: fetch nothing of it until the next call."""
         with self._changed:
             state = self._partitions.get(partition)
             if state is not None:
                 self._partitions[partition] = _Partition(
-                    offset, leader_epoch, end=state.end, stable_end=state.stable_end
+                    offset, leader_epoch, end=state.end, stable_end=state.stable_end, is_held=hold
                 )
                 self._changed.notify_all()
 
     def take(self, count: int, timeout_s: float) -> dict[int, list[Records]]:
         """Up to `count` messages, by partition in offset order; waits until there are as many, or for the time given.
 
-        Raises TopicChanged, LogTruncated, OffsetOutOfRange, CorruptLog, and what else has ended reading.
+        A partition has none behind a batch that cannot be read: see `unreadable`. Raises TopicChanged, LogTruncated, OffsetOutOfRange,
+        CorruptLog, and what else has ended reading.
         """
         deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -152,6 +161,15 @@ class Fetcher:
         """Where reading has to stop for an open transaction, or the end of the log; negative before it is known."""
         state = self._partitions.get(partition)
         return -1 if state is None else state.stable_end
+
+    def unreadable(self) -> dict[int, CorruptBatch]:
+        """Partition → the batch that it stops before, where all messages before that were taken."""
+        with self._changed:
+            return {
+                p: state.unreadable
+                for p, state in self._partitions.items()
+                if state.unreadable is not None and not state.waiting
+            }
 
     def close(self) -> None:
         """Stop reading."""
@@ -316,27 +334,27 @@ class Fetcher:
     def _store_answer(self, answer: PartitionAnswer, state: _Partition, offset: int) -> bool:
         """Append what was fetched of a partition; False where nothing came for a reason that passes.
 
-        Raises LogTruncated, OffsetOutOfRange, CorruptLog, Refused.
+        Raises LogTruncated, OffsetOutOfRange, Refused.
         """
         if not self._is_readable(answer, offset):
             return False
-        try:
-            records = record_batches.read_batches(answer.data, answer.start, answer.stop, offset, answer.aborted)
-        except CorruptBatch as error:
-            self._count_corrupt_fetch(answer.partition, state, error)
-            return False
+        records, corrupt = record_batches.read_intact(answer.data, answer.start, answer.stop, offset, answer.aborted)
         with self._changed:
             # A broker that is no longer asked may answer late, and bring what another one has brought meanwhile.
             if self._partitions.get(answer.partition) is state and state.next_offset == offset:
-                state.end, state.stable_end, state.corrupt_fetches = answer.end, answer.stable_end, 0
+                state.end, state.stable_end = answer.end, answer.stable_end
                 if records.next_offset > offset:
                     state.leader_epoch = records.leader_epoch
                     state.waiting.append(records)
                     state.messages += len(records.offsets)
                     state.message_bytes = records.values.mean_bytes() or state.message_bytes
                     state.next_offset = records.next_offset
+                if corrupt is None or records.next_offset > offset:
+                    state.corrupt_fetches, state.unreadable = 0, None
+                else:
+                    self._note_corrupt(answer.partition, state, corrupt)
                 self._changed.notify_all()
-        return True
+        return corrupt is None or records.next_offset > offset
 
     def _is_readable(self, answer: PartitionAnswer, offset: int) -> bool:
         """Whether the answer holds the partition's messages from `offset` on. Raises what makes it impossible."""
@@ -356,19 +374,18 @@ class Fetcher:
             raise errors.unreadable_partition(KafkaError(answer.error), where)
         return not answer.error
 
-    def _count_corrupt_fetch(self, partition: int, state: _Partition, error: CorruptBatch) -> None:
-        """Let the batch be fetched again; raises CorruptLog once that has been done often enough."""
+    def _note_corrupt(self, partition: int, state: _Partition, corrupt: CorruptBatch) -> None:
+        """Let the batch be fetched again, at once or, once that was done often enough, later. With `_changed` held."""
         state.corrupt_fetches += 1
-        with self._changed:
-            # A follower's copy may be damaged where the leader's is not.
-            self._near.avoid(partition)
-        where = f"{self._topic}/{partition}: the record batch at offset {error.offset} {error.message}"
+        # Its header may be wrong about how many messages it has.
+        corrupt.next_offset = max(corrupt.offset + 1, min(corrupt.next_offset, state.end))
+        # A follower's copy may be damaged where the leader's is not.
+        self._near.avoid(partition)
+        where = f"{self._topic}/{partition}: the record batch at offset {corrupt.offset} {corrupt.message}"
         if state.corrupt_fetches >= _FETCHES_OF_A_CORRUPT_BATCH:
-            raise CorruptLog(
-                f"{where}, each of {state.corrupt_fetches} times that it was fetched",
-                hint=error.hint,
-            )
-        self._log.warning("a corrupt record batch is fetched again", where=where)
+            state.unreadable, state.retry_at = corrupt, time.monotonic() + _RETRY_CORRUPT_S
+        else:
+            self._log.warning("a corrupt record batch is fetched again", where=where)
 
     def _wanted(self, address: Address) -> dict[int, _Partition]:
         """The partitions that are read from this broker and of which more may be fetched ahead, those first that have the least waiting:
@@ -378,12 +395,14 @@ class Fetcher:
         has_room = waiting < _AHEAD_BATCHES * self._batch and size < _AHEAD_BYTES
         # Of few partitions more than a batch, for the next one is fetched while this one is counted.
         is_short = waiting < self._batch + self._batch // 4
-        share = self._batch // MOST_PARTITIONS
+        share, now = self._batch // MOST_PARTITIONS, time.monotonic()
         sources = self._sources()
         wanted = (
             (p, state)
             for p, state in self._partitions.items()
             if sources.get(p) == address
+            and not state.is_held
+            and (state.unreadable is None or now >= state.retry_at)
             and (not state.messages or (has_room and (is_short or state.messages < share)))
             and self._failure is None
         )
@@ -398,27 +417,8 @@ def _take_from(partition: _Partition, count: int, turn: int) -> list[Records]:
     while partition.waiting and (count > 0 or not len(partition.waiting[0].offsets)):
         records = partition.waiting.popleft()
         if len(records.offsets) > count:
-            records, rest = _split(records, count)
+            records, rest = records.split(count)
             partition.waiting.appendleft(rest)
         count -= len(records.offsets)
         taken.append(records)
     return taken
-
-
-def _split(records: Records, count: int) -> tuple[Records, Records]:
-    def part(rows: slice, next_offset: int, leader_epoch: int) -> Records:
-        return Records(
-            records.offsets[rows],
-            records.timestamps_ms[rows],
-            records.values.take(rows),
-            records.keys.take(rows),
-            next_offset,
-            leader_epoch,
-            records.by_broker,
-            records.is_of_one_leader,
-        )
-
-    middle, epoch = int(records.offsets[count]), records.leader_epoch
-    # Of which leader the last of the first part is, is not known where there are several.
-    first = part(slice(None, count), middle, epoch if records.is_of_one_leader else -1)
-    return first, part(slice(count, None), records.next_offset, epoch)

@@ -29,6 +29,12 @@ _FORMAT = 2
 _LONGEST_HEADERS = 1024
 # A size, attributes, the differences of time and offset, the sizes of key and value, the number of headers: a byte each.
 _SHORTEST_RECORD = 7
+# Up to and with the format's number, which is where it is in all formats.
+_SHORTEST_HEADER = 17
+# What a batch may become when it is decompressed: one of a few megabytes could otherwise take all of the memory.
+_LARGEST_PLAIN = 256 << 20
+# Times the size: most batches fit the room that is made first.
+_FIRST_ROOM = 32
 _RESTORE = "compare the broker's replicas; restore the segment from an intact one"
 _REWRITE = "copy the topic with a client of Kafka 0.11 or later, which writes message format v2"
 _XERIAL = b"\x82SNAPPY\x00"
@@ -67,13 +73,39 @@ class Records:
         start = max(int(self.values.starts[row]), int(self.values.ends[row]))
         return _headers_in(self.values.data[start : start + _LONGEST_HEADERS].tobytes())
 
+    def split(self, count: int) -> tuple[Records, Records]:
+        """The first `count` messages, of more, and the others."""
+        # Of which leader the last of the first part is, is not known where there are several.
+        epoch = self.leader_epoch if self.is_of_one_leader else -1
+        first = self._part(slice(None, count), int(self.offsets[count]), epoch)
+        return first, self._part(slice(count, None), self.next_offset, self.leader_epoch)
+
+    def _part(self, rows: slice, next_offset: int, leader_epoch: int) -> Records:
+        return replace(
+            self,
+            offsets=self.offsets[rows],
+            timestamps_ms=self.timestamps_ms[rows],
+            values=self.values.take(rows),
+            keys=self.keys.take(rows),
+            next_offset=next_offset,
+            leader_epoch=leader_epoch,
+        )
+
+    @classmethod
+    def none(cls, next_offset: int) -> Records:
+        """No messages up to an offset."""
+        numbers = np.empty(0, np.int64)
+        texts = Values(np.zeros(PADDING, np.uint8), numbers, numbers)
+        return cls(numbers, numbers, texts, texts, next_offset)
+
 
 class CorruptBatch(CorruptLog):
-    """A record batch is not what was written, or cannot be read; `offset` is its first one."""
+    """A record batch is not what was written, or cannot be read; `offset` is its first one, `next_offset` the one behind its last, as far as
+    that is known. `raw`: its bytes."""
 
     def __init__(self, offset: int, message: str, *, hint: str = _RESTORE) -> None:
         super().__init__(message, hint=hint)
-        self.offset = offset
+        self.offset, self.next_offset, self.raw = offset, offset + 1, b""
 
 
 def _headers_in(data: bytes) -> dict[bytes, bytes]:
@@ -122,6 +154,52 @@ def read_batches(data: Bytes, start: int, end: int, from_offset: int, aborted: l
         return records
     epochs = batches[:, _EPOCH]
     return replace(records, leader_epoch=int(epochs[-1]), is_of_one_leader=bool((epochs == epochs[-1]).all()))
+
+
+def read_intact(
+    data: Bytes, start: int, end: int, from_offset: int, aborted: list[tuple[int, int]]
+) -> tuple[Records, CorruptBatch | None]:
+    """The messages before the first batch that cannot be read, and that batch, with its bytes; None where all can."""
+    try:
+        return read_batches(data, start, end, from_offset, aborted), None
+    except CorruptBatch as error:
+        failure = error
+    edges = _batch_edges(data, start, end)
+    # The fewest batches with which it fails: the last of them is the one.
+    low, high = 0, len(edges) - 1
+    while low < high - 1:
+        middle = (low + high) // 2
+        try:
+            read_batches(data, start, edges[middle], from_offset, aborted)
+            low = middle
+        except CorruptBatch as error:
+            high, failure = middle, error
+    at, stop = edges[low], edges[low + 1] if low + 1 < len(edges) else end
+    failure.offset = int.from_bytes(data[at : at + 8].tobytes(), signed=True)
+    failure.next_offset = _next_offset(data, at, stop, end)
+    failure.raw = data[at:stop].tobytes()
+    return read_batches(data, start, at, from_offset, aborted), failure
+
+
+def _batch_edges(data: Bytes, start: int, end: int) -> list[int]:
+    """Where whole batches begin, of any format, and where the last of them ends. A batch whose size cannot be true is the last one."""
+    edges, at = [start], start
+    while at + _HEADER <= end:
+        stop = at + 12 + int.from_bytes(data[at + 8 : at + 12].tobytes(), signed=True)
+        if stop > end and len(edges) > 1:
+            break
+        at = stop if at + _SHORTEST_HEADER < stop <= end else end
+        edges.append(at)
+    return edges
+
+
+def _next_offset(data: Bytes, at: int, stop: int, end: int) -> int:
+    """The offset behind a batch: that of the next one where it is there, since the batch's own header may be wrong."""
+    first = int.from_bytes(data[at : at + 8].tobytes(), signed=True)
+    if stop + 8 <= end and (following := int.from_bytes(data[stop : stop + 8].tobytes(), signed=True)) > first:
+        return following
+    last_delta = int.from_bytes(data[at + 23 : at + 27].tobytes(), signed=True) if data[at + 16] == _FORMAT else 0
+    return first + max(0, last_delta) + 1
 
 
 def _unreadable(data: Bytes, at: int) -> CorruptBatch:
@@ -188,14 +266,34 @@ def _decompressed(packed: memoryview, codec: int) -> list[Any]:
     if codec == 0:
         return [packed]
     if codec == 1:
-        return [cramjam.gzip.decompress(packed)]
+        return [_inflated(packed, cramjam.gzip)]
     if codec == 2:
         return [_unsnapped(packed.tobytes())]
     if codec == 3:
         return _unframed(packed)
     if codec == 4:
-        return [cramjam.zstd.decompress(packed)]
+        return [_inflated(packed, cramjam.zstd)]
     raise _Undecodable(f"codec {codec} is not known")
+
+
+def _inflated(packed: memoryview, codec: Any) -> Any:
+    """A batch in one frame, of up to `_LARGEST_PLAIN` bytes. Raises cramjam.DecompressionError, _Undecodable."""
+    size = _FIRST_ROOM * len(packed) + _FIRST_ROOM
+    while True:
+        room = np.empty(min(size, _LARGEST_PLAIN), np.uint8)
+        try:
+            return room[: codec.decompress_into(packed, room)]
+        except cramjam.DecompressionError as error:
+            if "whole buffer" not in str(error):
+                raise
+            _refuse_larger(size + 1)
+            size *= 8
+
+
+def _refuse_larger(size: int) -> None:
+    """Raise _Undecodable for decompressed records of so many bytes, where these are too many."""
+    if size > _LARGEST_PLAIN:
+        raise _Undecodable(f"it is larger than {_LARGEST_PLAIN >> 20} MiB")
 
 
 def _unframed(packed: memoryview) -> list[Any]:
@@ -207,8 +305,8 @@ def _unframed(packed: memoryview) -> list[Any]:
         raise _Undecodable("it is no LZ4 frame")
     flags, largest = packed[4], 1 << (8 + 2 * (packed[5] >> 4 & 7))
     if flags & (_LZ4_ALONE | _LZ4_DICTIONARY) != _LZ4_ALONE:
-        return [cramjam.lz4.decompress(packed)]
-    at, parts = 7 + (8 if flags & _LZ4_SIZED else 0), list[Any]()
+        return [_inflated(packed, cramjam.lz4)]
+    at, plain, parts = 7 + (8 if flags & _LZ4_SIZED else 0), 0, list[Any]()
     while size := int.from_bytes(packed[at : at + 4], "little"):
         at += 4
         block = packed[at : at + (size & ~_LZ4_PLAIN)]
@@ -219,6 +317,8 @@ def _unframed(packed: memoryview) -> list[Any]:
         else:
             room: Any = np.empty(min(largest, _LZ4_MOST * len(block)), np.uint8)
             parts.append(room[: cramjam.lz4.decompress_block_into(block, room)])
+        plain += len(parts[-1])
+        _refuse_larger(plain)
         at += len(block) + (4 if flags & _LZ4_SUMMED else 0)
     return parts
 
@@ -226,11 +326,15 @@ def _unframed(packed: memoryview) -> list[Any]:
 def _unsnapped(packed: bytes) -> bytes:
     """Snappy, in the blocks of the Java client or without."""
     if not packed.startswith(_XERIAL):
+        _refuse_larger(cramjam.snappy.decompress_raw_len(packed))
         return bytes(cramjam.snappy.decompress_raw(packed))
-    parts, at = [], 16
+    parts, plain, at = [], 0, 16
     while at < len(packed):
         size = int.from_bytes(packed[at : at + 4])
-        parts.append(bytes(cramjam.snappy.decompress_raw(packed[at + 4 : at + 4 + size])))
+        block = packed[at + 4 : at + 4 + size]
+        plain += cramjam.snappy.decompress_raw_len(block)
+        _refuse_larger(plain)
+        parts.append(bytes(cramjam.snappy.decompress_raw(block)))
         at += 4 + size
     return b"".join(parts)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 HEADER = "adclick-canary"
 _VERSION = b"1"
@@ -46,15 +45,3 @@ def believable_ms(sent_ms: int, appended_ms: int) -> int:
     if appended_ms <= 0:
         return sent_ms
     return min(max(sent_ms, appended_ms - LONGEST_WAIT_S * 1000), appended_ms)
-
-
-def is_canary(message: Any) -> bool:
-    """Whether a message, as Kafka's client has it, is a canary."""
-    if not may_be_canary(message.value()):
-        return False
-    try:
-        headers = {name.encode(): value or b"" for name, value in message.headers() or []}
-    except (SystemError, UnicodeDecodeError):
-        # What the client raises where a header's name is no UTF-8.
-        return False
-    return sent_ms_of(message.value(), headers) is not None

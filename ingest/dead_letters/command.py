@@ -19,6 +19,7 @@ from ingest.dead_letters.edit import parse_edits
 from ingest.dead_letters.letters import Letter
 from ingest.dead_letters.replay import Plan, plan_letters, plan_lines, send_plan
 from ingest.dead_letters.sent import Mark, SentLetters
+from ingest.dead_letters.set_aside import set_aside
 from ingest.decoding import json_fields
 from ingest.events import Reason
 from ingest.replay.inputs import open_input
@@ -31,9 +32,10 @@ _COLUMNS = ("name", "reason", "detail", "source", "sent", "value")
     "dead-letters",
     "adclick dead-letters list --reason bad-value\nadclick dead-letters show 0/17\n"
     "adclick dead-letters replay 0/17 --edit country=DE\n"
-    "adclick dead-letters replay --field country --edit country=ZZ",
+    "adclick dead-letters replay --field country --edit country=ZZ\n"
+    "adclick dead-letters set-aside 3/17-20",
 )
-@click.argument("action", type=click.Choice(["list", "show", "replay"]))
+@click.argument("action", type=click.Choice(["list", "show", "replay", "set-aside"]))
 @click.argument("names", nargs=-1)
 @click.option("--reason", type=click.Choice([str(r) for r in Reason]), help="Only letters with this reason.")
 @click.option("--detail", help="Only letters whose detail contains this text.")
@@ -51,11 +53,15 @@ def dead_letters_command(
 
     `list` shows them all, `show` one with its bytes, `replay` sends the named ones, or those picked by --reason, --detail
     and --field. An edit touches only letters where that field was at fault. What would be rejected again is left out, and so is
-    what was sent before. Too-late events are refused: the nightly job has them already.
+    what was sent before. Too-late events are refused: the nightly job has them already. `set-aside` makes dead letters of what
+    partitions of ad-events stop before, as `adclick status` names it: messages that no worker can process.
     """
     picked = reason is not None or detail is not None or at_fault is not None
     if action != "replay" and (edits or source is not None or again):
         raise UsageError("--edit, --from and --again are for replay")
+    if action == "set-aside":
+        _set_aside(app, names, picked=picked)
+        return
     if source is not None:
         if names or picked or edits:
             raise UsageError(
@@ -89,6 +95,18 @@ def dead_letters_command(
         if reason == Reason.TOO_LATE:
             raise UserError("too-late events would be too late again", hint="the nightly reconciliation counts them")
         _replay(app, chosen, parse_edits(edits), named=bool(names), again=again)
+
+
+def _set_aside(app: App, names: tuple[str, ...], *, picked: bool) -> None:
+    if picked or not names:
+        raise UsageError("say which, as adclick status names it: adclick dead-letters set-aside 3/17-20")
+    letters = dict[str, str]()
+    for name in names:
+        letters[name] = set_aside(app.settings, name)
+        if not app.json:
+            app.say(f"{name} is set aside as dead letter {letters[name]}; its partition goes on")
+    if app.json:
+        app.data({"set_aside": letters})
 
 
 def _summary(letter: Letter, mark: Mark | None) -> dict[str, Any]:

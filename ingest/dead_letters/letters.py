@@ -13,11 +13,13 @@ from infra.kafka.admin import Admin
 from infra.kafka.client import BEGINNING
 from infra.kafka.consumers import offset_at, read_stretches, read_to_end
 from infra.settings import Settings
+from ingest import poison
 from ingest.dead_letters import edit
 from ingest.decoding import json_fields
 
 _SECONDS = 300.0
 _NAME = re.compile(r"([0-9]{1,9})/([0-9]{1,18})", re.ASCII)
+_COUNT = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 _SOURCE = re.compile(r"(.+)/([0-9]{1,9})/([0-9]{1,18})", re.DOTALL | re.ASCII)
 
 
@@ -48,6 +50,12 @@ class Letter:
         """Where the event came from; None where the letter has no readable `source` header."""
         parts = _SOURCE.fullmatch(self.headers.get("source", ""))
         return SourceMessage(parts[1], int(parts[2]), int(parts[3])) if parts else None
+
+    @property
+    def batch_messages(self) -> int | None:
+        """How many offsets the record batch has that the letter stands for; None where it stands for one message."""
+        text = self.headers.get(poison.MESSAGES, "")
+        return int(text) if _COUNT.fullmatch(text) else None
 
     @property
     def field_at_fault(self) -> str | None:

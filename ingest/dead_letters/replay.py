@@ -26,6 +26,7 @@ from ingest.decoding import json_fields
 from ingest.events import Reason, Rejection
 
 _TOO_LATE = "too-late: the nightly reconciliation counts it"
+_BATCH = "unreadable: its value is a whole record batch; have the producer send its events again"
 # What one transaction takes.
 _EVENTS, _BYTES = 500, 4 << 20
 _ATTEMPTS = 5
@@ -64,6 +65,9 @@ def plan_letters(
     for letter in letters:
         if letter.headers.get("reason") == Reason.TOO_LATE:
             plan.leave(letter.name, _TOO_LATE)
+            continue
+        if letter.batch_messages is not None:
+            plan.leave(letter.name, _BATCH)
             continue
         outcome = mend(letter.value, letter.field_at_fault, edits, moment_ms)
         event_id = outcome.event_id if isinstance(outcome, Mended) else json_fields.valid_id(letter.value)

@@ -84,6 +84,7 @@ _PIPELINE = (
     ),
     ("adclick_worker_waiting", "gauge", "worker backend", "1 while a worker waits for a backend; missing while it does not."),
     ("adclick_worker_stopped", "gauge", "worker", "1 for a minute after a worker stopped with an error; missing otherwise."),
+    ("adclick_poisoned_partitions", "gauge", "", "Partitions of ad-events that stop before a message that no worker can process."),
     ("adclick_detector_stopped", "gauge", "", "1 while the detector has stopped with an error, else 0."),
     ("adclick_silent_shards", "gauge", "", "Shards of the stream that have not reported."),
     (

@@ -83,6 +83,7 @@ def _worker_samples(status: Mapping[str, Any], event_partitions: int) -> Iterato
             yield MetricSample("adclick_worker_waiting", (name, backend), 1)
     for name in status["stopped_workers"]:
         yield MetricSample("adclick_worker_stopped", (name,), 1)
+    yield MetricSample("adclick_poisoned_partitions", (), len(status["poisoned"]))
     yield MetricSample("adclick_detector_stopped", (), float(bool(status["stopped_detector"])))
 
 

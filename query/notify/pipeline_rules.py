@@ -65,7 +65,7 @@ class PipelineWatch:
             self._arrived, self._arrived_since_ms = arrived, now_ms
         is_redis_away = "redis" in status["problems"] and not status["ingest_workers"]
         messages, rejected = (None, None) if is_redis_away else self._count(status["ingest_workers"], now_ms)
-        stopped = None if is_redis_away else dict(status["stopped_workers"])
+        stopped = None if is_redis_away else status["stopped_workers"] | status.get("poisoned", {})
         detector = None if is_redis_away else str(status["stopped_detector"])
         return PipelineFacts(
             level, self._level_since_ms, arrived, self._arrived_since_ms, messages, rejected, stopped, detector

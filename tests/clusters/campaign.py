@@ -64,7 +64,7 @@ class Reader:
     """Asks for all hours by campaign, all the time: how many events answers have, and whether closed counts ever decrease."""
 
     def __init__(self, running: Flow) -> None:
-        self._flow, self._client = running, RouterClient(running.settings)
+        self._flow = running
         self._closed: dict[tuple[str, int], tuple[int, ...]] = {}
         self._stop = threading.Event()
         self.shown: list[tuple[float, int]] = []
@@ -93,9 +93,12 @@ class Reader:
             ("group_by", "campaign_id"),
             ("limit", "10000"),
         ]
+        settings, client = self._flow.settings, RouterClient(self._flow.settings)
         while not self._stop.wait(_POLL_S):
+            if settings is not self._flow.settings:  # as when secrets are rotated
+                settings, client = self._flow.settings, RouterClient(self._flow.settings)
             try:
-                answer = self._client.get("", parameters)
+                answer = client.get("", parameters)
             except Unavailable:
                 continue
             if not answer["warnings"]:

@@ -34,7 +34,7 @@ _ENGINES = (
     "MergeTree", "ReplacingMergeTree", "AggregatingMergeTree", "Distributed", "Memory",
     "ReplicatedMergeTree", "ReplicatedReplacingMergeTree", "ReplicatedAggregatingMergeTree",
 )  # fmt: skip
-_ALL = (
+EVERYTHING = (
     "SHOW, SELECT, INSERT, ALTER, CREATE DATABASE, CREATE TABLE, CREATE VIEW, DROP, TRUNCATE, OPTIMIZE, SYSTEM, KILL QUERY ON *.*",
     "REMOTE ON *.*",
     "CLUSTER ON *.*",
@@ -149,7 +149,7 @@ class ClickHouseCluster:
         for node in self.nodes if proxied else ():
             node.put_behind_proxies()
         self._profiles = dict(profiles or {})
-        self._users = {USER: _ALL} | dict(users or {}) | dict.fromkeys(self._profiles, _ALL)
+        self._users = {USER: EVERYTHING} | dict(users or {}) | dict.fromkeys(self._profiles, EVERYTHING)
         self._clients = dict[str, list[ClickHouse]]()
 
     def start(self) -> None:
@@ -159,6 +159,14 @@ class ClickHouseCluster:
             node.spawn()
         for node in self.nodes:
             node.wait()
+
+    def remove_user(self, name: str) -> None:
+        """Remove one from the configuration, and start all nodes again with it."""
+        del self._users[name]
+        for node in self.nodes:
+            self._lay_out(node)
+            node.kill()
+            node.start()
 
     def close(self) -> None:
         """Kill all nodes."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
 
 from infra.embedded import jars, java, kafka_storage
 from infra.embedded.lifeline import die_with_parent
@@ -33,6 +33,7 @@ from tests.product import PATIENCE, wait_until
 
 _PROPERTIES = "server.properties"
 _STOP_S = 20.0
+_SET = AlterConfigOpType.SET
 _REQUEST_S = 5.0
 _LEVELS = list[bytes]()
 """What Kafka's tool wrote into the first storage of this process, with the users of SCRAM: it takes two seconds for each."""
@@ -117,6 +118,21 @@ class KafkaCluster(Started):
         """SIGSTOP it: its connections stay, and nothing answers."""
         self._processes[broker].send_signal(signal.SIGSTOP)
         self._halted.add(broker)
+
+    def present(self, server: Identity) -> None:
+        """Have brokers show another certificate from now on, without a restart: its subject and names must be those of the former one."""
+        admin = self.admin()  # which has to live until the results are there
+        for node in self._ports:
+            shutil.copyfile(server.keystore, self._folder / str(node) / "server.keystore.pem")
+            # To set the location anew, though it is the same, has the broker read the file again.
+            entries = [
+                ConfigEntry(
+                    f"listener.name.{name}.ssl.keystore.location", "server.keystore.pem", incremental_operation=_SET
+                )
+                for name in ("ssl", "sasl_ssl")
+            ]
+            resource = ConfigResource(ConfigResource.Type.BROKER, str(node), incremental_configs=entries)
+            admin.incremental_alter_configs([resource])[resource].result(_REQUEST_S * PATIENCE)
 
     def resume(self, broker: int) -> None:
         """Let one that was halted go on."""

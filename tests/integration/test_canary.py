@@ -127,5 +127,5 @@ def _check_proof(running: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(coverage, "read_marks", lambda *_: ())
     assert missing() == 0, "canaries are read where their marks are gone"
-    monkeypatch.setattr(coverage, "is_canary", lambda _: False)
+    monkeypatch.setattr(coverage, "_is_canary", lambda _records, _row: False)
     assert missing() == marked, "or all of them would be missing"

@@ -6,13 +6,15 @@ from pathlib import Path
 
 from infra.clock import now_ms
 from infra.kafka import topics
+from infra.kafka.admin import Admin
 from infra.kafka.records import Record
 from infra.kafka.transactions import TransactionalProducer
 from infra.settings import Settings
 from ingest import blocks, partials
 from ingest.blocks import SourceRange
+from tests.damage import damage_batch
 from tests.flow import STEP, flow
-from tests.product import PATIENCE
+from tests.product import PATIENCE, wait_until
 
 
 def _hole() -> bytes:
@@ -37,3 +39,18 @@ def test_a_hole_stops_the_stream_and_is_not_skipped(settings: Settings, tmp_path
         running.send()
         running.start("stream-0")
         assert running.workers["stream-0"].wait(40 * PATIENCE) == 1
+
+
+def test_a_block_that_cannot_be_read_stops_the_stream_and_is_named(
+    settings: Settings, backends: Path, tmp_path: Path
+) -> None:
+    with flow(settings, tmp_path) as running:
+        running.start("ingest-0")
+        running.send(STEP // 2)
+        topic, admin = settings.topic(topics.BLOCKS), Admin(settings.kafka_connection)
+        wait_until(lambda: admin.ends(topic, 2)[0] > 2, 40, "there are blocks")
+        damage_batch(backends / "kafka" / "data" / f"{topic}-0", 0, "codec")
+        running.start("stream-0")
+        assert running.workers["stream-0"].wait(60 * PATIENCE) == 1
+        log = (tmp_path / "log").read_text()
+        assert f"adclick: stream: {topic}/0: the record batch at offset 0 cannot be decompressed: codec 7" in log

@@ -11,7 +11,7 @@ from query.client import Client
 from tests.conftest import adclick
 from tests.product import Product, wait_until
 from tests.recovery.late_clicks import LateClicks, added
-from tests.recovery.rehearsals import Scene, check, must, reconcile
+from tests.recovery.scene import Scene, check, must, reconcile
 
 _NAME = "nightly"
 # What workers write goes on after the backup.

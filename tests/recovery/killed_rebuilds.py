@@ -8,7 +8,7 @@ import time
 
 from tests.conftest import adclick
 from tests.product import Product, wait_until
-from tests.recovery.rehearsals import Scene, check
+from tests.recovery.scene import Scene, check
 
 
 def rebuild(product: Product, *words: str) -> None:

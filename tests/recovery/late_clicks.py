@@ -9,7 +9,7 @@ from typing import Any
 from infra.clock import DAY_MS, HOUR_MS, iso
 from query.client import Client
 from tests.product import Product, wait_until
-from tests.recovery.rehearsals import Scene, must
+from tests.recovery.scene import Scene, must
 
 _CLICKS, _COST = 50, 1_000
 _MEASURES = ("impressions", "clicks", "conversions", "spend_micros")

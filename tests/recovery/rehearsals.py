@@ -1,7 +1,8 @@
-"""`make rehearse`: the ways back of docs/recovery.md, each on a copy of a stack that has counted and reconciled a day.
+"""`make rehearse`: the ways back of docs/recovery.md, each on a copy of a stack that has counted and reconciled a day; and the procedures of
+docs/runbooks.md, each on a stack of its own.
 
-Each loses something, takes the steps of the page, and compares every answer with the truth. EVENTS changes how many there are (60,000),
-ONLY=name takes one rehearsal alone. Exit 1 where an answer differs.
+Each loses something or changes something, takes the steps of its page, and compares every answer with the truth. EVENTS changes how many
+there are, ONLY=name takes one rehearsal alone. Exit 1 where an answer differs.
 """
 
 from __future__ import annotations
@@ -11,135 +12,26 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from infra.clock import DAY_MS, MINUTE_MS, iso, now_ms
-from infra.embedded.stack_folder import Folder
+from infra.clock import MINUTE_MS, now_ms
 from infra.errors import AdclickError
-from ingest.synthetic.generator import Spec, SyntheticEvents, generate_events
-from query.client import Client
-from query.demo.oracle import Oracle
-from query.demo.questions import DemoQuestion, make_questions, make_reconciled_questions
+from ingest.synthetic.generator import Spec, generate_events
 from tests.conftest import adclick
-from tests.product import COUNTS, SPAN_MS, Product, wait_until
-
-_COPIES = 2_000
-"""Events that are sent a second time after a way back: none may count."""
-
-
-@dataclass
-class Scene:
-    """What all rehearsals begin with: `backup` is a copy of a stopped stack's folder. It has counted `events`, and reconciled a day."""
-
-    work: Path
-    backup: Path
-    events: SyntheticEvents
-    start_ms: int
-
-    @property
-    def day_ms(self) -> int:
-        """The day that was reconciled."""
-        return (self.start_ms + SPAN_MS) // DAY_MS * DAY_MS - DAY_MS
-
-    @property
-    def date(self) -> str:
-        """The same, as commands take it."""
-        return iso(self.day_ms)[:10]
-
-    def questions(self, product: Product) -> list[DemoQuestion]:
-        """About all that was counted since the end of that day."""
-        since_ms = self.day_ms + DAY_MS
-        questions = make_questions(product.oracle, since_ms, self.start_ms + SPAN_MS)
-        # A day of another zone may begin in the reconciled one.
-        return [q for q in questions if q.start_ms >= since_ms]
-
-    def reconciled_questions(self, product: Product) -> list[DemoQuestion]:
-        """About the day that was reconciled."""
-        return make_reconciled_questions(self.questions(product), self.day_ms)
-
-    def product(self, name: str) -> Product:
-        """A stack in a folder of its own, not started."""
-        return Product(Folder(self.work / name), self.events, self.start_ms, [])
-
-    @contextmanager
-    def restored(self, name: str) -> Iterator[Product]:
-        """A copy of the backup, not started; it is stopped and removed at the end."""
-        product = self.product(name)
-        shutil.copytree(self.backup, product.folder.path, symlinks=True)
-        # Another copy may still run.
-        product.folder.write_state({k: v for k, v in product.folder.state().items() if k != "ports"})
-        try:
-            yield product
-        finally:
-            adclick("down", "--dir", str(product.folder.path))
-            shutil.rmtree(product.folder.path)
-
-
-def must(product: Product, *words: str, code: int = 0) -> str:
-    """Run a command on the stack; returns what it wrote to standard error. Raises AssertionError for another exit code."""
-    result = adclick(*words, "--dir", str(product.folder.path))
-    assert result.returncode == code, f"{words} ended with {result.returncode}: {result.stderr}"
-    return result.stderr
-
-
-def reconcile(product: Product, scene: Scene) -> None:
-    """Recount the day, once it is no longer open. 3: with an alert, as some events were too late for the stream."""
-
-    def is_done() -> bool:
-        result = adclick("reconcile", "--date", scene.date, "--dir", str(product.folder.path))
-        is_open = result.returncode == 1 and "still open" in result.stderr
-        assert is_open or result.returncode in (0, 3), result.stderr
-        return not is_open
-
-    wait_until(is_done, 60, "the day has ended")
-
-
-def rebuild(product: Product, *words: str) -> None:
-    """Take a way back by its command. 3: with an alert, as some events were too late for the stream."""
-    result = adclick("rebuild", *words, "--dir", str(product.folder.path))
-    assert result.returncode in (0, 3), result.stderr
-
-
-def check(product: Product, questions: list[DemoQuestion]) -> None:
-    """Raise AssertionError where an answer is not the truth, once all have become it."""
-    client, oracle = Client(product.settings), product.oracle
-    left = questions
-
-    def all_exact() -> bool:
-        nonlocal left
-        left = [q for q in left if _difference(oracle, client, q)]
-        return not left
-
-    wait_until(all_exact, 60, lambda: f"{left[0].parameters()}: {_difference(oracle, client, left[0])}")
-    wrong = [d for q in questions if (d := _difference(oracle, client, q))]
-    assert not wrong, wrong[:3]
-
-
-def _difference(oracle: Oracle, client: Client, question: DemoQuestion) -> str:
-    try:
-        return oracle.check(client, question).difference
-    except AdclickError as error:
-        return str(error)
-
-
-def check_what_is_missing(product: Product, questions: list[DemoQuestion]) -> None:
-    """Raise AssertionError where an answer is not the truth, and does not say that something is missing."""
-    client, oracle = Client(product.settings), product.oracle
-    for question in questions:
-        if difference := _difference(oracle, client, question):
-            warnings = client.get("/v1/metrics", question.parameters())["warnings"]
-            assert warnings, f"without a warning: {question.parameters()}: {difference}"
-
-
-def send_again(product: Product, scene: Scene) -> None:
-    """Send the newest events once more: they are copies within the horizon."""
-    file = scene.work / "copies.ndjson"
-    file.write_bytes(b"\n".join(scene.events.lines[-_COPIES:].to_list()) + b"\n")
-    must(product, "replay", str(file))
-    wait_until(product.caught_up, 60, "the copies are read")
+from tests.product import COUNTS, SPAN_MS, wait_until
+from tests.recovery.backups import backup
+from tests.recovery.deployment import deployment
+from tests.recovery.disk import archive_disk, disk
+from tests.recovery.growth import growth
+from tests.recovery.killed_rebuilds import killed_rebuilds
+from tests.recovery.poison import poison
+from tests.recovery.rotation import rotation
+from tests.recovery.scene import Scene, check, check_what_is_missing, must, rebuild, reconcile, send_again
+from tests.recovery.upgrade import upgrade
+from tests.recovery.wrong_bill import wrong_bill
 
 
 def whole_stack(scene: Scene) -> float:
@@ -213,7 +105,9 @@ def archive(scene: Scene) -> float:
 
 
 # Each returns the seconds from the loss until all answers were the truth.
-REHEARSALS = (whole_stack, redis, clickhouse, kafka, archive)
+REHEARSALS = (whole_stack, redis, clickhouse, kafka, archive, backup, wrong_bill, killed_rebuilds)
+# Those of docs/runbooks.md, in a folder of their own, without the scene.
+PROCEDURES = (deployment, growth, upgrade, poison, archive_disk, disk, rotation)
 
 
 def prepare(work: Path, count: int) -> Scene:
@@ -243,25 +137,37 @@ def prepare(work: Path, count: int) -> Scene:
 
 def main() -> None:
     """Rehearse all, or one."""
-    from tests.recovery import backups, killed_rebuilds, wrong_bill  # which import this module
-
-    rehearsals = (*REHEARSALS, backups.backup, wrong_bill.wrong_bill, killed_rebuilds.killed_rebuilds)
     only = os.environ.get("ONLY", "")
-    chosen = [rehearsal for rehearsal in rehearsals if only in ("", rehearsal.__name__)]
-    if not chosen:
-        sys.exit(f"ONLY must be one of {', '.join(rehearsal.__name__ for rehearsal in rehearsals)}")
-    failed = False
+    names = [rehearsal.__name__ for rehearsal in (*REHEARSALS, *PROCEDURES)]
+    if only and only not in names:
+        sys.exit(f"ONLY must be one of {', '.join(names)}")
+    chosen = [rehearsal for rehearsal in REHEARSALS if only in ("", rehearsal.__name__)]
+    procedures = [rehearsal for rehearsal in PROCEDURES if only in ("", rehearsal.__name__)]
+    results = list[bool]()
     with tempfile.TemporaryDirectory(prefix="adclick-rehearsal-") as folder:
-        scene = prepare(Path(folder), int(os.environ.get("EVENTS") or 60_000))
-        for rehearsal in chosen:
-            try:
-                took_s = rehearsal(scene)
-            except AssertionError as error:
-                failed = True
-                print(f"{rehearsal.__name__:12} FAILED: {error}", flush=True)
-            else:
-                print(f"{rehearsal.__name__:12} exact {took_s:.0f} s after the loss", flush=True)
-    sys.exit(failed)
+        for procedure in procedures:
+            work = Path(folder) / procedure.__name__
+            work.mkdir()
+            results.append(_is_exact(procedure.__name__, partial(procedure, work), "from its beginning on"))
+        if chosen:
+            scene = prepare(Path(folder), int(os.environ.get("EVENTS") or 60_000))
+            results += [
+                _is_exact(rehearsal.__name__, partial(rehearsal, scene), "after the loss") for rehearsal in chosen
+            ]
+    sys.exit(not all(results))
+
+
+def _is_exact(name: str, rehearse: Callable[[], float], since: str) -> bool:
+    """Rehearse, and print what came of it."""
+    print(name, flush=True)
+    try:
+        took_s = rehearse()
+    except (AssertionError, AdclickError) as error:
+        traceback.print_exc()
+        print(f"{name:12} FAILED: {error}", flush=True)
+        return False
+    print(f"{name:12} exact {took_s:.0f} s {since}", flush=True)
+    return True
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from query.client import Client
 from tests.conftest import adclick
 from tests.product import Product, wait_until
 from tests.recovery.late_clicks import LateClicks, added
-from tests.recovery.rehearsals import Scene, check, reconcile
+from tests.recovery.scene import Scene, check, reconcile
 
 
 def wrong_bill(scene: Scene) -> float:

@@ -20,6 +20,7 @@ from ingest.blocks import BlockHeader, SourceRange
 from ingest.counts import Counts
 from ingest.dead_letters.sent import Mark
 from ingest.dedup.mirror import PartitionMirror, RegistryHead
+from ingest.poison import Poison
 from ingest.shedding import Level
 from ingest.source_partition import SourcePartition
 from stream.chunks import ChunkHeader
@@ -112,6 +113,7 @@ def test_reports_of_ingest_workers_have_the_documented_fields() -> None:
     redis = FakeRedis()
     partition = SourcePartition(0, position.Position(1), PartitionMirror(0, RegistryHead(0)), 0.0, 0)
     partition.watch_transaction(1, 2, 0.0)
+    partition.poison = Poison(0, 1, 1, "ValueError", b"")
     published_status.publish_report(
         redis,
         "adclick:",

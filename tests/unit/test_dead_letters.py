@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -303,6 +304,14 @@ def test_too_late_letters_are_left_to_the_nightly_job() -> None:
     plan = planned([letter("0/1", "too-late", "9 ms")], None)
     assert plan.sends == []
     assert "nightly" in plan.first_left
+
+
+def test_a_whole_batch_is_left_and_a_single_message_that_was_set_aside_is_sent() -> None:
+    message = letter("0/1", "unreadable", "ZeroDivisionError: a bug")
+    batch = dataclasses.replace(message, name="0/2", value=b"\0\1", headers=message.headers | {"messages": "3"})
+    plan = planned([message, batch], None)
+    assert [event["event_id"] for event in sent_events(plan)] == [EVENT["event_id"]]
+    assert [name for name, why in plan.refused if "whole record batch" in why] == ["0/2"]
 
 
 def test_events_of_a_file_are_sent_once_and_only_if_all_of_them_are_valid() -> None:

@@ -283,6 +283,7 @@ _COMPOSED = {
     "max.message.bytes is": ('"max.message.bytes"',),
     "retention.ms is": ('"retention.ms"',),
     "ADCLICK_ACCEPT_LOSS=": ("ADCLICK_ACCEPT_LOSS",),
+    "ad-events/": ("stops before",),
 }
 
 

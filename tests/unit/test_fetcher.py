@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import struct
 import threading
@@ -13,9 +14,10 @@ from typing import NoReturn, cast
 import pytest
 
 from infra.columnar.columns import PADDING
-from infra.errors import CorruptLog, Denied
+from infra.errors import Denied
 from infra.kafka.client import KafkaError
 from infra.kafka.fetch import Fetcher
+from infra.kafka.record_batches import CorruptBatch
 from infra.kafka.topic_state import TopicState
 from tests.product import PATIENCE, wait_until
 from tests.unit.test_fetch_responses import TOPIC_ID, partition, response
@@ -106,25 +108,61 @@ def test_of_which_leader_the_last_message_of_a_batch_is_goes_along_where_it_is_k
     assert [records.leader_epoch for records in taken] == [first, epochs[1]]
 
 
+def stopped_before(fetcher: Fetcher) -> CorruptBatch:
+    """Wait until partition 0 stops before a batch that cannot be read."""
+    wait_until(lambda: taken(fetcher) or fetcher.unreadable(), 20, "the partition stops")
+    return fetcher.unreadable()[0]
+
+
 @pytest.mark.parametrize("count", [-(2**31), 2**31 - 1])
 def test_a_batch_with_an_impossible_number_of_records_is_named(count: int) -> None:
     raw = bytearray(batch(record(0), codec=0, count=1))
     raw[57:61] = struct.pack(">i", count)
     raw[17:21] = struct.pack(">I", crc32c(bytes(raw[21:])))
-    with (
-        reading(answer_of(bytes(raw))) as fetcher,
-        pytest.raises(CorruptLog, match=f"ad-events/0: the record batch at offset 7 has {count} records .* 3 times"),
-    ):
-        wait_until(lambda: taken(fetcher), 20, "the reader stops")
+    with reading(answer_of(bytes(raw))) as fetcher:
+        corrupt = stopped_before(fetcher)
+    assert (corrupt.offset, corrupt.raw) == (7, bytes(raw))
+    assert f"has {count} records" in str(corrupt)
 
 
 def test_a_log_in_an_old_message_format_is_named_with_what_to_do() -> None:
-    old = struct.pack(">qiib", 7, 200, 0, 1) + bytes(200)
-    with (
-        reading(answer_of(old)) as fetcher,
-        pytest.raises(CorruptLog, match=r"offset 7 is in the old message format v1; v2 is needed.*copy the topic"),
-    ):
-        wait_until(lambda: taken(fetcher), 20, "the reader stops")
+    old = struct.pack(">qiib", 7, 200, 0, 1) + bytes(195)
+    with reading(answer_of(old)) as fetcher:
+        corrupt = stopped_before(fetcher)
+    assert (corrupt.offset, corrupt.raw) == (7, old)
+    assert re.search(r"is in the old message format v1; v2 is needed.*copy the topic", str(corrupt))
+
+
+def test_a_batch_that_cannot_be_read_stops_its_own_partition_after_what_is_before_it() -> None:
+    intact = [batch(record(0), codec=0, count=1, offset=offset) for offset in (7, 8, 10)]
+    bad = batch(record(0), codec=5, count=1, offset=9)
+    logs = {"bad": partition(0, intact[0] + intact[1] + bad + intact[2]), "good": partition(1, intact[0])}
+    state = TopicState(partitions=2, topic_id=TOPIC_ID, leaders={0: ("bad", 9092), 1: ("good", 9092)})
+
+    def connect(address: tuple[str, int], _timeout_s: float) -> tuple[socket.socket, float]:
+        raw = response(logs[address[0]]).tobytes()
+        return cast(socket.socket, Broker(lambda: raw[: len(raw) - PADDING])), float("inf")
+
+    fetcher = Fetcher("ad-events", lambda: state, connect)
+    fetcher.assign({0: 7, 1: 7})
+    taken: dict[int, list[int]] = {0: [], 1: []}
+
+    def take() -> bool:
+        for p, parts in fetcher.take(10, 0.1).items():
+            taken[p] += [offset for records in parts for offset in records.offsets.tolist()]
+        return bool(fetcher.unreadable())
+
+    try:
+        wait_until(take, 20, "partition 0 stops")
+        corrupt = fetcher.unreadable()[0]
+        assert (taken[0], corrupt.offset, corrupt.next_offset, corrupt.raw) == ([7, 8], 9, 10, bad)
+        assert "codec 5 is not known" in corrupt.message
+        fetcher.seek(0, corrupt.next_offset)
+        wait_until(lambda: take() or taken[0][-1] == 10, 20, "it goes on behind the batch")
+        assert taken[0] == [7, 8, 10]
+        assert taken[1] == [7]
+    finally:
+        fetcher.close()
 
 
 @pytest.mark.parametrize("error", [ValueError("negative dimensions"), MemoryError("3 TiB"), AssertionError()])

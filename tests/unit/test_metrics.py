@@ -27,7 +27,7 @@ _STATUS: dict[str, Any] = {
     "canaries": [{"tier": "hot", "age_s": 1.5, "slowest_s": 40.0, "slowest": "shard 1"}], "warnings": ["a"],
     "open_transactions": {"ad-events/0": {"offset": 3, "messages": 5}, "ad-events/1": {"offset": 3, "messages": 6}},
     "ingest_workers": [{"worker": "ingest-0", "partitions": {"1": {}}, "counts": _COUNTS}, {"worker": "former", "partitions": {}}],
-    "waits": {"stream-0": {"kafka": "Kafka: away"}}, "stopped_workers": {"ingest-1": "a hole"}, "stopped_detector": "a bug",
+    "waits": {"stream-0": {"kafka": "Kafka: away"}}, "stopped_workers": {"ingest-1": "a hole"}, "stopped_detector": "a bug", "poisoned": {"ad-events/1": "why"},
     "silent_shards": [1], "stalled": ["a shard"], "level": "sampling", "stream_lag_s": 1.5, "watermark": "2026-11-29T00:00:00Z",
     "shards": [{"lag_s": 0.5, "watermark": None, "events": 7}, {"lag_s": None, "watermark": None, "events": None}],
     "redis_memory": [{"server": "127.0.0.1:6379", "used_bytes": 1, "limit_bytes": 2}],

@@ -98,6 +98,9 @@ class Consumer:
     def take(self, _count: int, _timeout_s: float) -> dict[int, list[Any]]:
         return {}
 
+    def unreadable(self) -> dict[int, Any]:
+        return {}
+
 
 class Log:
     """A logger that keeps no lines."""

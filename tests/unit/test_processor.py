@@ -14,7 +14,7 @@ from infra.clock import HOUR_MS, now_ms
 from infra.columnar.columns import Values
 from infra.errors import Unavailable
 from infra.kafka import topics
-from infra.kafka.record_batches import Records
+from infra.kafka.record_batches import CorruptBatch, Records
 from infra.settings import Settings
 from ingest import blocks
 from ingest.dedup.registry import Registry
@@ -35,6 +35,9 @@ class Log:
 
     def end(self, partition: int) -> int:
         return self.ends[partition]
+
+    def unreadable(self) -> dict[int, CorruptBatch]:
+        return {}
 
     leaves_messages = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -21,7 +22,9 @@ def test_published_reports_are_read_until_they_expire() -> None:
     clock = Clock()
     redis = FakeRedis(clock)
     for worker, level, sent_ms in (("b", Level.NORMAL, 0), ("a", Level.SAMPLING, 7)):
-        partitions = {0: {"offset": 1, "watermark_ms": None, "misdated": 2 if worker == "a" else 0}}
+        partitions: dict[int, Any] = {0: {"offset": 1, "watermark_ms": None, "misdated": 2 if worker == "a" else 0}}
+        if worker == "b":
+            partitions[1] = {"offset": 17, "watermark_ms": None, "poison": {"name": "1/17-20", "why": "no CRC"}}
         publish_report(
             redis, PREFIX, worker, level=level, lag=3, counts=Counts(messages=4, copies=1, doubt=1), started_ms=1,
             sent_ms=sent_ms, at_ms=5, partitions=partitions,
@@ -34,6 +37,10 @@ def test_published_reports_are_read_until_they_expire() -> None:
     assert reports.workers[0]["doubt"] == 1
     assert reports.stopped == {"c": "Kafka: it is away"}
     assert (reports.level, reports.sent_ms, reports.misdated("ad-events")) == ("sampling", 7, {"ad-events/0": 2})
+    assert reports.poison_names() == {"1/17-20"}
+    assert list(reports.poisoned("ad-events")) == ["ad-events/1"]
+    (problem,) = reports.poisoned("ad-events").values()
+    assert re.search(r"before 1/17-20: no CRC.*adclick dead-letters set-aside 1/17-20", problem)
     clock.now += 15
     reports = read_reports(redis, PREFIX)
     assert (reports.workers, reports.stopped) == ([], {"c": "Kafka: it is away"})

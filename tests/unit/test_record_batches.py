@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import cramjam
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infra.columnar.columns import PADDING
 from infra.kafka import record_batches
@@ -203,3 +207,32 @@ def test_a_damaged_batch_is_named_and_those_before_it_are_not_read_without_it() 
     with pytest.raises(CorruptBatch, match="CRC-32C") as failure:
         read_raw(intact + second)
     assert failure.value.offset == 8
+
+
+@given(st.integers(1, 6), st.data())
+def test_of_some_batches_those_before_the_first_bad_one_are_read_and_that_one_is_named(count: int, data: Any) -> None:
+    batches = [bytearray(batch(record(0) + record(1), codec=0, count=2, offset=7 + 2 * n)) for n in range(count)]
+    bad = data.draw(st.sets(st.integers(0, count - 1)))
+    for number in bad:
+        at = data.draw(st.integers(17, len(batches[number]) - 1))  # what the checksum covers, or is
+        batches[number][at] ^= data.draw(st.integers(1, 255))
+    raw = b"".join(batches)
+    messages, corrupt = record_batches.read_intact(np.frombuffer(raw + bytes(PADDING), np.uint8), 0, len(raw), 7, [])
+    first = min(bad, default=count)
+    assert messages.offsets.tolist() == list(range(7, 7 + 2 * first))
+    assert (corrupt is None) == (not bad)
+    if corrupt is not None:
+        assert (corrupt.offset, corrupt.raw) == (7 + 2 * first, bytes(batches[first]))
+        assert first == count - 1 or corrupt.next_offset == 9 + 2 * first
+
+
+@pytest.mark.parametrize("codec", ["snappy", "lz4", "zstd"])
+def test_a_batch_that_would_take_all_of_the_memory_is_refused(codec: str) -> None:
+    codecs: dict[str, tuple[int, Callable[[bytes], Any]]] = {
+        # What it says that it would become, before anything is.
+        "snappy": (2, lambda _: b"\xff\xff\xff\xff\x0f" + bytes(50)), "lz4": (3, cramjam.lz4.compress),
+        "zstd": (4, cramjam.zstd.compress),
+    }  # fmt: skip
+    number, packed = codecs[codec]
+    with pytest.raises(CorruptBatch, match="is larger than 256 MiB"):
+        read_raw(batch(bytes(packed(bytes(257 << 20))), codec=number, count=1))
