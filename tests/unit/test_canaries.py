@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from infra.clock import HOUR_MS, MINUTE_MS
 from infra.columnar.columns import PADDING
 from infra.kafka import record_batches, topics
-from infra.kafka.record_batches import Records
+from infra.kafka.record_batches import CorruptBatch, Records
 from infra.kafka.records import Record
 from infra.settings import Settings
 from ingest import blocks, processor
@@ -296,6 +296,9 @@ class OneBatch:
 
     def end(self, partition: int) -> int:
         return self.ends[partition]
+
+    def unreadable(self) -> dict[int, CorruptBatch]:
+        return {}
 
     def waits_only_for(self, partition: int, is_such: Callable[[bytes | None], bool]) -> bool:
         return bool(self.waits) and all(map(is_such, self.waits))

@@ -27,7 +27,7 @@ from tests.monitoring.rehearsal.stack import RehearsedStack
 GROUPS: dict[str, tuple[Scene, ...]] = {
     "first-day": (pipeline.FIRST_DAY,),
     "pipeline": (
-        pipeline.OVERLOAD, pipeline.PRODUCERS, pipeline.SILENCE, pipeline.CANARIES, pipeline.STREAM, pipeline.STOPPED, pipeline.DOUBT, pipeline.ROUTERS,
+        pipeline.OVERLOAD, pipeline.PRODUCERS, pipeline.SILENCE, pipeline.CANARIES, pipeline.STREAM, pipeline.STOPPED, pipeline.DOUBT, pipeline.POISON, pipeline.ROUTERS,
     ),
     "stores": (stores.LATENCY, stores.MEMORY, stores.CLICKHOUSE),
     "bills": (stores.NEVER, stores.LATE_RUN, stores.UNBILLED, stores.RUN_ALERT),

@@ -8,11 +8,14 @@ from typing import Any
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from infra.clock import now_ms
 from infra.kafka import topics
 from infra.kafka.admin import Admin
 from infra.redis.client import Redis
 from ingest.dedup import registry
+from query.status import read_status
 from tests.clusters.certificates import DAY
+from tests.damage import damage_batch
 from tests.monitoring.rehearsal.load import Message, make_event
 from tests.monitoring.rehearsal.scenes import Expected, Scene
 from tests.monitoring.rehearsal.stack import ARCHIVE_BYTES, RATE, TLS_ROUTER, RehearsedStack, backlog
@@ -252,6 +255,35 @@ DOUBT = Scene(
         Expected("AdclickDoubt", "warning", "Redis loses all ids, ad-events its messages; 1,000 copies come",
                  "none: the nightly run decides, no more copies come", "log of ingest-0", "ids are lost for good"),
     ), _Copies().lose_ids, lambda _: None,
+)  # fmt: skip
+
+
+class _Poison:
+    """A record batch that no worker can read."""
+
+    def damage(self, stack: RehearsedStack) -> None:
+        settings, topic = stack.settings, stack.settings.topic(topics.EVENTS)
+        stack.load.rate = 0
+        wait_until(lambda: stack.lag() == 0, 60, "all is read")
+        stack.end_all("ingest")
+        stack.send([make_event(now_ms()) for _ in range(200)])
+        last = Admin(settings.kafka_connection).ends(topic, settings.event_partitions)[0] - 1
+        damage_batch(stack.folder.path / "kafka" / "data" / f"{topic}-0", last, "checksum")
+        stack.start("ingest-0")
+        stack.load.rate = RATE
+
+    def set_aside(self, stack: RehearsedStack) -> None:
+        topic = stack.settings.topic(topics.EVENTS)
+        problem = next(text for name, text in read_status(stack.settings)["problems"].items() if name.startswith(topic))
+        stack.look(f"adclick dead-letters set-aside {problem.rsplit(' ', 1)[1]}")
+
+
+_POISON = _Poison()
+POISON = Scene(
+    "poison", (
+        Expected("AdclickPoisonedPartition", "critical", "a record batch is damaged on the broker's disk",
+                 "adclick dead-letters set-aside, as the problem says", "adclick status", "dead-letters set-aside"),
+    ), _POISON.damage, _POISON.set_aside,
 )  # fmt: skip
 
 

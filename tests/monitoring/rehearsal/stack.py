@@ -116,6 +116,12 @@ class RehearsedStack:
         self.send_signal(name, number)
         self._processes[name].wait(60)
 
+    def end_all(self, kind: str) -> None:
+        """End all workers of a kind of its own."""
+        for name, process in self._processes.items():
+            if name.startswith(f"{kind}-") and process.poll() is None:
+                self.end(name)
+
     def log(self, name: str) -> Path:
         """The log of a process."""
         return self.folder.log(name)
