@@ -78,5 +78,5 @@ def _contents(client: ClickHouse) -> dict[str, tuple[int, int]]:
         if not name.startswith(_MOVES):
             final = "" if engine == "MergeTree" else " FINAL"
             ((count, digest),) = client.rows(f"SELECT count(), sum(cityHash64(*)) FROM {client.database}.{name}{final}")
-            contents[name] = int(count), int(digest)
+            contents[name] = int(count), int(digest or 0)  # none of an empty table
     return contents
