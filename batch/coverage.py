@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -44,9 +44,12 @@ class Stretch:
     partition: int
     from_offset: int
     to_offset: int
+    region: str = ""
+    """The name of the region, where it is another one than the run's."""
 
     def __str__(self) -> str:
-        return f"{self.partition}/{self.from_offset} to {self.to_offset}"
+        region = f"{self.region} " if self.region else ""
+        return f"{region}{self.partition}/{self.from_offset} to {self.to_offset}"
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Proof:
     rejected: RejectedIds
     ends: Sequence[int]
     """Offsets of ad-events up to which the archive was complete when the run began."""
+    other_ends: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """The same of other regions, by name, in the order of their numbers."""
 
 
 @dataclass(frozen=True)

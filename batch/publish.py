@@ -12,15 +12,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from batch.archived_rows import PARTITIONS_APART, Archives
 from batch.coverage import Proof
 from batch.move_tables import AMOUNTS, DIMENSIONS
+from batch.recount import Billed
 from batch.spark_job import RunInput
 from infra.clickhouse import borders
 from infra.clickhouse.client import ClickHouse
 from infra.clickhouse.ledger_causes import Cause
 from infra.clock import DAY_MS, HOUR_MS, day_start_ms
 from infra.errors import LeaseLost
-from infra.file_store import FileStore
 from ingest.archive.files import File
 from ingest.partials import BILLED
 
@@ -29,7 +30,7 @@ from ingest.partials import BILLED
 class Comparison:
     """How a day's run differs from the stream, over hours × all dimensions.
 
-    `corrected`: dimensions with any difference, but for open hours. `drifted`: of these the ones off by more than the setting
+    `corrected`: dimensions with any difference, but for open hours and events of other regions. `drifted`: of these the ones off by more than the setting
     `drift_share`. `causes`: cause → what it moved (rows and sums of the measures).
     """
 
@@ -103,16 +104,22 @@ def recorded_digest(client: ClickHouse, run_id: str) -> str:
     return str(json.loads(rows[0][0]).get("sha256", "")) if rows else ""
 
 
-def read_billed_offsets(client: ClickHouse, before: dt.date) -> dict[int, list[int]]:
-    """Start of an earlier day (epoch ms) → the offsets up to which its current run has read, by source partition."""
+def read_billed_offsets(client: ClickHouse, before: dt.date, others: Sequence[str] = ()) -> Billed:
+    """Of earlier days, up to where their current runs have read. `others`: the names of other regions, in the order of their numbers."""
     rows = client.rows(
         f"SELECT toUInt64(toUnixTimestamp(toDateTime(c.date, 'UTC'))), r.summary FROM {client.database}.current_runs AS c"
         f" INNER JOIN {client.database}.runs AS r ON r.run_id = c.run_id WHERE c.date < {{before:Date}}"
         " ORDER BY c.date DESC LIMIT 62",
         {"before": before},
     )
-    ends = {int(seconds) * 1000: json.loads(summary).get("ends", []) for seconds, summary in rows}
-    return {day_ms: offsets for day_ms, offsets in ends.items() if offsets}
+    billed = dict[int, dict[int, int]]()
+    for seconds, summary in rows:
+        run = json.loads(summary)
+        regions = [run.get("ends", []), *(run.get("other_ends", {}).get(name, []) for name in others)]
+        offsets = {n * PARTITIONS_APART + p: end for n, ends in enumerate(regions) for p, end in enumerate(ends)}
+        if regions[0]:
+            billed[int(seconds) * 1000] = offsets
+    return billed
 
 
 def record_unbilled(client: ClickHouse, unbilled: Mapping[int, int]) -> None:
@@ -126,13 +133,14 @@ def record_unbilled(client: ClickHouse, unbilled: Mapping[int, int]) -> None:
         )
 
 
-def record_files(client: ClickHouse, run_id: str, store: FileStore, files: Sequence[File]) -> None:
+def record_files(client: ClickHouse, run_id: str, archives: Archives, files: Sequence[File]) -> None:
     """Record which files the run read, with their sizes and the SHA-256 of their bytes. Safe to repeat."""
     columns = dict[str, list[Any]](path=[], bytes=[], sha256=[])
     for file in files:
-        columns["path"].append(store.address(file.name))
+        store, name, _ = archives.locate(file.reference)
+        columns["path"].append(store.address(name))
         columns["bytes"].append(file.stored.bytes)
-        columns["sha256"].append(store.sha256(file.name))
+        columns["sha256"].append(store.sha256(name))
     client.insert("run_files", pa.table({**columns, "run_id": [run_id] * len(files)}))
 
 
@@ -180,7 +188,7 @@ def compare(
     corrected, drifted = client.rows(
         f"""SELECT count(), countIf({drift}) FROM (
                 SELECT time, {dims}, {measures} FROM {db}.ledger FINAL
-                WHERE run_id = {{run:String}} AND cause != '{Cause.OPEN}' GROUP BY time, {dims}) AS l
+                WHERE run_id = {{run:String}} AND cause NOT IN ('{Cause.OPEN}', '{Cause.OTHER_REGION}') GROUP BY time, {dims}) AS l
             LEFT JOIN (SELECT * FROM {db}.exact_hours FINAL WHERE run_id = {{run:String}}) AS e USING (time, {dims})""",
         parameters,
     )[0]
@@ -212,7 +220,7 @@ def publish(
         {
             "causes": comparison.causes, "seconds": round(seconds, 1), "corrected": comparison.corrected,
             "sha256": export_digest(client, run_id), "input": [str(stretch) for stretch in proof.looked_at], "missing": [str(hole) for hole in proof.missing],
-            "ends": list(proof.ends), "sums": run_input.sums,
+            "ends": list(proof.ends), "other_ends": dict(proof.other_ends), "sums": run_input.sums,
             "versions": {name: metadata.version(name) for name in ("adclick", "pyspark", "polars")} | {"python": platform.python_version()},
         }
     )  # fmt: skip

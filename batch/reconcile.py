@@ -19,6 +19,8 @@ from typing import Any
 import click
 
 from batch import alerts, coverage, explain, publish
+from batch.archived_rows import Archives
+from batch.regions import Region, join_proofs, read_regions
 from infra import faults, migration, run_progress
 from infra.cli import declare
 from infra.cli.app import App
@@ -29,7 +31,6 @@ from infra.errors import AdclickError, UsageError, UserError
 from infra.file_store import FileStore
 from infra.priority import BACKGROUND, give_way
 from infra.redis.client import Redis
-from ingest.archive import files as archive_files
 from ingest.archive.files import File
 
 ALERT_EXIT = 3
@@ -49,8 +50,15 @@ class _Job:
     closed_ms: int
     """Hours that end at or before this had closed in the stream when the job began."""
     began_s: int
+    regions: Sequence[Region]
     fence: int = 0
-    ends: Sequence[int] = ()
+    ends: Sequence[Sequence[int]] = ()
+    """Of each region, the offsets of ad-events up to which its archive is complete."""
+
+    @property
+    def archives(self) -> list[str]:
+        """Where the archive of each region is."""
+        return [FileStore(region.settings.archive).where for region in self.regions]
 
 
 class _Seconds(click.FloatRange):
@@ -96,14 +104,18 @@ def reconcile(
         for day in days:
             explain.print_bill(app, client, campaign, day)
         return 0
+    regions = read_regions(settings)
     watermark_ms = publish.read_watermark(client, settings.block_partitions)
     for day in days:
         _check_closed(day, watermark_ms, force)
-    job = _Job(app, client, master, force, skip_empty, dry_run, watermark_ms or 0, now_ms() // 1000)
+        for region in regions[1:]:
+            with region.named():
+                _check_closed(day, region.read_watermark(), force)
+    job = _Job(app, client, master, force, skip_empty, dry_run, watermark_ms or 0, now_ms() // 1000, regions)
     give_way(BACKGROUND)  # and Spark, which inherits it
     with _lease(app) as fence, _publishing(app):
         app.say(f"reconciling {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else ""))
-        ends = coverage.wait_for_archive(settings, wait, app.say, force=force)
+        ends = [region.wait_for_archive(wait, app.say, force=force) for region in regions]
         raised = _run(replace(job, fence=fence, ends=ends), days)
     return ALERT_EXIT if raised else 0
 
@@ -156,11 +168,11 @@ def _run(job: _Job, days: list[dt.date]) -> int:
     """Reconcile the days one after the other; returns how many raised an alert."""
     from batch import spark_job  # Spark takes seconds to load: not before everything else is known to be right
 
-    store = FileStore(job.app.settings.archive)
-    files = {day: archive_files.files_around(store, day) for day in days}
+    files = {day: [file for region in job.regions for file in region.files_around(day)] for day in days}
     for day in [day for day, day_files in files.items() if not day_files]:
         del files[day]
-        _pass_over(job, day, f"looked below {store.shown}")
+        shown = ", ".join(FileStore(archive).shown for archive in job.archives)
+        _pass_over(job, day, f"looked below {shown}")
     if not files:
         return 0
     proofs = {day: _prove(job, day_files, day) for day, day_files in files.items()}
@@ -177,7 +189,8 @@ def _pass_over(job: _Job, day: object, hint: str) -> None:
 
 def _prove(job: _Job, files: Sequence[File], day: dt.date) -> coverage.Proof:
     """What shows that nothing is missing. Raises UserError when something is, unless forced."""
-    proof = coverage.prove(job.app.settings, files, day, job.ends)
+    proofs = [region.prove(files, day, ends) for region, ends in zip(job.regions, job.ends, strict=True)]
+    proof = join_proofs(job.regions, proofs)
     if proof.missing:
         missing = coverage.describe_missing(proof.missing)
         if not job.force:
@@ -191,12 +204,16 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
     from batch import spark_job
 
     app, client, settings, began = job.app, job.client, job.app.settings, time.monotonic()
-    store = FileStore(settings.archive)
     run_id = f"{day:%Y%m%d}-{uuid.uuid4().hex[:12]}"
     faults.point("reconcile.proved")
     with _progress(app, spark, f"{day}: counting"):
         moves, run_input = spark_job.recount_day(
-            spark, store.where, proof.files, day, proof.rejected, publish.read_billed_offsets(client, day)
+            spark,
+            job.archives,
+            proof.files,
+            day,
+            proof.rejected,
+            publish.read_billed_offsets(client, day, [region.name for region in job.regions[1:]]),
         )
     faults.point("reconcile.counted")
     late = _alert_unbilled(job, run_input.unbilled)
@@ -212,10 +229,10 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> bool:
     connect = connector(settings)
     with _progress(app, spark, f"{day}: writing"):
         spark_job.write_moves(moves, connect, run_id)
-        spark_job.write_users(spark, store.where, proof.files, day, connect, run_id)
+        spark_job.write_users(spark, job.archives, proof.files, day, connect, run_id)
         if settings.reach == "on":
             _write_reach(job, spark, day, proof, run_id)
-        publish.record_files(client, run_id, store, proof.files)
+        publish.record_files(client, run_id, Archives(job.archives), proof.files)
     faults.point("reconcile.written")
     comparison = publish.compare(client, day, run_id, settings.drift_share, job.closed_ms, job.began_s)
     faults.point("reconcile.compared")
@@ -245,8 +262,7 @@ def _write_reach(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof, run
     settings = job.app.settings
     try:
         with spark_job.explained():
-            where = FileStore(settings.archive).where
-            reach.write_reach(spark, where, proof.files, day, connector(settings), run_id)
+            reach.write_reach(spark, job.archives, proof.files, day, connector(settings), run_id)
     except (AdclickError, OSError) as error:
         job.app.say(f"{day}: users were not counted anew, those of the stream stay: {error}")
 

@@ -8,18 +8,19 @@ Over the whole day only hashes of ids are compared. Rows whose hash occurs twice
 they are (`count_corrections`). A hash that two ids share costs a little work, and changes nothing.
 
 Sums come as moves: rows of MOVES, each an amount by hour, all dimensions and cause. The cause `exact` is what the day holds;
-the others are what must be added to the stream's numbers, so they add up to exact − stream.
+the others are what must be added to the stream's numbers, so they add up to exact − stream. The stream is that of the region where the
+run is: rows of other regions, whatever was decided on them there, are all added, with a cause of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-from batch.archived_rows import rows_of_day
+from batch.archived_rows import ELSEWHERE, PARTITIONS_APART, rows_of_day
 from batch.move_tables import codes_of, exact_sums, mix_bits, weighted_sums
 from infra.clickhouse.ledger_causes import Cause
 from infra.clock import DAY_MS
@@ -52,17 +53,21 @@ class CountedRows:
     totals: Totals
 
 
-def count_unbilled(rows: pl.DataFrame, billed: Mapping[int, Sequence[int]]) -> dict[int, int]:
-    """How many events there are of days whose run had begun when they were archived: start of a day → events.
+Billed = Mapping[int, Mapping[int, int]]
+"""Start of a day → source partition → the offset up to which the day's run has read. Of a partition that is missing it has read nothing."""
 
-    `billed`: start of a day → for each source partition the offset up to which its run has read.
-    """
+
+def count_unbilled(rows: pl.DataFrame, billed: Billed) -> dict[int, int]:
+    """How many events there are of days whose run had begun when they were archived: start of a day → events."""
     counts = dict[int, int]()
     times = rows["time_ms"].to_numpy()
     for day_ms, ends in billed.items():
         at = np.flatnonzero((times >= day_ms) & (times < day_ms + DAY_MS))
         if len(at):
-            up_to = np.asarray(ends, np.int64)[rows["partition"].gather(at).to_numpy()]
+            partitions = rows["partition"].gather(at).to_numpy()
+            up_to = np.zeros(max(*ends, int(partitions.max())) + 1, np.int64)
+            up_to[list(ends)] = list(ends.values())
+            up_to = up_to[partitions]
             later = rows["offset"].gather(at).to_numpy() >= up_to
             news = codes_of(rows["decision"].gather(at)) != Decision.COPY
             counts[day_ms] = int((later & news).sum())
@@ -72,16 +77,26 @@ def count_unbilled(rows: pl.DataFrame, billed: Mapping[int, Sequence[int]]) -> d
 def count_alone(rows: pl.DataFrame, day_ms: int) -> CountedRows:
     """What rows of a day add if each is the only one of its id. Rows of other days are passed over."""
     rows = rows_of_day(rows, day_ms)
-    plain = (codes_of(rows["decision"]) == Decision.COUNTED) & (rows["weight"].to_numpy() == 1)
+    own = rows["partition"].to_numpy() < PARTITIONS_APART
+    plain = own & (codes_of(rows["decision"]) == Decision.COUNTED) & (rows["weight"].to_numpy() == 1)
     special = rows[np.flatnonzero(~plain)].with_columns(cause=CAUSE, factor=FACTOR).filter(pl.col("factor") != 0)
     return CountedRows(pl.concat([exact_sums(rows), weighted_sums(special)]), row_totals(rows))
 
 
 DECISION, WEIGHT = pl.col("decision"), pl.col("weight").cast(pl.Int64)
-FACTOR = pl.when(DECISION == "counted").then(1 - WEIGHT).when(DECISION == "copy").then(0).otherwise(1)
+FACTOR = (
+    pl.when(ELSEWHERE)
+    .then(1)
+    .when(DECISION == "counted")
+    .then(1 - WEIGHT)
+    .when(DECISION == "copy")
+    .then(0)
+    .otherwise(1)
+)
 """What has to be added to the stream's number for a row that counts, in rows like it."""
 CAUSE = (
-    pl.when((DECISION == "too-late") & pl.col("sent_again")).then(pl.lit(Cause.SENT_AGAIN))
+    pl.when(ELSEWHERE).then(pl.lit(Cause.OTHER_REGION))
+    .when((DECISION == "too-late") & pl.col("sent_again")).then(pl.lit(Cause.SENT_AGAIN))
     .when(DECISION == "too-late").then(pl.lit(Cause.LATE)).when(DECISION == "doubt").then(pl.lit(Cause.DOUBT)).otherwise(pl.lit(Cause.SHED))
 )  # fmt: skip
 """Why it has to be added, for a row that is the only one of its id."""

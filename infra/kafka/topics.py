@@ -62,7 +62,8 @@ def wanted(settings: Settings) -> list[Topic]:
         "segment.bytes": str(32 * MIB),
         "delete.retention.ms": str(HOUR_MS),
     }
-    logged = {"message.timestamp.type": "LogAppendTime"}
+    # A replicator sends the time at which the other region's broker had the message: verdicts are then the same in both.
+    logged = {"message.timestamp.type": "CreateTime" if settings.passive == "on" else "LogAppendTime"}
     p, b = settings.event_partitions, settings.block_partitions
     return [
         Topic(settings.topic(EVENTS), p, {**events, **logged, "max.message.bytes": str(9 * MIB)}),
