@@ -48,8 +48,7 @@ class Region:
 
     def read_watermark(self) -> int | None:
         """Windows that end at or before this (epoch ms) are in the region's ClickHouse; None while a shard has published none."""
-        with self.named():
-            return publish.read_watermark(ClickHouse.of(self.settings), self.settings.block_partitions)
+        return publish.read_watermark(ClickHouse.of(self.settings), self.settings.block_partitions)
 
     def wait_for_archive(self, wait_s: float, say: Callable[[str], None], *, force: bool) -> list[int]:
         """See `coverage.wait_for_archive`."""
