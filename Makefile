@@ -8,7 +8,7 @@ ENGINE ?= $(firstword $(foreach engine,podman docker buildah,$(if $(shell comman
 # Which would have other packages found than those in .venv.
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONOPTIMIZE PYTHONPLATLIBDIR
 
-.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-page cluster-test monitoring monitoring-tools monitoring-test rehearse-alerts board-pictures outages soak rehearse hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps bench-plan plan-constants profile story screenshots image stand-ins deploy-test rehearse-compose up down lock wheel wheel-test sbom audit-dependencies clean
+.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-page cluster-test monitoring monitoring-tools monitoring-test rehearse-alerts board-pictures outages soak rehearse rehearse-regions hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps bench-plan plan-constants profile story screenshots image stand-ins deploy-test rehearse-compose up down lock wheel wheel-test sbom audit-dependencies clean
 .DEFAULT_GOAL := help
 
 PAGE = tests/clusters/test_page.py::test_the_commands_of_the_page_work_in_its_order
@@ -89,6 +89,9 @@ soak: setup ## Twenty minutes at half load: memory, files and disk (MINUTES=20 R
 
 rehearse: setup ## Take the steps of docs/recovery.md and docs/runbooks.md on stacks that lose or change something, and compare all numbers (ONLY=redis)
 	@$(BIN)/python -m tests.recovery.rehearsals
+
+rehearse-regions: setup ## Two regions: lose one and promote the other, go back, and bill both together; compare all numbers (ONLY=active_passive)
+	@$(BIN)/python -m tests.regions.rehearsals
 
 hostile: setup ## A million hostile messages, each accounted for (MESSAGES=1000000 SEED=1)
 	@$(BIN)/python -m tests.chaos.hostile

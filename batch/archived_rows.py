@@ -21,6 +21,10 @@ COLUMNS = (
     "weight", "lateness",
 )  # fmt: skip
 """What is read of a row."""
+PARTITIONS_APART = 4096
+"""More than a region has partitions: those of the n-th other region are numbered from n times this on."""
+ELSEWHERE = pl.col("partition") >= PARTITIONS_APART
+"""Whether a row is of another region: this region's stream never had it, whatever that of the other one decided."""
 COUPON_KEYS = ("campaign_id", "hour_ms", "advertiser_id")
 
 
@@ -35,29 +39,53 @@ class RejectedIds:
 NO_REJECTED_IDS = RejectedIds(np.zeros(0, np.uint64), np.zeros(0, np.int64))
 
 
-def read_rows(store: FileStore, names: Sequence[str]) -> pl.DataFrame:
-    """What files of the archive hold, in their order, with names as positions. Raises UnreadableFile."""
+class Archives:
+    """The archives that a run reads: that of its own region, and those of the regions that it bills with its own, in the order of their
+    numbers. Every process opens its own."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._stores = [FileStore(address) for address in addresses]
+
+    def locate(self, reference: str) -> tuple[FileStore, str, int]:
+        """The store, the name in it and the region of a file, by `File.reference`."""
+        region, _, name = reference.partition(":")
+        return self._stores[int(region)], name, int(region)
+
+    def read_columns(self, reference: str, columns: Sequence[str]) -> pl.DataFrame:
+        """Columns of a file. Raises UnreadableFile, Unavailable."""
+        store, name, _ = self.locate(reference)
+        return archive_files.read_columns(store, name, columns)
+
+
+def read_rows(archives: Archives, references: Sequence[str]) -> pl.DataFrame:
+    """What files hold, in their order, with names as positions, and partitions of other regions apart. Raises UnreadableFile."""
     parts = []
-    for name in names:
+    for reference in references:
+        store, name, region = archives.locate(reference)
         rows = archive_files.read_columns(store, name, COLUMNS)
         try:
-            parts.append(with_codes(rows))
+            parts.append(with_codes(of_region(rows, region)))
         except pl.exceptions.PolarsError as error:
             raise archive_files.unreadable_file(store, name, error, "is it of a newer version?") from error
     return pl.concat(parts)
 
 
-def read_users(store: FileStore, names: Sequence[str], day_ms: int) -> pl.DataFrame:
+def of_region(rows: pl.DataFrame, region: int) -> pl.DataFrame:
+    """Rows with the partitions of a region; 0 is the own one."""
+    return rows.with_columns(pl.col("partition") + region * PARTITIONS_APART) if region else rows
+
+
+def read_users(archives: Archives, references: Sequence[str], day_ms: int) -> pl.DataFrame:
     """Which users the day's events in some files name: distinct rows of (campaign_id, advertiser_id, user)."""
     keys = ("campaign_id", "advertiser_id", "user")
-    rows = pl.concat(archive_files.read_columns(store, name, ("time_ms", *keys)) for name in names)
+    rows = pl.concat(archives.read_columns(reference, ("time_ms", *keys)) for reference in references)
     return rows_of_day(rows, day_ms).select(keys).drop_nulls("user").unique()
 
 
-def read_coupons(store: FileStore, names: Sequence[str], day_ms: int) -> pl.DataFrame:
+def read_coupons(archives: Archives, references: Sequence[str], day_ms: int) -> pl.DataFrame:
     """The registers of the day's users that some files name, without those of copies: rows of COUPON_KEYS and `coupons`."""
     columns = ("time_ms", "campaign_id", "advertiser_id", "user", "decision")
-    rows = pl.concat(with_codes(archive_files.read_columns(store, name, columns)) for name in names)
+    rows = pl.concat(with_codes(archives.read_columns(reference, columns)) for reference in references)
     rows = rows_of_day(rows.filter(pl.col("user").is_not_null() & (pl.col("decision") != "copy")), day_ms)
     coupons = pl.Series("coupons", coupons_of(rows["user"].to_numpy()))
     return greatest_coupons(rows.with_columns(coupons, hour_ms=pl.col("time_ms") // HOUR_MS * HOUR_MS))

@@ -20,7 +20,9 @@ import numpy as np
 import polars as pl
 
 from batch import archived_rows, coverage, move_tables, publish
+from batch.archived_rows import Archives
 from batch.reconcile import parse_date
+from batch.regions import read_regions
 from infra import migration
 from infra.cli import declare
 from infra.cli.app import App
@@ -99,7 +101,7 @@ def _values(texts: pl.Series) -> Values:
 def _logs(store: FileStore, files: Sequence[File], since_ms: int) -> Iterator[tuple[int, pl.DataFrame]]:
     """The archived log of each source partition, from a log time on."""
     for partition, partition_files in groupby(sorted(files, key=_PARTITION), key=_PARTITION):
-        rows = archived_rows.read_rows(store, [file.name for file in partition_files])
+        rows = archived_rows.read_rows(Archives([store.where]), [file.reference for file in partition_files])
         yield partition, rows.filter(pl.col("log_time_ms") >= since_ms)
 
 
@@ -120,7 +122,7 @@ def audit(app: App, date: str, master: str) -> int:
     client = ClickHouse.of(app.settings)
     give_way(BACKGROUND)  # and Spark, which inherits it
     same = _streamed(app, client, store, files, day)
-    return 0 if _published(app, client, store, files, day, master) and same else DIFFERS_EXIT
+    return 0 if _published(app, client, day, master) and same else DIFFERS_EXIT
 
 
 def _streamed(app: App, client: ClickHouse, store: FileStore, files: Sequence[File], day: dt.date) -> bool:
@@ -176,22 +178,23 @@ def _hour(client: ClickHouse, hour_ms: int) -> pl.DataFrame:
     return table.with_columns(hour_ms=pl.lit(hour_ms, pl.Int64))
 
 
-def _published(
-    app: App, client: ClickHouse, store: FileStore, files: Sequence[File], day: dt.date, master: str
-) -> bool:
-    """Whether the archive reproduces the published numbers, byte by byte."""
+def _published(app: App, client: ClickHouse, day: dt.date, master: str) -> bool:
+    """Whether the archives of all regions reproduce the published numbers, byte by byte."""
     from batch import spark_job
 
     current = publish.current_run(client, day)
     if current is None:
         app.say(f"{day} has not been reconciled: there is nothing published to compare")
         return True
+    regions = read_regions(app.settings)
+    archives = [FileStore(region.settings.archive).where for region in regions]
+    files = [file for region in regions for file in region.files_around(day)]
     table = f"audit_{uuid.uuid4().hex[:12]}"
     schema.copy_table(client, "exact_hours", table)
     try:
         with spark_job.open_session(app.settings, master) as spark:
             moves, _ = spark_job.recount_day(
-                spark, store.where, files, day, coverage.read_rejected_ids(app.settings, day), {}
+                spark, archives, files, day, coverage.read_rejected_ids(app.settings, day), {}
             )
             spark_job.write_moves(moves, connector(app.settings), current[0], hours=table, ledger=None)
         recomputed = publish.export_digest(client, current[0], table)

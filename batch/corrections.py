@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from batch.archived_rows import rows_of_day
+from batch.archived_rows import ELSEWHERE, rows_of_day
 from batch.move_tables import AMOUNTS, DIMENSIONS, exact_sums, merge_moves, weighted_sums
 from batch.recount import CAUSE, DECISION, FACTOR, WEIGHT, CountedRows, count_alone, row_totals
 from infra.clickhouse.ledger_causes import Cause
@@ -34,7 +34,7 @@ def _settle_ids(rows: pl.DataFrame, day_ms: int) -> CountedRows:
 def _with_peers(rows: pl.DataFrame) -> pl.DataFrame:
     """Rows in order of their ids, each with what it is among the rows of its id.
 
-    `is_exact`: the first row, which the exact count takes. `is_stream`: the first one that the stream counted, which stands for the id
+    `is_exact`: the first row, which the exact count takes. `is_stream`: the first one that the stream of the run's own region counted, which stands for the id
     in its numbers; `stream_partition` is the partition of that row, null where the stream counted none. `same_event`: all fields are
     those of the exact row; `stream_same_event`: those of the stream's row are.
     """
@@ -43,7 +43,9 @@ def _with_peers(rows: pl.DataFrame) -> pl.DataFrame:
     same = [pl.col(field).eq_missing(pl.col(field).first().over(of_id)) for field in _FIELDS]
     nth_counted = pl.col("counted").cum_sum().over(of_id)
     of_stream_row = pl.col("partition", "same_event").filter("is_stream").first().over(of_id).name.prefix("stream_")
-    rows = rows.with_columns(counted=DECISION == "counted", id_number=pl.col("event_id").rle_id().cast(pl.Int64))
+    rows = rows.with_columns(
+        counted=(DECISION == "counted") & ~ELSEWHERE, id_number=pl.col("event_id").rle_id().cast(pl.Int64)
+    )
     rows = rows.with_columns(is_exact=is_exact, same_event=pl.all_horizontal(same), nth_counted=nth_counted)
     return rows.with_columns(is_stream=pl.col("counted") & (pl.col("nth_counted") == 1)).with_columns(of_stream_row)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -49,9 +49,12 @@ class Stretch:
     partition: int
     from_offset: int
     to_offset: int
+    region: str = ""
+    """The name of the region, where it is another one than the run's."""
 
     def __str__(self) -> str:
-        return f"{self.partition}/{self.from_offset} to {self.to_offset}"
+        region = f"{self.region} " if self.region else ""
+        return f"{region}{self.partition}/{self.from_offset} to {self.to_offset}"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Proof:
     rejected: RejectedIds
     ends: Sequence[int]
     """Offsets of ad-events up to which the archive was complete when the run began."""
+    other_ends: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """The same of other regions, by name, in the order of their numbers."""
     set_aside: Sequence[Stretch] = ()
     """What an operator has set aside unread: dead letters whose events may be of the day, and are in no bill."""
 
@@ -209,7 +214,7 @@ def prove(settings: Settings, files: Sequence[File], date: dt.date, ends: Sequen
         mark(stretch.partition, np.arange(stretch.from_offset, stretch.to_offset))
     gaps = [Stretch(p, firsts[p] + low, firsts[p] + high) for p, found in seen.items() for low, high in _runs(~found)]
     missing = [gap for gap in gaps if _holds_messages(settings, gap, bases)]
-    return Proof(files, stretches, missing, _by_id(rejected), ends, set_aside)
+    return Proof(files, stretches, missing, _by_id(rejected), ends, set_aside=set_aside)
 
 
 def read_rejected_ids(settings: Settings, date: dt.date) -> RejectedIds:

@@ -20,6 +20,7 @@ _EXPLANATIONS: dict[str, str] = {
     Cause.EXPIRED_HORIZON: "were copies sent long after the first",
     Cause.CONFLICTING_COPY: "used an id again for something else",
     Cause.SENT_AGAIN: "were mended and sent again too late",
+    Cause.OTHER_REGION: "were sent to another region",
     Cause.OPEN: "were of hours that were still open, or corrected meanwhile",
     Cause.UNEXPLAINED: "have no cause that is known: please report it",
 }

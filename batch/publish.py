@@ -12,8 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from batch.archived_rows import PARTITIONS_APART, Archives
 from batch.coverage import Proof
 from batch.move_tables import AMOUNTS, DIMENSIONS
+from batch.recount import Billed
 from batch.spark_job import RunInput
 from infra.clickhouse import borders
 from infra.clickhouse.client import ClickHouse
@@ -21,7 +23,6 @@ from infra.clickhouse.ledger_causes import Cause
 from infra.clickhouse.retention import PUBLISHED_DAYS
 from infra.clock import DAY_MS, HOUR_MS, day_start_ms
 from infra.errors import LeaseLost
-from infra.file_store import FileStore
 from ingest.archive.files import File
 from ingest.partials import BILLED
 
@@ -30,7 +31,7 @@ from ingest.partials import BILLED
 class Comparison:
     """How a day's run differs from the stream, over hours × all dimensions.
 
-    `corrected`: dimensions with any difference, but for open hours. `drifted`: of these the ones off by more than the setting
+    `corrected`: dimensions with any difference, but for open hours and events of other regions. `drifted`: of these the ones off by more than the setting
     `drift_share`. `causes`: cause → what it moved (rows and sums of the measures).
     """
 
@@ -104,16 +105,22 @@ def recorded_digest(client: ClickHouse, run_id: str) -> str:
     return str(json.loads(rows[0][0]).get("sha256", "")) if rows else ""
 
 
-def read_billed_offsets(client: ClickHouse, before: dt.date) -> dict[int, list[int]]:
-    """Start of each earlier day that was reconciled (epoch ms) → the offsets up to which its current run has read, by source partition;
-    empty for runs of releases that did not record them."""
+def read_billed_offsets(client: ClickHouse, before: dt.date, others: Sequence[str] = ()) -> Billed:
+    """Of each earlier day that was reconciled, up to where its current run has read; empty for runs of releases that did not record it.
+    `others`: the names of other regions, in the order of their numbers."""
     rows = client.rows(
         f"SELECT toUInt64(toUnixTimestamp(toDateTime(c.date, 'UTC'))), r.summary FROM {client.database}.current_runs AS c"
         f" INNER JOIN {client.database}.runs AS r ON r.run_id = c.run_id WHERE c.date < {{before:Date}}"
         f" ORDER BY c.date DESC LIMIT {PUBLISHED_DAYS}",
         {"before": before},
     )
-    return {int(seconds) * 1000: json.loads(summary).get("ends", []) for seconds, summary in rows}
+    billed = dict[int, dict[int, int]]()
+    for seconds, summary in rows:
+        run = json.loads(summary)
+        regions = [run.get("ends", []), *(run.get("other_ends", {}).get(name, []) for name in others)]
+        offsets = {n * PARTITIONS_APART + p: end for n, ends in enumerate(regions) for p, end in enumerate(ends)}
+        billed[int(seconds) * 1000] = offsets if regions[0] else {}
+    return billed
 
 
 def record_unbilled(client: ClickHouse, unbilled: Mapping[int, int]) -> None:
@@ -127,13 +134,14 @@ def record_unbilled(client: ClickHouse, unbilled: Mapping[int, int]) -> None:
         )
 
 
-def record_files(client: ClickHouse, run_id: str, store: FileStore, files: Sequence[File]) -> None:
+def record_files(client: ClickHouse, run_id: str, archives: Archives, files: Sequence[File]) -> None:
     """Record which files the run read, with their sizes and the SHA-256 of their bytes. Safe to repeat."""
     columns = dict[str, list[Any]](path=[], bytes=[], sha256=[])
     for file in files:
-        columns["path"].append(store.address(file.name))
+        store, name, _ = archives.locate(file.reference)
+        columns["path"].append(store.address(name))
         columns["bytes"].append(file.stored.bytes)
-        columns["sha256"].append(store.sha256(file.name))
+        columns["sha256"].append(store.sha256(name))
     client.insert("run_files", pa.table({**columns, "run_id": [run_id] * len(files)}))
 
 
@@ -181,7 +189,7 @@ def compare(
     corrected, drifted = client.rows(
         f"""SELECT count(), countIf({drift}) FROM (
                 SELECT time, {dims}, {measures} FROM {db}.ledger FINAL
-                WHERE run_id = {{run:String}} AND cause != '{Cause.OPEN}' GROUP BY time, {dims}) AS l
+                WHERE run_id = {{run:String}} AND cause NOT IN ('{Cause.OPEN}', '{Cause.OTHER_REGION}') GROUP BY time, {dims}) AS l
             LEFT JOIN (SELECT * FROM {db}.exact_hours FINAL WHERE run_id = {{run:String}}) AS e USING (time, {dims})""",
         parameters,
     )[0]
@@ -213,7 +221,7 @@ def publish(
         {
             "causes": comparison.causes, "seconds": round(seconds, 1), "corrected": comparison.corrected,
             "sha256": export_digest(client, run_id), "input": [str(stretch) for stretch in proof.looked_at], "missing": [str(hole) for hole in proof.missing],
-            "ends": list(proof.ends), "sums": run_input.sums,
+            "ends": list(proof.ends), "other_ends": dict(proof.other_ends), "sums": run_input.sums,
             "versions": {name: metadata.version(name) for name in ("adclick", "pyspark", "polars")} | {"python": platform.python_version()},
         }
     )  # fmt: skip

@@ -14,27 +14,28 @@ import polars as pl
 import pyarrow as pa
 
 from batch import archived_rows, move_tables
-from batch.archived_rows import COUPON_KEYS
+from batch.archived_rows import COUPON_KEYS, Archives
 from batch.spark_job import HOUR, insert_in_workers, insert_rows, spread_tasks, tasks_of
 from infra.clickhouse.client import ClickHouse, Connect
 from infra.clock import day_start_ms
-from infra.file_store import FileStore
 from ingest.archive.files import File
 
 _SCHEMA = "bucket int, payload binary"
 
 
-def write_reach(spark: Any, archive: str, files: Sequence[File], date: dt.date, connect: Connect, run_id: str) -> None:
+def write_reach(
+    spark: Any, archives: Sequence[str], files: Sequence[File], date: dt.date, connect: Connect, run_id: str
+) -> None:
     """Insert the registers of the day's archived events under a run id, and last that they are all there. `spark`: a session of
     `batch.spark_job`, whose errors it raises."""
     day_ms = day_start_ms(date)
-    tasks = [[file.name for file in task] for task in tasks_of(files)]
+    tasks = [[file.reference for file in task] for task in tasks_of(files)]
     buckets = max(8, 2 * len(tasks))
 
     def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        store = FileStore(archive)
+        stores = Archives(archives)
         for names in (names for batch in batches for names in batch["names"].to_pylist()):
-            coupons = archived_rows.read_coupons(store, names, day_ms)
+            coupons = archived_rows.read_coupons(stores, names, day_ms)
             for bucket, rows in move_tables.rows_by_bucket(_hash_keys(coupons), buckets):
                 yield from _packed(bucket, coupons[rows]).to_batches()
 

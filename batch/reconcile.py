@@ -19,7 +19,9 @@ from typing import Any
 import click
 
 from batch import alerts, coverage, explain, publish
+from batch.archived_rows import Archives
 from batch.recount import UnbilledEvents
+from batch.regions import Region, join_proofs, read_regions
 from infra import faults, migration, run_progress
 from infra.cli import declare
 from infra.cli.app import App
@@ -31,7 +33,6 @@ from infra.errors import AdclickError, UsageError, UserError
 from infra.file_store import FileStore
 from infra.priority import BACKGROUND, give_way
 from infra.redis.client import Redis
-from ingest.archive import files as archive_files
 from ingest.archive.files import File
 
 ALERT_EXIT = 3
@@ -51,10 +52,17 @@ class _Job:
     closed_ms: int
     """Hours that end at or before this had closed in the stream when the job began."""
     began_s: int
+    regions: Sequence[Region]
     fence: int = 0
-    ends: Sequence[int] = ()
+    ends: Sequence[Sequence[int]] = ()
+    """Of each region, the offsets of ad-events up to which its archive is complete."""
     reports: bool = True
     """Whether each day's result is printed."""
+
+    @property
+    def archives(self) -> list[str]:
+        """Where the archive of each region is."""
+        return [FileStore(region.settings.archive).where for region in self.regions]
 
 
 @dataclass(frozen=True)
@@ -112,14 +120,18 @@ def reconcile(
         for day in days:
             explain.print_bill(app, client, campaign, day)
         return 0
+    regions = read_regions(settings)
     watermark_ms = publish.read_watermark(client, settings.block_partitions)
     for day in days:
-        _check_closed(day, watermark_ms, force)
-    job = _Job(app, client, master, force, skip_empty, dry_run, watermark_ms or 0, now_ms() // 1000)
+        check_closed(day, watermark_ms, force)
+        for region in regions[1:]:
+            with region.named():
+                check_closed(day, region.read_watermark(), force)
+    job = _Job(app, client, master, force, skip_empty, dry_run, watermark_ms or 0, now_ms() // 1000, regions)
     give_way(BACKGROUND)  # and Spark, which inherits it
     with exclusive_run(app) as fence:
         app.say(f"reconciling {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else ""))
-        ends = coverage.wait_for_archive(settings, wait, app.say, force=force)
+        ends = [region.wait_for_archive(wait, app.say, force=force) for region in regions]
         raised = _run(replace(job, fence=fence, ends=ends), days)
     return ALERT_EXIT if raised else 0
 
@@ -141,7 +153,7 @@ def parse_date(text: str) -> dt.date:
         raise UsageError(f"not a date: {text}", hint="like 2026-11-20") from None
 
 
-def _check_closed(day: dt.date, watermark_ms: int | None, force: bool) -> None:
+def check_closed(day: dt.date, watermark_ms: int | None, force: bool) -> None:
     """Refuse a day that may still get events, unless forced; never accept one that has not begun."""
     start_ms = day_start_ms(day)
     if start_ms > now_ms():
@@ -172,12 +184,13 @@ class Recounter:
     """Recounts days one by one, under a lease that its caller holds. A context manager: Spark is started for the first day, and ends with it."""
 
     def __init__(
-        self, app: App, client: ClickHouse, master: str, fence: int, ends: Sequence[int], closed_ms: int
-    ) -> None:
-        """`ends`: what `coverage.wait_for_archive` returned; `closed_ms`: the watermark of hours."""
+        self, app: App, client: ClickHouse, master: str, fence: int, regions: Sequence[Region],
+        ends: Sequence[Sequence[int]], closed_ms: int,
+    ) -> None:  # fmt: skip
+        """`ends`: what `Region.wait_for_archive` returned, of each region; `closed_ms`: the watermark of hours."""
         self._job = _Job(
             app, client, master, force=False, skip_empty=True, dry_run=False, closed_ms=closed_ms, began_s=now_ms() // 1000,
-            fence=fence, ends=ends, reports=False,
+            regions=regions, fence=fence, ends=ends, reports=False,
         )  # fmt: skip
         self._session = ExitStack()
         self._spark: Any = None
@@ -202,11 +215,11 @@ def _run(job: _Job, days: list[dt.date]) -> int:
     """Reconcile the days one after the other; returns how many raised an alert."""
     from batch import spark_job  # Spark takes seconds to load: not before everything else is known to be right
 
-    store = FileStore(job.app.settings.archive)
-    files = {day: archive_files.files_around(store, day) for day in days}
+    files = {day: [file for region in job.regions for file in region.files_around(day)] for day in days}
     for day in [day for day, day_files in files.items() if not day_files]:
         del files[day]
-        _pass_over(job, day, f"looked below {store.shown}")
+        shown = ", ".join(FileStore(archive).shown for archive in job.archives)
+        _pass_over(job, day, f"looked below {shown}")
     if not files:
         return 0
     proofs = {day: _prove(job, day_files, day) for day, day_files in files.items()}
@@ -223,7 +236,8 @@ def _pass_over(job: _Job, day: object, hint: str) -> None:
 
 def _prove(job: _Job, files: Sequence[File], day: dt.date) -> coverage.Proof:
     """What shows that nothing is missing. Raises UserError when something is, unless forced."""
-    proof = coverage.prove(job.app.settings, files, day, job.ends)
+    proofs = [region.prove(files, day, ends) for region, ends in zip(job.regions, job.ends, strict=True)]
+    proof = join_proofs(job.regions, proofs)
     if proof.missing:
         missing = coverage.describe_missing(proof.missing)
         if not job.force:
@@ -237,12 +251,16 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> DayResul
     from batch import spark_job
 
     app, client, settings, began = job.app, job.client, job.app.settings, time.monotonic()
-    store = FileStore(settings.archive)
     run_id = f"{day:%Y%m%d}-{uuid.uuid4().hex[:12]}"
     faults.point("reconcile.proved")
     with _progress(app, spark, f"{day}: counting"):
         moves, run_input = spark_job.recount_day(
-            spark, store.where, proof.files, day, proof.rejected, publish.read_billed_offsets(client, day)
+            spark,
+            job.archives,
+            proof.files,
+            day,
+            proof.rejected,
+            publish.read_billed_offsets(client, day, [region.name for region in job.regions[1:]]),
         )
     faults.point("reconcile.counted")
     late = _alert_unbilled(job, run_input.unbilled)
@@ -258,10 +276,10 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> DayResul
     connect = connector(settings)
     with _progress(app, spark, f"{day}: writing"):
         spark_job.write_moves(moves, connect, run_id)
-        spark_job.write_users(spark, store.where, proof.files, day, connect, run_id)
+        spark_job.write_users(spark, job.archives, proof.files, day, connect, run_id)
         if settings.reach == "on":
             _write_reach(job, spark, day, proof, run_id)
-        publish.record_files(client, run_id, store, proof.files)
+        publish.record_files(client, run_id, Archives(job.archives), proof.files)
     faults.point("reconcile.written")
     comparison = publish.compare(client, day, run_id, settings.drift_share, job.closed_ms, job.began_s)
     faults.point("reconcile.compared")
@@ -294,8 +312,7 @@ def _write_reach(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof, run
     settings = job.app.settings
     try:
         with spark_job.explained():
-            where = FileStore(settings.archive).where
-            reach.write_reach(spark, where, proof.files, day, connector(settings), run_id)
+            reach.write_reach(spark, job.archives, proof.files, day, connector(settings), run_id)
     except (AdclickError, OSError) as error:
         job.app.say(f"{day}: users were not counted anew, those of the stream stay: {error}")
 

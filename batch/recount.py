@@ -8,18 +8,19 @@ Over the whole day only hashes of ids are compared. Rows whose hash occurs twice
 they are (`count_corrections`). A hash that two ids share costs a little work, and changes nothing.
 
 Sums come as moves: rows of MOVES, each an amount by hour, all dimensions and cause. The cause `exact` is what the day holds;
-the others are what must be added to the stream's numbers, so they add up to exact − stream.
+the others are what must be added to the stream's numbers, so they add up to exact − stream. The stream is that of the region where the
+run is: rows of other regions, whatever was decided on them there, are all added, with a cause of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
 
-from batch.archived_rows import rows_of_day
+from batch.archived_rows import ELSEWHERE, PARTITIONS_APART, rows_of_day
 from batch.move_tables import codes_of, exact_sums, mix_bits, weighted_sums
 from infra.clickhouse.ledger_causes import Cause
 from infra.clock import DAY_MS
@@ -52,6 +53,11 @@ class CountedRows:
     totals: Totals
 
 
+Billed = Mapping[int, Mapping[int, int]]
+"""Start of each day that was reconciled → source partition → the offset up to which the day's run has read. Of a partition that is missing
+it has read nothing; a day without any passes for billed, as that was not recorded."""
+
+
 @dataclass(frozen=True)
 class UnbilledEvents:
     """Start of an earlier day → archived events of it, without copies, that no bill has."""
@@ -62,12 +68,8 @@ class UnbilledEvents:
     """Of days that were never reconciled."""
 
 
-def count_unbilled(rows: pl.DataFrame, billed: Mapping[int, Sequence[int]], before_ms: int) -> UnbilledEvents:
-    """The events of days before `before_ms` that the runs of these days have not read.
-
-    `billed`: start of each day that was reconciled → for each source partition the offset up to which its run has read;
-    empty if that was not recorded, and the day is passed over.
-    """
+def count_unbilled(rows: pl.DataFrame, billed: Billed, before_ms: int) -> UnbilledEvents:
+    """The events of days before `before_ms` that the runs of these days have not read."""
     late, never = dict[int, int](), dict[int, int]()
     news = codes_of(rows["decision"]) != Decision.COPY
     partitions, offsets = rows["partition"].to_numpy(), rows["offset"].to_numpy()
@@ -77,9 +79,8 @@ def count_unbilled(rows: pl.DataFrame, billed: Mapping[int, Sequence[int]], befo
         if (ends := billed.get(day_ms)) is None:
             never[day_ms] = int(at.sum())
         elif ends:
-            # A partition that was added since was not read at all.
-            up_to = np.zeros(max(len(ends), int(partitions.max()) + 1), np.int64)
-            up_to[: len(ends)] = ends
+            up_to = np.zeros(max(*ends, int(partitions.max())) + 1, np.int64)
+            up_to[list(ends)] = list(ends.values())
             late[day_ms] = int((offsets[at] >= up_to[partitions[at]]).sum())
     return UnbilledEvents(*({day_ms: n for day_ms, n in counts.items() if n} for counts in (late, never)))
 
@@ -87,16 +88,26 @@ def count_unbilled(rows: pl.DataFrame, billed: Mapping[int, Sequence[int]], befo
 def count_alone(rows: pl.DataFrame, day_ms: int) -> CountedRows:
     """What rows of a day add if each is the only one of its id. Rows of other days are passed over."""
     rows = rows_of_day(rows, day_ms)
-    plain = (codes_of(rows["decision"]) == Decision.COUNTED) & (rows["weight"].to_numpy() == 1)
+    own = rows["partition"].to_numpy() < PARTITIONS_APART
+    plain = own & (codes_of(rows["decision"]) == Decision.COUNTED) & (rows["weight"].to_numpy() == 1)
     special = rows[np.flatnonzero(~plain)].with_columns(cause=CAUSE, factor=FACTOR).filter(pl.col("factor") != 0)
     return CountedRows(pl.concat([exact_sums(rows), weighted_sums(special)]), row_totals(rows))
 
 
 DECISION, WEIGHT = pl.col("decision"), pl.col("weight").cast(pl.Int64)
-FACTOR = pl.when(DECISION == "counted").then(1 - WEIGHT).when(DECISION == "copy").then(0).otherwise(1)
+FACTOR = (
+    pl.when(ELSEWHERE)
+    .then(1)
+    .when(DECISION == "counted")
+    .then(1 - WEIGHT)
+    .when(DECISION == "copy")
+    .then(0)
+    .otherwise(1)
+)
 """What has to be added to the stream's number for a row that counts, in rows like it."""
 CAUSE = (
-    pl.when((DECISION == "too-late") & pl.col("sent_again")).then(pl.lit(Cause.SENT_AGAIN))
+    pl.when(ELSEWHERE).then(pl.lit(Cause.OTHER_REGION))
+    .when((DECISION == "too-late") & pl.col("sent_again")).then(pl.lit(Cause.SENT_AGAIN))
     .when(DECISION == "too-late").then(pl.lit(Cause.LATE)).when(DECISION == "doubt").then(pl.lit(Cause.DOUBT)).otherwise(pl.lit(Cause.SHED))
 )  # fmt: skip
 """Why it has to be added, for a row that is the only one of its id."""

@@ -37,8 +37,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 
 from batch import archived_rows, corrections, move_tables, recount
-from batch.archived_rows import RejectedIds
-from batch.recount import UnbilledEvents
+from batch.archived_rows import Archives, RejectedIds
+from batch.recount import Billed, UnbilledEvents
 from batch.spark_master import defaults_file, foreign_variables, is_local
 from infra import temp_dirs, user_cache
 from infra.addresses import properties_of
@@ -46,7 +46,6 @@ from infra.clickhouse.client import ClickHouse, Connect
 from infra.clock import day_start_ms
 from infra.embedded import exit_reasons, java, lifeline
 from infra.errors import AdclickError, Unavailable, UserError
-from infra.file_store import FileStore
 from infra.settings import Settings
 from ingest.archive.files import File
 from ingest.events import EVENT_TYPES
@@ -235,14 +234,14 @@ def _output_to(file: Path) -> Iterator[None]:
 
 def recount_day(
     spark: SparkSession,
-    archive: str,
+    archives: Sequence[str],
     files: Sequence[File],
     date: dt.date,
     rejected: RejectedIds,
-    billed: Mapping[int, Sequence[int]],
+    billed: Billed,
 ) -> tuple[DataFrame, RunInput]:
     """The day's moves, for `write_moves`, kept for as long as the session lasts; and what was read for them. Raises UserError for a file
-    that cannot be read. Spark's workers must find the `archive` by the same name.
+    that cannot be read. Spark's workers must find the `archives` by the same names.
 
     Files are read twice at most: once all of them, to count every row alone and to find ids that repeat; and once more those that
     hold such. Every step takes a task's files, or a bucket, at a time: nothing needs memory for a day, and nothing comes to
@@ -251,15 +250,15 @@ def recount_day(
     day_ms = day_start_ms(date)
     tasks = tasks_of(files)
     buckets = max(8, 2 * len(tasks))
-    names = [[file.name for file in task] for task in tasks]
+    names = [[file.reference for file in task] for task in tasks]
     rejected_by_worker = spark.sparkContext.broadcast(rejected)
     read = spread_tasks(spark, names).mapInArrow(
-        partial(_read, archive=archive, day_ms=day_ms, buckets=buckets, rejected=rejected_by_worker, billed=billed), _STEP_SCHEMA
+        partial(_read, archives=archives, day_ms=day_ms, buckets=buckets, rejected=rejected_by_worker, billed=billed), _STEP_SCHEMA
     ).persist(_ON_DISK)  # fmt: skip
     places = F.col("kind") == _PLACES
     mended = (
         read.where(places).groupBy("bucket").applyInArrow(_meet, _STEP_SCHEMA)
-        .groupBy("bucket").applyInArrow(lambda key, table: _read_again(key, table, buckets, rejected_by_worker, archive, names), _STEP_SCHEMA)
+        .groupBy("bucket").applyInArrow(lambda key, table: _read_again(key, table, buckets, rejected_by_worker, archives, names), _STEP_SCHEMA)
         .groupBy("bucket").applyInArrow(lambda _, table: _mend(table, day_ms, buckets), _STEP_SCHEMA)
     )  # fmt: skip
     counted = read.where(~places).unionByName(mended).groupBy("kind", "bucket").applyInArrow(_add_up, _STEP_SCHEMA)
@@ -294,7 +293,7 @@ def tasks_of(files: Sequence[File]) -> list[list[File]]:
 
 
 def spread_tasks(spark: SparkSession, tasks: Sequence[Sequence[str]]) -> DataFrame:
-    """Rows of (task, names of its files), each for a worker of its own."""
+    """Rows of (task, references of its files), each for a worker of its own."""
     task_rows = spark.createDataFrame(list(enumerate(tasks)), "task int, names array<string>")
     return task_rows.repartitionByRange(len(tasks), "task")
 
@@ -313,17 +312,17 @@ def _table(rows: Iterable[pa.RecordBatch]) -> pa.Table:
 
 def _read(
     batches: Iterator[pa.RecordBatch],
-    archive: str,
+    archives: Sequence[str],
     day_ms: int,
     buckets: int,
     rejected: Any,
-    billed: Mapping[int, Sequence[int]],
+    billed: Billed,
 ) -> Iterator[pa.RecordBatch]:
     """Count a task's rows as if no id repeated, and yield the hashes of their ids with their places."""
-    store = FileStore(archive)
+    stores = Archives(archives)
     for batch in batches:
         for task, names in zip(batch["task"].to_pylist(), batch["names"].to_pylist(), strict=True):
-            archived = archived_rows.read_rows(store, names)
+            archived = archived_rows.read_rows(stores, names)
             unbilled = recount.count_unbilled(archived, billed, day_ms)
             yield _fact(task, {f"{_LATE}{day}": events for day, events in unbilled.late.items()})
             yield _fact(task, {f"{_NEVER}{day}": events for day, events in unbilled.never.items()})
@@ -372,12 +371,12 @@ def _read_again(
     table: pa.Table,
     buckets: int,
     rejected: Any,
-    archive: str,
+    archives: Sequence[str],
     tasks: Sequence[Sequence[str]],
 ) -> pa.Table:
     """A task's rows whose ids may repeat, by bucket of their hash."""
     places = np.sort(np.concatenate([np.frombuffer(p, np.uint32) for p in table["payload"].to_pylist()]))
-    archived = archived_rows.read_rows(FileStore(archive), tasks[key[0].as_py()])
+    archived = archived_rows.read_rows(Archives(archives), tasks[key[0].as_py()])
     rows = archived_rows.with_hashes(archived_rows.take_rows(archived, places), rejected.value)
     parts = move_tables.rows_by_bucket(rows["hash"].to_numpy(), buckets)
     return _table(
@@ -457,20 +456,20 @@ def write_moves(
 
 
 def write_users(
-    spark: SparkSession, archive: str, files: Sequence[File], date: dt.date, connect: Connect, run_id: str
+    spark: SparkSession, archives: Sequence[str], files: Sequence[File], date: dt.date, connect: Connect, run_id: str
 ) -> None:
     """Insert about how many distinct users of each campaign and advertiser the day's archived events name, under a run id.
 
     A HyperLogLog sketch (Flajolet et al. 2007; Apache DataSketches): a standard error of `recount.USERS_ERROR`.
     """
     day_ms = day_start_ms(date)
-    tasks = [[file.name for file in task] for task in tasks_of(files)]
+    tasks = [[file.reference for file in task] for task in tasks_of(files)]
 
     def named(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        store = FileStore(archive)
+        stores = Archives(archives)
         for names in (names for batch in batches for names in batch["names"].to_pylist()):
             yield from (
-                archived_rows.read_users(store, names, day_ms)
+                archived_rows.read_users(stores, names, day_ms)
                 .to_arrow(compat_level=pl.CompatLevel.oldest())
                 .to_batches()
             )

@@ -50,13 +50,13 @@ def _from_kubernetes(variable: str, environment: Iterable[str]) -> bool:
     return any(variable.startswith((f"{service}_SERVICE_", f"{service}_PORT")) for service in services)
 
 
-def read_toml(path: Path, known: Collection[str]) -> dict[str, Any]:
-    """The settings in the file that ADCLICK_CONFIG names. Raises UserError for one that is none, and for a file that cannot be read."""
+def read_toml(path: Path, known: Collection[str], setting: str = "ADCLICK_CONFIG") -> dict[str, Any]:
+    """The settings in the file that a setting names. Raises UserError for one that is none, and for a file that cannot be read."""
     try:
         # Editors on Windows begin a file with a byte order mark.
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise UserError(f"ADCLICK_CONFIG names {path}, which does not exist") from None
+        raise UserError(f"{setting} names {path}, which does not exist") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {_reason(error)}") from error
     for name, value in values.items():

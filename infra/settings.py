@@ -132,6 +132,13 @@ class Settings(BaseSettings):
     reconcile_at: str = Field(
         "03:00", description="UTC time of the nightly reconciliation (HH:MM), a cron expression, or off"
     )
+    other_regions: str = Field(
+        "", description="files (TOML) with settings of other regions, by comma, whose events nightly runs bill, too"
+    )
+    passive: Literal["on", "off"] = Field(
+        "off",
+        description="this region follows another one: ad-events is a copy, and keeps the times that messages have there",
+    )
     shed: Literal["on", "off"] = Field("off", description="drop impressions when hopelessly behind")
     reach: Literal["on", "off"] = Field("on", description="count distinct users by hour")
 
@@ -416,6 +423,23 @@ def resolve(directory: str | None = None, *, stack: bool = True) -> Resolved:
     except ValidationError as error:
         raise _wrong_setting(error, origins) from error
     return Resolved(settings, origins, folder, tuple(unused))
+
+
+def read_other_installation(file: Path, required: Iterable[str], setting: str) -> Settings:
+    """The settings of another installation, from a file as ADCLICK_CONFIG names it; what is not in it is the default, and nothing is
+    taken from this process. `setting` names the file. Raises UserError, also where one of `required` is missing."""
+    origin, known = str(file), [*Settings.model_fields, *BY_FILE]
+    layer = read_toml(file, known, setting)
+    _refuse_doubles(origin, layer)
+    values: dict[str, Any] = {name: field.default for name, field in Settings.model_fields.items()}
+    for key, value in layer.items():
+        values[BY_FILE.get(key, key)] = read_value(_place(origin, key), value) if key in BY_FILE else value
+    if missing := [name for name in required if name not in {BY_FILE.get(key, key) for key in layer}]:
+        raise UserError(f"{file} lacks {', '.join(missing)}", hint="the file has the other installation's own settings")
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise _wrong_setting(error, dict.fromkeys(values, origin)) from error
 
 
 def _place(origin: str, key: str) -> str:

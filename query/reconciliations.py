@@ -58,9 +58,11 @@ class Bill:
 
     @property
     def drift(self) -> float:
-        """By how much the stream was off: the largest of the measures' differences, as a share of what is billed."""
-        shown = self.shown
-        return round(max(abs(self.billed[m] - shown[m]) / max(1, self.billed[m]) for m in BILLED), 6)
+        """By how much the stream was off: the largest of the measures' differences, as a share of what is billed. What was sent to another
+        region is none: this one's stream never had it."""
+        elsewhere = self.causes.get(Cause.OTHER_REGION, dict.fromkeys(BILLED, 0))
+        off = {m: self.billed[m] - self.shown[m] - elsewhere[m] for m in BILLED}
+        return round(max(abs(off[m]) / max(1, self.billed[m]) for m in BILLED), 6)
 
 
 def parse_subject(values: dict[str, str], scope: RowScope) -> Subject:

@@ -29,6 +29,7 @@ COMMANDS = {
     "demo": ("query.demo.command:demo", "Show on a private stack that every answer is exact."),
     "generate": ("ingest.synthetic.command:generate", "Write synthetic events, and the truth about them."),
     "replay": ("ingest.replay.command:replay", "Send events from files to Kafka."),
+    "replicated": ("ingest.replicated:replicated", "How far a copy of another region's ad-events reaches."),
     "query": ("query.query_command:query", "Ask the router for numbers."),
     "directory": ("query.directory.command:directory", "Names of campaigns and the like: import, export."),
     "keys": ("query.keys_command:keys", "Keys of the HTTP interface: create, list, rotate, revoke, audit."),

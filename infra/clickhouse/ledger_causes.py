@@ -15,9 +15,10 @@ class Cause(StrEnum):
     EXPIRED_HORIZON = "expired-horizon-duplicate"
     CONFLICTING_COPY = "conflicting-copy"
     SENT_AGAIN = "dead-letter-replayed"
+    OTHER_REGION = "other-region"  # it was sent to another region, whose stream has it
     OPEN = "open"  # the stream had not finished with the row when the run began
     UNEXPLAINED = "unexplained"
 
 
 DECIDED = tuple(cause for cause in Cause if cause not in (Cause.OPEN, Cause.UNEXPLAINED))
-"""What the recount decides on a row; the other two come out of the comparison with the stream."""
+"""What the recount decides on a row; the others come out of the comparison with the stream."""

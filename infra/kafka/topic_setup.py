@@ -14,7 +14,7 @@ from infra.settings import Settings
 _REPLICAS, _KNOWN_S = 3, 15.0
 _MEANING = {
     "min.insync.replicas": "a broker that ends may take with it what was acknowledged (adclick migrate sets it)",
-    "message.timestamp.type": "log time is then what producers say (adclick migrate sets it)",
+    "message.timestamp.type": "log time is then not when events were written (adclick migrate sets it)",
     "cleanup.policy": "messages are then deleted before they are read (adclick migrate sets it)",
     "max.message.bytes": "larger messages are refused (adclick migrate sets it)",
 }

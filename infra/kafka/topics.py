@@ -50,6 +50,15 @@ class Topic:
     config: dict[str, str]
 
 
+# A replicator sends the time at which the other region's broker had the message: verdicts are then the same in both. A broker's own
+# bounds for timestamps would refuse what was late on its way, and stop the replication.
+_OF_THE_OTHER_REGION = {
+    "message.timestamp.type": "CreateTime",
+    "message.timestamp.before.max.ms": str(2**63 - 1),
+    "message.timestamp.after.max.ms": str(2**63 - 1),
+}
+
+
 def wanted(settings: Settings) -> list[Topic]:
     """Every topic of the installation."""
     deleted = {"cleanup.policy": "delete"}
@@ -63,7 +72,7 @@ def wanted(settings: Settings) -> list[Topic]:
         "segment.bytes": str(32 * MIB),
         "delete.retention.ms": str(HOUR_MS),
     }
-    logged = {"message.timestamp.type": "LogAppendTime"}
+    logged = _OF_THE_OTHER_REGION if settings.passive == "on" else {"message.timestamp.type": "LogAppendTime"}
     p, b = settings.event_partitions, settings.block_partitions
     return [
         Topic(settings.topic(EVENTS), p, {**events, **logged, "max.message.bytes": str(9 * MIB)}),

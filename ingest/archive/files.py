@@ -49,11 +49,18 @@ class File:
     from_offset: int
     to_offset: int
     merged: bool
+    region: int = 0
+    """Whose archive it is in, where a run reads those of several regions; 0: its own."""
 
     @property
     def name(self) -> str:
         """The path below the archive's root."""
         return self.stored.name
+
+    @property
+    def reference(self) -> str:
+        """The file among those of several archives, for `batch.archived_rows.Archives`."""
+        return f"{self.region}:{self.name}"
 
     def stands_for(self, other: File) -> bool:
         """Whether all rows of another file are in this one."""

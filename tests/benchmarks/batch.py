@@ -105,7 +105,7 @@ def ours(root: Path, folder: Path, memory: str) -> list[int]:
 
     spark = _session(folder, memory)
     _, found = spark_job.recount_day(
-        spark, str(root), archive_files.files_around(FileStore(str(root)), DAY), DAY, NO_REJECTED_IDS, {}
+        spark, [str(root)], archive_files.files_around(FileStore(str(root)), DAY), DAY, NO_REJECTED_IDS, {}
     )
     spark.stop()
     return [found.hours, *(found.sums[name] for name in ("clicks", "impressions", "spend_micros")), found.rows]

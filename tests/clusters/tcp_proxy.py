@@ -28,7 +28,9 @@ class Proxy:
     Each fault applies to connections that are there, too, and ends by `restore`; `delay` and `throttle` may go together.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *, advertises: bool = False) -> None:
+        """`advertises`: the target is a Kafka broker, which tells clients its address. They are told the proxy's in its place, or they would
+        connect past it."""
         self._target = host, port = _address_of(target)
         self._connections = set[_Connection]()
         self.delay_s, self.bytes_per_s, self.swallows = 0.0, 0.0, False
@@ -40,6 +42,7 @@ class Proxy:
         self.port = unused_port()
         self._call(self._listen())
         self.address = f"127.0.0.1:{self.port}"
+        self.told = (_in_metadata(host, port), _in_metadata("127.0.0.1", self.port)) if advertises else None
         self.url = target.replace(f"{host}:{port}", self.address)
         """The target's URL, with this proxy in its place."""
 
@@ -151,7 +154,7 @@ class _Connection:
                 return
             reader, writer = await asyncio.open_connection(*target, limit=_CHUNK_BYTES)
             writers.append(writer)
-            await _all_or_none([*self._pass_on(client[0], writer), *self._pass_on(reader, client[1])])
+            await _all_or_none([*self._pass_on(client[0], writer), *self._pass_on(reader, client[1], self._proxy.told)])
             in_order = True
         except OSError:
             pass  # the target is away, or a side has hung up: so does the other one
@@ -162,17 +165,24 @@ class _Connection:
                 writer.close()
 
     def _pass_on(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, told: tuple[bytes, bytes] | None = None
     ) -> tuple[Coroutine[Any, Any, None], Coroutine[Any, Any, None]]:
         """Both halves of one direction."""
         queue = asyncio.Queue[tuple[float, bytes]](_HELD_CHUNKS)
-        return self._receive(reader, queue), self._send(queue, writer)
+        return self._receive(reader, queue, told), self._send(queue, writer)
 
-    async def _receive(self, reader: asyncio.StreamReader, queue: asyncio.Queue[tuple[float, bytes]]) -> None:
+    async def _receive(
+        self,
+        reader: asyncio.StreamReader,
+        queue: asyncio.Queue[tuple[float, bytes]],
+        told: tuple[bytes, bytes] | None,
+    ) -> None:
         """Until the sender ends its side, which is passed on as an empty chunk."""
         data = b"-"
         while data:
             data = await reader.read(_CHUNK_BYTES)
+            if told is not None:
+                data = data.replace(*told)
             if data and self._proxy.swallows:
                 self.has_lost = True
             else:
@@ -193,6 +203,11 @@ class _Connection:
                 data = data[size:]
                 if rate:
                     await asyncio.sleep(size / rate)
+
+
+def _in_metadata(host: str, port: int) -> bytes:
+    """An address as Kafka's responses have it: both are as long where both hosts are, so nothing else of a response changes."""
+    return host.encode() + struct.pack(">i", port)
 
 
 def _address_of(target: str) -> tuple[str, int]:

@@ -73,3 +73,4 @@ def test_a_bill_beyond_64_bits_is_exact_and_its_causes_are_in_the_documented_ord
     # Cancelling causes leave no drift; nothing billed is off by all that was shown.
     assert Bill(_NOTHING | {"clicks": 9}, {"late": _NOTHING | {"clicks": 0}}).drift == 0
     assert Bill(_NOTHING, {"late": _NOTHING | {"clicks": -5}}).drift == 5
+    assert Bill(_NOTHING | {"clicks": 9}, {"other-region": _NOTHING | {"clicks": 9}}).drift == 0

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from batch import archived_rows, corrections, move_tables, recount
 from infra.clock import DAY_MS, HOUR_MS
-from infra.file_store import FileStore
 from ingest.archive.files import UnreadableFile
 
 DAY = 1_000 * DAY_MS
@@ -29,10 +28,12 @@ def _row(offset: int, **more: Any) -> dict[str, Any]:
     } | more  # fmt: skip
 
 
+_ELSEWHERE = 4096
+"""The first partition of another region."""
 _EVENTS = st.lists(
     st.fixed_dictionaries(
         {
-            "event_id": st.sampled_from("abcde"), "partition": st.integers(0, 1), "time_ms": st.sampled_from(_TIMES),
+            "event_id": st.sampled_from("abcde"), "partition": st.sampled_from([0, 0, 1, _ELSEWHERE]), "time_ms": st.sampled_from(_TIMES),
             "event_type": st.sampled_from(["click", "impression"]), "campaign_id": st.integers(1, 2),
             "decision": st.sampled_from(["counted", "counted", "copy", "too-late", "shed", "doubt"]),
             "weight": st.sampled_from([1, 1, 1, 4]), "lateness": st.sampled_from([0, 0, 1, 2]),
@@ -76,7 +77,7 @@ def test_a_recount_equals_a_count_row_by_row(rows_drawn: list[dict[str, Any]], f
         if row["event_id"] not in seen_ids:
             exact[key] += 1
         seen_ids.add(row["event_id"])
-        if row["decision"] == "counted":
+        if row["decision"] == "counted" and row["partition"] < _ELSEWHERE:
             stream[key] += row["weight"]
 
     def of_day(counts: Counter[Any]) -> dict[Any, int]:
@@ -97,9 +98,10 @@ def test_a_recount_equals_a_count_row_by_row(rows_drawn: list[dict[str, Any]], f
     for row in sorted(rows, key=lambda r: (r["log_time_ms"], r["partition"], r["offset"])):
         if DAY - DAY_MS <= row["time_ms"] < DAY + 2 * DAY_MS:
             first.setdefault(row["event_id"], row)
-    counted_ids = {r["event_id"] for r in rows if r["decision"] == "counted" and r["time_ms"] >= DAY - DAY_MS}
+    own = [r for r in rows if r["partition"] < _ELSEWHERE]
+    counted_ids = {r["event_id"] for r in own if r["decision"] == "counted" and r["time_ms"] >= DAY - DAY_MS}
     for id_, row in first.items():
-        if row["decision"] == "copy" and id_ not in counted_ids:
+        if row["decision"] == "copy" and row["partition"] < _ELSEWHERE and id_ not in counted_ids:
             orphans[(row["time_ms"] // HOUR_MS * HOUR_MS, row["campaign_id"], row["event_type"])] += 1
     assert of_day(unexplained) == of_day(orphans)
     assert totals.rows == sum(DAY <= r["time_ms"] < DAY + DAY_MS for r in rows)
@@ -125,6 +127,8 @@ def test_each_difference_has_its_cause() -> None:
         _row(9, event_id="swapped", decision="too-late"), _row(10, event_id="swapped", **other),
         _row(11, event_id="stands", decision="too-late"), _row(12, event_id="stands"),
         _row(13, event_id="again", decision="too-late"), _row(14, event_id="before", decision="too-late"),
+        _row(15, event_id="elsewhere", partition=_ELSEWHERE), _row(15, event_id="elsewhere", partition=2 * _ELSEWHERE),
+        _row(16, event_id="both", partition=_ELSEWHERE), _row(17, event_id="both"),
     ]  # fmt: skip
     replayed = pl.DataFrame({"event_id": ["again", "before"], "time_ms": [DAY + 13, DAY + 15]})
     order = np.argsort(archived_rows.id_hashes(replayed))
@@ -139,8 +143,8 @@ def test_each_difference_has_its_cause() -> None:
     )
     assert by_cause == [
         ("conflicting-copy", 1, 1), ("conflicting-copy", 9, -2), ("cross-partition-duplicate", 1, -1),
-        ("dead-letter-replayed", 1, 1), ("doubt", 1, 1), ("exact", 1, 11), ("expired-horizon-duplicate", 1, -1),
-        ("late", 1, 2), ("shed", 1, -1),
+        ("dead-letter-replayed", 1, 1), ("doubt", 1, 1), ("exact", 1, 13), ("expired-horizon-duplicate", 1, -1),
+        ("late", 1, 2), ("other-region", 1, 1), ("shed", 1, -1),
     ]  # fmt: skip
     assert totals.rows == len(rows)
 
@@ -158,7 +162,7 @@ def test_a_file_that_cannot_be_counted_is_named(tmp_path: Path, wrong: str) -> N
     if wrong == "gone":
         file.unlink()
     with pytest.raises(UnreadableFile, match=str(file)):
-        archived_rows.read_rows(FileStore(str(tmp_path)), [name])
+        archived_rows.read_rows(archived_rows.Archives([str(tmp_path)]), [f"0:{name}"])
 
 
 def test_repeated_hashes_are_detected() -> None:
@@ -166,11 +170,17 @@ def test_repeated_hashes_are_detected() -> None:
     assert archived_rows.repeated_hashes(hashes).tolist() == [True, True, True, False, True, True, False]
 
 
-@given(_EVENTS, st.dictionaries(st.sampled_from([DAY - DAY_MS, DAY]), st.lists(st.integers(0, 14), max_size=2)))
+@given(
+    _EVENTS,
+    st.dictionaries(
+        st.sampled_from([DAY - DAY_MS, DAY]), st.dictionaries(st.sampled_from([0, 1, _ELSEWHERE]), st.integers(0, 14))
+    ),
+    st.sampled_from([1, _ELSEWHERE]),
+)
 def test_events_that_no_bill_has_are_those_behind_what_the_run_of_their_day_read(
-    rows_drawn: list[dict[str, Any]], billed: dict[int, list[int]]
+    rows_drawn: list[dict[str, Any]], billed: dict[int, dict[int, int]], times: int
 ) -> None:
-    rows = [_row(n, **row) for n, row in enumerate(rows_drawn)]
+    rows = [_row(n, **row | {"partition": row["partition"] * times}) for n, row in enumerate(rows_drawn)]
     unbilled = recount.count_unbilled(archived_rows.with_codes(_frame(rows)), billed, DAY + DAY_MS)
     late, never = Counter[int](), Counter[int]()
     for row in rows:
@@ -179,6 +189,20 @@ def test_events_that_no_bill_has_are_those_behind_what_the_run_of_their_day_read
             continue
         if day_ms not in billed:
             never[day_ms] += 1
-        elif billed[day_ms] and row["offset"] >= dict(enumerate(billed[day_ms])).get(row["partition"], 0):
+        elif billed[day_ms] and row["offset"] >= billed[day_ms].get(row["partition"], 0):
             late[day_ms] += 1
     assert (unbilled.late, unbilled.never) == (late, never)
+
+
+def test_files_of_two_archives_are_read_as_two_regions(tmp_path: Path) -> None:
+    name = "p0001-000000000000000-000000000000009.parquet"
+    for region in ("own", "other"):
+        (tmp_path / region).mkdir()
+        _frame([_row(n, event_id=f"{region}{n}", partition=1) for n in range(2)]).write_parquet(
+            tmp_path / region / name
+        )
+    archives = archived_rows.Archives([str(tmp_path / "own"), str(tmp_path / "other")])
+    rows = archived_rows.read_rows(archives, [f"0:{name}", f"1:{name}"])
+    assert list(zip(rows["event_id"], rows["partition"], strict=True)) == [
+        ("own0", 1), ("own1", 1), ("other0", _ELSEWHERE + 1), ("other1", _ELSEWHERE + 1),
+    ]  # fmt: skip

@@ -12,7 +12,7 @@ import { table } from "../table.js";
 const CAUSES = /** @type {Record<string, string>} */ ({
   late: "came more than an hour late", shed: "sampled under overload", doubt: "counted while in doubt", open: "not yet counted by the stream",
   "cross-partition-duplicate": "copies in several partitions", "expired-horizon-duplicate": "copies more than an hour apart",
-  "conflicting-copy": "copies that differ", "dead-letter-replayed": "mended and sent again", unexplained: "unexplained",
+  "conflicting-copy": "copies that differ", "dead-letter-replayed": "mended and sent again", "other-region": "sent to another region", unexplained: "unexplained",
 });
 const BILLED = [["impressions", "Impressions"], ["clicks", "Clicks"], ["conversions", "Conversions"], ["spend_micros", "Spend"]];
 const DAYS_SHOWN = 35;
