@@ -45,7 +45,8 @@ def message(offset: int, **more: Any) -> ArchivedMessage:
 def test_the_verdicts_on_each_message_add_up_to_the_recount_of_its_day(
     drawn: list[dict[str, Any]], rejected: bool
 ) -> None:
-    rows = [_row(n, **row) for n, row in enumerate(drawn)]
+    # A trace searches the archive of its own region.
+    rows = [_row(n, **row | {"partition": row.get("partition", 0) % 2}) for n, row in enumerate(drawn)]
     letters, rejected_ms = archived_rows.NO_REJECTED_IDS, None
     if rejected:
         rejected_ms = DAY
