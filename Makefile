@@ -8,7 +8,7 @@ ENGINE ?= $(firstword $(foreach engine,podman docker buildah,$(if $(shell comman
 # Which would have other packages found than those in .venv.
 unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONSAFEPATH PYTHONUSERBASE PYTHONOPTIMIZE PYTHONPLATLIBDIR
 
-.PHONY: help setup demo test lint unit integration e2e chaos cluster cluster-chaos cluster-page cluster-test monitoring monitoring-tools monitoring-test rehearse-alerts board-pictures outages soak rehearse rehearse-regions hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps bench-plan plan-constants profile story screenshots image stand-ins deploy-test rehearse-compose up down lock wheel wheel-test sbom audit-dependencies clean
+.PHONY: help setup demo test lint unit integration e2e recovery-test chaos cluster cluster-chaos cluster-page cluster-test monitoring monitoring-tools monitoring-test rehearse-alerts board-pictures outages soak rehearse rehearse-regions hostile fuzz-http bench bench-peers bench-latency bench-growth bench-query bench-dashboard bench-anomalies bench-batch bench-secured bench-steps bench-plan plan-constants profile story screenshots image stand-ins deploy-test rehearse-compose up down lock wheel wheel-test sbom audit-dependencies clean
 .DEFAULT_GOAL := help
 
 PAGE = tests/clusters/test_page.py::test_the_commands_of_the_page_work_in_its_order
@@ -27,8 +27,8 @@ demo: setup ## A private stack, a day of events, every answer compared with the 
 
 # By folder, as collected, so that chaos, e2e and integration come first and small files fill the end. By itself xdist begins with the
 # files of the most tests, and the campaign, which is one test, came last.
-test: setup lint ## Linters, types and every test but those of clusters, monitoring and deploy files
-	@$(BIN)/pytest tests $(addprefix --ignore tests/,clusters monitoring deploy) -n 3 --dist loadfile --no-loadscope-reorder
+test: setup lint ## Linters, types and every test but those of clusters, monitoring, recovery and deploy files
+	@$(BIN)/pytest tests $(addprefix --ignore tests/,clusters monitoring recovery regions deploy) -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## Linters and types
 	@$(BIN)/ruff check .
@@ -74,6 +74,9 @@ monitoring-tools: setup ## prometheus and promtool in .venv, where they are not 
 
 monitoring-test: monitoring-tools ## Alert rules by promtool, and all expressions on the Prometheus of a stack
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest tests/monitoring
+
+recovery-test: setup ## Rebuilding what was lost, messages that cannot be read, and two regions
+	@$(BIN)/pytest tests/recovery tests/regions
 
 rehearse-alerts: monitoring-tools ## Cause each alert, follow its runbook, see it end: rules with durations divided by 20 (ONLY=first-day,bills,doubt)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.monitoring.rehearsal
