@@ -59,7 +59,8 @@ def up(
     overrides = _overrides(app)
     if observe:
         overrides.setdefault("canary_s", _OBSERVED_CANARY_S)
-    workers["canary"] = int(overrides.get("canary_s", "0") != "0")
+    is_passive = overrides.get("passive") == "on"
+    workers["canary"] = int(overrides.get("canary_s", "0") != "0" and not is_passive)
     if detach:
         kinds = ("ingest", "stream", "query", "notify")
         counts = [word for kind in kinds for word in (f"--{kind}-workers", str(workers[kind]))]

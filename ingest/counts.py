@@ -13,9 +13,9 @@ from ingest.events import Reason
 from ingest.judge import JudgedBatch
 
 REJECTIONS: dict[Reason, str] = {
-    reason: reason.value.replace("-", "_") for reason in Reason if reason is not Reason.TOO_LATE
+    reason: reason.value.replace("-", "_") for reason in Reason if reason not in (Reason.TOO_LATE, Reason.UNREADABLE)
 }
-"""Reason of a message that is rejected before dedup → its field in `Counts`. Too late is a decision."""
+"""Reason of a message that is rejected before dedup → its field in `Counts`. Too late is a decision; what is unreadable is set aside."""
 
 
 @decodable

@@ -16,8 +16,8 @@ from infra.kafka.record_batches import CorruptBatch, Records
 from infra.kafka.records import Record
 from ingest.events import Reason
 
-# What ad-events-dead takes is 16 MiB. Only a batch of a size that cannot be true is larger.
-_MOST_BYTES = 15 << 20
+MOST_LETTER_BYTES = 15 << 20
+"""Of a dead letter's value: ad-events-dead takes 16 MiB, and an event has 64 KiB at most. What is longer is cut off there."""
 MESSAGES = "messages"
 """The header of a letter that stands for a whole record batch: how many offsets that has."""
 Messages = Mapping[int, list[Records]]
@@ -61,7 +61,7 @@ class Poison:
         ]
         if self.is_batch:
             headers.append((MESSAGES, str(self.last + 1 - self.first).encode()))
-        return Record(topic, self.value, self.key, partition, tuple(headers))
+        return Record(topic, self.value and self.value[:MOST_LETTER_BYTES], self.key, partition, tuple(headers))
 
 
 def approval_key(prefix: str, name: str) -> str:
@@ -72,7 +72,7 @@ def approval_key(prefix: str, name: str) -> str:
 def poison_of_batch(partition: int, position: int, batch: CorruptBatch) -> Poison:
     """A record batch that cannot be read, of which messages from `position` on were not processed."""
     why = f"the record batch {batch.message} ({batch.hint})"
-    return Poison(partition, position, batch.next_offset - 1, why, batch.raw[:_MOST_BYTES], is_batch=True)
+    return Poison(partition, position, batch.next_offset - 1, why, batch.raw[:MOST_LETTER_BYTES], is_batch=True)
 
 
 def split_at_poison(messages: Messages, process: Callable[[Messages], object]) -> tuple[Messages, list[Poison]]:

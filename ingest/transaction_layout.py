@@ -18,7 +18,7 @@ from ingest.blocks import SourceRange
 from ingest.canary.marks import mark_records
 from ingest.events import Reason, Rejection
 from ingest.partials import Partials
-from ingest.poison import Poison
+from ingest.poison import MOST_LETTER_BYTES, Poison
 from ingest.position import Position
 from ingest.processor import ProcessedBatch
 
@@ -105,4 +105,7 @@ class TransactionLayout:
                 ("stage", STAGE.encode()),
             )
             value = batch.source.values[row]
+            if value is not None and len(value) > MOST_LETTER_BYTES:
+                # Compressed it was small enough for its topic; as a letter it would not be.
+                value = value[:MOST_LETTER_BYTES]
             yield Record(self._dead_letters, value, key, p % self._event_partitions, headers)

@@ -350,8 +350,13 @@ class IngestWorker:
             self._consumer.seek(found.partition, found.first, hold=True)
 
     def _seek(self, owned: SourcePartition) -> None:
-        """Have the partition read on from its position, or held there."""
-        hold = owned.poison is not None and not owned.poison.is_batch
+        """Have the partition read on from its position, or held there if that is right before a message that this worker fails on."""
+        hold = False
+        if owned.poison is not None and not owned.poison.is_batch:
+            hold = owned.log_offset >= owned.poison.first
+            if not hold:
+                # The messages before it were rolled back. It is found again behind them.
+                owned.poison = None
         self._consumer.seek(owned.number, owned.log_offset, owned.position.leader_epoch, hold=hold)
 
     def _watch_unreadable(self) -> None:
@@ -369,7 +374,9 @@ class IngestWorker:
         for p, owned in list(self._owned.items()):
             found = owned.poison
             key = found and poison.approval_key(self._settings.key_prefix, found.name)
-            if found is None or self._patiently(partial(self._redis.call, "GET", key)) is None:
+            if found is None or owned.log_offset < found.first:
+                continue
+            if self._patiently(partial(self._redis.call, "GET", key)) is None:
                 continue
             batch = self._patiently(partial(self._process, {p: [found.records()]}, {p: self._consumer.end(p)}))
             ranges = self._ranges({p: batch.judged[p].after})
@@ -405,9 +412,10 @@ class IngestWorker:
         for p, owned in self._owned.items():
             end, stable_end = self._consumer.end(p), self._consumer.stable_end(p)
             lag += max(0, end - owned.log_offset)
-            readable += max(0, stable_end - owned.log_offset)
+            if owned.poison is None:
+                readable += max(0, stable_end - owned.log_offset)
             owned.watch_transaction(stable_end, end, now_s)
-        # What an open transaction holds back is not made less by dropping events.
+        # What an open transaction or poison holds back is not made less by dropping events.
         processor = self._processor
         processor.level = shedding.next_level(processor.level, readable, processor.policy)
         published_status.publish_report(

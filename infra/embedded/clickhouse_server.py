@@ -29,7 +29,7 @@ KEEPER = (
 )
 
 BACKUPS = "backups"
-"""The folder, beside the server's own, that `BACKUP … TO File('NAME')` writes to: it stays when the server's is lost."""
+"""The folder, beside the server's own, that `BACKUP … TO Disk('backups', 'NAME')` writes to: it stays when the server's is lost."""
 
 CONFIG = """<clickhouse>
   <logger><level>warning</level><log>{logs}/clickhouse.server.log</log><errorlog>{logs}/clickhouse.error.log</errorlog>
@@ -45,12 +45,12 @@ CONFIG = """<clickhouse>
   <background_pool_size>2</background_pool_size>
   <os_threads_nice_value_merge_mutate>{merges}</os_threads_nice_value_merge_mutate>
   <storage_configuration>
-    <disks><slow><path>{slow}/</path></slow></disks>
+    <disks><slow><path>{slow}/</path></slow><backups><type>local</type><path>{backups}/</path></backups></disks>
     <policies><tiered><volumes>
       <fast><disk>default</disk></fast><slow><disk>slow</disk></slow>
     </volumes></tiered></policies>
   </storage_configuration>
-  <backups><allowed_path>{backups}/</allowed_path></backups>
+  <backups><allowed_disk>backups</allowed_disk></backups>
   <users_config>{users}</users_config>
 </clickhouse>
 """
@@ -72,7 +72,7 @@ USERS = """<clickhouse>
         <query>GRANT SHOW, SELECT, INSERT, ALTER, CREATE DATABASE, CREATE TABLE, CREATE VIEW, DROP, TRUNCATE, OPTIMIZE ON *.*</query>
         <query>GRANT KILL QUERY ON *.*</query>
         <query>GRANT BACKUP ON *.*</query>
-        <query>GRANT READ, WRITE ON FILE</query>
+        <query>GRANT READ, WRITE ON DISK</query>
         <query>GRANT TABLE ENGINE ON MergeTree</query>
         <query>GRANT TABLE ENGINE ON ReplacingMergeTree</query>
         <query>GRANT TABLE ENGINE ON AggregatingMergeTree</query>

@@ -77,6 +77,12 @@ def canary(app: App) -> None:
     settings = app.settings
     if not settings.canary_s:
         raise UserError("canaries are off: canary_s is 0", hint="ADCLICK_CANARY_S says how often one is sent")
+    if settings.passive == "on":
+        # They would pass for events of the region that this one follows, and hide that its copy has stopped.
+        raise UserError(
+            "a region that follows another one gets that one's canaries, and sends none (ADCLICK_PASSIVE=on)",
+            hint="ADCLICK_CANARY_S=0 here, or ADCLICK_PASSIVE=off once this region is promoted",
+        )
     logs.configure(verbose=app.verbose, quiet=app.quiet)
     give_way(BACKGROUND)
     # A canary that waits for longer is followed by a newer one.

@@ -8,9 +8,11 @@ import time
 from infra.clock import now_ms
 from infra.errors import AdclickError, UserError
 from infra.kafka import topics
+from infra.kafka.admin import Admin
 from infra.redis.client import Redis
 from infra.settings import Settings
 from ingest import poison
+from ingest.committed_positions import read_positions
 from ingest.dead_letters.letters import read_letters
 from ingest.events import Reason
 from ingest.published_status import read_reports
@@ -50,10 +52,16 @@ def set_aside(settings: Settings, name: str, wait_s: float = _WAIT_S) -> str:
 
 
 def _letter_of(settings: Settings, name: str, since_ms: int) -> str:
-    """The newest dead letter of what was set aside of that partition; empty where there is none yet."""
-    partition, newest = int(name.partition("/")[0]), ""
+    """The newest dead letter of what was set aside under this name; empty where there is none yet."""
+    partition, first = int(name.partition("/")[0]), int(name.partition("/")[2].partition("-")[0])
+    position, newest = read_positions(settings, Admin(settings.kafka_connection))[partition], ""
+    offset = first + (position.base if position is not None else 0)
     for letter in read_letters(settings, since_ms):
         source = letter.source
-        if letter.headers.get("reason") == Reason.UNREADABLE and source and source.partition == partition:
+        if (
+            letter.headers.get("reason") == Reason.UNREADABLE
+            and source
+            and (source.partition, source.offset) == (partition, offset)
+        ):
             newest = letter.name
     return newest

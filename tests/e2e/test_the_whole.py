@@ -269,7 +269,7 @@ def test_events_too_late_for_the_stream_are_named_with_what_bills_them_and_then_
 
     refused = adclick("replay", write(now_ms() - 800 * DAY_MS), *where)
     assert refused.returncode == 1
-    assert "25 of 25 events are older than 735 days" in refused.stderr
+    assert "events are older than 735 days" in refused.stderr
     day_ms = (now_ms() - 40 * DAY_MS) // DAY_MS * DAY_MS
     day = iso(day_ms)[:10]
     sent = adclick("replay", write(day_ms + HOUR_MS), *where)

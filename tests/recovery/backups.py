@@ -29,7 +29,7 @@ def backup(scene: Scene) -> float:
         must(product, "directory", "import", str(names))
         made = _contents(client)
         began = time.monotonic()
-        client.command(f"BACKUP DATABASE {client.database} TO File('{_NAME}')")
+        client.command(f"BACKUP DATABASE {client.database} TO Disk('backups', '{_NAME}')")
         size = sum(f.stat().st_size for f in (product.folder.path / "backups").rglob("*") if f.is_file())
         print(f"  backup of {size >> 20} MB in {time.monotonic() - began:.1f} s", flush=True)
         clicks = LateClicks.of(scene)
@@ -45,7 +45,7 @@ def backup(scene: Scene) -> float:
         product.up()
         # `up` makes the tables, all empty: a backup is restored in place of them.
         client.command(f"DROP DATABASE {client.database} SYNC")
-        client.command(f"RESTORE DATABASE {client.database} FROM File('{_NAME}')")
+        client.command(f"RESTORE DATABASE {client.database} FROM Disk('backups', '{_NAME}')")
         print(f"  restored {time.monotonic() - lost_at:.1f} s after the loss", flush=True)
         assert _contents(client) == made
         rebuilt = adclick("rebuild", "clickhouse", "--json", "--dir", str(product.folder.path))

@@ -170,9 +170,9 @@ def test_runs_that_come_back_with_a_backup_stay_what_they_were_and_what_changed_
     part = published(client, DAYS[3], [1000, 0], 2, open_from_ms=DAYS[3] + 3 * HOUR_MS)
     client.command(f"INSERT INTO {db}.exact_hours SELECT time, 77, 3, 2, 4, country, device, run_id, 0, 1, 0, 7, 0, 0, 0 FROM {db}.exact_hours WHERE run_id = '{damaged}'")  # fmt: skip
     before = client.rows(f"SELECT run_id, published_at FROM {db}.runs ORDER BY date")
-    client.command(f"BACKUP DATABASE {db} TO File('{db}')")
+    client.command(f"BACKUP DATABASE {db} TO Disk('backups', '{db}')")
     client.command(f"DROP DATABASE {db} SYNC")
-    client.command(f"RESTORE DATABASE {db} FROM File('{db}')")
+    client.command(f"RESTORE DATABASE {db} FROM Disk('backups', '{db}')")
     close_hours(settings)
     tables = publish.exact_tables(client)
     assert not publish.is_stored(client, kept, tables), "a restored table has another UUID"

@@ -11,11 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.columnar.columns import PADDING, Values
-from infra.errors import Unavailable
+from infra.errors import Aborted, Unavailable
 from infra.kafka.record_batches import CorruptBatch, Records
+from infra.settings import Settings
 from ingest import poison
 from ingest.dead_letters.letters import Letter, SourceMessage
 from ingest.poison import Messages, Poison
+from ingest.position import Position
+from ingest.source_partition import SourcePartition
+from ingest.worker import IngestWorker
 
 
 def records(first: int, values: list[bytes]) -> Records:
@@ -89,3 +93,34 @@ def test_the_letter_of_a_message_has_its_key_and_bytes() -> None:
     record = Poison(0, 5, 5, "ValueError: a bug", b"{}", b"key").letter("ad-events-dead", "ad-events", 0, 0, "ingest")
     assert (record.value, record.key) == (b"{}", b"key")
     assert poison.MESSAGES not in dict(record.headers)
+
+
+class Seeks:
+    """A consumer that remembers where it was told to read on: (offset, whether it is held there)."""
+
+    def __init__(self) -> None:
+        self.made = list[tuple[int, bool]]()
+
+    def seek(self, _partition: int, offset: int, _leader_epoch: int = -1, *, hold: bool = False) -> None:
+        self.made.append((offset, hold))
+
+
+@pytest.mark.parametrize(("committed", "seeks", "is_held"), [(100, [(100, False)], False), (150, [(150, True)], True)])
+def test_messages_before_poison_that_were_rolled_back_are_read_again(
+    committed: int, seeks: list[tuple[int, bool]], is_held: bool
+) -> None:
+    consumer, worker = Seeks(), IngestWorker(Settings.model_validate({}), "ingest-0")
+    anything: Any = consumer
+    worker._consumer = anything
+    worker.stop()  # no pause after the abort
+    mirror: Any = None
+    partition = SourcePartition(0, Position(committed), mirror, 0.0, 0, poison=Poison(0, 150, 150, "a bug", b"bad"))
+    worker._owned[0] = partition
+    worker._roll_back(Aborted("the queue is full"))
+    assert consumer.made == seeks
+    assert (partition.poison is not None) == is_held
+
+
+def test_a_letter_is_never_larger_than_its_topic_takes() -> None:
+    letter = Poison(0, 7, 7, "a bug", bytes(20 << 20)).letter("dead", "events", 0, 0, "ingest")
+    assert letter.value is not None and len(letter.value) == poison.MOST_LETTER_BYTES
