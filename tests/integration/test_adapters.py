@@ -252,8 +252,11 @@ def test_a_stack_that_comes_back_waits_for_its_ports_and_others_look_elsewhere(t
     ) as server:
         assert server.stdin is not None and server.stdout is not None
         assert server.stdout.readline() == "up\n"
-        new = [ports.choose_ports(tmp_path / name, {}, {"kafka": port})["kafka"] for name in ("one", "another")]
+        new = [
+            ports.choose_ports(tmp_path / name, {}, {"kafka": port})["kafka"] for name in ("one", "another", "third")
+        ]
         threading.Timer(0.5, server.kill).start()
         assert ports.choose_ports(tmp_path, {"kafka": port}, {"kafka": 9092}) == {"kafka": port}
     assert port not in new
-    assert abs(new[0] - new[1]) >= 20
+    # Places are by a hash of the folder, so two of them may share one.
+    assert max(new) - min(new) >= 20

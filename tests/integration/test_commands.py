@@ -165,7 +165,7 @@ def test_ctrl_c_ends_a_command_with_one_line(tmp_path: Path) -> None:
             "ADCLICK_HTTP": f"http://{where}",
         }
 
-        def interrupted(words: list[str]) -> tuple[int, str, str]:
+        def interrupted(words: list[str], after_s: float) -> tuple[int, str, str]:
             process = subprocess.Popen(
                 [sys.executable, "-m", "infra", *words], env=env | {"ADCLICK_API_KEY": "x"}, cwd=tmp_path, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -174,13 +174,13 @@ def test_ctrl_c_ends_a_command_with_one_line(tmp_path: Path) -> None:
             with connection:
                 # Once it waits for the answer: a signal that comes just before is seen only when that wait times out.
                 connection.recv(1)
-                time.sleep(0.5)
+                time.sleep(after_s)
                 process.send_signal(signal.SIGINT)
                 out, err = process.communicate(timeout=60)
             return process.returncode, out, err
 
         for words in (["migrate"], ["query", "--campaign", "7", "--start", "-1h"], ["keys", "list"]):
             # On a busy machine its wait may be over before the signal comes.
-            outcomes = (interrupted(words) for _ in range(5))
+            outcomes = (interrupted(words, after_s) for after_s in (0.5, 0.5, 1.0, 1.0, 2.0, 2.0))
             outcome = next((o for o in outcomes if "Timeout reading" not in o[2]), None)
             assert outcome == (130, "", "stopped\n"), words
