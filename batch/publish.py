@@ -231,6 +231,7 @@ def publish(
         {
             "causes": comparison.causes, "seconds": round(seconds, 1), "corrected": comparison.corrected,
             "sha256": export_digest(client, run_id), "input": [str(stretch) for stretch in proof.looked_at], "missing": [str(hole) for hole in proof.missing],
+            "set_aside": [str(stretch) for stretch in proof.set_aside],
             "ends": list(proof.ends), "other_ends": dict(proof.other_ends), "sums": run_input.sums,
             "versions": {name: metadata.version(name) for name in ("adclick", "pyspark", "polars")} | {"python": platform.python_version()},
         }
