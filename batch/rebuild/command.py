@@ -22,6 +22,8 @@ from infra.cli import declare
 from infra.cli.app import App
 from infra.clickhouse import schema
 from infra.clickhouse.client import ClickHouse
+from infra.clickhouse.retention import PUBLISHED_DAYS, first_published_day
+from infra.clock import now_ms
 from infra.errors import AdclickError, UsageError, UserError
 from infra.priority import BACKGROUND, give_way
 from infra.redis.client import Redis
@@ -283,7 +285,11 @@ def rebuild_stream(app: App, former: str, master: str, wait: float, dry_run: boo
     migration.check_tables(settings)
     client = ClickHouse.of(settings)
     with contextlib.closing(Redis(settings.redis_access)) as redis:
-        archive = FormerArchive(settings, redis, former)
+        archive = FormerArchive(settings, redis, former, first_day=first_published_day(now_ms()))
+        if archive.days_left_out:
+            app.say(
+                f"{_counted(archive.days_left_out, 'day')} left out: published days are kept for {PUBLISHED_DAYS} days, and these are older"
+            )
         begun = archive.was_begun()
         if not begun:
             coverage.wait_for_archive(settings, wait, app.say)
