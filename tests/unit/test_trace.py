@@ -26,11 +26,11 @@ from ingest.archive import schema as archive_schema
 from ingest.archive import search
 from ingest.archive import worker as archive_worker
 from ingest.archive.search import ArchivedMessage
-from ingest.dead_letters.letters import is_about
+from ingest.dead_letters.letters import LettersSearch, is_about
 from query.runs import PublishedRun
 from query.trace.billing import BillingReader
 from query.trace.command import parse_id, parse_range
-from query.trace.gather import SearchRange
+from query.trace.gather import SearchRange, TracedEvent, note_set_aside
 from query.trace.verdicts import explain_decision, judge_night
 from tests.unit.test_recount import _EVENTS, _frame, _in_two_steps, _row
 
@@ -101,6 +101,18 @@ def test_a_run_has_read_a_message_if_it_has_read_the_file_of_this_regions_archiv
     traced = message(15, file=f"event_date=1972-09-27/hour=00/{file}")
     client = cast(ClickHouse, SimpleNamespace(database="adclick", rows=rows))
     assert BillingReader(client, "/eu", [traced], None)._read_by(run) == ([traced] if has_read else [])
+
+
+def test_an_event_that_may_be_in_a_batch_set_aside_unread_is_not_simply_not_found() -> None:
+    def traced(**more: Any) -> TracedEvent:
+        event = TracedEvent("e", SearchRange(0), "/eu", letters=LettersSearch(set_aside=1_200), **more)
+        note_set_aside(event)
+        return event
+
+    text = "1,200 messages were set aside unread: the event may be among them"
+    assert traced().describe_problems() == f"dead letters: {text}"
+    assert traced(problems={"dead letters": "time ran out"}).problems == {"dead letters": f"time ran out; {text}"}
+    assert traced(messages=[message(1)]).describe_problems() == ""
 
 
 @pytest.mark.parametrize(
