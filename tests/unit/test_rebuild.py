@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batch.rebuild.command import refuse_other_regions
 from batch.rebuild.former_archive import FormerArchive
 from batch.rebuild.holes import ArchiveGap, find_archive_gaps, without_rejected
 from infra.clock import DAY_MS, day_start_ms
@@ -127,6 +128,13 @@ def test_days_that_can_no_longer_be_published_are_left_out_of_a_former_archive(t
     assert (sent, archive.days_left_out) == (["0-2", "0-3"], 2)
     with pytest.raises(UserError, match=r"all 4 days of .* can no longer be billed"):
         FormerArchive(settings, redis, store.where, first_day=FIRST + dt.timedelta(4))
+
+
+def test_days_that_are_billed_with_other_regions_are_left_to_reconcile() -> None:
+    with pytest.raises(UserError, match="ADCLICK_OTHER_REGIONS") as refused:
+        refuse_other_regions(Settings.model_validate({"other_regions": "/etc/adclick/us.toml"}))
+    assert "adclick reconcile --from --to" in (refused.value.hint or "")
+    refuse_other_regions(Settings.model_validate({}))
 
 
 def _row(partition: int, offset: int) -> dict[str, Any]:
