@@ -339,7 +339,7 @@ def find_held(gaps: Sequence[Stretch], base: int, read: Callable[[int, int], Ite
             for records in read(position, end):
                 number = np.searchsorted(starts, records.offsets, "right") - 1
                 for row in np.flatnonzero((records.offsets < ends[number]) & ~held[number]).tolist():
-                    held[number[row]] |= not _is_canary(records, row)
+                    held[number[row]] = held[number[row]] or not _is_canary(records, row)
                 if held.all():
                     break
             position = end

@@ -250,7 +250,7 @@ def _refuse_lost_regions(job: _Job, day: dt.date) -> None:
     if not job.force:
         raise UserError(
             f"{lost}; nothing was published",
-            hint="name its file in ADCLICK_OTHER_REGIONS again, or adclick reconcile --force bills the day without it",
+            hint="name its file in ADCLICK_OTHER_REGIONS again, under this name, or adclick reconcile --force bills the day without it",
         )
     job.app.say(f"ALERT: {lost}")
 
