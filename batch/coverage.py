@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +42,8 @@ from ingest.events import Reason
 # By this much a message may come before its event's day begins: clocks of producers run ahead.
 _AHEAD_MS = DAY_MS
 _SHOWN = 5
+# Gaps that are nearer are read together: to ask Kafka anew takes as long as to read so many messages.
+_NEAR = 100_000
 
 
 @dataclass(frozen=True)
@@ -203,17 +207,13 @@ def prove(settings: Settings, files: Sequence[File], date: dt.date, ends: Sequen
         mark(int(str(partition)), part["offset"].to_numpy())
     for canaries in read_marks(settings, since_ms):
         mark(canaries.partition, np.array(canaries.offsets, np.int64))
-    set_aside = [
-        Stretch(p, offset, offset + messages)
-        for p, offset, messages, is_unreadable in rejected.drop_nulls("partition")
-        .select("partition", "offset", "messages", "is_unreadable")
-        .iter_rows()
-        if is_unreadable
-    ]
+    unreadable = rejected.drop_nulls("partition").filter("is_unreadable").select("partition", "offset", "messages")
+    set_aside = clip_to((Stretch(p, offset, offset + count) for p, offset, count in unreadable.iter_rows()), stretches)
     for stretch in set_aside:
-        mark(stretch.partition, np.arange(stretch.from_offset, stretch.to_offset))
+        first = firsts[stretch.partition]
+        seen[stretch.partition][stretch.from_offset - first : stretch.to_offset - first] = True
     gaps = [Stretch(p, firsts[p] + low, firsts[p] + high) for p, found in seen.items() for low, high in _runs(~found)]
-    missing = [gap for gap in gaps if _holds_messages(settings, gap, bases)]
+    missing = _with_messages(settings, gaps, bases)
     return Proof(files, stretches, missing, _by_id(rejected), ends, set_aside=set_aside)
 
 
@@ -290,18 +290,63 @@ def _runs(flags: npt.NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
     yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
 
 
-def _holds_messages(settings: Settings, gap: Stretch, bases: Sequence[int]) -> bool:
-    """Offsets are also taken by what is no message: the marks of a producer's transactions; and by canaries whose marks are gone."""
-    base, topic = bases[gap.partition], settings.topic(topics.EVENTS)
-    first, end = gap.from_offset - base, gap.to_offset - base
-    try:
-        return any(
-            not _is_canary(records, row)
-            for records in read_range(settings.kafka_connection, topic, gap.partition, first, end)
-            for row in range(len(records.offsets))
+def clip_to(stretches: Iterable[Stretch], looked_at: Sequence[Stretch]) -> list[Stretch]:
+    """What of the stretches is in those that are looked at, one for each partition: a letter of a foreign producer may name any offsets."""
+    whole = {s.partition: s for s in looked_at}
+    clipped = [
+        Stretch(
+            s.partition,
+            max(s.from_offset, whole[s.partition].from_offset),
+            min(s.to_offset, whole[s.partition].to_offset),
         )
-    except CorruptBatch:
-        return True
+        for s in stretches
+        if s.partition in whole
+    ]
+    return [s for s in clipped if s.from_offset < s.to_offset]
+
+
+def _with_messages(settings: Settings, gaps: Sequence[Stretch], bases: Sequence[int]) -> list[Stretch]:
+    """The gaps that have messages, of gaps in the order of partition and offset."""
+    missing, topic = list[Stretch](), settings.topic(topics.EVENTS)
+    for partition, of_partition in groupby(gaps, lambda gap: gap.partition):
+        read = partial(read_range, settings.kafka_connection, topic, partition)
+        for near in _near_each_other(of_partition):
+            missing += find_held(near, bases[partition], read)
+    return missing
+
+
+def _near_each_other(gaps: Iterable[Stretch]) -> list[list[Stretch]]:
+    groups = list[list[Stretch]]()
+    for gap in gaps:
+        if groups and gap.from_offset - groups[-1][-1].to_offset < _NEAR:
+            groups[-1].append(gap)
+        else:
+            groups.append([gap])
+    return groups
+
+
+def find_held(gaps: Sequence[Stretch], base: int, read: Callable[[int, int], Iterator[Records]]) -> list[Stretch]:
+    """The gaps of one partition that have messages, from one pass over it. `read`: the messages of [first, end) in Kafka's offsets; it
+    raises CorruptBatch.
+
+    Offsets are also taken by what is no message: the marks of a producer's transactions; and by canaries whose marks are gone.
+    """
+    starts = np.array([gap.from_offset - base for gap in gaps], np.int64)
+    ends = np.array([gap.to_offset - base for gap in gaps], np.int64)
+    held, position, end = np.zeros(len(gaps), bool), int(starts[0]), int(ends[-1])
+    while position < end and not held.all():
+        try:
+            for records in read(position, end):
+                number = np.searchsorted(starts, records.offsets, "right") - 1
+                for row in np.flatnonzero((records.offsets < ends[number]) & ~held[number]).tolist():
+                    held[number[row]] = held[number[row]] or not _is_canary(records, row)
+                if held.all():
+                    break
+            position = end
+        except CorruptBatch as corrupt:
+            held |= (starts < corrupt.next_offset) & (corrupt.offset < ends)
+            position = max(position + 1, corrupt.next_offset)
+    return [gap for gap, has_messages in zip(gaps, held, strict=True) if has_messages]
 
 
 def _is_canary(records: Records, row: int) -> bool:

@@ -123,6 +123,16 @@ def read_billed_offsets(client: ClickHouse, before: dt.date, others: Sequence[st
     return billed
 
 
+def read_billed_regions(client: ClickHouse, date: dt.date) -> tuple[str, list[str]]:
+    """The day's current run, and the names of the other regions whose events it bills; empty where there is none."""
+    rows = client.rows(
+        f"SELECT r.run_id, r.summary FROM {client.database}.current_runs AS c"
+        f" INNER JOIN {client.database}.runs AS r ON r.run_id = c.run_id WHERE c.date = {{date:Date}} LIMIT 1",
+        {"date": date},
+    )
+    return (rows[0][0], sorted(json.loads(rows[0][1]).get("other_ends", {}))) if rows else ("", [])
+
+
 def record_unbilled(client: ClickHouse, unbilled: Mapping[int, int]) -> None:
     """Record how many events the current runs of earlier days lack."""
     for day_ms, events in unbilled.items():
@@ -221,6 +231,7 @@ def publish(
         {
             "causes": comparison.causes, "seconds": round(seconds, 1), "corrected": comparison.corrected,
             "sha256": export_digest(client, run_id), "input": [str(stretch) for stretch in proof.looked_at], "missing": [str(hole) for hole in proof.missing],
+            "set_aside": [str(stretch) for stretch in proof.set_aside],
             "ends": list(proof.ends), "other_ends": dict(proof.other_ends), "sums": run_input.sums,
             "versions": {name: metadata.version(name) for name in ("adclick", "pyspark", "polars")} | {"python": platform.python_version()},
         }

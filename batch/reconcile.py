@@ -21,7 +21,7 @@ import click
 from batch import alerts, coverage, explain, publish
 from batch.archived_rows import Archives
 from batch.recount import UnbilledEvents
-from batch.regions import Region, join_proofs, read_regions
+from batch.regions import Region, describe_lost_regions, join_proofs, read_regions
 from infra import faults, migration, run_progress
 from infra.cli import declare
 from infra.cli.app import App
@@ -100,7 +100,11 @@ class _Seconds(click.FloatRange):
 @click.option("--to", "last", help="Last day of a range.")
 @click.option("--master", default="local[*]", show_default=True, help="Spark master.")
 @click.option("--wait", type=_Seconds(), default=120.0, show_default=True, help="Seconds to wait for the archive.")
-@click.option("--force", is_flag=True, help="Also a day that is still open, or whose input has holes; the run says so.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Also a day that is still open, whose input has holes, or that loses a region; the run says so.",
+)
 @click.option("--skip-empty", is_flag=True, help="Pass over days of which nothing is archived.")
 @click.option("--dry-run", is_flag=True, help="Recount and compare, but publish nothing.")
 @click.option("--explain", "campaign", type=click.IntRange(0), help="Only explain this campaign's bill.")
@@ -205,6 +209,7 @@ class Recounter:
         """Recount a day, and publish it unless it is unchanged. Raises UserError for a file that cannot be read, and what stops a run."""
         from batch import spark_job
 
+        _refuse_lost_regions(self._job, day)
         if self._spark is None:
             self._spark = self._session.enter_context(spark_job.open_session(self._job.app.settings, self._job.master))
         with spark_job.explained():
@@ -215,6 +220,8 @@ def _run(job: _Job, days: list[dt.date]) -> int:
     """Reconcile the days one after the other; returns how many raised an alert."""
     from batch import spark_job  # Spark takes seconds to load: not before everything else is known to be right
 
+    for day in days:
+        _refuse_lost_regions(job, day)
     files = {day: [file for region in job.regions for file in region.files_around(day)] for day in days}
     for day in [day for day, day_files in files.items() if not day_files]:
         del files[day]
@@ -232,6 +239,20 @@ def _pass_over(job: _Job, day: object, hint: str) -> None:
     if not job.skip_empty:
         raise UserError(f"nothing is archived for {day}", hint=hint)
     job.app.say(f"{day}: nothing is archived; passed over")
+
+
+def _refuse_lost_regions(job: _Job, day: dt.date) -> None:
+    """Raise UserError where the day's bill would lose the events of a region, unless forced."""
+    run_id, billed = publish.read_billed_regions(job.client, day)
+    lost = describe_lost_regions(job.regions, day, run_id, billed)
+    if not lost:
+        return
+    if not job.force:
+        raise UserError(
+            f"{lost}; nothing was published",
+            hint="name its file in ADCLICK_OTHER_REGIONS again, under this name, or adclick reconcile --force bills the day without it",
+        )
+    job.app.say(f"ALERT: {lost}")
 
 
 def _prove(job: _Job, files: Sequence[File], day: dt.date) -> coverage.Proof:

@@ -85,6 +85,16 @@ def read_regions(settings: Settings) -> list[Region]:
     return regions
 
 
+def describe_lost_regions(regions: Sequence[Region], date: dt.date, run_id: str, billed: Sequence[str]) -> str:
+    """A sentence on the regions that the day's current run bills, and that this run lacks; empty where it has all of them.
+
+    `billed`: the names of other regions in that run.
+    """
+    names = {region.name for region in regions}
+    lost = [name for name in billed if name not in names]
+    return f"run {run_id} of {date} bills events of region {', '.join(lost)}, which this run lacks" if lost else ""
+
+
 def _refuse_mismatch(region: Region, other: Region, file: Path) -> None:
     """Raise UserError where the two are not two, or their events do not add up."""
     new, old = region.settings, other.settings

@@ -22,9 +22,12 @@ from infra.cli import declare
 from infra.cli.app import App
 from infra.clickhouse import schema
 from infra.clickhouse.client import ClickHouse
+from infra.clickhouse.retention import PUBLISHED_DAYS, first_published_day
+from infra.clock import now_ms
 from infra.errors import AdclickError, UsageError, UserError
 from infra.priority import BACKGROUND, give_way
 from infra.redis.client import Redis
+from infra.settings import Settings
 from ingest.published_status import read_reports
 
 _POLL_S = 0.5
@@ -72,6 +75,7 @@ def rebuild_clickhouse(app: App, first: str | None, last: str | None, master: st
     low, high = (parse_date(text) if text else None for text in (first, last))
     if low and high and low > high:
         raise UsageError(f"--from {low} is after --to {high}")
+    refuse_other_regions(app.settings)
     client, began = ClickHouse.of(app.settings), time.monotonic()
     if dry_run:
         missing = schema.missing_tables(client) + schema.pending(client)
@@ -82,6 +86,15 @@ def rebuild_clickhouse(app: App, first: str | None, last: str | None, master: st
     for name in made:
         app.say(f"made {name}")
     return _rebuild_days(app, DayRebuild(app, client, low, high), master, wait, began, {"made": made})
+
+
+def refuse_other_regions(settings: Settings) -> None:
+    """Raise UserError where days are billed with other regions: whether a day is whole is only looked up in the own archive."""
+    if settings.other_regions.strip():
+        raise UserError(
+            "adclick rebuild clickhouse does not look into the archives of ADCLICK_OTHER_REGIONS",
+            hint="adclick migrate makes the tables; use adclick reconcile --from --to, with --skip-empty",
+        )
 
 
 def _rebuild_days(
@@ -283,7 +296,11 @@ def rebuild_stream(app: App, former: str, master: str, wait: float, dry_run: boo
     migration.check_tables(settings)
     client = ClickHouse.of(settings)
     with contextlib.closing(Redis(settings.redis_access)) as redis:
-        archive = FormerArchive(settings, redis, former)
+        archive = FormerArchive(settings, redis, former, first_day=first_published_day(now_ms()))
+        if archive.days_left_out:
+            app.say(
+                f"{_counted(archive.days_left_out, 'day')} left out: published days are kept for {PUBLISHED_DAYS} days, and these are older"
+            )
         begun = archive.was_begun()
         if not begun:
             coverage.wait_for_archive(settings, wait, app.say)
@@ -308,6 +325,16 @@ def rebuild_stream(app: App, former: str, master: str, wait: float, dry_run: boo
         sent = archive.send(app, left, lambda n: app.say(f"part {n + 1} of {parts} is sent"))
     # Which days there are is read from the archive.
     coverage.wait_for_archive(settings, wait, app.say)
+    if settings.other_regions.strip():
+        if app.json:
+            app.data(
+                {"archive": archive.shown, "sent": sent, "days": [], "seconds": round(time.monotonic() - began, 1)}
+            )
+        app.say(
+            f"all is sent, and no day is recounted: adclick reconcile --from {min(rows)} --to {max(rows)} --skip-empty bills"
+            " the days with ADCLICK_OTHER_REGIONS"
+        )
+        return 0
     days = DayRebuild(app, client, None, None)
     return _rebuild_days(app, days, master, wait, began, {"archive": archive.shown, "sent": sent})
 

@@ -5,6 +5,7 @@ Sent twice, a part is counted once: copies within the dedup horizon are dropped,
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,7 @@ from batch import publish
 from infra import faults
 from infra.cli.app import App
 from infra.clickhouse.client import ClickHouse
+from infra.clickhouse.retention import PUBLISHED_DAYS
 from infra.errors import UserError
 from infra.file_store import FileStore
 from infra.redis.client import Redis
@@ -34,8 +36,10 @@ _SENT = "sent"
 class FormerArchive:
     """One former archive, and what of it was sent to this installation."""
 
-    def __init__(self, settings: Settings, redis: Redis, where: str, window_messages: int = 1_000_000) -> None:
-        """Raises UserError where it is this installation's own archive, or holds no files."""
+    def __init__(
+        self, settings: Settings, redis: Redis, where: str, window_messages: int = 1_000_000, *, first_day: dt.date = dt.date.min
+    ) -> None:  # fmt: skip
+        """Days before `first_day` are left out. Raises UserError where it is this installation's own archive, or holds no files of other days."""
         self._settings, self._redis, self._store = settings, redis, FileStore(where)
         own = FileStore(settings.archive)
         if self._store.where == own.where:
@@ -48,6 +52,16 @@ class FormerArchive:
             if (files := archive_files.current_files(archive_files.parse_names(self._store.files(folder))))
         }
         """Day of a folder → its files."""
+        expired = [day for day in self.files if day < first_day]
+        for day in expired:
+            del self.files[day]
+        self.days_left_out = len(expired)
+        """How many days are before `first_day`."""
+        if expired and not self.files:
+            raise UserError(
+                f"all {len(expired)} days of {self._store.shown} are before {first_day}, and can no longer be billed",
+                hint=f"published days are kept for {PUBLISHED_DAYS} days",
+            )
         if not self.files:
             raise UserError(
                 f"{self._store.shown} holds no files of an archive", hint="--archive names the former installation's"
@@ -90,7 +104,7 @@ class FormerArchive:
         return [n for n in range(len(self.windows())) if self._mark(n) not in sent]
 
     def _mark(self, window: int) -> str:
-        """Of the archive as it is: where files were added since, windows are others."""
+        """Of the archive as it is: where files were added since, or a day has expired, windows are others."""
         names = "\n".join(file.name for day in sorted(self.files) for file in self.files[day])
         return f"{hashlib.sha256(names.encode()).hexdigest()[:16]}:{window}"
 

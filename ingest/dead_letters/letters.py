@@ -16,6 +16,7 @@ from infra.settings import Settings
 from ingest import poison
 from ingest.dead_letters import edit
 from ingest.decoding import json_fields
+from ingest.events import Reason
 
 _SECONDS = 300.0
 _NAME = re.compile(r"([0-9]{1,9})/([0-9]{1,18})", re.ASCII)
@@ -74,9 +75,13 @@ def read_letters(settings: Settings, since_ms: int | None = None) -> Iterator[Le
 
 @dataclass
 class LettersSearch:
-    """The letters about an event. `read` of the `waiting` letters were searched: fewer where time ran out."""
+    """The letters about an event. `read` of the `waiting` letters were searched: fewer where time ran out.
+
+    `set_aside`: how many messages of ad-events other letters stand for, each a record batch that nobody can read.
+    """
 
     letters: list[Letter] = field(default_factory=list)
+    set_aside: int = 0
     read: int = 0
     waiting: int = 0
 
@@ -96,8 +101,11 @@ def find_letters(
 
     def take(message: Any) -> None:
         advance()
-        if is_about(event_id, message.key(), message.value()):
-            search.letters.append(letter_of(message.partition(), message))
+        letter = letter_of(message.partition(), message)
+        if is_about(event_id, letter.key, letter.value):
+            search.letters.append(letter)
+        elif letter.headers.get("reason") == Reason.UNREADABLE:
+            search.set_aside += letter.batch_messages or 0
 
     if stretches:
         reached = read_stretches(settings.kafka_connection, topic, stretches, take, seconds)

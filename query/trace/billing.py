@@ -17,7 +17,7 @@ from query.runs import PublishedRun, read_published_runs
 from query.statements.store import Issue, StatementStore
 from query.trace.verdicts import NightVerdict, judge_night
 
-# Where the name of a file begins in its address.
+# Where the name of a file begins in its address, wherever the archive was when it was read.
 _ROOT = re.compile(r"event_date=\d{4}-\d\d-\d\d/")
 
 
@@ -52,9 +52,12 @@ class IssueOfMessage:
 class BillingReader:
     """Reads runs and statements of one id's messages. Every method may raise Unavailable."""
 
-    def __init__(self, client: ClickHouse, messages: Sequence[ArchivedMessage], rejected_ms: int | None) -> None:
-        """`messages`: all of the id; `rejected_ms`: as for `judge_night`."""
+    def __init__(
+        self, client: ClickHouse, archive: str, messages: Sequence[ArchivedMessage], rejected_ms: int | None
+    ) -> None:
+        """`archive`: its name in messages; `messages`: all of the id; `rejected_ms`: as for `judge_night`."""
         self._client, self._messages, self._rejected_ms = client, messages, rejected_ms
+        self._root = f"{archive}/"
         self._store = StatementStore(client)
         self._runs = dict[dt.date, list[tuple[PublishedRun, list[ArchivedMessage]]]]()
         self._issues = dict[tuple[int, dt.date], list[Issue]]()
@@ -75,18 +78,22 @@ class BillingReader:
 
     def _read_by(self, run: PublishedRun) -> list[ArchivedMessage]:
         """The messages that were in the files that a run read: merged since, or not. Of a run of which no files are recorded, those below
-        the offsets at which it began."""
+        the offsets at which it began.
+
+        A run of several regions has read files of other archives, under the same names: of those only the own archive's count.
+        """
+        root = self._root if run.facts.get("other_ends") else ""
         folders = sorted({folder_of(m.file) for m in self._messages if m.file})
         rows = self._client.rows(
             "SELECT count(), groupArrayIf(path, arrayExists(folder -> position(path, folder) > 0, {folders:Array(String)}))"
-            f" FROM {self._client.database}.run_files FINAL WHERE run_id = {{run:String}}",
-            {"run": run.run_id, "folders": [f"/{folder}/" for folder in folders]},
+            f" FROM {self._client.database}.run_files FINAL WHERE run_id = {{run:String}} AND startsWith(path, {{root:String}})",
+            {"run": run.run_id, "folders": [f"/{folder}/" for folder in folders], "root": root},
         )
         ((recorded, paths),) = rows
         if not recorded:
             ends = run.facts.get("ends", [])
             return [m for m in self._messages if m.partition < len(ends) and m.offset < ends[m.partition]]
-        files = _files_of(paths)
+        files = _files_of(paths, root)
         return [m for m in self._messages if m.file and any(_has(file, m) for file in files)]
 
     def issues_of(self, message: ArchivedMessage) -> list[IssueOfMessage]:
@@ -103,8 +110,12 @@ class BillingReader:
         return issues
 
 
-def _files_of(paths: Sequence[str]) -> list[File]:
-    names = [path[match.start() :] for path in paths if (match := _ROOT.search(path)) is not None]
+def _files_of(paths: Sequence[str], root: str) -> list[File]:
+    """`root`: what names of the archive begin with; empty where it may have been elsewhere."""
+    if root:
+        names = [path.removeprefix(root) for path in paths if path.startswith(root)]
+    else:
+        names = [path[match.start() :] for path in paths if (match := _ROOT.search(path)) is not None]
     return archive_files.parse_names(Stored(name, 0, 0) for name in names)
 
 

@@ -109,7 +109,7 @@ def _read_fates(settings: Settings, traced: TracedEvent) -> list[Fate]:
     if not others:
         return [Fate(m) for m in traced.messages]
     router, now = Router(settings), now_ms()
-    billing = BillingReader(ClickHouse.of(settings), traced.messages, traced.rejected_ms)
+    billing = BillingReader(ClickHouse.of(settings), traced.archive, traced.messages, traced.rejected_ms)
     fates = {m.place: Fate(m) for m in traced.messages}
     for message in others:
         fate = fates[message.place]

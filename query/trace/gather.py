@@ -132,6 +132,7 @@ def find_event(settings: Settings, event_id: str, range_: SearchRange, progress:
         traced.sent = traced.attempt(SENT, lambda: SentLetters.read(settings), traced.sent)
     _note_unfinished(traced, DEAD_LETTERS, traced.letters)
     if not may_be_valid(event_id):
+        note_set_aside(traced)
         return traced
     traced.recorded = traced.attempt(IDS, lambda: find_recorded(settings, event_id), traced.recorded)
     traced.unread = traced.attempt(EVENTS, lambda: find_unread(settings, event_id), traced.unread)
@@ -148,7 +149,16 @@ def find_event(settings: Settings, event_id: str, range_: SearchRange, progress:
         traced.problems[ARCHIVE] = "; ".join(traced.files.unreadable[:3])
     # Of a message that is in both, the one with the file.
     traced.messages = order_of_arrival([*traced.topic.messages, *traced.files.messages])
+    note_set_aside(traced)
     return traced
+
+
+def note_set_aside(traced: TracedEvent) -> None:
+    """What was set aside unread is a problem of the trace of an event that no place has."""
+    if traced.letters.set_aside and not traced.is_found:
+        text = f"{traced.letters.set_aside:,} messages were set aside unread: the event may be among them"
+        known = traced.problems.get(DEAD_LETTERS)
+        traced.problems[DEAD_LETTERS] = f"{known}; {text}" if known else text
 
 
 def _note_unfinished(traced: TracedEvent, place: str, search: LettersSearch | UnreadSearch | TopicSearch) -> None:

@@ -20,7 +20,7 @@ from infra.settings import Settings
 from ingest.archive import files as archive_files
 from ingest.archive.schema import Decision
 from ingest.archive.worker import ArchiveWorker
-from ingest.dead_letters.letters import Letter, SourceMessage, read_letters
+from ingest.dead_letters.letters import Letter, SourceMessage, find_letters, read_letters
 from ingest.dead_letters.set_aside import set_aside
 from ingest.decoding.decode import decode_events
 from ingest.dedup import registry
@@ -84,6 +84,7 @@ def test_a_batch_that_cannot_be_read_stops_its_partition_until_it_is_set_aside(
         (letter,) = unreadable(settings)
         assert json.loads(result.stdout) == {"set_aside": {"0/1-3": letter.name}}, result.stderr
         assert (letter.value, letter.batch_messages, letter.source) == (raw, 3, SourceMessage(topic, 0, 1))
+        assert find_letters(settings, "nowhere", 0, lambda: None).set_aside == 3
         wait_until_counted(settings, "before", "behind", "other-1", "other-2")
         wait_until(lambda: topic + "/0" not in read_status(settings)["problems"], 10, "the problem is gone")
 

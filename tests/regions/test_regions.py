@@ -70,6 +70,8 @@ def test_the_night_bills_two_regions_as_one(new_settings: Callable[[], Settings]
     assert result.returncode == 3, result.stderr
     report = json.loads(result.stdout)
     assert {cause: amounts["clicks"] for cause, amounts in report["causes"].items()} == MOVED | {"other-region": 2}
+    alone = adclick("reconcile", "--date", DAY_SHOWN, cwd=None, **env)
+    assert alone.returncode == 1 and "bills events of region us, which this run lacks" in alone.stderr, alone.stderr
     client = ClickHouse.of(own)
     billed, users = (
         int(

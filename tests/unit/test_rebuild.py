@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batch.rebuild.command import refuse_other_regions
 from batch.rebuild.former_archive import FormerArchive
 from batch.rebuild.holes import ArchiveGap, find_archive_gaps, without_rejected
-from infra.clock import DAY_MS
+from infra.clock import DAY_MS, day_start_ms
+from infra.errors import UserError
 from infra.file_store import FileStore, Stored
 from infra.redis.client import Redis
 from infra.settings import Settings
@@ -109,6 +111,30 @@ def test_an_archive_is_sent_in_parts_that_keep_the_order_of_each_partition(tmp_p
     for partition, offsets in log.items():
         assert [name for name in sent if name.startswith(f"{partition}-")] == [f"{partition}-{n}" for n in offsets]
     assert len(sent) == sum(map(len, log.values()))
+
+
+def test_days_that_can_no_longer_be_published_are_left_out_of_a_former_archive(tmp_path: Path) -> None:
+    store = FileStore(str(tmp_path / "former"))
+    for day in range(4):
+        rows = [
+            _row(0, day)
+            | {"time_ms": day_start_ms(FIRST) + day * DAY_MS, "log_time_ms": day_start_ms(FIRST) + day * DAY_MS}
+        ]
+        archive_worker.write_files(store, 0, day, day + 1, pa.Table.from_pylist(rows, schema=archive_schema.SCHEMA))
+    settings, redis = Settings.model_validate({"archive": str(tmp_path / "own")}), cast(Redis, FakeRedis())
+    archive = FormerArchive(settings, redis, store.where, first_day=FIRST + dt.timedelta(2))
+    (window,) = archive.windows()
+    sent = [json.loads(line)["event_id"] for part in window.lines(Event()) for line in part]
+    assert (sent, archive.days_left_out) == (["0-2", "0-3"], 2)
+    with pytest.raises(UserError, match=r"all 4 days of .* can no longer be billed"):
+        FormerArchive(settings, redis, store.where, first_day=FIRST + dt.timedelta(4))
+
+
+def test_days_that_are_billed_with_other_regions_are_left_to_reconcile() -> None:
+    with pytest.raises(UserError, match="ADCLICK_OTHER_REGIONS") as refused:
+        refuse_other_regions(Settings.model_validate({"other_regions": "/etc/adclick/us.toml"}))
+    assert "adclick reconcile --from --to" in (refused.value.hint or "")
+    refuse_other_regions(Settings.model_validate({}))
 
 
 def _row(partition: int, offset: int) -> dict[str, Any]:

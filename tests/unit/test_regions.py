@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
 from batch.archived_rows import NO_REJECTED_IDS
 from batch.coverage import Proof, Stretch, describe_missing
-from batch.regions import join_proofs, read_regions
+from batch.reconcile import _Job, _refuse_lost_regions
+from batch.regions import Region, join_proofs, read_regions
 from infra.errors import UserError
 from infra.kafka import topics
 from infra.settings import Settings
@@ -82,6 +87,29 @@ def test_what_is_missing_is_named_with_its_region(tmp_path: Path) -> None:
     )
     assert (proof.ends, proof.other_ends) == ([9], {"us": [7]})
     assert list(map(str, proof.looked_at)) == ["0/0 to 9", "us 0/5 to 7"]
+
+
+def _job(regions: list[Region], summary: dict[str, Any], *, force: bool = False) -> tuple[_Job, list[str]]:
+    """A run of these regions, where the day's current run has this summary; and what it says."""
+    lines = list[str]()
+    client = SimpleNamespace(database="adclick", rows=lambda *_: [("20261120-a", json.dumps(summary))])
+    fields: dict[str, Any] = {"app": SimpleNamespace(say=lines.append), "client": client, "regions": regions}
+    return _Job(**fields, master="", force=force, skip_empty=False, dry_run=False, closed_ms=0, began_s=0), lines
+
+
+def test_a_run_without_a_region_that_the_days_bill_has_is_refused_unless_forced(tmp_path: Path) -> None:
+    both, day = read_regions(_regions(tmp_path, _US)), dt.date(2026, 11, 20)
+    billed = {"other_ends": {"us": [7]}}
+    with pytest.raises(UserError, match=r"run 20261120-a of 2026-11-20 bills events of region us, .*nothing was") as e:
+        _refuse_lost_regions(_job(both[:1], billed)[0], day)
+    assert "ADCLICK_OTHER_REGIONS" in e.value.hint and "--force" in e.value.hint
+    forced, lines = _job(both[:1], billed, force=True)
+    _refuse_lost_regions(forced, day)
+    assert lines == ["ALERT: run 20261120-a of 2026-11-20 bills events of region us, which this run lacks"]
+    for regions, summary in ((both, billed), (both, {}), (both[:1], {}), (both[:1], {"other_ends": {}})):
+        job, lines = _job(regions, summary)
+        _refuse_lost_regions(job, day)
+        assert lines == []
 
 
 def test_producers_send_again_from_the_partition_on_that_is_furthest_behind() -> None:

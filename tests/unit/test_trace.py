@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -15,6 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batch import archived_rows, move_tables
+from infra.clickhouse.client import ClickHouse
 from infra.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from infra.errors import UsageError
 from infra.file_store import FileStore
@@ -23,9 +26,11 @@ from ingest.archive import schema as archive_schema
 from ingest.archive import search
 from ingest.archive import worker as archive_worker
 from ingest.archive.search import ArchivedMessage
-from ingest.dead_letters.letters import is_about
+from ingest.dead_letters.letters import LettersSearch, is_about
+from query.runs import PublishedRun
+from query.trace.billing import BillingReader
 from query.trace.command import parse_id, parse_range
-from query.trace.gather import SearchRange
+from query.trace.gather import SearchRange, TracedEvent, note_set_aside
 from query.trace.verdicts import explain_decision, judge_night
 from tests.unit.test_recount import _EVENTS, _frame, _in_two_steps, _row
 
@@ -70,6 +75,44 @@ def test_the_verdicts_on_each_message_add_up_to_the_recount_of_its_day(
             traced[move_tables.EXACT, *place] += verdict.counts
             traced[verdict.cause, *place] += verdict.moved
     assert {key: n for key, n in traced.items() if n} == {key: n for key, n in recounted.items() if n}
+
+
+@pytest.mark.parametrize(
+    ("other_ends", "paths", "has_read"),
+    [
+        ({}, ["/eu/event_date=1972-09-27/hour=00/{file}"], True),
+        ({}, ["/before/a/move/event_date=1972-09-27/hour=00/{file}"], True),
+        ({"us": [9]}, ["/eu/event_date=1972-09-27/hour=00/{file}"], True),
+        ({"us": [9]}, ["/us/event_date=1972-09-27/hour=00/{file}"], False),
+        ({"us": [9]}, ["/eu/us/event_date=1972-09-27/hour=00/{file}"], False),
+    ],
+)
+def test_a_run_has_read_a_message_if_it_has_read_the_file_of_this_regions_archive(
+    other_ends: dict[str, list[int]], paths: list[str], has_read: bool
+) -> None:
+    file = archive_files.file_name(0, 10, 20)
+    paths = [path.format(file=file) for path in paths]
+    run = PublishedRun(dt.date(1972, 9, 27), "a", 0, True, True, 0, {"ends": [0], "other_ends": other_ends})
+
+    def rows(_: str, parameters: dict[str, Any]) -> list[Any]:
+        of_root = [path for path in paths if path.startswith(parameters["root"])]
+        return [(len(of_root), of_root)]
+
+    traced = message(15, file=f"event_date=1972-09-27/hour=00/{file}")
+    client = cast(ClickHouse, SimpleNamespace(database="adclick", rows=rows))
+    assert BillingReader(client, "/eu", [traced], None)._read_by(run) == ([traced] if has_read else [])
+
+
+def test_an_event_that_may_be_in_a_batch_set_aside_unread_is_not_simply_not_found() -> None:
+    def traced(**more: Any) -> TracedEvent:
+        event = TracedEvent("e", SearchRange(0), "/eu", letters=LettersSearch(set_aside=1_200), **more)
+        note_set_aside(event)
+        return event
+
+    text = "1,200 messages were set aside unread: the event may be among them"
+    assert traced().describe_problems() == f"dead letters: {text}"
+    assert traced(problems={"dead letters": "time ran out"}).problems == {"dead letters": f"time ran out; {text}"}
+    assert traced(messages=[message(1)]).describe_problems() == ""
 
 
 @pytest.mark.parametrize(
