@@ -116,6 +116,11 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        # Its message is the whole help of a group that was called without a command.
+        with contextlib.suppress(OSError):
+            error.show()
+        sys.exit(error.exit_code)
     except click.ClickException as error:
         _report(_usage_of(error))
         sys.exit(error.exit_code)

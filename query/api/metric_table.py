@@ -134,7 +134,7 @@ LABELS = {
         "5",
     ),
     "path": (
-        "of the partitions of `ad-events`, that of which the last canary is the newest, `fastest`, or the oldest, `slowest`",
+        "`fastest`: the partition or shard whose last canary is the newest. `slowest`: the one whose last canary is the oldest",
         "2",
     ),
     "outcome": (

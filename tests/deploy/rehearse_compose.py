@@ -31,6 +31,7 @@ from infra.kafka.event_producer import EventProducer
 from infra.kafka.topics import EVENTS
 from infra.settings import Settings
 from ingest.synthetic.generator import Spec, SyntheticEvents, Truth, generate_events
+from query.canaries import TIERS
 from query.client import Client
 from query.demo.oracle import Oracle
 from query.demo.questions import DemoQuestion, make_questions, make_reconciled_questions
@@ -47,7 +48,7 @@ _COPIES = 2_000
 _SLICE_S = 0.2
 _VOLUMES = ("kafka", "redis", "clickhouse", "archive")
 # Readers before writers (docs/operating.md).
-_ORDER = ("archive", "stream", "ingest", "router", "notify")
+_ORDER = ("archive", "stream", "ingest", "router", "notify", "canary")
 
 
 def make_events(start_ms: int) -> tuple[SyntheticEvents, SyntheticEvents]:
@@ -196,6 +197,12 @@ class Story:
             return httpx.get(f"{self.settings.http}/readyz", timeout=20, trust_env=False).status_code == 200
         return False
 
+    def canary_tiers(self) -> set[str]:
+        """The tiers that report the age of a canary."""
+        with suppress(AdclickError):
+            return {canary["tier"] for canary in Client(self.settings).get("/v1/pipeline", [])["canaries"]}
+        return set()
+
     def shown(self) -> int:
         """How many events the answers have, of all campaigns; -1 while there is none that lacks nothing."""
         parameters = [("campaign_id", ",".join(map(str, self.oracle.campaigns()))), ("granularity", "hour")]
@@ -304,6 +311,11 @@ def fresh(story: Story) -> None:
         seen.append(f"`up` returned, {len(story.deployment.states())} containers")
         wait_until(story.is_ready, 60, lambda: f"/readyz; {story.deployment.run('ps', '--all')}")
     threading.Thread(target=story.watcher.run, daemon=True).start()
+    with story.step("a canary in every tier") as seen:
+        wait_until(
+            lambda: story.canary_tiers() == set(TIERS), 90, lambda: f"canaries got to {story.canary_tiers()} alone"
+        )
+        seen.append(f"{len(TIERS)} tiers report a canary's age")
     with story.step("first events") as seen:
         file = story.work / "events.ndjson"
         file.write_bytes(b"\n".join(story.first.lines.to_list()) + b"\n")
@@ -408,7 +420,7 @@ def secrets(story: Story) -> None:
     """Each secret renewed; the former one is refused."""
     with story.step("a new kafka secret") as seen:
         # Producers have it, too: these are stopped before, and go on with the new one.
-        renew(story, "kafka", "kafka", "ingest", "archive", "stream", "router", "notify")
+        renew(story, "kafka", "kafka", "ingest", "archive", "stream", "router", "notify", "canary")
         story.load.reconnect(story.settings)
         with story.loaded():
             time.sleep(2)
@@ -479,7 +491,7 @@ def main() -> None:
                 failed = bool(story.watcher.decreases)
         except AssertionError as error:
             print(f"FAILED: {error}\n{deployment.run('ps', '--all')}", flush=True)
-            workers = ("migrate", "ingest", "archive", "stream", "notify", "kafka", "clickhouse", "redis")
+            workers = ("migrate", "ingest", "archive", "stream", "notify", "canary", "kafka", "clickhouse", "redis")
             print(deployment.run("logs", "--tail", "10", "--no-color", *workers), flush=True)
         finally:
             story.watcher.stop()

@@ -92,6 +92,14 @@ def test_a_usage_error_is_one_line_without_a_traceback(
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize("words", [[], ["rebuild"], ["keys"], ["debug"]])
+def test_a_group_without_a_command_prints_its_whole_help_to_standard_error(adclick: Adclick, words: list[str]) -> None:
+    bare, asked = adclick(*words), adclick(*words, "--help")
+    assert (bare.returncode, bare.stdout) == (2, "")
+    assert bare.stderr == asked.stdout
+    assert bare.stderr.splitlines()[0].startswith(" ".join(["Usage: adclick", *words]))
+
+
 def test_up_says_what_to_install_where_there_is_no_prometheus(
     adclick: Adclick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 import pytest
+import yaml
 from pydantic import SecretStr
 
 from infra.cli.main import cli
@@ -127,3 +128,36 @@ def test_deploy_files_run_commands_that_exist() -> None:
     assert reconcile is not None
     options = {option for parameter in reconcile.params for option in parameter.opts}
     assert {"--from", "--to"} <= set(re.findall(r"--[\w-]+", nightly)) <= options
+
+
+def test_services_of_compose_that_use_kafka_have_the_same_variables_for_it_and_its_secret() -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    names = {f"ADCLICK_{name.upper()}" for name in Settings.model_fields if name.startswith("kafka")}
+    names |= {"ADCLICK_KAFKA_PASSWORD_FILE", "ADCLICK_EVENT_PARTITIONS", "ADCLICK_CANARY_S"}
+    of_kafka = {
+        kind: {name: value for name, value in service["environment"].items() if name in names}
+        for kind, service in services.items()
+        if "ADCLICK_KAFKA" in service.get("environment", {})
+    }
+    assert set(of_kafka) == set(KINDS)
+    assert {kind for kind, variables in of_kafka.items() if variables != of_kafka["ingest"]} == set()
+    assert {"ADCLICK_KAFKA_SECURITY_PROTOCOL", "ADCLICK_KAFKA_USER", "ADCLICK_KAFKA_PASSWORD_FILE"} <= set(
+        of_kafka["ingest"]
+    )
+    assert {kind for kind in of_kafka if "kafka" not in services[kind]["secrets"]} == set()
+
+
+@pytest.mark.parametrize("name", ["kafka", "redis", "clickhouse", "api_key"])
+def test_a_renewed_secret_names_every_service_that_has_it(name: str) -> None:
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    files = {name, f"{name}_server", f"{name}_users"}
+    holders = {
+        kind
+        for kind, service in services.items()
+        for secret in service.get("secrets", ())
+        if (secret["source"] if isinstance(secret, dict) else secret) in files
+    }
+    script = (DEPLOY / "compose" / "make-secrets.sh").read_text()
+    named = re.findall(rf'^"renew {name}"\) .* services="(.*)" ;;$', script, re.M)[0].split()
+    # Those that run once read it when they are started.
+    assert set(named) == holders - {"migrate", "reconcile"}

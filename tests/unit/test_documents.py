@@ -106,6 +106,11 @@ def anchors_of(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of_page)
+def test_no_page_has_a_placeholder_for_a_measured_time(page: Path) -> None:
+    assert re.findall(r"\bT_[A-Z]+\b", page.read_text()) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of_page)
 def test_every_link_and_anchor_of_a_page_resolves(page: Path) -> None:
     broken = []
     for link in _LINK.findall(prose_of(page)):

@@ -60,7 +60,7 @@ CONFIG
 
 case "$*" in
 "") ;;
-"renew kafka") make_kafka && services="kafka ingest archive stream router notify" ;;
+"renew kafka") make_kafka && services="kafka ingest archive stream router notify canary" ;;
 "renew redis") make_redis && services="redis ingest archive stream router notify" ;;
 "renew clickhouse") make_clickhouse && services="clickhouse stream router notify" ;;
 "renew api_key") make_api_key && services="router" ;;
