@@ -25,6 +25,7 @@ from infra.clickhouse.client import ClickHouse
 from infra.clickhouse.retention import PUBLISHED_DAYS, first_published_day
 from infra.clock import now_ms
 from infra.errors import AdclickError, UsageError, UserError
+from infra.file_store import is_bucket
 from infra.priority import BACKGROUND, give_way
 from infra.redis.client import Redis
 from infra.settings import Settings
@@ -291,6 +292,8 @@ def rebuild_stream(app: App, former: str, master: str, wait: float, dry_run: boo
 
     Refused in an installation that has these events, or has published their days. Exit codes are those of rebuild clickhouse.
     """
+    if not former or (former.startswith("s3:") and not is_bucket(former)):
+        raise UsageError(f"--archive {former!r} names no archive", hint="a folder, or s3://BUCKET/PREFIX")
     settings, began = app.settings, time.monotonic()
     migration.check_topics(settings)
     migration.check_tables(settings)

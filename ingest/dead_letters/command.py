@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -26,6 +27,9 @@ from ingest.replay.inputs import open_input
 
 _SHOWN_BYTES, _SHOWN_DETAIL = 60, 40
 _COLUMNS = ("name", "reason", "detail", "source", "sent", "value")
+
+
+_POISON = re.compile(r"[0-9]{1,9}/([0-9]{1,18})(?:-([0-9]{1,18}))?")
 
 
 @declare.command(
@@ -100,6 +104,11 @@ def dead_letters_command(
 def _set_aside(app: App, names: tuple[str, ...], *, picked: bool) -> None:
     if picked or not names:
         raise UsageError("say which, as adclick status names it: adclick dead-letters set-aside 3/17-20")
+    for name in names:
+        if not (parts := _POISON.fullmatch(name)) or int(parts[2] or parts[1]) < int(parts[1]):
+            raise UsageError(
+                f"no name of messages: {name}", hint="PARTITION/OFFSET or PARTITION/FROM-TO, as adclick status has it"
+            )
     letters = dict[str, str]()
     for name in names:
         letters[name] = set_aside(app.settings, name)
