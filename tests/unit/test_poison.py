@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from infra.columnar.columns import PADDING, Values
 from infra.errors import Aborted, Unavailable
 from infra.kafka.record_batches import CorruptBatch, Records
+from infra.retries import WAITS
 from infra.settings import Settings
 from ingest import poison
 from ingest.dead_letters.letters import Letter, SourceMessage
@@ -117,6 +118,8 @@ def test_messages_before_poison_that_were_rolled_back_are_read_again(
     partition = SourcePartition(0, Position(committed), mirror, 0.0, 0, poison=Poison(0, 150, 150, "a bug", b"bad"))
     worker._owned[0] = partition
     worker._roll_back(Aborted("the queue is full"))
+    worker._end_aborts()
+    assert not WAITS.reasons()
     assert consumer.made == seeks
     assert (partition.poison is not None) == is_held
 
