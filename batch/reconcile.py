@@ -125,13 +125,12 @@ def reconcile(
             explain.print_bill(app, client, campaign, day)
         return 0
     regions = read_regions(settings)
-    watermark_ms = publish.read_watermark(client, settings.block_partitions)
-    for day in days:
-        check_closed(day, watermark_ms, force)
-        for region in regions[1:]:
-            with region.named():
-                check_closed(day, region.read_watermark(), force)
-    job = _Job(app, client, master, force, skip_empty, dry_run, watermark_ms or 0, now_ms() // 1000, regions)
+    watermarks = [region.read_watermark() for region in regions]
+    for region, watermark_ms in zip(regions, watermarks, strict=True):
+        with region.named():
+            for day in days:
+                _check_closed(day, watermark_ms, force)
+    job = _Job(app, client, master, force, skip_empty, dry_run, watermarks[0] or 0, now_ms() // 1000, regions)
     give_way(BACKGROUND)  # and Spark, which inherits it
     with exclusive_run(app) as fence:
         app.say(f"reconciling {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else ""))
@@ -157,7 +156,7 @@ def parse_date(text: str) -> dt.date:
         raise UsageError(f"not a date: {text}", hint="like 2026-11-20") from None
 
 
-def check_closed(day: dt.date, watermark_ms: int | None, force: bool) -> None:
+def _check_closed(day: dt.date, watermark_ms: int | None, force: bool) -> None:
     """Refuse a day that may still get events, unless forced; never accept one that has not begun."""
     start_ms = day_start_ms(day)
     if start_ms > now_ms():
@@ -185,16 +184,13 @@ def exclusive_run(app: App) -> Iterator[int]:
 
 
 class Recounter:
-    """Recounts days one by one, under a lease that its caller holds. A context manager: Spark is started for the first day, and ends with it."""
+    """Recounts days one by one, of this region alone, under a lease that its caller holds. A context manager: Spark is started for the first day, and ends with it."""
 
-    def __init__(
-        self, app: App, client: ClickHouse, master: str, fence: int, regions: Sequence[Region],
-        ends: Sequence[Sequence[int]], closed_ms: int,
-    ) -> None:  # fmt: skip
-        """`ends`: what `Region.wait_for_archive` returned, of each region; `closed_ms`: the watermark of hours."""
+    def __init__(self, app: App, client: ClickHouse, master: str, fence: int, closed_ms: int) -> None:
+        """`closed_ms`: the watermark of hours."""
         self._job = _Job(
             app, client, master, force=False, skip_empty=True, dry_run=False, closed_ms=closed_ms, began_s=now_ms() // 1000,
-            regions=regions, fence=fence, ends=ends, reports=False,
+            regions=[Region(0, "", app.settings)], fence=fence, reports=False,
         )  # fmt: skip
         self._session = ExitStack()
         self._spark: Any = None

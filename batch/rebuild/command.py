@@ -16,7 +16,6 @@ from batch.rebuild.days import ATTACHED, REFUSED, STORED, DayRebuild, DayReport,
 from batch.rebuild.former_archive import FormerArchive
 from batch.rebuild.ids import IdsWatch, PartitionIds, regroup
 from batch.reconcile import ALERT_EXIT, exclusive_run, parse_date
-from batch.regions import read_regions
 from infra import migration
 from infra.cli import declare
 from infra.cli.app import App
@@ -106,8 +105,7 @@ def _rebuild_days(
         plan = days.plan(days.wait_until_closed(wait_s))
         to_do = [day for day in plan.days if day.outcome == "recount"]
         app.say(_describe_plan(plan))
-        regions = read_regions(app.settings)
-        ends = [region.wait_for_archive(wait_s, app.say, force=False) for region in regions if to_do or plan.void]
+        ends = coverage.wait_for_archive(app.settings, wait_s, app.say) if to_do or plan.void else []
         done = list[DayReport]()
 
         def on_day(report: DayReport) -> None:
@@ -115,7 +113,7 @@ def _rebuild_days(
             if report.outcome not in (STORED, "empty"):
                 app.say(f"[{len(done)}/{len(plan.days)}] {_line(report)}")
 
-        reports = days.run(plan, fence, regions, ends, master, on_day) if plan.days else []
+        reports = days.run(plan, fence, ends, master, on_day) if plan.days else []
     seconds = time.monotonic() - began
     if app.json:
         app.data(document | {"days": [report.document() for report in reports], "seconds": round(seconds, 1)})

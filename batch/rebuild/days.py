@@ -22,8 +22,7 @@ from batch.publish import Tables
 from batch.rebuild import estimates, holes, restored_runs
 from batch.rebuild.holes import ArchiveGap, HoleDays
 from batch.rebuild.restored_runs import VoidRun
-from batch.reconcile import Recounter, check_closed
-from batch.regions import Region, join_proofs
+from batch.reconcile import Recounter
 from infra import faults
 from infra.cli.app import App
 from infra.clickhouse.client import ClickHouse
@@ -144,20 +143,19 @@ class DayRebuild:
         )
 
     def run(
-        self, plan: RebuildPlan, fence: int, regions: Sequence[Region], ends: Sequence[Sequence[int]], master: str,
-        on_day: Callable[[DayReport], None],
-    ) -> list[DayReport]:  # fmt: skip
+        self, plan: RebuildPlan, fence: int, ends: Sequence[int], master: str, on_day: Callable[[DayReport], None]
+    ) -> list[DayReport]:
         """Carry out a plan, under the lease of runs; `on_day` is called with each report once its day is done."""
         attached = self.attach(plan.void)
         reports = list[DayReport]()
         bases = coverage.read_source(self._app.settings).bases
         hole_days = HoleDays(self._app.settings, bases)
-        with Recounter(self._app, self._client, master, fence, regions, ends, plan.watermark_ms or 0) as recounter:
+        with Recounter(self._app, self._client, master, fence, plan.watermark_ms or 0) as recounter:
             for day in plan.days:
                 if (run_id := self._whole_run(day.date)) in attached:
                     report = DayReport(day.date, ATTACHED, run_id)
                 elif day.outcome == "recount":
-                    report = self._recount(recounter, hole_days, day.date, regions, ends)
+                    report = self._recount(recounter, hole_days, day.date, ends)
                     faults.point("rebuild.day")
                 else:
                     report = day
@@ -320,21 +318,14 @@ class DayRebuild:
         current = publish.current_run(self._client, day)
         return current[0] if current and current[2] == 0 and not self._unbilled(current[0]) else ""
 
-    def _recount(
-        self, recounter: Recounter, hole_days: HoleDays, day: dt.date, regions: Sequence[Region], ends: Sequence[Sequence[int]]
-    ) -> DayReport:  # fmt: skip
+    def _recount(self, recounter: Recounter, hole_days: HoleDays, day: dt.date, ends: Sequence[int]) -> DayReport:
         began = time.monotonic()
-        files = [file for region in regions for file in region.files_around(day)]
+        files = archive_files.files_around(self._store, day)
         if not files:
             return DayReport(day, "empty")
         try:
-            for region in regions[1:]:
-                with region.named():
-                    check_closed(day, region.read_watermark(), force=False)
-            proof = join_proofs(
-                regions, [region.prove(files, day, own) for region, own in zip(regions, ends, strict=True)]
-            )
-            missing = [hole for hole in proof.missing if hole.region or hole_days.may_be_of(hole, day)]
+            proof = coverage.prove(self._app.settings, files, day, ends)
+            missing = [hole for hole in proof.missing if hole_days.may_be_of(hole, day)]
             if missing:
                 return DayReport(day, REFUSED, why=describe_missing(missing), hint=_RESTORE)
             result = recounter.recount(day, replace(proof, missing=[]))
