@@ -311,7 +311,7 @@ def _with_messages(settings: Settings, gaps: Sequence[Stretch], bases: Sequence[
     for partition, of_partition in groupby(gaps, lambda gap: gap.partition):
         read = partial(read_range, settings.kafka_connection, topic, partition)
         for near in _near_each_other(of_partition):
-            missing += find_held(near, bases[partition], read)
+            missing += find_occupied(near, bases[partition], read)
     return missing
 
 
@@ -325,7 +325,7 @@ def _near_each_other(gaps: Iterable[Stretch]) -> list[list[Stretch]]:
     return groups
 
 
-def find_held(gaps: Sequence[Stretch], base: int, read: Callable[[int, int], Iterator[Records]]) -> list[Stretch]:
+def find_occupied(gaps: Sequence[Stretch], base: int, read: Callable[[int, int], Iterator[Records]]) -> list[Stretch]:
     """The gaps of one partition that have messages, from one pass over it. `read`: the messages of [first, end) in Kafka's offsets; it
     raises CorruptBatch.
 
@@ -333,20 +333,20 @@ def find_held(gaps: Sequence[Stretch], base: int, read: Callable[[int, int], Ite
     """
     starts = np.array([gap.from_offset - base for gap in gaps], np.int64)
     ends = np.array([gap.to_offset - base for gap in gaps], np.int64)
-    held, position, end = np.zeros(len(gaps), bool), int(starts[0]), int(ends[-1])
-    while position < end and not held.all():
+    occupied, position, end = np.zeros(len(gaps), bool), int(starts[0]), int(ends[-1])
+    while position < end and not occupied.all():
         try:
             for records in read(position, end):
                 number = np.searchsorted(starts, records.offsets, "right") - 1
-                for row in np.flatnonzero((records.offsets < ends[number]) & ~held[number]).tolist():
-                    held[number[row]] = held[number[row]] or not _is_canary(records, row)
-                if held.all():
+                for row in np.flatnonzero((records.offsets < ends[number]) & ~occupied[number]).tolist():
+                    occupied[number[row]] = occupied[number[row]] or not _is_canary(records, row)
+                if occupied.all():
                     break
             position = end
         except CorruptBatch as corrupt:
-            held |= (starts < corrupt.next_offset) & (corrupt.offset < ends)
+            occupied |= (starts < corrupt.next_offset) & (corrupt.offset < ends)
             position = max(position + 1, corrupt.next_offset)
-    return [gap for gap, has_messages in zip(gaps, held, strict=True) if has_messages]
+    return [gap for gap, has_messages in zip(gaps, occupied, strict=True) if has_messages]
 
 
 def _is_canary(records: Records, row: int) -> bool:

@@ -162,11 +162,11 @@ class DedupRebuilder:
         except (AdclickError, MemoryError):
             raise
         except Exception:
-            before, found = split_at_poison({0: [records]}, lambda messages: self._decode(position, messages[0][0]))
-            if not found:
+            before, poisons = split_at_poison({0: [records]}, lambda messages: self._decode(position, messages[0][0]))
+            if not poisons:
                 raise
             self._record(mirror, position, before[0][0])
-            behind = int(np.searchsorted(records.offsets, found[0].last, side="right"))
+            behind = int(np.searchsorted(records.offsets, poisons[0].last, side="right"))
             if behind < len(records.offsets):
                 self._record_again(mirror, position, records.split(behind)[1])
 

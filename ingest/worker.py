@@ -253,10 +253,10 @@ class IngestWorker:
             raise
         except Exception:
             owned = {p: parts for p, parts in messages.items() if p in self._owned}
-            before, found = self._patiently(partial(poison.split_at_poison, owned, process))
-            if not found:
+            before, poisons = self._patiently(partial(poison.split_at_poison, owned, process))
+            if not poisons:
                 raise
-            for each in found:
+            for each in poisons:
                 self._hold(each)
             transaction = self._patiently(partial(process, before))
         return transaction
@@ -338,16 +338,16 @@ class IngestWorker:
 
     # -- poison ---------------------------------------------------------------------------------------------------
 
-    def _hold(self, found: Poison) -> None:
+    def _hold(self, cause: Poison) -> None:
         """Stop a partition before poison."""
-        owned = self._owned[found.partition]
-        owned.poison = found
+        owned = self._owned[cause.partition]
+        owned.poison = cause
         self._log.error(
             "a partition stops before what cannot be processed; the others go on",
-            partition=found.partition, offset=found.first, why=found.why, name=found.name,
+            partition=cause.partition, offset=cause.first, why=cause.why, name=cause.name,
         )  # fmt: skip
-        if not found.is_batch:
-            self._consumer.seek(found.partition, found.first, hold=True)
+        if not cause.is_batch:
+            self._consumer.seek(cause.partition, cause.first, hold=True)
 
     def _seek(self, owned: SourcePartition) -> None:
         """Have the partition read on from its position, or held there if that is right before a message that this worker fails on."""
@@ -372,18 +372,18 @@ class IngestWorker:
     def _maybe_set_aside(self) -> None:
         """Set aside the poison that an operator has named: its bytes become a dead letter, and its partition goes on behind it."""
         for p, owned in list(self._owned.items()):
-            found = owned.poison
-            key = found and poison.approval_key(self._settings.key_prefix, found.name)
-            if found is None or owned.log_offset < found.first:
+            cause = owned.poison
+            key = cause and poison.approval_key(self._settings.key_prefix, cause.name)
+            if cause is None or owned.log_offset < cause.first:
                 continue
             if self._patiently(partial(self._redis.call, "GET", key)) is None:
                 continue
-            batch = self._patiently(partial(self._process, {p: [found.records()]}, {p: self._consumer.end(p)}))
+            batch = self._patiently(partial(self._process, {p: [cause.records()]}, {p: self._consumer.end(p)}))
             ranges = self._ranges({p: batch.judged[p].after})
-            self._commit(self._layout.of_poison(batch, ranges, found, owned.position.base))
+            self._commit(self._layout.of_poison(batch, ranges, cause, owned.position.base))
             owned.poison = None
             self._seek(owned)
-            self._log.warning("set aside as a dead letter", partition=p, name=found.name, why=found.why)
+            self._log.warning("set aside as a dead letter", partition=p, name=cause.name, why=cause.why)
 
     # -- silence, heartbeats and status -------------------------------------------------------------------------
 

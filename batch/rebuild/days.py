@@ -95,15 +95,15 @@ class DayRebuild:
         """Wait until the watermark of hours has passed the newest day of the range that is over; returns the watermark as it is then."""
         yesterday = _today() - dt.timedelta(1)
         last = min(self._last or yesterday, yesterday)
-        deadline, told = time.monotonic() + wait_s, False
+        deadline, announced = time.monotonic() + wait_s, False
         while True:
             watermark_ms = self.read_watermark()
             is_closed = watermark_ms is not None and watermark_ms >= day_start_ms(last) + DAY_MS
             if is_closed or time.monotonic() > deadline or not self._folders:
                 return watermark_ms
-            if not told:
+            if not announced:
                 self._app.say(f"waiting until {last} has ended by the watermark")
-                told = True
+                announced = True
             time.sleep(_POLL_S)
 
     def read_watermark(self) -> int | None:
@@ -120,8 +120,8 @@ class DayRebuild:
         """What is to be done, day by day, and what cannot. Changes nothing."""
         files = self._files()
         gaps = self._archive_gaps(files)
-        held = self._days_held(files)
-        days = self._days(held, gaps)
+        archived_days = self._archived_days(files)
+        days = self._days(archived_days, gaps)
         if not days:
             return RebuildPlan([], [], 0.0, watermark_ms)
         tables = publish.exact_tables(self._client) if self._has_tables else Tables("", "")
@@ -129,7 +129,7 @@ class DayRebuild:
         if self._app.settings.clickhouse_cluster:
             void = []
         runs = {day: publish.current_run(self._client, day) if self._has_tables else None for day in days}
-        reports = [self._plan_day(day, runs[day], watermark_ms, tables, gaps, files, held) for day in days]
+        reports = [self._plan_day(day, runs[day], watermark_ms, tables, gaps, files, archived_days) for day in days]
         rows_by_folder = estimates.rows_by_day(files)
         reports = [replace(day, rows=rows_by_folder[day.date]) if day.outcome == "recount" else day for day in reports]
         # Each run reads all that came since the day before its own.
@@ -165,9 +165,11 @@ class DayRebuild:
 
     # -- a plan ---------------------------------------------------------------------------------------------
 
-    def _days(self, held: set[dt.date], gaps: Sequence[ArchiveGap]) -> list[dt.date]:
+    def _days(self, archived_days: set[dt.date], gaps: Sequence[ArchiveGap]) -> list[dt.date]:
         """The days of the range that are archived, were published, or may lack files; never one that has not begun."""
-        days = held | {gap.first + dt.timedelta(n) for gap in gaps for n in range((gap.last - gap.first).days + 1)}
+        days = archived_days | {
+            gap.first + dt.timedelta(n) for gap in gaps for n in range((gap.last - gap.first).days + 1)
+        }
         if self._has_tables:
             days |= {date for (date,) in self._client.rows(f"SELECT date FROM {self._client.database}.current_runs")}
         if self._first and self._last:
@@ -178,7 +180,7 @@ class DayRebuild:
         )
         return sorted(day for day in days if first <= day <= last)
 
-    def _days_held(self, files: Sequence[File]) -> set[dt.date]:
+    def _archived_days(self, files: Sequence[File]) -> set[dt.date]:
         """The days that events of the archive are of: an event that came too late lies where it arrived."""
         days = set[dt.date]()
         with self._app.progress("looking into the archive", len(files)) as bar, ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -205,7 +207,7 @@ class DayRebuild:
 
     def _plan_day(
         self, day: dt.date, current: tuple[str, str, int] | None, watermark_ms: int | None, tables: Tables,
-        gaps: Sequence[ArchiveGap], files: Sequence[File], held: set[dt.date],
+        gaps: Sequence[ArchiveGap], files: Sequence[File], archived_days: set[dt.date],
     ) -> DayReport:  # fmt: skip
         if current and current[2] == 0 and publish.is_stored(self._client, current[0], tables):
             if unbilled := self._unbilled(current[0]):
@@ -226,7 +228,7 @@ class DayRebuild:
             return DayReport(
                 day, REFUSED, why=f"the archive lacks {lost[0]}{more}, which run {current[0]} read", hint=_RESTORE
             )
-        if day not in held:
+        if day not in archived_days:
             if current:
                 why = f"nothing is archived of it any more, and the rows of run {current[0]} are lost"
                 return DayReport(day, REFUSED, why=why, hint=_RESTORE)

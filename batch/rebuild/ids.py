@@ -61,19 +61,19 @@ class IdsWatch:
         group, admin = settings.topic(topics.INGEST_GROUP), Admin(settings.kafka_connection)
         mains = admin.committed(group, settings.topic(topics.EVENTS), count)
         copies = admin.committed(group, settings.topic(topics.ARCHIVE), count)
-        found = list[PartitionIds]()
+        partitions = list[PartitionIds]()
         for main, copy in zip(mains, copies, strict=True):
             p = main.partition
             if (position := choose_position(main, copy)) is None:
                 continue
             mirror = self._rebuilder.registry.load(p)
             if mirror is not None and mirror.recorded_up_to >= position.offset:
-                found.append(PartitionIds(p, position.offset, True, position.offset, mirror.head.doubtful))
+                partitions.append(PartitionIds(p, position.offset, True, position.offset, mirror.head.doubtful))
                 continue
             position = self._rebuilder.with_turns(p, position.at_most(now_ms()))
             start, doubtful = self._rebuilder.rebuild_range(p, position)
-            found.append(PartitionIds(p, position.offset, False, start, tuple(sorted(doubtful))))
-        return found
+            partitions.append(PartitionIds(p, position.offset, False, start, tuple(sorted(doubtful))))
+        return partitions
 
     def count_left(self, lost: Sequence[PartitionIds]) -> int:
         """How many messages are left to read for partitions whose ids were lost."""

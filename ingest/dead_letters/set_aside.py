@@ -29,12 +29,12 @@ def set_aside(settings: Settings, name: str, wait_s: float = _WAIT_S) -> str:
     """Have what is named by `adclick status` set aside; returns the name of the dead letter that it has become. Raises UserError."""
     topic = settings.topic(topics.EVENTS)
     with contextlib.closing(Redis(settings.redis_access)) as redis:
-        held = read_reports(redis, settings.key_prefix).poison_names()
-        if name not in held:
-            stopped = ", ".join(sorted(held))
+        stopped_before = read_reports(redis, settings.key_prefix).poison_names()
+        if name not in stopped_before:
+            names = ", ".join(sorted(stopped_before))
             raise UserError(
                 f"no partition of {topic} stops before {name}",
-                hint=f"there is {stopped}" if held else "adclick status names what there is",
+                hint=f"there is {names}" if stopped_before else "adclick status names what there is",
             )
         began_ms, deadline = now_ms(), time.monotonic() + wait_s
         redis.call("SET", poison.approval_key(settings.key_prefix, name), "1", "EX", _APPROVED_S)

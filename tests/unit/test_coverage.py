@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch.coverage import Stretch, clip_to, find_held
+from batch.coverage import Stretch, clip_to, find_occupied
 from infra.columnar.columns import Values
 from infra.kafka.record_batches import CorruptBatch, Records
 
@@ -45,7 +45,7 @@ def test_gaps_with_messages_are_found_in_one_pass(offsets: list[str], base: int,
         if any(offsets[n] == "gap" or n in corrupt for n in range(gap.from_offset - base, gap.to_offset - base))
     ]
     if gaps:
-        assert find_held(gaps, base, read) == expected
+        assert find_occupied(gaps, base, read) == expected
         assert len(reads) <= 1 + len(corrupt)
 
 
