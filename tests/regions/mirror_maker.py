@@ -7,21 +7,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from infra.embedded import jars, java
+from infra.embedded import jars, java, start_commands
 from infra.embedded.lifeline import die_with_parent
 from infra.kafka import topics
 from tests.benchmarks.stack import RESULTS
 
 _MODULE = "org.apache.kafka:connect-mirror:4.3.1"
 _OPTIONS = ("-Xms64m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")
-_LOGGING = """rootLogger.level = warn
-rootLogger.appenderRef.console.ref = console
-appender.console.type = Console
-appender.console.name = console
-appender.console.target = SYSTEM_ERR
-appender.console.layout.type = PatternLayout
-appender.console.layout.pattern = %d{ISO8601} %p %c{1}: %m%n
-"""
+_LOGGING = start_commands.KAFKA_LOGGING.replace("rootLogger.level = error", "rootLogger.level = warn")
 _REFUSED = "Failed to configure MirrorSourceConnector"
 PROPERTIES = f"""clusters = source, target
 source->target.enabled = true
