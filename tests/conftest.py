@@ -28,6 +28,8 @@ hypothesis.settings.register_profile("adclick", deadline=None)
 hypothesis.settings.load_profile("adclick")
 
 ADCLICK = [sys.executable, "-P", "-m", "infra"]
+NO_WORKERS = ("--ingest-workers", "0", "--stream-workers", "0", "--notify-workers", "0")
+"""Options of `up`."""
 # Clients of the tests' own.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
 _PROXY_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -63,18 +65,7 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield Path(running)
         return
     folder = tmp_path_factory.mktemp("backends") / "stack"
-    result = adclick(
-        "up",
-        "--detach",
-        "--dir",
-        str(folder),
-        "--ingest-workers",
-        "0",
-        "--stream-workers",
-        "0",
-        "--notify-workers",
-        "0",
-    )
+    result = adclick("up", "--detach", "--dir", str(folder), *NO_WORKERS)
     assert result.returncode == 0, result.stderr
     yield folder
     adclick("down", "--dir", str(folder))

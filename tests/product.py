@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
+
 from infra.cli.app import App
 from infra.clock import HOUR_MS, MINUTE_MS, iso
 from infra.embedded.ports import USUAL_PORTS
@@ -103,6 +105,14 @@ PATIENCE = 8.0
 
 
 _POLL_S = 0.2
+
+
+def is_ready(http: str) -> bool:
+    """Whether a router says that all of the pipeline is up; False while it does not answer."""
+    try:
+        return httpx.get(f"{http}/readyz", timeout=20, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
 def wait_until(condition: Callable[..., Any], seconds: float, what: str | Callable[[], str]) -> None:

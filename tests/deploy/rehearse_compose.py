@@ -40,7 +40,7 @@ from tests.conftest import adclick
 from tests.deploy.compose import Deployment, engine_socket
 from tests.deploy.image import engine
 from tests.ports import unused_port
-from tests.product import COUNTS, SPAN_MS, assert_stays, wait_until
+from tests.product import COUNTS, SPAN_MS, assert_stays, is_ready, wait_until
 
 _FIRST, _LATER = 40_000, 60_000
 _LATER_MS = 2 * HOUR_MS
@@ -193,9 +193,7 @@ class Story:
 
     def is_ready(self) -> bool:
         """Whether the router says that all of the pipeline is up."""
-        with suppress(httpx.HTTPError):
-            return httpx.get(f"{self.settings.http}/readyz", timeout=20, trust_env=False).status_code == 200
-        return False
+        return is_ready(self.settings.http)
 
     def canary_tiers(self) -> set[str]:
         """The tiers that report the age of a canary."""

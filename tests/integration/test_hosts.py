@@ -16,11 +16,10 @@ import httpx
 import pytest
 
 from infra.embedded.stack_folder import Folder
-from tests.conftest import ADCLICK, adclick, product_environment
+from tests.conftest import ADCLICK, NO_WORKERS, adclick, product_environment
 from tests.ports import unused_port
 from tests.product import wait_until
 
-NO_WORKERS = ("--ingest-workers", "0", "--stream-workers", "0", "--notify-workers", "0")
 ODD = {"ADCLICK_KAFKA": "nowhere:1", "JAVA_HOME": "/nowhere", "LC_ALL": "C", "TZ": "America/New_York"}
 # In a process of its own: Spark's Java stays until that ends.
 SPARK_OF_A_USER_WITHOUT_A_NAME = """

@@ -6,8 +6,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import httpx
-
 from infra.settings import Settings
 from query.client import Client
 from query.demo.oracle import Oracle
@@ -15,7 +13,7 @@ from query.demo.questions import DemoQuestion
 from tests.conftest import ADCLICK
 from tests.flow import Flow, worker_environment
 from tests.ports import unused_port
-from tests.product import wait_until
+from tests.product import is_ready, wait_until
 from tests.recovery.load import backends, counting, installation
 
 _WORKERS = ("ingest", "archive", "stream", "serve", "notify")
@@ -35,7 +33,7 @@ def deployment(work: Path) -> float:
                 print(f"  {step}: done after {time.monotonic() - began:.1f} s", flush=True)
             for name in _WORKERS:
                 _start(running, name, work)
-            wait_until(lambda: _is_ready(http), 60, "the router is ready: every part of the pipeline has reported")
+            wait_until(lambda: is_ready(http), 60, "the router is ready: every part of the pipeline has reported")
             print(f"  five processes are ready after {time.monotonic() - began:.1f} s", flush=True)
             running.send()
             oracle, client = Oracle(running.events.truth), Client(settings)
@@ -71,10 +69,3 @@ def _start(running: Flow, name: str, work: Path) -> None:
         running.workers[f"{name}-0"] = subprocess.Popen(
             [*ADCLICK, name], env=worker_environment(running.settings, f"{name}-0"), stdout=log, stderr=log
         )
-
-
-def _is_ready(http: str) -> bool:
-    try:
-        return httpx.get(f"{http}/readyz", trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return False

@@ -7,20 +7,8 @@ import signal
 import time
 
 from tests.conftest import adclick
-from tests.product import Product, wait_until
-from tests.recovery.scene import Scene, check
-
-
-def rebuild(product: Product, *words: str) -> None:
-    """Run a rebuild. 3: with an alert, as some events were too late for the stream. A run that was killed holds its lease for half a minute."""
-
-    def is_done() -> bool:
-        result = adclick("rebuild", *words, "--dir", str(product.folder.path))
-        is_leased = result.returncode == 1 and "another reconciliation is running" in result.stderr
-        assert is_leased or result.returncode in (0, 3), result.stderr
-        return not is_leased
-
-    wait_until(is_done, 60, "the lease of the run that was killed has expired")
+from tests.product import Product
+from tests.recovery.scene import Scene, check, rebuild
 
 
 def _kill(product: Product, point: str, *words: str) -> None:

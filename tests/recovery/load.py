@@ -19,10 +19,9 @@ from infra.kafka.event_producer import EventProducer
 from infra.kafka.topics import EVENTS
 from infra.settings import Settings, resolve
 from tests.clusters.campaign import Reader
-from tests.conftest import adclick
+from tests.conftest import NO_WORKERS, adclick
 from tests.flow import Flow, flow
 
-_NO_WORKERS = ("--ingest-workers", "0", "--stream-workers", "0", "--notify-workers", "0")
 _LOAD_S = 60
 
 
@@ -30,7 +29,7 @@ _LOAD_S = 60
 def backends(work: Path) -> Iterator[Path]:
     """The folder of an embedded stack without ingest, stream and notify workers."""
     folder = work / "backends"
-    result = adclick("up", "--detach", "--dir", str(folder), *_NO_WORKERS)
+    result = adclick("up", "--detach", "--dir", str(folder), *NO_WORKERS)
     assert result.returncode == 0, result.stderr
     try:
         yield folder

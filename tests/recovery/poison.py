@@ -13,7 +13,7 @@ from infra.settings import Settings
 from query.status import read_status
 from tests.conftest import adclick
 from tests.damage import damage_batch
-from tests.flow import Flow, worker_environment
+from tests.flow import Flow, environment
 from tests.product import wait_until
 from tests.recovery.load import backends, counting, installation
 
@@ -56,7 +56,7 @@ def poison(work: Path) -> float:
             assert not ended, f"workers ended: {ended}"
             for text in found.values():
                 name = text.rsplit(" ", 1)[1]
-                _run(running, folder, "dead-letters", "set-aside", name)
+                _run(running, "dead-letters", "set-aside", name)
             producer = EventProducer(settings.kafka_connection)
             for messages in lost:
                 producer.send(topic, [key for key, _ in messages], [value for _, value in messages])
@@ -64,7 +64,7 @@ def poison(work: Path) -> float:
             running.wait_until_exact(60)
             running.wait_until_archived(60)
             took_s = time.monotonic() - began
-            _reconcile(running, folder, sum(map(len, lost)))
+            _reconcile(running, sum(map(len, lost)))
             running.wait_until_exact(60)
             return took_s
 
@@ -82,17 +82,16 @@ def _lags(settings: Settings) -> list[int]:
     return list(read_status(settings)["partitions"].get(settings.topic(topics.EVENTS), []))
 
 
-def _reconcile(running: Flow, folder: Path, lost: int) -> None:
+def _reconcile(running: Flow, lost: int) -> None:
     """The days of the events, which may be open still: each run ends with an alert that counts what was set aside."""
     days = {dt.datetime.fromtimestamp(ms / 1000, dt.UTC).date() for ms in (running.start_ms, running.end_ms - 1)}
     for day in sorted(days):
-        said = _run(running, folder, "reconcile", "--date", day.isoformat(), "--force", codes=(3,))
+        said = _run(running, "reconcile", "--date", day.isoformat(), "--force", codes=(3,))
         assert f"{lost:,} messages of ad-events were set aside unread" in said, said
 
 
-def _run(running: Flow, folder: Path, *words: str, codes: tuple[int, ...] = (0,)) -> str:
+def _run(running: Flow, *words: str, codes: tuple[int, ...] = (0,)) -> str:
     """Run a command on the installation; returns what it wrote to standard error."""
-    variables = worker_environment(running.settings, "command")
-    result = adclick(*words, cwd=None, **{k: v for k, v in variables.items() if k.startswith("ADCLICK_")})
+    result = adclick(*words, cwd=None, **environment(running.settings))
     assert result.returncode in codes, f"{words} ended with {result.returncode}: {result.stderr}"
     return result.stderr

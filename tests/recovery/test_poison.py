@@ -18,7 +18,6 @@ from infra.kafka import topics
 from infra.redis.client import Redis
 from infra.settings import Settings
 from ingest.archive import files as archive_files
-from ingest.archive.schema import Decision
 from ingest.archive.worker import ArchiveWorker
 from ingest.dead_letters.letters import Letter, SourceMessage, find_letters, read_letters
 from ingest.dead_letters.set_aside import set_aside
@@ -27,8 +26,7 @@ from ingest.dedup import registry
 from query.status import find_unready, read_status
 from tests.conftest import adclick
 from tests.damage import damage_batch
-from tests.integration.test_ingest_worker import archived_decisions
-from tests.integration.test_source_log import event, ingesting, running, send
+from tests.integration.test_source_log import event, ingesting, running, send, wait_until_counted_once
 from tests.product import wait_until
 from tests.redis_loss import lose_keys
 
@@ -39,17 +37,6 @@ def send_batch(settings: Settings, partition: int, *names: str) -> None:
     for name in names:
         producer.produce(settings.topic(topics.EVENTS), event(name), name.encode(), partition)
     assert producer.flush(30) == 0
-
-
-def wait_until_counted(settings: Settings, *names: str) -> None:
-    counted = list[str]()
-
-    def are_counted() -> bool:
-        counted[:] = sorted(name for name, decision in archived_decisions(settings) if decision == Decision.COUNTED)
-        return len(counted) >= len(names)
-
-    wait_until(are_counted, 30, lambda: f"{names} are counted, and not {counted}")
-    assert counted == sorted(names)
 
 
 def wait_until_stopped(settings: Settings, where: str, text: str) -> None:
@@ -73,7 +60,7 @@ def test_a_batch_that_cannot_be_read_stops_its_partition_until_it_is_set_aside(
         send(settings, 1, "other-1")
         wait_until_stopped(settings, "/0", "stops before 0/1-3: the record batch")
         send(settings, 1, "other-2")
-        wait_until_counted(settings, "before", "other-1", "other-2")
+        wait_until_counted_once(settings, ["before", "other-1", "other-2"])
         assert any("stops before 0/1-3" in line for line in find_unready(settings))
         with pytest.raises(UserError, match=r"no partition of .* stops before 0/1 .*there is 0/1-3"):
             set_aside(settings, "0/1")
@@ -85,7 +72,7 @@ def test_a_batch_that_cannot_be_read_stops_its_partition_until_it_is_set_aside(
         assert json.loads(result.stdout) == {"set_aside": {"0/1-3": letter.name}}, result.stderr
         assert (letter.value, letter.batch_messages, letter.source) == (raw, 3, SourceMessage(topic, 0, 1))
         assert find_letters(settings, "nowhere", 0, lambda: None).set_aside == 3
-        wait_until_counted(settings, "before", "behind", "other-1", "other-2")
+        wait_until_counted_once(settings, ["before", "behind", "other-1", "other-2"])
         wait_until(lambda: topic + "/0" not in read_status(settings)["problems"], 10, "the problem is gone")
 
         # The night misses nothing, and says what is in no bill.
@@ -101,7 +88,7 @@ def test_a_batch_that_cannot_be_read_stops_its_partition_until_it_is_set_aside(
     lose_keys(Redis(settings.redis), registry.all_keys(settings.key_prefix))
     with ingesting(settings) as raised:
         send(settings, 0, "before", "lost-1", "lost-2", "lost-3", "behind")
-        wait_until_counted(settings, "before", "lost-1", "lost-2", "lost-3", "behind", "other-1", "other-2")
+        wait_until_counted_once(settings, ["before", "lost-1", "lost-2", "lost-3", "behind", "other-1", "other-2"])
     assert not raised
 
 
@@ -124,15 +111,15 @@ def test_a_message_that_a_worker_fails_on_stops_its_partition_until_a_release_is
         patch.setattr("ingest.processor.decode_events", decode_with_a_bug)
         wait_until_stopped(settings, "/0", "stops before 0/1: ZeroDivisionError: a bug in the decoder")
         send(settings, 1, "other")
-        wait_until_counted(settings, "before", "other")
+        wait_until_counted_once(settings, ["before", "other"])
         set_aside(settings, "0/1")
         wait_until_stopped(settings, "/0", "stops before 0/3")
-        wait_until_counted(settings, "before", "other", "between")
+        wait_until_counted_once(settings, ["before", "other", "between"])
     assert not raised
     (letter,) = unreadable(settings)
     assert (json.loads(letter.value or b"")["event_id"], letter.key, letter.batch_messages) == ("bug-1", b"bug-1", None)
     # Without the bug the next worker goes on where it stopped, and what was set aside is sent again.
     with ingesting(settings):
-        wait_until_counted(settings, "before", "other", "between", "bug-2", "behind")
+        wait_until_counted_once(settings, ["before", "other", "between", "bug-2", "behind"])
         send(settings, 0, "bug-1")
-        wait_until_counted(settings, "before", "other", "between", "bug-1", "bug-2", "behind")
+        wait_until_counted_once(settings, ["before", "other", "between", "bug-1", "bug-2", "behind"])

@@ -4,12 +4,8 @@ which nothing restarts."""
 from __future__ import annotations
 
 import datetime as dt
-import os
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -24,12 +20,12 @@ from infra.redis.client import Redis
 from infra.settings import Settings
 from query.status import read_status
 from tests.clusters.certificates import Authority
-from tests.conftest import adclick
+from tests.conftest import ADCLICK, NO_WORKERS, adclick
 from tests.flow import worker_environment
 from tests.monitoring.rehearsal.load import LiveLoad, Message, SteadyQuestions, make_event, send_events
 from tests.monitoring.rehearsal.prometheus import RehearsedPrometheus
 from tests.ports import unused_port
-from tests.product import wait_until
+from tests.product import is_ready, wait_until
 
 ARCHIVE_BYTES = 256 << 20
 RATE = 400
@@ -49,8 +45,7 @@ class RehearsedStack:
         # A small file system of its own, which can be filled.
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ARCHIVE_BYTES}", "tmpfs", self.archive], check=True)
         self._env = _ENV | {"ADCLICK_ARCHIVE": str(self.archive)}
-        no_workers = [word for kind in ("ingest", "stream", "notify") for word in (f"--{kind}-workers", "0")]
-        started = adclick("up", "--detach", "--dir", str(self.folder.path), *no_workers, cwd=None, **self._env)
+        started = adclick("up", "--detach", "--dir", str(self.folder.path), *NO_WORKERS, cwd=None, **self._env)
         assert started.returncode == 0, started.stderr
         self.settings: Settings = App(str(self.folder.path), False, False, True).settings
         self.key = self.settings.api_key.get_secret_value()
@@ -88,8 +83,7 @@ class RehearsedStack:
         variables = worker_environment(self.settings, name, **{"ADCLICK_USER_SECRET": secret} | self._env | env)
         command = "serve" if name == TLS_ROUTER else name.split("-")[0]
         with self.log(name).open("ab") as log:
-            argv = [sys.executable, "-P", "-m", "infra", command]
-            self._processes[name] = subprocess.Popen(argv, env=variables, stdout=log, stderr=log)
+            self._processes[name] = subprocess.Popen([*ADCLICK, command], env=variables, stdout=log, stderr=log)
 
     def start_pipeline(self) -> None:
         """An ingest and a stream worker, at work; returns once minutes are shown."""
@@ -126,17 +120,6 @@ class RehearsedStack:
         """The log of a process."""
         return self.folder.log(name)
 
-    @contextmanager
-    def supervisor_halted(self) -> Iterator[None]:
-        """Nothing that ends is started again meanwhile."""
-        supervisor = self.folder.supervisor_pid()
-        assert supervisor is not None
-        os.kill(supervisor, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(supervisor, signal.SIGCONT)
-
     # -- what is sent, and what can be seen ---------------------------------------------------------------------------
 
     def send(self, messages: list[Message]) -> None:
@@ -157,10 +140,7 @@ class RehearsedStack:
 
     def is_ready(self) -> bool:
         """Whether `/readyz` of the first router says so."""
-        try:
-            return httpx.get(f"{self.router}/readyz", timeout=20).status_code == 200
-        except httpx.HTTPError:
-            return False
+        return is_ready(self.router)
 
     def look(self, place: str) -> str:
         """What an operator sees at a place that a runbook names: a path of the router, a command, a log, or an expression of a board."""
@@ -199,16 +179,8 @@ class RehearsedStack:
         assert code == expected, f"the run ended with {code}, and not {expected}"
 
     def dated(self, pattern: str) -> str:
-        """A regular expression with the days of this rehearsal: `{old_day}`, `{yesterday}`, and `{tomorrow}` as openssl has it."""
-        tomorrow = dt.datetime.now(dt.UTC) + dt.timedelta(days=1)
-        days = {
-            "old_day": f"{self.old_day}",
-            "yesterday": f"{self.yesterday}",
-            "tomorrow": f"{tomorrow:%b} {tomorrow.day:2}",
-        }
-        for name, text in days.items():
-            pattern = pattern.replace(f"{{{name}}}", text)
-        return pattern
+        """A regular expression with the day of this rehearsal in place of `{old_day}`."""
+        return pattern.replace("{old_day}", f"{self.old_day}")
 
     def files_of(self, day: dt.date) -> list[Path]:
         """The archive's files of a day."""

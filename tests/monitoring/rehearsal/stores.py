@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+from tests.chaos.outages import away
 from tests.monitoring.rehearsal.scenes import Expected, Scene
 from tests.monitoring.rehearsal.stack import RehearsedStack
 from tests.product import wait_until
@@ -20,14 +21,13 @@ class _Outage:
     """ClickHouse is away, and is not started again."""
 
     def __init__(self) -> None:
-        self._halted = contextlib.ExitStack()
+        self._outage = contextlib.ExitStack()
 
     def begin(self, stack: RehearsedStack) -> None:
-        self._halted.enter_context(stack.supervisor_halted())
-        stack.send_signal("clickhouse", signal.SIGKILL)
+        self._outage.enter_context(away(stack.folder, "clickhouse"))
 
     def end(self, _: RehearsedStack) -> None:
-        self._halted.close()
+        self._outage.close()
 
 
 _AWAY = "ClickHouse is killed, and stays away"
