@@ -29,12 +29,12 @@ from infra.kafka.consumers import offset_at
 from infra.kafka.range_reader import read_range
 from infra.kafka.record_batches import CorruptBatch, Records
 from infra.settings import Settings
-from ingest import continuation
 from ingest.archive import files as archive_files
 from ingest.archive.files import File
 from ingest.archive.progress import archived_to
 from ingest.canary.marker import may_be_canary, sent_ms_of
 from ingest.canary.marks import read_marks
+from ingest.committed_positions import read_positions
 from ingest.dead_letters import letters as dead_letters
 from ingest.decoding.json_fields import valid_id
 from ingest.events import Reason
@@ -97,12 +97,10 @@ class SourceLog:
 
 def read_source(settings: Settings) -> SourceLog:
     """Raises AdclickError when the topic is not the one that was read."""
-    topic, group, count = settings.topic(topics.EVENTS), settings.topic(topics.INGEST_GROUP), settings.event_partitions
+    topic, count = settings.topic(topics.EVENTS), settings.event_partitions
     admin = Admin(settings.kafka_connection)
     state = admin.describe([topic]).get(topic)
-    mains = admin.committed(group, topic, count)
-    copies = admin.committed(group, settings.topic(topics.ARCHIVE), count)
-    positions = [continuation.choose_position(main, copy) for main, copy in zip(mains, copies, strict=True)]
+    positions = read_positions(settings, admin, count)
     if state is None or any(p is not None and p.topic_id not in ("", state.topic_id) for p in positions):
         raise AdclickError(f"topic {topic} is not the one that was read", hint="adclick status says what to do")
     bases = [0 if p is None else p.base for p in positions]

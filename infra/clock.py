@@ -38,3 +38,8 @@ def describe_skews(clocks: Mapping[str, float]) -> list[str]:
         for clock, ahead_s in clocks.items()
         if abs(ahead_s) > _MOST_SKEW_S
     ]
+
+
+def date_of(ms: int) -> dt.date:
+    """The day (UTC) of a moment."""
+    return dt.date(1970, 1, 1) + dt.timedelta(days=ms // DAY_MS)

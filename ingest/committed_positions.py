@@ -9,10 +9,12 @@ from ingest import continuation
 from ingest.position import Position
 
 
-def read_positions(settings: Settings, admin: Admin) -> list[Position | None]:
-    """One for each partition of `ad-events`, None where nothing was read yet; empty without the topic. Raises Unavailable."""
+def read_positions(settings: Settings, admin: Admin, count: int | None = None) -> list[Position | None]:
+    """One for each partition of `ad-events`, None where nothing was read yet; empty without the topic. `count`: of how many partitions; as
+    many as there are, up to the setting, by default. Raises Unavailable."""
     topic, group = settings.topic(topics.EVENTS), settings.topic(topics.INGEST_GROUP)
-    count = min(settings.event_partitions, admin.partitions().get(topic, 0))
+    if count is None:
+        count = min(settings.event_partitions, admin.partitions().get(topic, 0))
     if not count:
         return []
     mains = admin.committed(group, topic, count)

@@ -7,6 +7,7 @@ transaction moves the position behind it and writes its bytes to ad-events-dead.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ MOST_LETTER_BYTES = 15 << 20
 """Of a dead letter's value: ad-events-dead takes 16 MiB, and an event has 64 KiB at most. What is longer is cut off there."""
 MESSAGES = "messages"
 """The header of a letter that stands for a whole record batch: how many offsets that has."""
+_NAME = re.compile(r"([0-9]{1,9})/([0-9]{1,18})(?:-([0-9]{1,18}))?")
 Messages = Mapping[int, list[Records]]
 """By partition, in offset order."""
 
@@ -53,15 +55,36 @@ class Poison:
     def letter(self, topic: str, source: str, base: int, partition: int, stage: str) -> Record:
         """The dead letter that it becomes, for a partition of `topic`. `source`: the topic of the poison; `base`: by how much offsets of
         events exceed Kafka's."""
-        headers = [
-            ("reason", Reason.UNREADABLE.value.encode()),
-            ("detail", self.why.encode("utf-8", "replace")),
-            ("source", f"{source}/{self.partition}/{self.first + base}".encode()),
-            ("stage", stage.encode()),
-        ]
-        if self.is_batch:
-            headers.append((MESSAGES, str(self.last + 1 - self.first).encode()))
-        return Record(topic, self.value and self.value[:MOST_LETTER_BYTES], self.key, partition, tuple(headers))
+        place = f"{source}/{self.partition}/{self.first + base}"
+        more = ((MESSAGES, str(self.last + 1 - self.first).encode()),) if self.is_batch else ()
+        return dead_letter(
+            topic, partition, self.value, self.key, reason=Reason.UNREADABLE, detail=self.why, source=place, stage=stage,
+            more=more,
+        )  # fmt: skip
+
+
+def dead_letter(
+    topic: str, partition: int, value: bytes | None, key: bytes | None, *, reason: Reason, detail: str, source: str,
+    stage: str, more: tuple[tuple[str, bytes], ...] = (),
+) -> Record:  # fmt: skip
+    """The record of a dead letter. `source`: TOPIC/PARTITION/OFFSET of the message; `more`: other headers."""
+    headers = (
+        ("reason", reason.value.encode()),
+        ("detail", detail.encode("utf-8", "replace")),
+        ("source", source.encode()),
+        ("stage", stage.encode()),
+        *more,
+    )
+    # Compressed it was small enough for its topic; as a letter it would not be.
+    return Record(topic, value and value[:MOST_LETTER_BYTES], key, partition, headers)
+
+
+def place_of(name: str) -> tuple[int, int] | None:
+    """Partition and first offset of poison, by its name; None for what is no such name."""
+    parts = _NAME.fullmatch(name)
+    if parts is None or int(parts[3] or parts[2]) < int(parts[2]):
+        return None
+    return int(parts[1]), int(parts[2])
 
 
 def approval_key(prefix: str, name: str) -> str:

@@ -75,13 +75,15 @@ class BatchProcessor:
             partition = owned[p]
             first, last = np.searchsorted(event_rows, (rows.start, rows.stop))
             events = decoded.events.take(slice(int(first), int(last)))
-            at, timed = events["row"], _rows_but(canary_rows, rows)
+            low, high = np.searchsorted(canary_rows, (rows.start, rows.stop))
+            own = canary_rows[low:high]
+            at, timed = events["row"], _rows_but(own, rows)
             log_times = _log_times(batch, p, timed, partition.position, log_ends[p], clock_ms)
             places = at - rows.start if isinstance(timed, slice) else np.searchsorted(timed, at)
-            own = [row for row in canary_rows.tolist() if rows.start <= row < rows.stop]
-            end = self._end_position(batch, p, timed, partition.position, log_times, [canaries[row] for row in own])
+            sent_ms = [canaries[row] for row in own.tolist()]
+            end = self._end_position(batch, p, timed, partition.position, log_times, sent_ms)
             judged[p] = self._judge(partition, events, batch.offsets[at], log_times[places], end)
-            if own:
+            if len(own):
                 offsets[p] = batch.offsets[own].tolist()
         misdated = ~log_time.credible(batch.timestamps_ms, clock_ms)
         misdated[canary_rows] = False
@@ -133,12 +135,11 @@ def _find_canaries(batch: SourceBatch, rejected: Mapping[int, Rejection]) -> dic
 
 
 def _rows_but(canary_rows: Ints, rows: slice) -> slice | Ints:
-    """The rows of a partition without those of canaries. What a canary's timestamp says must not count: log time, and the generations of
+    """The rows of a partition without those of its canaries. What a canary's timestamp says must not count: log time, and the generations of
     dedup, are as they would be without it."""
-    first, last = np.searchsorted(canary_rows, (rows.start, rows.stop))
-    if first == last:
+    if not len(canary_rows):
         return rows
-    return np.delete(np.arange(rows.start, rows.stop), canary_rows[first:last] - rows.start)
+    return np.delete(np.arange(rows.start, rows.stop), canary_rows - rows.start)
 
 
 def _log_times(

@@ -18,7 +18,7 @@ from ingest.blocks import SourceRange
 from ingest.canary.marks import mark_records
 from ingest.events import Reason, Rejection
 from ingest.partials import Partials
-from ingest.poison import MOST_LETTER_BYTES, Poison
+from ingest.poison import Poison, dead_letter
 from ingest.position import Position
 from ingest.processor import ProcessedBatch
 
@@ -98,14 +98,7 @@ class TransactionLayout:
                 letters[row] = Rejection(Reason.TOO_LATE, f"{late_by_ms} ms after the end of its minute")
         for row in sorted(letters):
             rejection, (p, offset, key) = letters[row], batch.source.source(row)
-            headers = (
-                ("reason", rejection.reason.value.encode()),
-                ("detail", rejection.detail.encode("utf-8", "replace")),
-                ("source", f"{self._events}/{p}/{offset}".encode()),
-                ("stage", STAGE.encode()),
-            )
-            value = batch.source.values[row]
-            if value is not None and len(value) > MOST_LETTER_BYTES:
-                # Compressed it was small enough for its topic; as a letter it would not be.
-                value = value[:MOST_LETTER_BYTES]
-            yield Record(self._dead_letters, value, key, p % self._event_partitions, headers)
+            yield dead_letter(
+                self._dead_letters, p % self._event_partitions, batch.source.values[row], key,
+                reason=rejection.reason, detail=rejection.detail, source=f"{self._events}/{p}/{offset}", stage=STAGE,
+            )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -306,6 +307,7 @@ class IngestWorker:
             self._move_positions(transaction.batch)
 
     def _move_positions(self, batch: ProcessedBatch) -> None:
+        rejected = sorted(batch.rejected)
         for p, judged in batch.judged.items():
             owned = self._owned.get(p)
             if owned is None:
@@ -314,7 +316,8 @@ class IngestWorker:
             if not batch.has_only_canaries(p):
                 owned.active_at_s = time.monotonic()
             rows = batch.source.rows[p]
-            reasons = [rejection.reason for row, rejection in batch.rejected.items() if rows.start <= row < rows.stop]
+            low, high = bisect_left(rejected, rows.start), bisect_left(rejected, rows.stop)
+            reasons = [batch.rejected[row].reason for row in rejected[low:high]]
             self._counts.add(judged, rows.stop - rows.start, reasons)
             if batch.misdated[p] and not owned.misdated:
                 self._log.warning("timestamps of messages cannot be true: log time passes over them", partition=p)
@@ -373,9 +376,9 @@ class IngestWorker:
         """Set aside the poison that an operator has named: its bytes become a dead letter, and its partition goes on behind it."""
         for p, owned in list(self._owned.items()):
             cause = owned.poison
-            key = cause and poison.approval_key(self._settings.key_prefix, cause.name)
             if cause is None or owned.log_offset < cause.first:
                 continue
+            key = poison.approval_key(self._settings.key_prefix, cause.name)
             if self._patiently(partial(self._redis.call, "GET", key)) is None:
                 continue
             batch = self._patiently(partial(self._process, {p: [cause.records()]}, {p: self._consumer.end(p)}))
@@ -390,7 +393,8 @@ class IngestWorker:
     def _is_silent(self, owned: SourcePartition, after: Position | None = None) -> bool:
         end = self._consumer.end(owned.number)
         # A canary that waits to be read would end the silence for a moment.
-        if self._consumer.waits_only_for(owned.number, may_be_canary):
+        is_at_end = 0 <= end <= owned.log_offset
+        if not is_at_end and self._consumer.waits_only_for(owned.number, may_be_canary):
             end = owned.log_offset
         return owned.is_silent(end, time.monotonic(), self._settings.silent_after_ms, after)
 

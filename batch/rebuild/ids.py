@@ -19,7 +19,7 @@ from infra.kafka.admin import Admin
 from infra.kafka.consumers import GroupConsumer
 from infra.redis.client import Redis
 from infra.settings import Settings
-from ingest.continuation import choose_position
+from ingest.committed_positions import read_positions
 from ingest.dedup_rebuild import DedupRebuilder
 from stream.hot.published_status import read_shards
 
@@ -57,14 +57,10 @@ class IdsWatch:
 
     def read_partitions(self) -> list[PartitionIds]:
         """The partitions that were ever read. Loads their ids, one partition at a time."""
-        settings, count = self._settings, self._settings.event_partitions
-        group, admin = settings.topic(topics.INGEST_GROUP), Admin(settings.kafka_connection)
-        mains = admin.committed(group, settings.topic(topics.EVENTS), count)
-        copies = admin.committed(group, settings.topic(topics.ARCHIVE), count)
+        settings, admin = self._settings, Admin(self._settings.kafka_connection)
         partitions = list[PartitionIds]()
-        for main, copy in zip(mains, copies, strict=True):
-            p = main.partition
-            if (position := choose_position(main, copy)) is None:
+        for p, position in enumerate(read_positions(settings, admin, settings.event_partitions)):
+            if position is None:
                 continue
             mirror = self._rebuilder.registry.load(p)
             if mirror is not None and mirror.recorded_up_to >= position.offset:

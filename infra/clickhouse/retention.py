@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
-from infra.clock import DAY_MS
+from infra.clock import date_of
 
 PUBLISHED_DAYS = 735
 """Rows of days and of reconciled hours are deleted after this: the TTL of their tables (`009_retention.sql`)."""
@@ -12,4 +12,4 @@ PUBLISHED_DAYS = 735
 
 def first_published_day(now_ms: int) -> dt.date:
     """The oldest day (UTC) whose published rows stay."""
-    return dt.date(1970, 1, 1) + dt.timedelta(days=now_ms // DAY_MS - PUBLISHED_DAYS + 1)
+    return date_of(now_ms) - dt.timedelta(days=PUBLISHED_DAYS - 1)

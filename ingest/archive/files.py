@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 from pyarrow import parquet
 
-from infra.clock import DAY_MS, HOUR_MS, day_start_ms
+from infra.clock import DAY_MS, HOUR_MS, date_of, day_start_ms
 from infra.errors import UserError
 from infra.file_store import FileStore, Stored, decision_on, folder_of, is_from_a_bucket
 
@@ -137,13 +137,9 @@ def days_of(store: FileStore, file: File) -> set[dt.date]:
     ends = [group.column(column).statistics for group in groups]
     numbers = {t // DAY_MS for end in ends if end is not None and end.has_min_max for t in (end.min, end.max)}
     if len(numbers) == 1 and all(end is not None and end.has_min_max for end in ends):
-        return set(map(_date_of, numbers))
+        return {date_of(number * DAY_MS) for number in numbers}
     times = read_columns(store, file.name, ("time_ms",))["time_ms"]
-    return {_date_of(number) for number in (times // DAY_MS).unique().to_list()}
-
-
-def _date_of(day_number: int) -> dt.date:
-    return dt.date(1970, 1, 1) + dt.timedelta(day_number)
+    return {date_of(number * DAY_MS) for number in (times // DAY_MS).unique().to_list()}
 
 
 def write_file(store: FileStore, folder: str, name: str, rows: pa.Table) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,7 +13,7 @@ from infra.cli import declare
 from infra.cli.app import App
 from infra.clock import iso, now_ms
 from infra.errors import UsageError, UserError
-from ingest import events
+from ingest import events, poison
 from ingest.dead_letters import letters as dead_letters
 from ingest.dead_letters.edit import parse_edits
 from ingest.dead_letters.letters import Letter
@@ -27,9 +26,6 @@ from ingest.replay.inputs import open_input
 
 _SHOWN_BYTES, _SHOWN_DETAIL = 60, 40
 _COLUMNS = ("name", "reason", "detail", "source", "sent", "value")
-
-
-_POISON = re.compile(r"[0-9]{1,9}/([0-9]{1,18})(?:-([0-9]{1,18}))?")
 
 
 @declare.command(
@@ -105,7 +101,7 @@ def _set_aside(app: App, names: tuple[str, ...], *, picked: bool) -> None:
     if picked or not names:
         raise UsageError("say which, as adclick status names it: adclick dead-letters set-aside 3/17-20")
     for name in names:
-        if not (parts := _POISON.fullmatch(name)) or int(parts[2] or parts[1]) < int(parts[1]):
+        if poison.place_of(name) is None:
             raise UsageError(
                 f"no name of messages: {name}", hint="PARTITION/OFFSET or PARTITION/FROM-TO, as adclick status has it"
             )

@@ -53,7 +53,9 @@ def set_aside(settings: Settings, name: str, wait_s: float = _WAIT_S) -> str:
 
 def _letter_of(settings: Settings, name: str, since_ms: int) -> str:
     """The newest dead letter of what was set aside under this name; empty where there is none yet."""
-    partition, first = int(name.partition("/")[0]), int(name.partition("/")[2].partition("-")[0])
+    place = poison.place_of(name)
+    assert place is not None, "a worker reports it"
+    partition, first = place
     position, newest = read_positions(settings, Admin(settings.kafka_connection))[partition], ""
     offset = first + (position.base if position is not None else 0)
     for letter in read_letters(settings, since_ms):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.clickhouse.retention import PUBLISHED_DAYS, first_published_day
-from infra.clock import DAY_MS, MINUTE_MS, day_start_ms
+from infra.clock import DAY_MS, MINUTE_MS, date_of, day_start_ms
 from infra.errors import AdclickError, UserError
 from infra.kafka.admin import Admin
 from infra.settings import Settings
@@ -71,7 +71,7 @@ class Backfill:
     @property
     def days(self) -> list[dt.date]:
         """The days that need a reconciliation, oldest first."""
-        return [dt.date(1970, 1, 1) + dt.timedelta(days=day) for day in sorted(self._days)]
+        return [date_of(day * DAY_MS) for day in sorted(self._days)]
 
     def lines(self) -> list[str]:
         """What the sender should know, a line each; none where the stream counts everything."""

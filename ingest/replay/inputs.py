@@ -144,14 +144,14 @@ class EventInput:
             yield last
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ArchiveWindow(EventInput):
     """A part of an archive: the messages of some offsets of each source partition, in the order in which they came."""
 
-    store: FileStore = field(default_factory=lambda: FileStore("."))
-    files: Sequence[File] = ()
+    store: FileStore
+    files: Sequence[File]
     """Those that have messages of it."""
-    offsets: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    offsets: Mapping[int, tuple[int, int]]
     """Source partition → [first, end)."""
 
     def lines(self, stop: threading.Event) -> Iterator[list[bytes]]:

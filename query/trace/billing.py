@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infra.clickhouse.client import ClickHouse
-from infra.clock import DAY_MS, iso
+from infra.clock import date_of
 from infra.file_store import Stored, folder_of
 from ingest.archive import files as archive_files
 from ingest.archive.files import File
@@ -122,8 +122,3 @@ def _files_of(paths: Sequence[str], root: str) -> list[File]:
 def _has(file: File, message: ArchivedMessage) -> bool:
     same = file.folder == folder_of(message.file) and file.partition == message.partition
     return same and file.from_offset <= message.offset < file.to_offset
-
-
-def date_of(time_ms: int) -> dt.date:
-    """The day (UTC) of a moment."""
-    return dt.date.fromisoformat(iso(time_ms // DAY_MS * DAY_MS)[:10])

@@ -10,13 +10,13 @@ import click
 
 from infra.cli.app import App
 from infra.cli.output import printable
-from infra.clock import iso
+from infra.clock import date_of, iso
 from ingest.archive.search import ArchivedMessage
 from ingest.dead_letters.letters import Letter
 from ingest.dedup.recorded_ids import RecordedId
 from query.finality import CLOSED, FINALITY, RECONCILED
 from query.statements.contents import month_text
-from query.trace.billing import IssueOfMessage, RunOfMessage, date_of
+from query.trace.billing import IssueOfMessage, RunOfMessage
 from query.trace.gather import ARCHIVE, BILLING, TracedEvent
 from query.trace.verdicts import COPY, COUNTED, explain_decision
 from query.trace.windows import WindowOfMessage
