@@ -187,7 +187,7 @@ def _published(app: App, client: ClickHouse, day: dt.date, master: str) -> bool:
         app.say(f"{day} has not been reconciled: there is nothing published to compare")
         return True
     regions = read_regions(app.settings)
-    archives = [FileStore(region.settings.archive).where for region in regions]
+    archives = [region.archive for region in regions]
     files = [file for region in regions for file in region.files_around(day)]
     table = f"audit_{uuid.uuid4().hex[:12]}"
     schema.copy_table(client, "exact_hours", table)

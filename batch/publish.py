@@ -89,6 +89,12 @@ def current_run(client: ClickHouse, date: dt.date) -> tuple[str, str, int] | Non
     return (rows[0][0], rows[0][1], int(rows[0][2])) if rows else None
 
 
+def current_runs(client: ClickHouse) -> dict[dt.date, tuple[str, str, int]]:
+    """`current_run` of each day that has one."""
+    rows = client.rows(f"SELECT date, run_id, input_digest, open_from_ms FROM {client.database}.current_runs")
+    return {date: (run_id, digest, int(open_from_ms)) for date, run_id, digest, open_from_ms in rows}
+
+
 def export_digest(client: ClickHouse, run_id: str, table: str = "exact_hours") -> str:
     """The SHA-256 of a run's canonical export: its hours as tab-separated lines, by time and dimensions."""
     columns = ", ".join(("time", *DIMENSIONS, *BILLED, "late", "late_events"))

@@ -62,19 +62,17 @@ class _Job:
     @property
     def archives(self) -> list[str]:
         """Where the archive of each region is."""
-        return [FileStore(region.settings.archive).where for region in self.regions]
+        return [region.archive for region in self.regions]
 
 
 @dataclass(frozen=True)
 class DayResult:
     """What a run did with a day: `outcome` is published, counted (by a dry run), unchanged or empty."""
 
-    date: dt.date
     outcome: str
     run_id: str = ""
     rows: int = 0
     alert: bool = False
-    seconds: float = 0.0
 
 
 class _Seconds(click.FloatRange):
@@ -283,13 +281,13 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> DayResul
     late = _alert_unbilled(job, run_input.unbilled)
     if not run_input.rows:
         _pass_over(job, day, f"looked into {len(proof.files)} files")
-        return DayResult(day, "empty")
+        return DayResult("empty")
     current, tables = publish.current_run(client, day), publish.exact_tables(client)
     open_from_ms = publish.open_from(day, job.closed_ms)
     unchanged = current is not None and current[1:] == (run_input.digest, open_from_ms)
     if current is not None and unchanged and publish.is_stored(client, current[0], tables):
         app.say(f"{day}: unchanged since run {current[0]}; nothing to do")
-        return DayResult(day, "unchanged", current[0], run_input.rows, late, time.monotonic() - began)
+        return DayResult("unchanged", current[0], run_input.rows, late)
     connect = connector(settings)
     with _progress(app, spark, f"{day}: writing"):
         spark_job.write_moves(moves, connect, run_id)
@@ -317,9 +315,7 @@ def _one(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof) -> DayResul
         app.say(
             f"{day} is still open: from {iso(open_from_ms)} on, the stream answers until the day is reconciled again"
         )
-    return DayResult(
-        day, "counted" if job.dry_run else "published", run_id, run_input.rows, alert or late, time.monotonic() - began
-    )
+    return DayResult("counted" if job.dry_run else "published", run_id, run_input.rows, alert or late)
 
 
 def _write_reach(job: _Job, spark: Any, day: dt.date, proof: coverage.Proof, run_id: str) -> None:

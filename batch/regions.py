@@ -16,7 +16,7 @@ from batch import coverage, publish
 from batch.coverage import Proof, Stretch
 from infra.clickhouse.client import ClickHouse
 from infra.errors import AdclickError, UserError
-from infra.file_store import FileStore, is_bucket
+from infra.file_store import FileStore, place_of
 from infra.settings import Settings, read_other_installation
 from ingest.archive import files as archive_files
 from ingest.archive.files import File
@@ -34,6 +34,11 @@ class Region:
     name: str
     settings: Settings
 
+    @property
+    def archive(self) -> str:
+        """Where its archive is: see `FileStore.where`."""
+        return place_of(self.settings.archive)
+
     @contextmanager
     def named(self) -> Iterator[None]:
         """Errors name the region, where it is another one."""
@@ -48,7 +53,8 @@ class Region:
 
     def read_watermark(self) -> int | None:
         """Windows that end at or before this (epoch ms) are in the region's ClickHouse; None while a shard has published none."""
-        return publish.read_watermark(ClickHouse.of(self.settings), self.settings.block_partitions)
+        with self.named():
+            return publish.read_watermark(ClickHouse.of(self.settings), self.settings.block_partitions)
 
     def wait_for_archive(self, wait_s: float, say: Callable[[str], None], *, force: bool) -> list[int]:
         """See `coverage.wait_for_archive`."""
@@ -101,7 +107,7 @@ def _refuse_mismatch(region: Region, other: Region, file: Path) -> None:
     whom = f"region {other.name}" if other.name else "this region"
     if region.name == other.name:
         raise UserError(f"ADCLICK_OTHER_REGIONS names {region.name} twice", hint="name each file once, by its region")
-    if (new.kafka, new.namespace) == (old.kafka, old.namespace) or _same_archive(new, old):
+    if (new.kafka, new.namespace) == (old.kafka, old.namespace) or region.archive == other.archive:
         raise UserError(f"{file} has the Kafka or the archive of {whom}", hint="a region's file has its own addresses")
     if new.currency != old.currency:
         raise UserError(
@@ -112,14 +118,6 @@ def _refuse_mismatch(region: Region, other: Region, file: Path) -> None:
             f"region {region.name} hashes user ids with another secret than {whom}: users of both would count twice",
             hint=f"set user_secret in {file}, and use one secret in all regions",
         )
-
-
-def _same_archive(new: Settings, old: Settings) -> bool:
-    return _place(new.archive) == _place(old.archive)
-
-
-def _place(archive: str) -> str:
-    return archive.rstrip("/") if is_bucket(archive) else str(Path(archive).absolute())
 
 
 def join_proofs(regions: Sequence[Region], proofs: Sequence[Proof]) -> Proof:

@@ -67,6 +67,11 @@ def is_bucket(where: str) -> bool:
     return "://" in where
 
 
+def place_of(where: str) -> str:
+    """`FileStore.where` of a tree, without opening it."""
+    return where.rstrip("/") if is_bucket(where) else str(Path(where).absolute())
+
+
 class FileStore:
     """One tree. Every process opens its own."""
 
@@ -74,7 +79,7 @@ class FileStore:
         """`where`: a folder, or `s3://bucket/prefix`. Raises UserError for a URL of another kind or without a bucket."""
         self.folder = None if is_bucket(where) else Path(where).absolute()
         """The folder, where it is one: libraries read files of it by their paths."""
-        self.where = where.rstrip("/") if self.folder is None else str(self.folder)
+        self.where = place_of(where)
         """The name by which another process opens this store."""
         self.shown = _without_secrets(self.where) if self.folder is None else self.where
         """The name of the store in messages."""

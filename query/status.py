@@ -6,7 +6,7 @@ Each package publishes its part, and has the module that reads it; this one read
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -111,7 +111,7 @@ def find_unready(settings: Settings, progress: ProgressWatch | None = None) -> l
     unready = [*status["problems"].values(), *status.get("stalled", ())]
     if "redis" not in status["problems"]:
         unready += [f"stream shard {s}" for s in status["silent_shards"]]
-        unready += [f"ingest partition {p}" for p in _unread_partitions(settings, status)]
+        unready += [f"ingest partition {p}" for p in unread_partitions(status, settings.event_partitions)]
     return unready
 
 
@@ -120,7 +120,7 @@ def describe_unread(settings: Settings, status: dict[str, Any]) -> list[str]:
     if "redis" in status["problems"]:
         return []
     topic, lines = settings.topic(topics.EVENTS), list[str]()
-    if partitions := _unread_partitions(settings, status):
+    if partitions := unread_partitions(status, settings.event_partitions):
         lines.append(
             f"no ingest worker reads {', '.join(f'{topic}/{p}' for p in partitions)}: one may be missing, or still joining, or "
             f"another program consumes with the group {settings.topic(topics.INGEST_GROUP)}"
@@ -130,10 +130,10 @@ def describe_unread(settings: Settings, status: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _unread_partitions(settings: Settings, status: dict[str, Any]) -> list[int]:
-    """The partitions of `ad-events` that no ingest worker reports to read."""
+def unread_partitions(status: Mapping[str, Any], count: int) -> list[int]:
+    """The partitions of `ad-events`, of so many, that no ingest worker reports to read."""
     read = {p for worker in status["ingest_workers"] for p in worker["partitions"]}
-    return [p for p in range(settings.event_partitions) if str(p) not in read]
+    return [p for p in range(count) if str(p) not in read]
 
 
 def _read_topics(settings: Settings) -> Part:

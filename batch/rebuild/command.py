@@ -198,8 +198,7 @@ def rebuild_redis(app: App, wait: float, dry_run: bool) -> None:
             f"Redis lacks ids of {_counted(len(lost), 'partition')} and the hot tier of {_counted(len(silent), 'shard')};"
             f" about {estimates.shown(estimate_s)}"
         )
-        _wait_for_redis(app, watch, lost, wait)
-        partitions = watch.read_partitions()
+        partitions = _wait_for_redis(app, watch, lost, wait)
     _refuse_doubt(partitions)
     if app.json:
         app.data(
@@ -240,12 +239,18 @@ def _report_redis(
     app.say(f"about {estimates.shown(estimate_s)}" if missing else "Redis lacks nothing; nothing to do")
 
 
-def _wait_for_redis(app: App, watch: IdsWatch, lost: Sequence[PartitionIds], wait_s: float) -> None:
-    """Wait until workers have rebuilt everything, and have them begin, unless they do so by themselves. Raises AdclickError."""
+def _are_whole(partitions: Sequence[PartitionIds]) -> bool:
+    return all(ids.is_whole for ids in partitions)
+
+
+def _wait_for_redis(app: App, watch: IdsWatch, lost: Sequence[PartitionIds], wait_s: float) -> list[PartitionIds]:
+    """Wait until workers have rebuilt everything, and have them begin, unless they do so by themselves; returns the partitions as they are
+    then. Raises AdclickError."""
     began, total = time.monotonic(), watch.count_left(lost)
     left, silent, moved_at, patience_s = total, watch.silent_shards(), began, _BY_ITSELF_S
     with app.progress("rebuilding ids", max(1, total)) as bar:
-        while left or silent or not all(ids.is_whole for ids in watch.read_partitions()):
+        # Their ids are loaded for it: only once there is nothing else to wait for.
+        while left or silent or not _are_whole(partitions := watch.read_partitions()):
             now = time.monotonic()
             if now - began > wait_s:
                 what = (
@@ -266,6 +271,7 @@ def _wait_for_redis(app: App, watch: IdsWatch, lost: Sequence[PartitionIds], wai
             if (left, silent) != before:
                 moved_at = time.monotonic()
             bar.update(bar.tasks[0].id, completed=total - min(total, left))
+    return partitions
 
 
 # -- stream ---------------------------------------------------------------------------------------------------------
@@ -308,7 +314,7 @@ def rebuild_stream(app: App, former: str, master: str, wait: float, dry_run: boo
             archive.refuse_former_installation(client)
         left = archive.left()
         rows = {day: estimates.rows_of(archive.files[day]) for day in archive.files}
-        parts = len(archive.windows())
+        parts = len(archive.windows)
         unsent = sum(rows.values()) * len(left) // parts
         estimate_s = estimates.replay_seconds(unsent) + estimates.recount_seconds([sum(rows.values())] * len(rows))
         if dry_run:

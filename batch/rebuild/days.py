@@ -27,7 +27,7 @@ from infra import faults
 from infra.cli.app import App
 from infra.clickhouse.client import ClickHouse
 from infra.clickhouse.retention import first_published_day
-from infra.clock import DAY_MS, day_start_ms, iso, now_ms
+from infra.clock import DAY_MS, date_of, day_start_ms, iso, now_ms
 from infra.errors import Denied, UserError
 from infra.file_store import FileStore, Stored
 from infra.kafka import topics
@@ -45,7 +45,7 @@ _RESTORE = "restore the files from a copy, and run this again"
 
 
 def _today() -> dt.date:
-    return dt.datetime.fromtimestamp(now_ms() / 1000, dt.UTC).date()
+    return date_of(now_ms())
 
 
 @dataclass(frozen=True)
@@ -121,15 +121,14 @@ class DayRebuild:
         files = self._files()
         gaps = self._archive_gaps(files)
         archived_days = self._archived_days(files)
-        days = self._days(archived_days, gaps)
+        runs = publish.current_runs(self._client) if self._has_tables else {}
+        days = self._days(archived_days | runs.keys(), gaps)
         if not days:
             return RebuildPlan([], [], 0.0, watermark_ms)
         tables = publish.exact_tables(self._client) if self._has_tables else Tables("", "")
-        void = restored_runs.find_void(self._client, tables, days[0], days[-1]) if tables.hours_id else []
-        if self._app.settings.clickhouse_cluster:
-            void = []
-        runs = {day: publish.current_run(self._client, day) if self._has_tables else None for day in days}
-        reports = [self._plan_day(day, runs[day], watermark_ms, tables, gaps, files, archived_days) for day in days]
+        may_attach = tables.hours_id and not self._app.settings.clickhouse_cluster
+        void = restored_runs.find_void(self._client, tables, days[0], days[-1]) if may_attach else []
+        reports = [self._plan_day(day, runs.get(day), watermark_ms, tables, gaps, files, archived_days) for day in days]
         rows_by_folder = estimates.rows_by_day(files)
         reports = [replace(day, rows=rows_by_folder[day.date]) if day.outcome == "recount" else day for day in reports]
         # Each run reads all that came since the day before its own.
@@ -152,7 +151,7 @@ class DayRebuild:
         hole_days = HoleDays(self._app.settings, bases)
         with Recounter(self._app, self._client, master, fence, plan.watermark_ms or 0) as recounter:
             for day in plan.days:
-                if (run_id := self._whole_run(day.date)) in attached:
+                if attached and (run_id := self._whole_run(day.date)) in attached:
                     report = DayReport(day.date, ATTACHED, run_id)
                 elif day.outcome == "recount":
                     report = self._recount(recounter, hole_days, day.date, ends)
@@ -165,13 +164,11 @@ class DayRebuild:
 
     # -- a plan ---------------------------------------------------------------------------------------------
 
-    def _days(self, archived_days: set[dt.date], gaps: Sequence[ArchiveGap]) -> list[dt.date]:
+    def _days(self, known_days: set[dt.date], gaps: Sequence[ArchiveGap]) -> list[dt.date]:
         """The days of the range that are archived, were published, or may lack files; never one that has not begun."""
-        days = archived_days | {
+        days = known_days | {
             gap.first + dt.timedelta(n) for gap in gaps for n in range((gap.last - gap.first).days + 1)
         }
-        if self._has_tables:
-            days |= {date for (date,) in self._client.rows(f"SELECT date FROM {self._client.database}.current_runs")}
         if self._first and self._last:
             days |= {self._first + dt.timedelta(n) for n in range((self._last - self._first).days + 1)}
         first, last = (
@@ -299,7 +296,7 @@ class DayRebuild:
     def _record_unbilled(self, days: set[dt.date]) -> None:
         """Record how many events were archived since the current runs of these days: a day may have been restated since the backup."""
         billed = publish.read_billed_offsets(self._client, max(days) + dt.timedelta(1))
-        billed = {ms: ends for ms, ends in billed.items() if ends and dt.date.fromisoformat(iso(ms)[:10]) in days}
+        billed = {ms: ends for ms, ends in billed.items() if ends and date_of(ms) in days}
         files = [
             file
             for file in self._files()

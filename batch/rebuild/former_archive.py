@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import polars as pl
 
@@ -76,10 +77,19 @@ class FormerArchive:
         """Whether this installation has begun to take it before. Raises Unavailable."""
         return bool(self._redis.call("EXISTS", self._key))
 
+    @cached_property
+    def _in_order(self) -> list[File]:
+        return [file for of_day in self.files.values() for file in of_day]
+
+    @cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256("\n".join(file.name for file in self._in_order).encode()).hexdigest()[:16]
+
+    @cached_property
     def windows(self) -> list[ArchiveWindow]:
         """The whole archive, in parts of so many messages that a part fits into memory. Of each source partition they follow each other
         in the order of offsets, which is what verdicts on lateness depend on."""
-        files = [file for day in sorted(self.files) for file in self.files[day]]
+        files = self._in_order
         partitions = sorted({file.partition for file in files})
         first = {p: min(f.from_offset for f in files if f.partition == p) for p in partitions}
         size = {p: max(f.to_offset for f in files if f.partition == p) - first[p] for p in partitions}
@@ -101,18 +111,18 @@ class FormerArchive:
     def left(self) -> list[int]:
         """Which windows are not marked as sent. Raises Unavailable."""
         sent = {name.decode() for name in self._redis.call("HKEYS", self._key)}
-        return [n for n in range(len(self.windows())) if self._mark(n) not in sent]
+        return [n for n in range(len(self.windows)) if self._mark(n) not in sent]
 
     def _mark(self, window: int) -> str:
         """Of the archive as it is: where files were added since, or a day has expired, windows are others."""
-        names = "\n".join(file.name for day in sorted(self.files) for file in self.files[day])
-        return f"{hashlib.sha256(names.encode()).hexdigest()[:16]}:{window}"
+        return f"{self._digest}:{window}"
 
     def refuse_former_installation(self, client: ClickHouse) -> None:
         """Raise UserError where this installation has these events, or has published their days: it is the former one. Raises
         Unavailable."""
+        runs = publish.current_runs(client)
         for day in self.files:
-            if current := publish.current_run(client, day):
+            if current := runs.get(day):
                 raise UserError(
                     f"database {client.database} has run {current[0]} of {day}: this is the former installation, or {day} was"
                     " counted here before",
@@ -127,7 +137,7 @@ class FormerArchive:
         own_files = [f for day in archive_files.day_folders(own) for f in archive_files.parse_names(own.files(day))]
         if not own_files:
             return ""
-        files = [file for day in sorted(self.files) for file in self.files[day]]
+        files = self._in_order
         ids = set[str]()
         for file in files[:: max(1, len(files) // _SAMPLED_FILES)]:
             ids |= set(_ids(self._store, file)[:_SAMPLED_IDS].to_list())
@@ -140,7 +150,7 @@ class FormerArchive:
 
     def send(self, app: App, left: Sequence[int], on_window: Callable[[int], None]) -> int:
         """Send windows, and mark each; returns how many events were sent. Raises AdclickError where some were not acknowledged."""
-        sent, windows = 0, self.windows()
+        sent, windows = 0, self.windows
         self._redis.call("HSET", self._key, "begun", "1")
         for n in left:
             if windows[n].files:

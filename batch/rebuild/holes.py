@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from batch.coverage import Stretch
-from infra.clock import DAY_MS
+from infra.clock import DAY_MS, date_of
 from infra.kafka import topics
-from infra.kafka.consumers import read_to_end
+from infra.kafka.range_reader import read_range
+from infra.kafka.record_batches import CorruptBatch
 from infra.settings import Settings
 from ingest.archive import files as archive_files
 from ingest.archive.files import File
@@ -22,7 +23,6 @@ from ingest.decoding import json_fields
 
 # Of a larger hole every day is taken to lack something.
 _MOST_MESSAGES = 2_000_000
-_BATCH = 10_000
 _DAY = dt.timedelta(days=1)
 
 
@@ -88,23 +88,16 @@ class HoleDays:
         return days is None or not days.isdisjoint((day - _DAY, day, day + _DAY))
 
     def _read(self, hole: Stretch) -> frozenset[dt.date] | None:
-        """The days of the hole's events; None where it is too large to be read. What is no event is of no day."""
+        """The days of the hole's events; None where it is too large, or cannot be read. What is no event is of no day."""
         if hole.to_offset - hole.from_offset > _MOST_MESSAGES:
             return None
-        base, numbers, values = self._bases[hole.partition], set[int](), list[bytes]()
-
-        def take() -> None:
-            numbers.update(ms // DAY_MS for ms in json_fields.read_ids_and_times(values)[1] if ms is not None)
-            values.clear()
-
-        topic = self._settings.topic(topics.EVENTS)
-        for message in read_to_end(self._settings.kafka_connection, topic, hole.partition, hole.from_offset - base):
-            if int(message.offset()) + base >= hole.to_offset:
-                break
-            values.append(message.value() or b"")
-            if len(values) == _BATCH:
-                take()
-        take()
-        epoch = dt.date(1970, 1, 1)
+        base, numbers, topic = self._bases[hole.partition], set[int](), self._settings.topic(topics.EVENTS)
+        first, end = hole.from_offset - base, hole.to_offset - base
+        try:
+            for records in read_range(self._settings.kafka_connection, topic, hole.partition, first, end):
+                values = [records.values[row] or b"" for row in range(len(records.values))]
+                numbers.update(ms // DAY_MS for ms in json_fields.read_ids_and_times(values)[1] if ms is not None)
+        except CorruptBatch:
+            return None
         # Times of what is no valid event may be beyond any calendar.
-        return frozenset(epoch + n * _DAY for n in numbers if 0 <= n < 100_000)
+        return frozenset(date_of(n * DAY_MS) for n in numbers if 0 <= n < 100_000)

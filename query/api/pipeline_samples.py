@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ingest.counts import REJECTIONS
 from ingest.events import Reason
 from ingest.published_status import LEVELS
-from query.status import BACKENDS
+from query.status import BACKENDS, unread_partitions
 
 # Counts of ingest workers, by outcome of a message.
 _OUTCOMES = ("counted", "copies", "rejected", "too_late", "shed", "doubt", "canary")
@@ -74,8 +74,7 @@ def _worker_samples(status: Mapping[str, Any], event_partitions: int) -> Iterato
         if "bloom_positives" in counts:
             yield MetricSample("adclick_dedup_bloom_positives_total", (name,), counts["bloom_positives"])
             yield MetricSample("adclick_dedup_bloom_false_positives_total", (name,), counts["bloom_false"])
-    read = {int(partition) for worker in workers for partition in worker["partitions"]}
-    yield MetricSample("adclick_unread_partitions", (), len(set(range(event_partitions)) - read))
+    yield MetricSample("adclick_unread_partitions", (), len(unread_partitions(status, event_partitions)))
     if status["level"] in LEVELS:
         yield MetricSample("adclick_overload_level", (), LEVELS.index(status["level"]))
     for name, reasons in status["waits"].items():

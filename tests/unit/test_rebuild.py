@@ -105,7 +105,7 @@ def test_an_archive_is_sent_in_parts_that_keep_the_order_of_each_partition(tmp_p
             archive_worker.write_files(store, partition, offsets[start], offsets[stop - 1] + 1, wire)
     settings, redis = Settings.model_validate({"archive": str(tmp_path / "own")}), cast(Redis, FakeRedis())
     archive = FormerArchive(settings, redis, store.where, window_messages=10)
-    windows = archive.windows()
+    windows = archive.windows
     assert len(windows) == 6
     sent = [json.loads(line)["event_id"] for window in windows for part in window.lines(Event()) for line in part]
     for partition, offsets in log.items():
@@ -123,7 +123,7 @@ def test_days_that_can_no_longer_be_published_are_left_out_of_a_former_archive(t
         archive_worker.write_files(store, 0, day, day + 1, pa.Table.from_pylist(rows, schema=archive_schema.SCHEMA))
     settings, redis = Settings.model_validate({"archive": str(tmp_path / "own")}), cast(Redis, FakeRedis())
     archive = FormerArchive(settings, redis, store.where, first_day=FIRST + dt.timedelta(2))
-    (window,) = archive.windows()
+    (window,) = archive.windows
     sent = [json.loads(line)["event_id"] for part in window.lines(Event()) for line in part]
     assert (sent, archive.days_left_out) == (["0-2", "0-3"], 2)
     with pytest.raises(UserError, match=r"all 4 days of .* can no longer be billed"):
